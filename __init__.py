@@ -1,0 +1,1 @@
+"""loopscope: stability analysis and diagnostics for looped language models."""
