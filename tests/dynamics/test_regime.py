@@ -1,0 +1,60 @@
+import itertools
+import math
+
+import pytest
+from loopscope.dynamics import Regime, disagreement, loop_regime, lti_regime, worst
+
+REGIMES: tuple[Regime, ...] = ("stable", "marginal", "unstable", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("radius", "regime"),
+    [
+        (0.0, "stable"),
+        (0.9899, "stable"),
+        (0.99, "marginal"),
+        (1.0, "marginal"),
+        (1.01, "marginal"),
+        (1.0101, "unstable"),
+        (math.inf, "unstable"),
+        (math.nan, "unknown"),
+    ],
+)
+def test_lti_regime_at_its_edges(radius: float, regime: Regime) -> None:
+    assert lti_regime(radius) == regime
+
+
+@pytest.mark.parametrize(
+    ("exponent", "regime"),
+    [(-math.inf, "stable"), (-0.051, "stable"), (-0.05, "marginal"), (0.05, "marginal"), (0.051, "unstable")],
+)
+def test_loop_regime_at_its_edges(exponent: float, regime: Regime) -> None:
+    assert loop_regime(exponent) == regime
+
+
+def test_tolerance_zero_leaves_only_the_exact_edge_marginal() -> None:
+    assert [lti_regime(r, 0.0) for r in (1 - 1e-15, 1.0, 1 + 1e-15)] == ["stable", "marginal", "unstable"]
+
+
+def test_worst_ignores_unknown_unless_nothing_else_is_known() -> None:
+    assert worst() == "unknown"
+    assert worst("unknown", "unknown") == "unknown"
+    assert worst("unknown", "stable") == "stable"
+    assert worst("stable", "unstable", "marginal") == "unstable"
+
+
+@pytest.mark.parametrize("views", list(itertools.product(REGIMES, repeat=3)))
+def test_a_sentence_appears_exactly_when_two_known_views_differ(views: tuple[Regime, Regime, Regime]) -> None:
+    sentence = disagreement(*views)
+    known = {view for view in views if view != "unknown"}
+    assert bool(sentence) == (len(known) > 1), views
+    if sentence:
+        assert sentence.endswith(".") and ". " not in sentence, "one sentence, for a person"
+        assert "  " not in sentence
+
+
+def test_different_disagreements_have_different_sentences() -> None:
+    told = [disagreement(*views) for views in itertools.product(REGIMES, repeat=3)]
+    told = [sentence for sentence in told if sentence]
+    # Views that differ only in a third one that agrees with the told pair share a sentence; nothing else may.
+    assert len(set(told)) >= 24
