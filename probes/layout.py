@@ -1,0 +1,230 @@
+"""Names, units and shapes of everything in a run file: the one place that knows them.
+
+A run file is one HDF5 file. Its tables only grow; a row counts once a row of the ``commit`` table says so. The prose
+description, complete enough to write a reader in another language, is ``docs/run-file.md``.
+
+Not covered here: how bytes reach the disk (``writer``), how they are read (``reader``), what is done after a kill
+(``handle``, ``repair``).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT: Final = "loopscope-run"
+VERSION: Final = 1
+
+STEP_COLUMNS: Final = (
+    "step",
+    "time",
+    "generation",
+    "loss",
+    "grad_norm",
+    "lr",
+    "tokens",
+    "depth",
+    "depth_min",
+    "depth_max",
+    "input_norm",
+    "injection_norm",
+    "a_bar_radius",
+    "a_bar_norm",
+    "b_bar_norm",
+    "c_out_norm",
+    "nonfinite",
+    "probe_seconds",
+    "rows_dropped",
+)
+LOOP_COLUMNS: Final = ("state_norm", "residual_norm", "step_cosine", "tokens")
+PROBE_INDEX_COLUMNS: Final = ("step", "generation", "end")
+SPARE_COLUMNS: Final = 16  # unnamed at creation; a user scalar that appears later takes the next one
+NAME_BYTES: Final = 64
+MAX_EIGENVALUES: Final = 64
+
+STEP_DERIVED: Final = ("last_state_norm", "last_residual_norm")
+PROBE_DERIVED: Final = ("residual_ratio", "growth_ratio")
+
+DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
+    "step": ("steps", "optimizer step, as the trainer counts it"),
+    "time": ("s", "when the step was recorded, seconds since 1970 (the clock may jump)"),
+    "generation": ("", "0 for the first process that wrote the run, one more after every resume"),
+    "loss": ("nats", "training loss as the trainer gives it"),
+    "grad_norm": ("1", "gradient norm as the trainer gives it"),
+    "lr": ("1", "learning rate"),
+    "tokens": ("tokens", "tokens in the step as the trainer counts them"),
+    "depth": ("loops", "loops run in the step, mean over sequences"),
+    "depth_min": ("loops", "fewest loops of any sequence in the step"),
+    "depth_max": ("loops", "most loops of any sequence in the step"),
+    "input_norm": ("1", "mean over tokens of ‖e‖, the input the loop is given"),
+    "injection_norm": ("1", "mean over tokens of ‖B̅e‖, what the injection adds in every loop"),
+    "a_bar_radius": ("1", "ρ(A̅), spectral radius of the linear part; above 1 it amplifies"),
+    "a_bar_norm": ("1", "σ_max(A̅), largest singular value of the linear part"),
+    "b_bar_norm": ("1", "σ_max(B̅), largest singular value of the input matrix"),
+    "c_out_norm": ("1", "σ_max(C_out), largest singular value of the read-out"),
+    "nonfinite": ("numbers", "how many numbers given or measured in the step were NaN or infinite"),
+    "probe_seconds": ("s", "time loopscope itself took in the step"),
+    "rows_dropped": ("rows", "rows the recorder has dropped so far"),
+    "state_norm": ("1", "mean over tokens of ‖h_t‖, the carried state, per loop"),
+    "residual_norm": ("1", "mean over tokens of ‖h_{t+1} − h_t‖, the update, per loop"),
+    "step_cosine": ("1", "mean cosine of successive updates, per loop"),
+    "last_state_norm": ("1", "‖h_T‖, the state norm after the last loop"),
+    "last_residual_norm": ("1", "the update norm of the last loop"),
+    "residual_ratio": ("1", "mean ratio of successive update norms over late loops, on the probe batch"),
+    "growth_ratio": ("1", "mean ratio of successive state norms over late loops, on the probe batch"),
+}
+"""Unit and meaning of every name a run can be asked for; a user's own scalars are not in it."""
+
+Severity = Literal["info", "warning", "error"]
+
+# Tables whose lengths a commit row publishes, in flush order: what a row points at is written before the row.
+TABLES: Final = ("columns", "loops", "loop_end", "steps", "probe", "probe_index", "spectra", "events")
+COMMIT_COLUMNS: Final = (*TABLES, "generation", "finished", "time_ns", "check")
+CHUNK_BYTES: Final = 32 * 1024  # live chunks are rewritten whole at every flush: small ones keep flushes cheap
+
+EVENT_DTYPE: Final = np.dtype(
+    [
+        ("step", "<i8"),
+        ("generation", "<i8"),
+        ("time", "<f8"),
+        ("kind", "S32"),
+        ("severity", "S8"),
+        ("value", "<f8"),
+        ("threshold", "<f8"),
+        ("message", "S240"),
+    ]
+)
+
+
+class RunFileError(Exception):
+    """A run file cannot be used; the message is one line: the file, what was expected, what to do."""
+
+
+class NotARun(RunFileError):
+    """The path is no run file at all: a folder, another format, somebody else's HDF5."""
+
+
+class DamagedRun(RunFileError):
+    """A run file with parts missing or unreadable."""
+
+
+class RunInUse(RunFileError):
+    """A live process is writing this run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at one step of a run, found live or written by a rule.
+
+    Args:
+        step: Optimizer step it belongs to.
+        time: When it was found, seconds since 1970.
+        kind: Short stable name such as ``"loss-spike"`` (32 bytes; longer is cut).
+        severity: ``"info"``, ``"warning"`` or ``"error"``.
+        value: The number that caused it, NaN where there is none.
+        threshold: What it was compared with, NaN where there is none.
+        message: One sentence for a person (240 bytes of UTF-8; longer is cut).
+
+    >>> Event(step=3, time=0.0, kind="loss-spike", severity="warning", value=9.5, message="loss rose to 9.5").threshold
+    nan
+    """
+
+    step: int
+    time: float
+    kind: str
+    severity: Severity = "info"
+    value: float = math.nan
+    threshold: float = math.nan
+    message: str = ""
+
+
+def clip_utf8(text: str, size: int) -> bytes:
+    """Encode ``text`` in at most ``size`` bytes without cutting a character in half."""
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore").encode("utf-8")
+
+
+def pack_event(event: Event, generation: int) -> tuple[Any, ...]:
+    """Return the event as one row of the events table."""
+    return (
+        int(event.step),
+        generation,
+        float(event.time),
+        clip_utf8(event.kind, 32),
+        clip_utf8(event.severity, 8),
+        float(event.value),
+        float(event.threshold),
+        clip_utf8(event.message, 240),
+    )
+
+
+def unpack_event(row: Any) -> Event:
+    """Return one row of the events table as an event."""
+    return Event(
+        step=int(row["step"]),
+        time=float(row["time"]),
+        kind=bytes(row["kind"]).decode("utf-8", "replace"),
+        severity=bytes(row["severity"]).decode("utf-8", "replace"),  # type: ignore[arg-type]
+        value=float(row["value"]),
+        threshold=float(row["threshold"]),
+        message=bytes(row["message"]).decode("utf-8", "replace"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One published state of a run: table lengths, who wrote it, and whether the run ended."""
+
+    lengths: dict[str, int]
+    generation: int
+    finished: bool
+    time_ns: int
+
+    def pack(self) -> NDArray[np.int64]:
+        """Return the commit row, shape ``(len(COMMIT_COLUMNS),)``, its own check value last."""
+        body = [*(self.lengths[t] for t in TABLES), self.generation, int(self.finished), self.time_ns]
+        row = np.array([*body, 0], dtype="<i8")
+        row[-1] = zlib.crc32(row[:-1].tobytes())
+        return row.astype(np.int64, copy=False)
+
+    @staticmethod
+    def unpack(row: NDArray[np.int64]) -> Commit | None:
+        """Return the commit in ``row``, or None where the row was only partly written.
+
+        >>> row = Commit(dict.fromkeys(TABLES, 7), generation=0, finished=False, time_ns=1).pack()
+        >>> Commit.unpack(row).lengths["steps"]
+        7
+        >>> row[0] += 1
+        >>> Commit.unpack(row) is None
+        True
+        """
+        if int(row[-1]) != zlib.crc32(row[:-1].astype("<i8").tobytes()):
+            return None
+        lengths = {table: int(n) for table, n in zip(TABLES, row, strict=False)}
+        generation, finished, time_ns = (int(v) for v in row[len(TABLES) : -1])
+        return Commit(lengths, generation, bool(finished), time_ns)
+
+
+def table_shapes(step_columns: int, eigenvalues: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return row shape and dtype of every table, ``commit`` included, for a run of the given widths."""
+    f8, f4, i8 = np.dtype("<f8"), np.dtype("<f4"), np.dtype("<i8")
+    return {
+        "columns": ((), np.dtype(f"S{NAME_BYTES}")),
+        "loops": ((len(LOOP_COLUMNS),), f4),
+        "loop_end": ((), i8),
+        "steps": ((step_columns,), f8),
+        "probe": ((len(LOOP_COLUMNS),), f4),
+        "probe_index": ((len(PROBE_INDEX_COLUMNS),), i8),
+        "spectra": ((2 + 2 * eigenvalues,), f8),
+        "events": ((), EVENT_DTYPE),
+        "commit": ((len(COMMIT_COLUMNS),), i8),
+    }
+
+
+def chunk_rows(row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return how many rows one live chunk of a table holds."""
+    return max(8, CHUNK_BYTES // (math.prod(row_shape) * dtype.itemsize))

@@ -1,0 +1,457 @@
+"""Reads run files: live, killed and finished ones alike, without changing a byte of them.
+
+Columns are read when first asked for and kept; ``refresh`` reads only what was added since. Everything needs numpy and
+h5py alone.
+
+A row is *superseded* by any later row whose step is not greater: after a resume or a rollback the steps from there on
+belong to a branch that no longer exists. The series of a ``Run`` leave superseded rows out, so that steps strictly
+increase; ``Run.history`` shows all rows.
+
+Not covered: runs of several ranks merged into one view; bit rot in uncompressed live files, which carry no checksum of
+their numbers (sealed ones do).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import handle as handles
+from .handle import LOCK, Handle
+from .layout import (
+    LOOP_COLUMNS,
+    PROBE_DERIVED,
+    STEP_DERIVED,
+    TABLES,
+    Commit,
+    DamagedRun,
+    Event,
+    NotARun,
+    RunFileError,
+    RunInUse,
+    unpack_event,
+)
+from .lease import is_held
+
+__all__ = ["DamagedRun", "NotARun", "Run", "RunFileError", "RunInUse", "open_run"]
+
+State = Literal["live", "interrupted", "finished"]
+Series = NDArray[np.float64]
+_EMPTY: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run file for reading; live, killed and finished runs all work.
+
+    Costs a few milliseconds whatever the length of the run. Close it or use it in ``with``; in one process all readers
+    of a file share one handle.
+
+    Args:
+        path: The ``.h5`` file.
+
+    Raises:
+        NotARun: The path is a folder, another format, or HDF5 written by somebody else.
+        DamagedRun: Parts of the run are missing or unreadable; the message says what to do.
+        RunFileError: There is no such file, no permission to read it, or it is of a newer version.
+
+    >>> try:
+    ...     open_run("no-such-run.h5")
+    ... except RunFileError as error:
+    ...     print(error)
+    no-such-run.h5: no such file; expected a run file, check the path
+    """
+    return Run(Path(path))
+
+
+class Run:
+    """One run, as arrays over its steps. Made by ``open_run``; safe to use from several threads.
+
+    Every array is float64 unless said otherwise, has one entry per visible step, and is read-only: it is shared with
+    the cache. NaN means "not recorded", or a NaN that the training gave (then ``run["nonfinite"]`` is positive there).
+
+    Attributes:
+        path: The file.
+        info: What the writer said about model, loop, configuration, host and versions.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info: dict[str, Any] = {}
+        self._run_id = ""
+        self._columns: dict[tuple[str, int], _Column] = {}
+        self._commit = _EMPTY
+        self._names: dict[str, int] = {}
+        self._visible: NDArray[np.int64] | None = None  # None: all rows, none superseded
+        self._events: list[Event] = []
+        self._handle: Handle | None = None
+        with LOCK:
+            self._attach()
+            try:
+                self._load(first=True)
+            except BaseException:
+                self.close()
+                raise
+
+    # -- what the run is ------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """``live`` while a process writes it, ``finished`` when it ended, ``interrupted`` when its writer is gone."""
+        if is_held(self.path):
+            return "live"
+        return "finished" if self._commit.finished else "interrupted"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that ``run[name]`` and ``run.series(name)`` know."""
+        return (*self._names, *STEP_DERIVED, *PROBE_DERIVED)
+
+    @property
+    def generation(self) -> int:
+        """How often the run was resumed."""
+        return self._commit.generation
+
+    @property
+    def committed_at(self) -> float:
+        """When the last row was published, seconds since 1970; 0 for a run without any commit."""
+        return self._commit.time_ns / 1e9
+
+    def __len__(self) -> int:
+        return self._commit.lengths["steps"] if self._visible is None else len(self._visible)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.state}, {len(self)} steps)"
+
+    # -- numbers per step -----------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Series:
+        """Return one number per step.
+
+        Args:
+            name: One of ``names``. The ratios measured on the probe batch are NaN at steps without a probe pass.
+
+        Raises:
+            KeyError: There is no such name (the message lists the known ones).
+        """
+        with LOCK:
+            if name in self._names:
+                return _frozen(self._pick(self._column("steps", self._names[name])))
+            if name == "last_state_norm":
+                return _frozen(self._last("state_norm", 0))
+            if name == "last_residual_norm":
+                return _frozen(self._last("residual_norm", 1))
+            if name in PROBE_DERIVED:
+                return _frozen(self._on_steps(name))
+        raise KeyError(f"{self.path} has no {name!r}; it has {', '.join(self.names)}")
+
+    def series(self, name: str) -> tuple[NDArray[np.int64], Series]:
+        """Return the steps at which ``name`` was recorded and its values there, NaNs left out."""
+        with LOCK:
+            if name in PROBE_DERIVED:
+                steps, values = self.probe_steps, self._ratios(name)
+            else:
+                values = self[name]
+                steps = self["step"].astype(np.int64)
+            recorded = ~np.isnan(values)
+            return steps[recorded], values[recorded]
+
+    def loops(self, name: str, rows: slice = slice(None)) -> Series:
+        """Return one number per step and loop.
+
+        Args:
+            name: ``state_norm``, ``residual_norm``, ``step_cosine`` or ``tokens`` (of that loop).
+            rows: Which visible steps; all of them by default.
+
+        Returns:
+            ``(steps, T + 1)`` for the deepest of those steps, NaN where a loop did not run. Column t is loop t:
+            ``state_norm`` of h_t, ``residual_norm`` of h_{t+1} − h_t (NaN at the last), ``step_cosine`` of that update
+            with the one before (NaN at the first and last).
+        """
+        with LOCK:
+            flat = self._column("loops", _loop_column(name))
+            start, end = self._spans("loop_end", None)
+            index = np.arange(len(end)) if self._visible is None else self._visible
+            index = index[rows]
+            return _pad(flat, start[index], end[index])
+
+    # -- the fixed probe batch ------------------------------------------------------------------------------------
+
+    @property
+    def probe_steps(self) -> NDArray[np.int64]:
+        """Steps at which the fixed probe batch was run, shape ``(P,)``."""
+        with LOCK:
+            steps = self._column("probe_index", 0, np.int64)
+            return _frozen(steps[_visible_rows(steps)])
+
+    def probe(self, name: str) -> Series:
+        """Return one number per probe pass and loop, ``(P, D + 1)``, as ``loops`` does for training steps."""
+        with LOCK:
+            steps = self._column("probe_index", 0, np.int64)
+            start, end = self._spans("probe_index", 2)
+            index = _visible_rows(steps)
+            return _pad(self._column("probe", _loop_column(name)), start[index], end[index])
+
+    def spectra(self) -> tuple[NDArray[np.int64], NDArray[np.complex128]]:
+        """Return eigenvalues of A̅ over time: steps ``(K,)``, values ``(K, E)``, largest modulus first, NaN padded."""
+        with LOCK:
+            length = self._commit.lengths["spectra"]
+            rows = np.asarray(self._read("spectra", slice(0, length)), dtype=np.float64)
+            count = (rows.shape[1] - 2) // 2
+            steps = rows[:, 0].astype(np.int64)
+            index = _visible_rows(steps)
+            values = rows[index, 2 : 2 + count] + 1j * rows[index, 2 + count :]
+            return steps[index], values
+
+    @property
+    def events(self) -> list[Event]:
+        """Events in the order they were found; those of steps that a later generation ran again are left out."""
+        return list(self._events)
+
+    def history(self) -> dict[str, NDArray[np.float64]]:
+        """Return every recorded column over all rows in file order, superseded ones included."""
+        with LOCK:
+            return {name: _frozen(self._column("steps", column)) for name, column in self._names.items()}
+
+    # -- following a live run -------------------------------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Look for new rows; True when anything changed. Reads the commit row and, later on demand, only the tail.
+
+        After a resume that went back, ``len`` can shrink and earlier entries change: compare ``generation``.
+        """
+        with LOCK:
+            self._follow()
+            before = self._commit
+            self._load()
+            return self._commit != before
+
+    def close(self) -> None:
+        """Give the file back; what was read stays usable. Harmless when repeated."""
+        with LOCK:
+            if self._handle is not None:
+                handles.release(self._handle)
+                self._handle = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- behind it ------------------------------------------------------------------------------------------------
+
+    def _attach(self) -> Handle:
+        """Open the file and take over its identity; caches survive when it is the same run in a new file."""
+        handle = handles.acquire(self.path)
+        self._handle = handle
+        assert handle.file is not None
+        attributes = handle.file.attrs
+        run_id = str(attributes["run_id"])
+        if run_id != self._run_id:
+            self._run_id = run_id
+            self._columns.clear()
+            self._commit, self._names = _EMPTY, {}
+            self.info = json.loads(str(attributes["info"]))
+        return handle
+
+    def _follow(self) -> Handle:
+        """Return a handle on the file that is at the path now: sealing and resuming put a new one there."""
+        handle = self._handle
+        if handle is not None and handle.file is not None:
+            try:
+                if handles.file_key(self.path) == handle.key:
+                    return handle
+            except RunFileError:  # deleted: go on with what we hold
+                return handle
+            handles.release(handle)
+        return self._attach()
+
+    def _open(self) -> Handle:
+        """Return a usable handle, opening the file again where a writer of this process closed it."""
+        handle = self._handle
+        return handle if handle is not None and handle.file is not None else self._attach()
+
+    def _load(self, *, first: bool = False) -> None:
+        """Read the newest commit row and whatever is small enough to be kept whole."""
+        handle = self._open()
+        found, _ = self._guard(lambda: (_renewed(handle, "commit"), handles.last_commit(handle))[1])
+        commit = found or _EMPTY
+        if first and not handle.writing:
+            self._guard(lambda: handles.check_extents(handle, commit))
+        before, self._commit = self._commit, commit
+        if commit.lengths["columns"] != before.lengths["columns"]:
+            encoded = self._read("columns", slice(0, commit.lengths["columns"]))
+            self._names = {bytes(name).decode("utf-8", "replace"): i for i, name in enumerate(encoded)}
+        if commit.lengths["steps"] != before.lengths["steps"]:
+            rows = _visible_rows(self._column("steps", 0)) if self._names else np.empty(0, dtype=np.int64)
+            self._visible = None if len(rows) == commit.lengths["steps"] else rows
+        if commit.lengths["events"] != before.lengths["events"] or commit.generation != before.generation:
+            self._events = self._visible_events()
+
+    def _visible_events(self) -> list[Event]:
+        """Return the events whose step no later generation has run again."""
+        rows = self._read("events", slice(0, self._commit.lengths["events"]))
+        if not self._commit.generation or not len(rows) or "generation" not in self._names:
+            return [unpack_event(row) for row in rows]
+        step, generation = self._column("steps", 0), self._column("steps", self._names["generation"])
+        first = {int(g): step[generation == g].min() for g in np.unique(generation)}
+        return [
+            unpack_event(row)
+            for row in rows
+            if not any(g > row["generation"] and row["step"] >= start for g, start in first.items())
+        ]
+
+    def _column(self, table: str, column: int, dtype: type[Any] = np.float64) -> NDArray[Any]:
+        """Return the committed part of one column, reading only what is not cached yet."""
+        cached = self._columns.setdefault((table, column), _Column(dtype))
+        length = self._commit.lengths[table]
+        if cached.length < length:
+            cached.append(self._read(table, (slice(cached.length, length), column)))
+        return cached.values(length)
+
+    def _read(self, table: str, where: Any) -> NDArray[Any]:
+        """Read from a table after telling HDF5 to look at the disk again."""
+        handle = self._open()
+        found: NDArray[Any] = self._guard(lambda: _renewed(handle, table)[where])
+        return found
+
+    def _guard(self, read: Callable[[], Any]) -> Any:
+        """Call ``read``, turning every way in which HDF5 fails into one line for a person."""
+        try:
+            return read()
+        except RunFileError:
+            raise
+        except handles.READ_ERRORS as error:
+            raise DamagedRun(
+                f"{self.path}: cannot be read ({handles.one_line(error)}); expected a whole run, try `loopscope repair`"
+            ) from None
+
+    def _pick(self, values: Series) -> Series:
+        """Leave superseded rows out."""
+        return values if self._visible is None else values[self._visible]
+
+    def _spans(self, table: str, column: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where each entry of a ragged table starts and ends, over all rows."""
+        if column is None:
+            cached = self._columns.setdefault((table, 0), _Column(np.int64))
+            length = self._commit.lengths[table]
+            if cached.length < length:
+                cached.append(self._read(table, slice(cached.length, length)))
+            end: NDArray[np.int64] = cached.values(length)
+        else:
+            end = self._column(table, column, np.int64)
+        start = np.concatenate([np.zeros(min(1, len(end)), dtype=np.int64), end[:-1]])
+        return start, end
+
+    def _last(self, name: str, back: int) -> Series:
+        """Return the loop number ``back`` rows before the end of every visible step."""
+        flat = self._column("loops", _loop_column(name))
+        start, end = self._spans("loop_end", None)
+        found = np.full(len(end), np.nan)
+        enough = end - start > back
+        found[enough] = flat[end[enough] - 1 - back]
+        return self._pick(found)
+
+    def _ratios(self, name: str) -> Series:
+        """Return a late-loop ratio of every probe pass, NaN where the trajectory was too short to have one."""
+        from ..dynamics.trajectory import classify_map
+
+        residual, cosine, state = (self.probe(key) for key in ("residual_norm", "step_cosine", "state_norm"))
+        rows = np.count_nonzero(~np.isnan(self.probe("tokens")), axis=1)
+        found = np.full(len(rows), np.nan)
+        for n in np.unique(rows[rows > 1]):  # one group per depth of the probe pass: usually one
+            at = rows == n
+            law = classify_map(residual[at, : n - 1], cosine[at, : n - 1], state[at, :n])
+            found[at] = getattr(law, name)
+        return found
+
+    def _on_steps(self, name: str) -> Series:
+        """Spread a probe series over all steps, NaN where none was measured."""
+        steps = self["step"]
+        found = np.full(len(steps), np.nan)
+        at = np.searchsorted(steps, self.probe_steps)
+        known = at < len(steps)
+        known[known] = steps[at[known]] == self.probe_steps[known]
+        found[at[known]] = self._ratios(name)[known]
+        return found
+
+
+class _Column:
+    """One cached column that grows at its end."""
+
+    def __init__(self, dtype: type[Any]) -> None:
+        self._buffer: NDArray[Any] = np.empty(0, dtype)
+        self.length = 0
+
+    def append(self, tail: NDArray[Any]) -> None:
+        """Keep what was read, moving the old part only when the buffer has to double."""
+        needed = self.length + len(tail)
+        if needed > len(self._buffer):
+            grown = np.empty(needed if self.length == 0 else max(needed, 2 * len(self._buffer)), self._buffer.dtype)
+            grown[: self.length] = self._buffer[: self.length]
+            self._buffer = grown
+        self._buffer[self.length : needed] = tail
+        self.length = needed
+
+    def values(self, length: int) -> NDArray[Any]:
+        """Return the first ``length`` entries without copying."""
+        return self._buffer[:length]
+
+
+def _renewed(handle: Handle, table: str) -> Any:
+    """Return a table as it is on disk now."""
+    dataset = handle.table(table)
+    if not handle.writing:
+        dataset.refresh()
+    return dataset
+
+
+def _visible_rows(steps: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the rows that no later row supersedes.
+
+    >>> _visible_rows(np.array([0, 1, 2, 3, 2, 3, 4])).tolist()
+    [0, 1, 4, 5, 6]
+    """
+    if len(steps) == 0:
+        return np.empty(0, dtype=np.int64)
+    lowest_after = np.minimum.accumulate(steps[::-1])[::-1][1:]
+    return np.flatnonzero(np.append(steps[:-1] < lowest_after, True))
+
+
+def _pad(flat: Series, start: NDArray[np.int64], end: NDArray[np.int64]) -> Series:
+    """Turn ragged rows into a rectangle, NaN behind the shorter ones."""
+    count = end - start
+    width = int(count.max(initial=0))
+    found = np.full((len(count), width), np.nan)
+    total = int(count.sum())
+    if total:
+        row = np.repeat(np.arange(len(count)), count)
+        column = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+        found[row, column] = flat[np.repeat(start, count) + column]
+    return found
+
+
+def _loop_column(name: str) -> int:
+    """Return which column of a loop table holds ``name``."""
+    if name not in LOOP_COLUMNS:
+        raise KeyError(f"no per-loop number {name!r}; there are {', '.join(LOOP_COLUMNS)}")
+    return LOOP_COLUMNS.index(name)
+
+
+def _frozen(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a read-only view."""
+    view = values.view()
+    view.flags.writeable = False
+    return view

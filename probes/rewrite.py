@@ -1,0 +1,114 @@
+"""Whole run files: creating an empty one, and copying one into the live or the sealed layout.
+
+Live: small uncompressed row chunks that can grow. Sealed: gzip with byte shuffle, one chunk column per metric, so that
+one metric of a million rows is one short read. Sealing, resuming a sealed run and salvaging are the same copy.
+
+Not covered: replacing the original by the copy, which its callers do with ``os.replace``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import h5py
+import numpy as np
+
+from . import layout
+from .handle import create_file
+from .layout import Commit
+
+Layout = Literal["live", "sealed"]
+_BLOCK: Final = 65536  # rows copied at a time; a multiple of every sealed chunk, so each chunk is compressed once
+_SEALED_ROWS: Final = 16384
+_BY_COLUMN: Final = ("steps", "loops", "probe")
+
+
+def create_run(path: Path, *, info: str, names: tuple[str, ...], eigenvalues: int) -> Commit:
+    """Write a run file with all tables, no rows but a first commit, in the live layout; return that commit."""
+    columns = len(names) + layout.SPARE_COLUMNS
+    commit = Commit(dict.fromkeys(layout.TABLES, 0) | {"columns": len(names)}, 0, False, time.time_ns())
+    with create_file(path) as file:
+        _write_attributes(file, {"info": info, "run_id": uuid.uuid4().hex, "eigenvalues": eigenvalues}, "live")
+        for name, (shape, dtype) in layout.table_shapes(columns, eigenvalues).items():
+            _create_table(file, name, 0, shape, dtype, "live", columns)
+        encoded = np.array([name.encode() for name in names], dtype=file["columns"].dtype)
+        file["columns"][: len(encoded)] = encoded
+        file["commit"].resize(1, axis=0)
+        file["commit"][0] = commit.pack()
+    sync(path)
+    return commit
+
+
+def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> None:
+    """Copy the committed rows of an open run into a new file at ``target`` and bring it safely to disk."""
+    with create_file(target) as file:
+        kept = {key: source.attrs[key] for key in ("info", "run_id", "eigenvalues")}
+        _write_attributes(file, kept, kind)
+        columns = int(source["columns"].shape[0])
+        for name, (shape, dtype) in layout.table_shapes(columns, int(kept["eigenvalues"])).items():
+            if name == "commit":
+                continue
+            length = commit.lengths[name]
+            table = _create_table(file, name, length, shape, dtype, kind, columns)
+            for start in range(0, length, _BLOCK):
+                stop = min(start + _BLOCK, length)
+                table[start:stop] = source[name][start:stop]
+        row_shape, dtype = layout.table_shapes(columns, 0)["commit"]
+        _create_table(file, "commit", 1, row_shape, dtype, kind, columns)[0] = commit.pack()
+    sync(target)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_attributes(file: h5py.File, kept: dict[str, Any], kind: Layout) -> None:
+    """Write the root attributes; ``format`` and ``version`` are what a reader checks first."""
+    file.attrs["format"] = layout.FORMAT
+    file.attrs["version"] = layout.VERSION
+    file.attrs["layout"] = kind
+    for key, value in kept.items():
+        file.attrs[key] = value
+
+
+def _create_table(
+    file: h5py.File, name: str, length: int, shape: tuple[int, ...], dtype: np.dtype[Any], kind: Layout, columns: int
+) -> Any:
+    """Create one table; column names of the fixed ones are written beside it for readers in other languages."""
+    if name == "columns":
+        return file.create_dataset(name, shape=(columns,), dtype=dtype)
+    if kind == "live":
+        table = file.create_dataset(
+            name,
+            shape=(length, *shape),
+            maxshape=(None, *shape),
+            chunks=(layout.chunk_rows(shape, dtype), *shape),
+            dtype=dtype,
+            fillvalue=np.nan if dtype.kind == "f" else None,
+        )
+    else:
+        width = tuple(1 for _ in shape) if name in _BY_COLUMN else shape
+        table = file.create_dataset(
+            name,
+            shape=(length, *shape),
+            maxshape=(None, *shape),
+            chunks=(min(max(length, 1), _SEALED_ROWS), *width),
+            dtype=dtype,
+            compression="gzip",
+            compression_opts=4,
+            shuffle=True,
+        )
+    named = {"loops": layout.LOOP_COLUMNS, "probe": layout.LOOP_COLUMNS, "probe_index": layout.PROBE_INDEX_COLUMNS}
+    named |= {"commit": layout.COMMIT_COLUMNS}
+    if name in named:
+        table.attrs["columns"] = ",".join(named[name])
+    return table

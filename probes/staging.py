@@ -1,0 +1,70 @@
+"""Rows waiting in memory for the next flush, one buffer per table of a run file.
+
+Not covered: the order of flushes and the commit row, which are ``writer``'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Table:
+    """Rows of one dataset waiting for the next flush, and the committed length they go behind."""
+
+    def __init__(self, dataset: Any, length: int) -> None:
+        self.dataset, self.length, self.count = dataset, length, 0
+        self._extent = int(dataset.shape[0])  # may be beyond the committed length after a kill; overwritten then
+        self._buffer: NDArray[Any] = np.empty((64, *dataset.shape[1:]), dataset.dtype)
+
+    @property
+    def staged_bytes(self) -> int:
+        """Size of the waiting rows."""
+        return self.count * self._buffer[:1].nbytes
+
+    def rows(self) -> NDArray[Any]:
+        """Return the waiting rows."""
+        return self._buffer[: self.count]
+
+    def next(self) -> NDArray[Any]:
+        """Return a new waiting row to fill in."""
+        self._reserve(1)
+        self.count += 1
+        row: NDArray[Any] = self._buffer[self.count - 1]
+        return row
+
+    def extend(self, rows: Any) -> None:
+        """Add waiting rows."""
+        self._reserve(len(rows))
+        self._buffer[self.count : self.count + len(rows)] = rows
+        self.count += len(rows)
+
+    def write(self) -> None:
+        """Write the waiting rows behind the committed ones and flush this dataset alone."""
+        if not self.count:
+            return
+        end = self.length + self.count
+        if end > self._extent:
+            self.dataset.resize(end, axis=0)
+            self._extent = end
+        self.dataset[self.length : end] = self._buffer[: self.count]
+        self.dataset.flush()
+        self.length, self.count = end, 0
+
+    def _reserve(self, more: int) -> None:
+        """Double the buffer until ``more`` rows fit."""
+        needed = self.count + more
+        if needed > len(self._buffer):
+            grown = np.empty((max(needed, 2 * len(self._buffer)), *self._buffer.shape[1:]), self._buffer.dtype)
+            grown[: self.count] = self._buffer[: self.count]
+            self._buffer = grown
+
+
+class EventTable(Table):
+    """The events table: its rows arrive as tuples."""
+
+    def extend(self, rows: Any) -> None:
+        """Add waiting rows."""
+        super().extend(np.array(rows, dtype=self._buffer.dtype))
