@@ -1,0 +1,134 @@
+"""Checkpoints: a folder with the weights as safetensors, the rest as a torch file, and the configuration as JSON.
+
+    run.checkpoint/
+        latest                 name of the newest complete step
+        step-00000100/
+            model.safetensors  weights
+            config.json        the model's configuration
+            state.pt           optimizer, position, random state (tensors and plain values only)
+
+A step is written beside its place and renamed, then ``latest`` is replaced: a kill at any moment leaves a complete
+checkpoint behind. The last two steps are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import LoopedConfig
+from .looped import LoopedTransformer
+
+KEPT = 2
+
+
+class TrainState(TypedDict):
+    """What a run needs beside its weights; ``torch.load(weights_only=True)`` reads it."""
+
+    step: int
+    tokens: int
+    optimizer: dict[str, Any]
+    rng: list[Tensor]
+    config: dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or does not fit; the message says which and what to do."""
+
+
+def save(folder: str | os.PathLike[str], weights: dict[str, Tensor], config: LoopedConfig, state: TrainState) -> Path:
+    """Writes one step atomically and removes all but the last two.
+
+    Args:
+        folder: The run's checkpoint folder; made when missing.
+        weights: The model's state dict on any device.
+        config: Configuration of the model.
+        state: Everything else.
+
+    Returns:
+        The folder of the step.
+    """
+    root = Path(folder)
+    name = f"step-{state['step']:08d}"
+    partial = root / f".{name}.{os.getpid()}"
+    partial.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial / "model.safetensors"
+    )
+    (partial / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    torch.save(state, partial / "state.pt")
+    for file in partial.iterdir():
+        _sync(file)
+    shutil.rmtree(root / name, ignore_errors=True)  # the same step written again: after a resume that stopped at once
+    partial.replace(root / name)
+    pointer = root / f".latest.{os.getpid()}"
+    pointer.write_text(name + "\n")
+    _sync(pointer)
+    pointer.replace(root / "latest")
+    for old in sorted(root.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return root / name
+
+
+def exists(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds a complete checkpoint."""
+    return (Path(folder) / "latest").is_file()
+
+
+def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], LoopedConfig, TrainState]:
+    """Weights, model configuration and training state of the newest step, on the CPU.
+
+    Args:
+        folder: A run's checkpoint folder, or one step inside it.
+
+    Raises:
+        CheckpointError: Nothing there, or unreadable.
+    """
+    step = _step_folder(Path(folder))
+    try:
+        weights = load_file(step / "model.safetensors")
+        config = LoopedConfig(**json.loads((step / "config.json").read_text()))
+        state: TrainState = torch.load(step / "state.pt", weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise CheckpointError(f"{step}: not a readable checkpoint ({error}); delete it or give another one") from error
+    return weights, config, state
+
+
+def load_model(folder: str | os.PathLike[str]) -> LoopedTransformer:
+    """The model of a checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        folder: A run's checkpoint folder, or one step inside it.
+
+    Raises:
+        CheckpointError: Nothing there, or unreadable.
+    """
+    weights, config, _ = load(folder)
+    model = LoopedTransformer(config)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _step_folder(folder: Path) -> Path:
+    """The step folder meant by a path."""
+    if (folder / "model.safetensors").is_file():
+        return folder
+    if not exists(folder):
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint folder with a file named latest; give the path of a run's checkpoint"
+        )
+    return folder / (folder / "latest").read_text().strip()
+
+
+def _sync(path: Path) -> None:
+    """Forces a file to the disk, so that a rename never exposes an empty one after a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

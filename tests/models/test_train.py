@@ -1,0 +1,140 @@
+"""The training loop: resuming, stopping, observing."""
+
+import os
+import signal
+
+import pytest
+import torch
+from loopscope.models import build, standard_library
+from loopscope.models.checkpoint import CheckpointError, load, load_model
+from loopscope.models.optimizers import learning_rate
+from loopscope.models.train import TrainConfig, train
+
+
+@pytest.fixture(scope="module")
+def text():
+    return standard_library(sequence_length=16)
+
+
+def model_of(seed=0, **overrides):
+    torch.manual_seed(seed)
+    return build("demo", **overrides)
+
+
+class Record:
+    """Keeps what the trainer says, and may raise or signal at a given step."""
+
+    def __init__(self, at=None, action=None):
+        self.rows, self.at, self.action = [], at, action
+
+    def step(self, *, loss, grad_norm, lr, tokens):
+        self.rows.append((loss.item(), grad_norm.item(), lr, tokens))
+        if len(self.rows) == self.at:
+            self.action()
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulation": 2, "cooldown": 0.5}])
+@pytest.mark.parametrize("sampling", ["per-batch", "per-sequence"])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, text, options, sampling):
+    config = TrainConfig(steps=8, batch_size=4, lr=0.01, warmup_steps=2, checkpoint_every=3, **options)
+    whole, watch = model_of(depth_sampling=sampling), Record()
+    train(whole, text, config, observer=watch)
+
+    first = model_of(depth_sampling=sampling)
+    cut = Record(at=5, action=lambda: os.kill(os.getpid(), signal.SIGINT))
+    result = train(first, text, config, observer=cut, checkpoint_path=tmp_path / "c")
+    assert result.interrupted and result.step == 5
+    second, rest = model_of(seed=9, depth_sampling=sampling), Record()
+    torch.manual_seed(123)  # whatever ran before must not matter
+    result = train(second, text, config, observer=rest, checkpoint_path=tmp_path / "c", resume=True)
+    assert result.step == 8 and not result.interrupted
+    assert cut.rows + rest.rows == watch.rows
+    assert same_weights(whole, second)
+
+
+def test_progress_may_stop_the_run(tmp_path, text):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    config = TrainConfig(steps=500, batch_size=2)
+    result = train(model_of(), text, config, checkpoint_path=tmp_path / "c", on_progress=stop)
+    assert result.interrupted and 0 < result.step < 500
+    assert load(tmp_path / "c")[2]["step"] == result.step
+
+
+def test_observer_is_told_every_step(text):
+    watch = Record()
+    train(model_of(), text, TrainConfig(steps=3, batch_size=2, accumulation=2, lr=0.1, warmup_steps=2), observer=watch)
+    assert [row[2] for row in watch.rows] == [0.05, 0.1, 0.1]
+    assert [row[3] for row in watch.rows] == [64, 128, 192]  # 2 sequences * 2 micro-batches * 16 positions
+
+
+def test_rate_warms_up_holds_and_cools_down():
+    config = TrainConfig(steps=10, lr=1.0, warmup_steps=2, cooldown=0.5)
+    rates = [learning_rate(step, config) for step in range(10)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2], rel=1e-12)
+
+
+def test_loss_falls_on_real_text(text):
+    watch = Record()
+    train(model_of(), text, TrainConfig(steps=60, batch_size=8, lr=0.01), observer=watch)
+    # ln 256 = 5.5 at first; unigrams of this text have 3.15 nats, so four is far below chance
+    assert watch.rows[0][0] > 5 and watch.rows[-1][0] < 4
+
+
+def test_checkpoint_gives_the_model_back(tmp_path, text):
+    model = model_of()
+    train(model, text, TrainConfig(steps=2, batch_size=2), checkpoint_path=tmp_path / "c")
+    twin = load_model(tmp_path / "c")
+    assert same_weights(model, twin) and twin.config == model.config and not twin.training
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["latest", "step-00000002"]
+
+
+def test_old_checkpoints_go(tmp_path, text):
+    train(model_of(), text, TrainConfig(steps=5, batch_size=2, checkpoint_every=1), checkpoint_path=tmp_path / "c")
+    assert sorted(p.name for p in (tmp_path / "c").glob("step-*")) == ["step-00000004", "step-00000005"]
+
+
+def test_refusals_say_what_and_where(tmp_path, text):
+    config = TrainConfig(steps=1, batch_size=2)
+    with pytest.raises(ValueError, match=r"^resume: "):
+        train(model_of(), text, config, resume=True)
+    train(model_of(), text, config, checkpoint_path=tmp_path / "c")
+    longer = TrainConfig(steps=2, batch_size=2)
+    assert train(model_of(), text, longer, checkpoint_path=tmp_path / "c", resume=True).step == 2
+    with pytest.raises(ValueError, match="injection was 'parcae' in the checkpoint and is 'addition' now"):
+        train(model_of(injection="addition"), text, config, checkpoint_path=tmp_path / "c", resume=True)
+    with pytest.raises(ValueError, match=r"lr was 0\.003 in the checkpoint and is 0\.1 now"):
+        other = TrainConfig(steps=3, batch_size=2, lr=0.1)
+        train(model_of(), text, other, checkpoint_path=tmp_path / "c", resume=True)
+    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+        load(tmp_path)
+    (tmp_path / "c" / "step-00000002" / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("accumulation", 0),
+        ("lr", 0.0),
+        ("betas", (0.9, 1.0)),
+        ("eps", 0.0),
+        ("weight_decay", -1.0),
+        ("warmup_steps", -1),
+        ("cooldown", 1.5),
+        ("clip", 0.0),
+        ("precision", "fp16"),
+        ("checkpoint_every", -1),
+    ],
+)
+def test_a_bad_field_is_named(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: expected"):
+        TrainConfig(**{field: value})
