@@ -23,25 +23,61 @@ _EXPORTS = {
     "bilinear": "discretize",
     "mixture": "discretize",
     "discretization_error": "discretize",
+    "TrajectoryLaw": "trajectory",
+    "TrajectoryMap": "trajectory",
+    "classify": "trajectory",
+    "classify_map": "trajectory",
+    "LoopJacobian": "jacobian",
+    "jacobian_gap": "jacobian",
+    "CausalityError": "per_token",
+    "TokenJacobian": "per_token",
+    "TokenSpectra": "per_token",
+    "check_causality": "per_token",
+    "token_jacobians": "per_token",
+    "token_spectra": "per_token",
+    "LeadingEigenvalues": "krylov",
+    "golub_kahan": "krylov",
+    "leading_eigenvalues": "krylov",
+    "SublayerGain": "attribution",
+    "sublayer_gains": "attribution",
 }
 
 __all__ = [
+    "CausalityError",
     "Discretized",
     "Estimate",
     "LTISystem",
+    "LeadingEigenvalues",
+    "LoopJacobian",
     "Regime",
+    "SublayerGain",
+    "TokenJacobian",
+    "TokenSpectra",
+    "TrajectoryLaw",
+    "TrajectoryMap",
     "bilinear",
+    "check_causality",
+    "classify",
+    "classify_map",
     "disagreement",
     "discretization_error",
     "euler",
+    "golub_kahan",
+    "jacobian_gap",
+    "leading_eigenvalues",
     "loop_regime",
     "lti_regime",
     "mixture",
+    "sublayer_gains",
+    "token_jacobians",
+    "token_spectra",
     "worst",
     "zoh",
 ]
 
 if TYPE_CHECKING:
+    from .attribution import SublayerGain as SublayerGain
+    from .attribution import sublayer_gains as sublayer_gains
     from .discretize import Discretized as Discretized
     from .discretize import bilinear as bilinear
     from .discretize import discretization_error as discretization_error
@@ -49,12 +85,27 @@ if TYPE_CHECKING:
     from .discretize import mixture as mixture
     from .discretize import zoh as zoh
     from .estimate import Estimate as Estimate
+    from .jacobian import LoopJacobian as LoopJacobian
+    from .jacobian import jacobian_gap as jacobian_gap
+    from .krylov import LeadingEigenvalues as LeadingEigenvalues
+    from .krylov import golub_kahan as golub_kahan
+    from .krylov import leading_eigenvalues as leading_eigenvalues
     from .lti import LTISystem as LTISystem
+    from .per_token import CausalityError as CausalityError
+    from .per_token import TokenJacobian as TokenJacobian
+    from .per_token import TokenSpectra as TokenSpectra
+    from .per_token import check_causality as check_causality
+    from .per_token import token_jacobians as token_jacobians
+    from .per_token import token_spectra as token_spectra
     from .regime import Regime as Regime
     from .regime import disagreement as disagreement
     from .regime import loop_regime as loop_regime
     from .regime import lti_regime as lti_regime
     from .regime import worst as worst
+    from .trajectory import TrajectoryLaw as TrajectoryLaw
+    from .trajectory import TrajectoryMap as TrajectoryMap
+    from .trajectory import classify as classify
+    from .trajectory import classify_map as classify_map
 
 
 def __getattr__(name: str) -> object:

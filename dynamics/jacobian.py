@@ -1,0 +1,254 @@
+"""The Jacobian of one loop, as an operator: products with J and Jᵀ, eigenvalues, norm, numerical abscissa.
+
+The state of a loop is large (batch x positions x width numbers), so ``J = ∂h[t+1]/∂h[t]`` is never formed. Products
+with Jᵀ are plain backward passes through a graph that is built once, with fused attention. Products with J need a
+second derivative, which fused attention kernels do not have; they run on the plain (math) attention kernel and cost
+more memory.
+
+Legend: B batch, S positions, D width, n = B S D.
+
+Not covered: the spectrum of each token (`dynamics.per_token`, exact and better conditioned: the full J of a causal
+model is block triangular and strongly non-normal, so that its inner eigenvalues are meaningless in floating point);
+which sublayer causes growth (`dynamics.attribution`); steps that are random (dropout) or not differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .estimate import Estimate
+from .krylov import LeadingEigenvalues, golub_kahan, leading_eigenvalues, random_start
+
+__all__ = ["LoopJacobian", "Step", "jacobian_gap"]
+
+Step = Callable[[Tensor], Tensor]
+"""One loop with everything but the state bound: state to next state, same shape, deterministic and differentiable."""
+
+
+class LoopJacobian:
+    """The Jacobian of a loop at one state, available as products.
+
+    The forward graph of one step is kept until the object is dropped. Every product costs about one backward pass of
+    one step.
+
+    Args:
+        step: One loop, ``(...) -> (...)`` of equal shape.
+        state: Where to linearise; float32 or float64 (bfloat16 products are wrong by 1e-2).
+
+    Raises:
+        ValueError: The step changes the shape, does not depend on the state, or the dtype is below float32.
+        FloatingPointError: The next state is not finite.
+
+    Source: eig(Jᵀ) = eig(J); reverse-mode products, Griewank & Walther, Evaluating Derivatives (2008), ch. 3.
+
+    >>> a = torch.tensor([[0.5, 0.3], [0.0, 0.2]], dtype=torch.float64)
+    >>> jacobian = LoopJacobian(lambda h: h @ a.T, torch.ones(1, 1, 2, dtype=torch.float64))
+    >>> jacobian.transpose(torch.tensor([[[1.0, 0.0]]], dtype=torch.float64))
+    tensor([[[0.5000, 0.3000]]], dtype=torch.float64)
+    >>> round(float(jacobian.radius()), 6)
+    0.5
+    """
+
+    def __init__(self, step: Step, state: Tensor) -> None:
+        if state.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"state: expected float32 or float64, found {state.dtype}")
+        self.step = step
+        self.state = state.detach()
+        with torch.enable_grad():
+            self._input = self.state.clone().requires_grad_()
+            self._output = step(self._input)
+        self.next_state = _checked(self._output, self.state)
+        self._double: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def size(self) -> int:
+        """Dimension n of the state."""
+        return self.state.numel()
+
+    def transpose(self, cotangent: Tensor) -> Tensor:
+        """``Jᵀ u``: how the component u of the next state depends on the state. One backward pass.
+
+        >>> jacobian = LoopJacobian(lambda h: 3 * h, torch.ones(2))
+        >>> jacobian.transpose(torch.tensor([1.0, 2.0]))
+        tensor([3., 6.])
+        """
+        cotangent = cotangent.reshape(self.state.shape)
+        return torch.autograd.grad(self._output, self._input, cotangent, retain_graph=True)[0]
+
+    def apply(self, tangent: Tensor) -> Tensor:
+        """``J v``: where the perturbation v goes in one loop. One backward pass through the graph of a backward pass.
+
+        Raises:
+            NotImplementedError: An operation of the step has no second derivative (the message names it).
+
+        >>> LoopJacobian(lambda h: h.flip(0), torch.ones(2)).apply(torch.tensor([1.0, 2.0]))
+        tensor([2., 1.])
+        """
+        if self._double is None:
+            self._double = self._second_graph()
+        weight, gradient = self._double
+        tangent = tangent.reshape(self.state.shape)
+        found = torch.autograd.grad(gradient, weight, tangent, retain_graph=True, allow_unused=True)[0]
+        return torch.zeros_like(tangent) if found is None else found
+
+    def _second_graph(self) -> tuple[Tensor, Tensor]:
+        """``u`` and ``Jᵀu`` as a function of u, on attention kernels that can be differentiated twice."""
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            state = self.state.clone().requires_grad_()
+            output = self.step(state)
+            weight = torch.zeros_like(output).requires_grad_()
+            try:
+                gradient = torch.autograd.grad(output, state, weight, create_graph=True)[0]
+            except RuntimeError as error:
+                raise NotImplementedError(
+                    f"J v needs second derivatives that the step does not have: {error}"
+                ) from error
+        return weight, gradient
+
+    def eigenvalues(
+        self, count: int = 6, *, steps: int = 40, restarts: int = 3, tol: float = 1e-6
+    ) -> LeadingEigenvalues:
+        """Leading eigenvalues of the whole J, by Arnoldi on Jᵀ: the eigenvectors returned are left eigenvectors of J.
+
+        Args:
+            count: How many.
+            steps: Krylov dimension per round.
+            restarts: Further rounds allowed.
+            tol: Relative residual wanted of the leading one.
+
+        Returns:
+            A batch of one. Costs at most ``steps * (restarts + 1)`` backward passes of one step.
+
+        >>> jacobian = LoopJacobian(lambda h: torch.stack([-h[1], h[0]]) * 0.9, torch.ones(2))
+        >>> jacobian.eigenvalues(2).values[0].imag.round(4).tolist()
+        [0.9, -0.9]
+        """
+        return leading_eigenvalues(
+            self._flat(self.transpose),
+            random_start(1, self.size, self.state),
+            count=count,
+            steps=steps,
+            restarts=restarts,
+            tol=tol,
+        )
+
+    def radius(self) -> Estimate:
+        """Spectral radius ρ(J) of the whole loop, dimensionless; cost as `eigenvalues`.
+
+        Bounds: the Arnoldi value proves no enclosure of ρ of a non-normal J, so they are 0 and infinity.
+
+        >>> str(LoopJacobian(lambda h: 0.5 * h, torch.ones(3)).radius())
+        '0.5 [0, inf] (Arnoldi on the transpose)'
+        """
+        found = self.eigenvalues(1)
+        return Estimate(
+            float(found.radius[0]),
+            0.0,
+            math.inf,
+            float(found.residual[0, 0]),
+            "Arnoldi on the transpose",
+            bool(found.converged[0]),
+        )
+
+    def norm(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
+        """Largest singular value σ_max(J): the worst one-loop growth over all perturbations of all tokens together.
+
+        Cost: ``steps`` products with J and Jᵀ each. A lower bound always; converged when the residual meets ``tol``.
+
+        >>> round(float(LoopJacobian(lambda h: h * torch.tensor([2.0, 1.0]), torch.ones(2)).norm()), 4)
+        2.0
+        """
+        start = random_start(1, self.size, self.state)
+        sigma, residual, _ = golub_kahan(self._flat(self.apply), self._flat(self.transpose), start, steps=steps)
+        value, error = float(sigma[0]), float(residual[0])
+        return Estimate(value, value, math.inf, error, "Golub-Kahan", error <= tol)
+
+    def numerical_abscissa(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
+        """Largest eigenvalue of ``(J + Jᵀ)/2``: above ρ(J) where the loop amplifies before it contracts.
+
+        Cost: ``steps`` products with J and Jᵀ each (Lanczos on the symmetric part). A lower bound always.
+
+        >>> shear = torch.tensor([[0.5, 4.0], [0.0, 0.5]])
+        >>> round(float(LoopJacobian(lambda h: shear @ h, torch.ones(2)).numerical_abscissa()), 4)
+        2.5
+        """
+        forward, backward = self._flat(self.apply), self._flat(self.transpose)
+        # The shift makes the wanted end of the symmetric spectrum the one of largest modulus.
+        shift = float(self.norm(steps=10).value)
+        found = leading_eigenvalues(
+            lambda v: 0.5 * (forward(v) + backward(v)) + shift * v,
+            random_start(1, self.size, self.state),
+            count=1,
+            steps=steps,
+            restarts=1,
+            tol=tol,
+        )
+        value = float(found.values[0, 0].real) - shift
+        return Estimate(value, value, math.inf, float(found.residual[0, 0]), "Lanczos", bool(found.converged[0]))
+
+    def _flat(self, product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A product on ``(1, n)`` rows, as the Krylov methods want it."""
+        return lambda v: product(v.reshape(self.state.shape)).reshape(1, -1)
+
+
+def jacobian_gap(jacobian: LoopJacobian, a_bar: Tensor, *, steps: int = 20) -> Estimate:
+    """How far the full loop is from its linear part: ``σ_max(J - A̅) / σ_max(A̅)``, with A̅ acting on each token.
+
+    0 means that the transformer blocks do nothing to small perturbations; above 1 the blocks outweigh A̅ and ρ(A̅) says
+    little about the loop.
+
+    Args:
+        jacobian: Of the full loop, at a state of shape ``(..., D)``.
+        a_bar: 0-d (scaled identity), ``(D,)`` (diagonal) or ``(D, D)`` (dense, acting as ``A̅ h``).
+        steps: Golub-Kahan steps, each one product with J and one with Jᵀ.
+
+    Returns:
+        Dimensionless ratio; a lower bound; infinite when A̅ is zero.
+
+    Raises:
+        ValueError: A̅ has another shape.
+
+    Source: the decomposition ``h[t+1] = A̅ h[t] + B̅ e + R̅(h[t], e)`` of arXiv 2604.12946: J - A̅ is the Jacobian of
+    R̅.
+
+    >>> half = LoopJacobian(lambda h: 0.75 * h, torch.ones(1, 2, 3))
+    >>> round(float(jacobian_gap(half, torch.tensor(0.5))), 4)
+    0.5
+    """
+    shape = jacobian.state.shape
+    width = shape[-1]
+    if a_bar.shape not in (torch.Size([]), (width,), (width, width)):
+        raise ValueError(f"a_bar: expected (), ({width},) or ({width}, {width}), found {tuple(a_bar.shape)}")
+    a = a_bar.detach().to(jacobian.state.device, jacobian.state.dtype)
+    dense = a.dim() == 2
+
+    def difference(v: Tensor) -> Tensor:
+        v = v.reshape(shape)
+        return (jacobian.apply(v) - (v @ a.T if dense else v * a)).reshape(1, -1)
+
+    def transposed(u: Tensor) -> Tensor:
+        u = u.reshape(shape)
+        return (jacobian.transpose(u) - (u @ a if dense else u * a)).reshape(1, -1)
+
+    sigma, residual, _ = golub_kahan(difference, transposed, random_start(1, jacobian.size, a), steps=steps)
+    size = float(np.linalg.norm(a.double().cpu().numpy(), 2)) if dense else float(a.abs().max())
+    value = float(sigma[0]) / size if size > 0 else math.inf
+    error = float(residual[0])
+    return Estimate(value, value, math.inf, error, "Golub-Kahan", error <= 1e-3)
+
+
+def _checked(output: Tensor, state: Tensor) -> Tensor:
+    """The next state, after checking that it can be one."""
+    if output.shape != state.shape:
+        raise ValueError(f"step: expected to return shape {tuple(state.shape)}, found {tuple(output.shape)}")
+    if not output.requires_grad:
+        raise ValueError("step: the result does not depend on the state (a detach or no_grad inside?)")
+    if not torch.isfinite(output).all():
+        raise FloatingPointError("step: the next state is not finite")
+    return output.detach()
