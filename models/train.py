@@ -33,10 +33,11 @@ from .optimizers import build_optimizer, learning_rate
 class Observer(Protocol):
     """What the trainer tells about a run; a probe is one."""
 
-    def step(self, *, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
+    def step(self, *, step: int, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
         """Called once after every optimizer step.
 
         Args:
+            step: Number of the step that was done, from 0; a resumed run goes on counting from its checkpoint.
             loss: Mean next-token loss of the step in nats, 0-d, on the model's device.
             grad_norm: Norm of the gradient before clipping, 0-d, on the model's device.
             lr: Learning rate of the step.
@@ -48,7 +49,7 @@ class Observer(Protocol):
 class NullObserver:
     """Watches nothing."""
 
-    def step(self, *, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
+    def step(self, *, step: int, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
         """Does nothing."""
 
 
@@ -225,7 +226,7 @@ class _Run:
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         self.step += 1
-        self.observer.step(loss=self.loss, grad_norm=grad_norm, lr=lr, tokens=self.tokens)
+        self.observer.step(step=self.step - 1, loss=self.loss, grad_norm=grad_norm, lr=lr, tokens=self.tokens)
 
     def _micro_batch(self, index: int) -> Tensor:
         """Forward and backward of one micro-batch; returns its share of the step's loss."""
