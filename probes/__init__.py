@@ -1,1 +1,60 @@
-"""loopscope.probes."""
+"""What attaches to a training run and what it leaves behind: taps, run file, detectors, rules, diagnosis.
+
+Names are resolved on first use, so that reading a run never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .probe import Probe, attach
+    from .diagnosis import Diagnosis, diagnose
+    from .layout import Event
+    from .reader import Run, RunFileError, open_run
+    from .rules import Finding, Rule, load_rules
+    from .schedule import Preset, every
+    from .site import LoopSite, LoopSiteError
+
+_EXPORTS = {
+    "Diagnosis": "diagnosis",
+    "Event": "layout",
+    "Finding": "rules",
+    "LoopSite": "site",
+    "LoopSiteError": "site",
+    "Preset": "schedule",
+    "Probe": "probe",
+    "Rule": "rules",
+    "Run": "reader",
+    "RunFileError": "reader",
+    "attach": "probe",
+    "diagnose": "diagnosis",
+    "every": "schedule",
+    "load_rules": "rules",
+    "open_run": "reader",
+}
+
+__all__ = [
+    "Diagnosis",
+    "Event",
+    "Finding",
+    "LoopSite",
+    "LoopSiteError",
+    "Preset",
+    "Probe",
+    "Rule",
+    "Run",
+    "RunFileError",
+    "attach",
+    "diagnose",
+    "every",
+    "load_rules",
+    "open_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

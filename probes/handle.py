@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -179,7 +180,10 @@ def last_commit(handle: Handle) -> tuple[Commit | None, int]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message as one line."""
+    """Return an exception's message as one line; of HDF5's long ones, what the system said."""
+    said = re.search(r"error message = '([^']+)'", str(error))
+    if said:
+        return said[1]
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -62,6 +62,11 @@ def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> N
     sync(target)
 
 
+def temporary_path(path: Path) -> Path:
+    """Return where a file is made before it replaces ``path``; holding the lease makes it ours."""
+    return path.with_name(path.name + ".tmp")
+
+
 def sync(path: Path) -> None:
     """Wait until a file's bytes are on the disk."""
     fd = os.open(path, os.O_RDONLY)

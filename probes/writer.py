@@ -43,7 +43,7 @@ from .layout import (
     pack_event,
 )
 from .lease import Lease
-from .rewrite import copy_run, create_run
+from .rewrite import copy_run, create_run, temporary_path
 from .staging import EventTable, Table
 
 _LOG: Final = logging.getLogger("loopscope")
@@ -143,7 +143,7 @@ class RunWriter:
                 f"{target.parent}: cannot be created ({error.strerror}); choose another folder"
             ) from None
         lease = Lease(target)
-        temporary = _temporary(target)
+        temporary = temporary_path(target)
         try:
             with LOCK:
                 commit = create_run(temporary, info=text, names=names, eigenvalues=eigenvalues)
@@ -210,7 +210,7 @@ class RunWriter:
         Args:
             values: Numbers by name; ``step`` is required, ``time`` defaults to now, ``generation`` is set here. Names
                 left out are recorded as NaN, "not recorded"; a NaN or infinity given is stored as it is and counted in
-                ``nonfinite``, to which a value given under that name is added. A new name takes a spare column.
+                ``nonfinite``, unless that count is given too. A new name takes a spare column.
             loops: Rows ``(depth + 1, 4)`` as ``LOOP_COLUMNS``, or None.
 
         Raises:
@@ -235,8 +235,8 @@ class RunWriter:
             row[column] = number
             if number - number != 0.0:
                 nonfinite += 1
-        given = row[index["nonfinite"]]
-        row[index["nonfinite"]] = nonfinite + (given if given == given else 0.0)
+        if "nonfinite" not in values:
+            row[index["nonfinite"]] = nonfinite
         row[index["generation"]] = self.generation
         if "time" not in values:
             row[index["time"]] = time.time()
@@ -313,7 +313,8 @@ class RunWriter:
         """Flush and close without ending the run, which then reads as interrupted. Harmless when repeated."""
         if self._closed:
             return
-        self.flush()
+        if not self.flush() and not self.failure:
+            self._give_up_staged()
         with LOCK:
             if not self.failure and not self._enough_room(0):
                 self._fail("the disk is full")  # HDF5 may crash the process when a close cannot write
@@ -414,6 +415,14 @@ class RunWriter:
             )
             self._lost_before = self.rows_lost
 
+    def _give_up_staged(self) -> None:
+        """Count what is still in memory as lost: the disk stayed full until the end."""
+        lost = self.rows - self._last.lengths["steps"]
+        self.rows_lost += lost
+        for table in self._tables.values():
+            table.count = 0
+        _LOG.error("%s: the disk stayed full, %d steps were not recorded", self.path, self.rows_lost)
+
     def _fail(self, reason: str) -> None:
         """Mark the writer dead for good, count what is lost, say it once, and never let HDF5 touch the file again."""
         self.rows_lost += self.rows - self._last.lengths["steps"]
@@ -432,7 +441,7 @@ class RunWriter:
         file = self._handle.file
         if file is None or not self._enough_room(self.path.stat().st_size):
             return
-        temporary = _temporary(self.path)
+        temporary = temporary_path(self.path)
         try:
             copy_run(file, temporary, self._last, "sealed")
             handles.close(self._handle)
@@ -452,10 +461,10 @@ def _restore_live_layout(path: Path) -> None:
         commit, _ = handles.last_commit(handle)
         if commit is None:
             raise DamagedRun(f"{path}: holds no commit row; try `loopscope repair`")
-        copy_run(handle.file, _temporary(path), commit, "live")
+        copy_run(handle.file, temporary_path(path), commit, "live")
     finally:
         handles.release(handle)
-    _temporary(path).replace(path)
+    temporary_path(path).replace(path)
 
 
 def _loop_rows(loops: ArrayLike) -> NDArray[np.float32]:
@@ -484,11 +493,6 @@ def _wrong_name(name: str, taken: Iterable[str]) -> str:
     if name in DESCRIPTIONS and name not in STEP_COLUMNS:
         return "is taken by a number loopscope measures itself; choose another name"
     return ""
-
-
-def _temporary(path: Path) -> Path:
-    """Return where a file is made before it replaces ``path``; the lease keeps it ours."""
-    return path.with_name(path.name + ".tmp")
 
 
 def _remove(path: Path) -> None:

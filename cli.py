@@ -1,0 +1,249 @@
+"""The ``loopscope`` command.
+
+Every import of ours happens inside a command, so that ``--help`` and ``check`` start at once and never load torch.
+Errors are one line on stderr that says what was wrong and what to do; ``--debug`` shows the traceback.
+
+Exit codes: 0 passed · 1 a rule fired · 2 usage · 3 internal error · 4 unreadable run · 5 nothing to evaluate.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(
+    name="loopscope",
+    help="Stability analysis and diagnostics for looped language models.",
+    epilog="Start with: loopscope demo",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+USAGE, INTERNAL, UNREADABLE = 2, 3, 4
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run file.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto for the first GPU where there is one.")]
+
+
+class Severity(StrEnum):
+    """Levels of a rule."""
+
+    note = "note"
+    warning = "warning"
+    error = "error"
+
+
+class CheckFormat(StrEnum):
+    """Outputs of ``check``."""
+
+    text = "text"
+    json = "json"
+
+
+class Injection(StrEnum):
+    """How the input enters the loop."""
+
+    addition = "addition"
+    concatenation = "concatenation"
+    parcae = "parcae"
+
+
+class Norm(StrEnum):
+    """Where the blocks normalise."""
+
+    pre = "pre"
+    sandwich = "sandwich"
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from . import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: loopscope demo --no-serve")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the runs; runs of an earlier demo in it are replaced.")] = Path("runs/demo"),
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Open the dashboard at the end.")] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 2,
+    port: Annotated[int | None, typer.Option(help="Port of the dashboard; default: the first free one from 8050.")] = None,
+) -> None:
+    """Train the three injections at one hot learning rate and say which loop is stable, marginal, unstable.
+
+    Nine small runs on the Python standard library's own source (addition, concatenation and Parcae, three seeds each),
+    recorded by probes; the verdicts are read off the recorded runs.
+    """
+    from .demo import run_demo
+
+    run_demo(out, jobs=jobs)
+    if serve:
+        _serve([out], host="127.0.0.1", port=port)
+
+
+@app.command(
+    epilog="Example: loopscope train --preset demo --injection concatenation --norm pre --lr 0.05 --steps 200 "
+    "--seed 0 --out runs/a.h5"
+)
+def train(
+    out: Annotated[Path, typer.Option(help="The run file to write; the checkpoint goes beside it.")],
+    preset: Annotated[str, typer.Option(help="Model preset.")] = "demo",
+    injection: Annotated[Injection | None, typer.Option(help="Default: the preset's.")] = None,
+    norm: Annotated[Norm | None, typer.Option(help="Default: the preset's.")] = None,
+    lr: Annotated[float, typer.Option(min=0.0, help="Learning rate after warm-up.")] = 0.01,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps in all, over resumes.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data and depths.")] = 0,
+    device: Device = "auto",
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of --out where its checkpoint ends.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run of --out.")] = False,
+    probes: Annotated[bool, typer.Option("--probes/--no-probes", help="Record the loop.")] = True,
+) -> None:
+    """Train one looped model with probes on, and say at the end whether its loop is stable.
+
+    Ctrl-C saves a checkpoint and seals the run file; --resume goes on from there, also after a kill.
+    """
+    from .progress import step_progress
+    from .training import train_run
+
+    overrides = {"injection": injection and injection.value, "norm": norm and norm.value}
+    with step_progress(steps) as report:
+        result = train_run(
+            out,
+            preset=preset,
+            overrides={name: value for name, value in overrides.items() if value is not None},
+            lr=lr,
+            steps=steps,
+            seed=seed,
+            device=device,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            overwrite=overwrite,
+            probes=probes,
+            on_progress=report,
+        )
+    if result.interrupted:
+        typer.echo(f"interrupted after step {result.step} of {steps}; go on with the same command and --resume")
+        raise typer.Exit(130)
+    typer.echo(f"{result.step} steps, loss {result.loss:.3f}, {result.tokens} tokens in {result.seconds:.0f} s")
+    if probes:
+        from .gate import check_runs
+
+        typer.echo(check_runs([out]).text())
+
+
+@app.command(epilog="Example: loopscope dash runs/")
+def dash(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Run files, or folders of them.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; anything but 127.0.0.1 lets others in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: the first free one from 8050.")] = None,
+) -> None:
+    """Show runs in the browser, live or finished. New files in the folders appear by themselves."""
+    _serve(paths, host=host, port=port)
+
+
+@app.command(
+    epilog="Exit codes: 0 passed, 1 a rule at or above --fail-on fired, 2 usage or rule-file error, 3 internal error, "
+    "4 unreadable or damaged run, 5 nothing could be evaluated. Example: loopscope check runs/*.h5 --format json"
+)
+def check(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run files.")],
+    rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = Severity.error,
+    output: Annotated[CheckFormat, typer.Option("--format", help="text for people, json for programs.")] = CheckFormat.text,
+) -> None:
+    """Apply the rules to recorded runs: the gate of a CI job."""
+    from .gate import check_runs
+
+    result = check_runs(runs, rules_file=rules, fail_on=fail_on.value)
+    typer.echo(result.json() if output is CheckFormat.json else result.text())
+    raise typer.Exit(result.exit_code)
+
+
+@app.command(epilog="Example: loopscope export runs/a.h5 -o a.csv")
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write; its ending chooses: .csv, .parquet, .json.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file where there is one.")] = False,
+) -> None:
+    """Write a run as a table for other programs."""
+    from .probes.export import export_run
+
+    written = export_run(run, out, force=force)
+    typer.echo(f"{out}: {written} rows")
+
+
+@app.command(epilog="Example: loopscope repair runs/a.h5")
+def repair(run: RunPath) -> None:
+    """Make a run file that was cut off by a kill or a full disk whole again, down to its last committed row."""
+    from .probes.repair import repair as repair_run
+
+    typer.echo(str(repair_run(run)))
+
+
+def _serve(paths: list[Path], *, host: str, port: int | None) -> None:
+    """Serves the dashboard until Ctrl-C and says where."""
+    from .dashboard.app import serve
+
+    def ready(address: str) -> None:
+        typer.echo(f"dashboard at {address}  (Ctrl-C ends it)")
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            typer.echo(f"loopscope: listening on {host}: everybody who reaches it can read these runs", err=True)
+
+    serve(paths, host=host, port=port, on_ready=ready)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command and turns every error into one line and its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result: Any = app(words, standalone_mode=False)
+    except KeyboardInterrupt:
+        _exit("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nothing is left to say
+        sys.exit(141)
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        _exit(*_explain(error))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line for an error, and its exit code."""
+    text = " ".join(str(getattr(error, "format_message", lambda: error)()).split())
+    name = type(error).__name__
+    if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the command line parser
+        context = getattr(error, "ctx", None)
+        return f"{text} Try: {context.command_path if context else 'loopscope'} --help", USAGE
+    if name == "Abort":
+        return "interrupted", 130
+    if any(base.__name__ == "RunFileError" for base in type(error).__mro__):
+        return text, UNREADABLE
+    if isinstance(error, ValueError | OSError | ModuleNotFoundError):
+        return text, USAGE
+    return f"internal error: {name}: {text} (run again with --debug for the traceback)", INTERNAL
+
+
+def _exit(message: str, code: int) -> None:
+    print(f"loopscope: {message}", file=sys.stderr)  # noqa: T201 - the one place that reports errors
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

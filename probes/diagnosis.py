@@ -1,0 +1,145 @@
+"""What a recorded run says: three regimes, the rules that fired, and one sentence.
+
+The regimes are read at the end of the run: of the linear part from the last recorded ρ(A̅), of the full loop from its
+largest Lyapunov exponent where one was recorded, of the trajectory from the decay law of the last pass of the fixed
+probe batch (or, without one, of the deepest of the last training steps). Nothing is taken from a name or a setting.
+
+Not covered: why an optimiser went where it went. The findings say what happened to the loop first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dynamics.regime import Regime, disagreement, loop_regime, lti_regime, worst
+from ..dynamics.trajectory import TrajectoryLaw, classify
+from .reader import Run
+from .rules import Finding, Rule, evaluate, load_rules
+
+RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The verdict on a run.
+
+    Args:
+        regimes: ``lti``, ``loop`` and ``trajectory``, each ``stable``, ``marginal``, ``unstable`` or ``unknown``.
+        verdict: The worst known regime.
+        radius: The last recorded ρ(A̅); NaN when there is none.
+        summary: One sentence with the numbers that decide.
+        findings: Rules that fired, first step first.
+        skipped: Rules that could not be evaluated for want of a series.
+        steps: Recorded steps.
+    """
+
+    regimes: dict[str, Regime]
+    verdict: Regime
+    radius: float
+    summary: str
+    findings: list[Finding]
+    skipped: list[str]
+    steps: int
+
+    @property
+    def first_breach(self) -> Finding | None:
+        """The earliest finding that is more than a note."""
+        return next((finding for finding in self.findings if finding.severity != "note"), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The diagnosis for JSON, under the names of the ``check`` format."""
+        return {
+            "steps": self.steps,
+            "regimes": dict(self.regimes),
+            "verdict": self.verdict,
+            "summary": self.summary,
+            "findings": [finding.as_dict() for finding in self.findings],
+            "skipped": list(self.skipped),
+        }
+
+
+def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
+    """Reads regimes and findings off a recorded run.
+
+    Args:
+        run: An opened run file.
+        rules: Default: the shipped rules.
+
+    Returns:
+        The diagnosis; a run without rows has verdict ``unknown`` and says so.
+    """
+    if len(run) == 0:
+        unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
+        return Diagnosis(unknown, "unknown", math.nan, "no step was recorded, so nothing can be said", [], [], 0)
+    radius, exponent = _last(run, "a_bar_radius"), _last(run, "lyapunov_max")
+    law = trajectory_law(run)
+    regimes: dict[str, Regime] = {
+        "lti": lti_regime(radius),
+        "loop": loop_regime(exponent),
+        "trajectory": law.regime,
+    }
+    findings, skipped = evaluate(run, load_rules() if rules is None else rules)
+    return Diagnosis(
+        regimes=regimes,
+        verdict=worst(*regimes.values()),
+        radius=radius,
+        summary=_summary(regimes, radius, law, run),
+        findings=findings,
+        skipped=skipped,
+        steps=len(run),
+    )
+
+
+def trajectory_law(run: Run) -> TrajectoryLaw:
+    """Decay law of the steps that the loop takes at the end of the run."""
+    if len(run.probe_steps):
+        residual, cosine, state = (run.probe(name)[-1] for name in ("residual_norm", "step_cosine", "state_norm"))
+    else:
+        recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
+        per_loop = {name: run.loops(name, rows=recent) for name in ("residual_norm", "step_cosine", "state_norm")}
+        deepest = int(np.argmax(np.isfinite(per_loop["state_norm"]).sum(axis=1)))
+        residual, cosine, state = (values[deepest] for values in per_loop.values())
+    loops = _depth(state)
+    return classify(residual[:loops], cosine[:loops], state[: loops + 1])
+
+
+def _depth(state_norm: NDArray[np.floating[Any]]) -> int:
+    """Loops that ran: the row is padded with NaN, but an exploding state may end in NaN of its own."""
+    recorded = np.flatnonzero(np.isfinite(state_norm))
+    return int(recorded[-1]) if len(recorded) else 0
+
+
+def _last(run: Run, name: str) -> float:
+    """The last recorded value of a series; NaN when it was never recorded."""
+    try:
+        _, values = run.series(name)
+    except KeyError:
+        return math.nan
+    return float(values[-1]) if len(values) else math.nan
+
+
+def _summary(regimes: dict[str, Regime], radius: float, law: TrajectoryLaw, run: Run) -> str:
+    """One sentence with the numbers that decide, and the disagreement where there is one."""
+    parts = []
+    if not math.isnan(radius):
+        parts.append(f"ρ(A̅) = {radius:.3f}{_crossing(run)}")
+    parts.append(law.sentence)
+    said = "; ".join(parts)
+    conflict = disagreement(regimes["lti"], regimes["loop"], regimes["trajectory"])
+    return f"{said}. {conflict}".strip() if conflict else said
+
+
+def _crossing(run: Run) -> str:
+    """Since when ρ(A̅) has been above 1 without a break, for an A̅ that is learned."""
+    steps, radius = run.series("a_bar_radius")
+    below = np.flatnonzero(radius <= 1.0)
+    if not run.info.get("a_bar_learned") or radius[-1] <= 1.0:
+        return ""
+    first = 0 if not len(below) else int(below[-1]) + 1
+    return f", above 1 since step {int(steps[first])}"

@@ -1,0 +1,50 @@
+"""Running a model on the side without leaving a trace in training.
+
+Not covered: models that change buffers in ``eval`` mode, and generators of their own that a forward draws from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Evaluation mode, no gradients and a fixed random stream inside; everything as it was after.
+
+    Restores every module's own training flag and the random states of torch (CPU and ``device``), numpy and Python.
+
+    Args:
+        model: Its ``training`` flags are set to evaluation inside.
+        device: The device whose generator is forked besides the CPU's.
+        seed: Start of the random stream inside, so that each visit sees the same draws.
+
+    >>> model = nn.Sequential(nn.Dropout())
+    >>> before = torch.get_rng_state()
+    >>> with undisturbed(model, torch.device("cpu")):
+    ...     inside = model.training, torch.rand(()).item() >= 0
+    >>> inside, model.training, torch.equal(before, torch.get_rng_state())
+    ((False, True), True, True)
+    """
+    training = {module: module.training for module in model.modules()}
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global stream is what users' code draws from
+    devices = [device] if device.type == "cuda" else []
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.default_generator.manual_seed(seed)
+            for one in devices:
+                with torch.cuda.device(one):
+                    torch.cuda.manual_seed(seed)
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002

@@ -1,0 +1,351 @@
+"""Attaching to a training run: two lines, after which every loop of every step is on disk.
+
+    with loopscope.attach(model, "runs/a.h5") as probe:
+        ...
+        probe.step(loss=loss, grad_norm=norm, lr=lr)
+
+The probe watches through hooks, keeps nothing in the model, draws no random number of the training stream and never
+waits for the device. If anything in it fails, it says so once and training goes on without it.
+
+Not covered: attaching to a model that has already run compiled (the cached graphs do not hold the hooks).
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .neutral import undisturbed
+from .recorder import Record, Recorder
+from .schedule import Preset, every, find_preset, matrix_interval
+from .site import LoopSite, find_site, unwrap
+from .tap import LoopTap, SumBuffer
+from .transfer import Transfer
+
+log = logging.getLogger("loopscope")
+
+LOOP_ROWS = 2048  # rows of the device buffer per step: 80 KB, e.g. 16 micro-batches of 127 loops
+PROBE_SEQUENCES = 8  # the fixed batch is cut to this many sequences
+TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
+
+
+def attach(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    site: LoopSite | None = None,
+    preset: str | Preset = "watch",
+    config: Mapping[str, Any] | None = None,
+    scalars: Sequence[str] = (),
+    probe_batch: Tensor | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Probe:
+    """Attaches a probe to a looped model and records its training to one HDF5 file.
+
+    Args:
+        model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call.
+        path: The run file; its folder is made when missing.
+        site: Where the loop is, for a model that does not state it.
+        preset: What is measured and when, by name or as a `Preset`.
+        config: Anything JSON can hold that belongs to the run, for the reader of the file.
+        scalars: Names of further numbers that ``probe.step`` will be given.
+        probe_batch: Fixed input for passes at depth 2·μ_rec; default: the first training batch's first sequences.
+        resume: Continue the file where there is one.
+        overwrite: Replace the file where there is one.
+
+    Returns:
+        The probe; a context manager that detaches and seals the file.
+
+    Raises:
+        LoopSiteError: The loop cannot be located.
+        FileExistsError: The file is there and neither ``resume`` nor ``overwrite`` was given.
+        OSError: The file cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from loopscope.models import build
+        >>> model = build("demo")
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with attach(model, folder.name + "/a.h5") as probe:
+        ...     logits = model(torch.zeros(2, 32, dtype=torch.int64), num_loops=3)
+        ...     probe.step(loss=logits.logsumexp(-1).mean())
+        >>> from loopscope.probes import open_run
+        >>> with open_run(folder.name + "/a.h5") as run:
+        ...     int(run["depth"][0]), run.loops("state_norm").shape
+        (3, (1, 4))
+    """
+    return Probe(
+        model,
+        Path(path),
+        site=site,
+        preset=preset,
+        config=config or {},
+        scalars=scalars,
+        probe_batch=probe_batch,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+class Probe:
+    """A probe on one model, made by `attach`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        path: Path,
+        *,
+        site: LoopSite | None,
+        preset: str | Preset,
+        config: Mapping[str, Any],
+        scalars: Sequence[str],
+        probe_batch: Tensor | None,
+        resume: bool,
+        overwrite: bool,
+    ) -> None:
+        self._model = unwrap(model)
+        self._site = find_site(self._model, site)
+        self._preset = find_preset(preset)
+        self._device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+        if path.exists() and not (resume or overwrite):
+            raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = _run_info(self._model, self._site, self._preset, config)
+        self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite)
+        self._step = self._recorder.next_step
+        self._scalars = frozenset(scalars)
+        self._matrices_due = every(_interval(self._site))
+        self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
+        self._sums = SumBuffer(LOOP_ROWS, self._device)
+        self._probe_batch = None if probe_batch is None else probe_batch[:PROBE_SEQUENCES]
+        self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
+        self._capture = self._model.register_forward_pre_hook(self._remember_batch, with_kwargs=True)
+        self._tap.enabled = self._preset.rows(self._step)
+        self._linear = self._read_linear()
+        self._process = os.getpid()
+        self._probed = -1  # the last step the probe batch was run after
+        atexit.register(self._end)
+
+    def step(
+        self,
+        *,
+        step: int | None = None,
+        loss: Tensor | float | None = None,
+        grad_norm: Tensor | float | None = None,
+        lr: float | None = None,
+        tokens: float | None = None,
+        **scalars: Tensor | float,
+    ) -> None:
+        """Ends one training step; call it once after ``optimizer.step()``.
+
+        Args:
+            step: Number of the step that was done, from 0. Default: one more than the last. Give it when a resumed run
+                starts again from a checkpoint older than the file's last row.
+            loss: Training loss of the step, nats. A tensor is copied, never waited for.
+            grad_norm: Gradient norm as the trainer's clipping gives it.
+            lr: Learning rate of the step.
+            tokens: Tokens trained on so far.
+            **scalars: Further numbers, under names declared to `attach`.
+        """
+        if self._tap is None or os.getpid() != self._process:
+            return
+        began = time.perf_counter()
+        try:
+            if step is not None:
+                self._step = int(step)
+            named = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+            self._end_step({name: v for name, v in named.items() if v is not None} | scalars, began)
+        except Exception as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Runs the probe batch a last time, detaches and seals the file; harmless the second time."""
+        if self._tap is not None and self._process == os.getpid() and self._probed < self._step - 1:
+            try:
+                self._run_probe_batch(self._step - 1)
+            except Exception as error:
+                self._give_up(error)
+        self._end()
+
+    def _end(self) -> None:
+        """Detaches, waits for what is on its way, and seals the file."""
+        if self._process != os.getpid():  # a forked data-loader worker owns neither the hooks nor the file
+            return
+        atexit.unregister(self._end)
+        self._detach()
+        while self._arriving:
+            self._arriving[0][0].wait()
+            self._deliver()
+        self._recorder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._end()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied model does not take the probe along."""
+        return None
+
+    def _end_step(self, numbers: dict[str, Tensor | float], began: float) -> None:
+        step, tap = self._step, self._tap
+        assert tap is not None
+        self._step += 1
+        if self._preset.rows(step):
+            self._send_row(step, numbers, began)
+        self._sums.reset()
+        tap.enabled = self._preset.rows(self._step)
+        self._linear = self._read_linear() if tap.enabled else {}
+        if self._preset.probe_batch(step):
+            self._run_probe_batch(step)
+        self._deliver()
+
+    def _send_row(self, step: int, numbers: dict[str, Tensor | float], began: float) -> None:
+        """Starts the copies of a step and notes how to make its record of them."""
+        tensors = {name: v for name, v in numbers.items() if isinstance(v, Tensor) and v.is_cuda}
+        here = {name: float(v) for name, v in numbers.items() if name not in tensors}
+        now, spectrum = time.time(), self._preset.spectrum(step)
+        transfer = self._start(
+            {f"value.{name}": value for name, value in tensors.items()}
+            | {f"matrix.{name}": matrix for name, matrix in self._linear.items()},
+            self._sums,
+        )
+
+        def record(arrived: Transfer) -> Record:
+            arrays = arrived.arrays()
+            rows, cut = _rows(arrays)
+            values = here | {name: float(arrays[f"value.{name}"]) for name in tensors}
+            matrices = {name.removeprefix("matrix."): a for name, a in arrays.items() if name.startswith("matrix.")}
+            values["probe_seconds"] = spent
+            return Record(step, now, values, rows, matrices, spectrum=spectrum, rows_cut=cut)
+
+        spent = time.perf_counter() - began
+        self._queue(transfer, record)
+
+    def _start(self, tensors: dict[str, Tensor], sums: SumBuffer) -> Transfer:
+        """Copies tensors and a buffer's rows to the host; on the CPU only the rows that were written."""
+        written = sums.rows if sums.rows.is_cuda else sums.rows[: int(sums.cursor)]
+        return Transfer(tensors | {"rows": written, "cursor": sums.cursor})
+
+    def _queue(self, transfer: Transfer, record: Callable[[Transfer], Record]) -> None:
+        if len(self._arriving) >= TRANSFERS_UNDER_WAY:
+            self._recorder.dropped += 1
+        else:
+            self._arriving.append((transfer, record))
+
+    def _deliver(self) -> None:
+        """Hands over what has arrived, in order."""
+        while self._arriving and self._arriving[0][0].ready():
+            transfer, record = self._arriving.popleft()
+            self._recorder.put(record(transfer))
+
+    @torch.no_grad()
+    def _read_linear(self) -> dict[str, Tensor]:
+        """A̅, B̅ and C_out as the next step's forward will use them; large matrices only when they are due."""
+        due = self._matrices_due(self._step)
+        found = {}
+        for name in ("a_bar", "b_bar", "c_out"):
+            read = getattr(self._site, name)
+            if read is not None and (due or (name == "a_bar" and self._a_bar_is_cheap)):
+                found[name] = read().detach().float().clone()
+        return found
+
+    @property
+    def _a_bar_is_cheap(self) -> bool:
+        """Whether the eigenvalues of A̅ can be read off without a solver."""
+        assert self._site.a_bar is not None
+        return self._site.a_bar().ndim < 2
+
+    def _remember_batch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps the first training batch for the passes at fixed depth, then takes its own hook off."""
+        if not module.training:
+            return
+        self._capture.remove()
+        if self._probe_batch is None and args and isinstance(args[0], Tensor):
+            self._probe_batch = args[0].detach()[:PROBE_SEQUENCES].clone()
+
+    def _run_probe_batch(self, step: int) -> None:
+        """Runs the fixed batch at depth 2·μ_rec and records its loop; training notices nothing."""
+        site, batch, tap = self._site, self._probe_batch, self._tap
+        if batch is None or tap is None or site.depth_argument is None or site.mean_depth is None:
+            return
+        self._probed = step
+        sums = SumBuffer(2 * site.mean_depth + 1, self._device)
+        with undisturbed(self._model, self._device), tap.into(sums):
+            self._model(batch, **{site.depth_argument: 2 * site.mean_depth})
+        now = time.time()
+
+        def record(arrived: Transfer) -> Record:
+            rows, cut = _rows(arrived.arrays())
+            return Record(step, now, raw=rows, is_probe=True, rows_cut=cut)
+
+        self._queue(self._start({}, sums), record)
+
+    def _detach(self) -> None:
+        self._capture.remove()
+        if self._tap is not None:
+            self._tap.remove()
+            self._tap = None
+
+    def _give_up(self, error: Exception) -> None:
+        """Says once that the probe failed and leaves training alone from then on."""
+        if self._tap is not None:
+            log.error("loopscope: the probe failed and is off, training goes on: %r", error, exc_info=error)
+        self._detach()
+
+
+def _interval(site: LoopSite) -> int:
+    """Steps between exact spectra of this loop's matrices."""
+    for read in (site.a_bar, site.b_bar, site.c_out):
+        if read is not None and read().ndim:
+            return matrix_interval(read().shape[0])
+    return 1
+
+
+def _rows(arrays: Mapping[str, Any]) -> tuple[Any, int]:
+    """The rows of sums that were written, and how many did not fit."""
+    written, kept = int(arrays["cursor"][0]), arrays["rows"]
+    return kept[:written], max(0, written - len(kept))
+
+
+def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is true of the whole run."""
+    a_bar = site.a_bar() if site.a_bar is not None else None
+    structure = {0: "scaled identity", 1: "diagonal", 2: "dense"}
+    return {
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "site": site.describe(),
+        "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
+        # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
+        "a_bar_learned": None if a_bar is None else a_bar.requires_grad,
+        "preset": preset.name,
+        "config": dict(config),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(next((p.device for p in model.parameters()), "cpu")),
+        "host": platform.node(),
+        "started": time.time(),
+    }
+
+

@@ -1,0 +1,197 @@
+"""The recorder: a thread that turns what came off the device into rows of the run file.
+
+The training thread hands over records and never waits: the queue is bounded, and what does not fit is dropped and
+counted. Everything that takes time on the host (division, eigenvalues, detectors, HDF5) happens here. A failure of the
+file or of anything else in this thread is said once; training goes on without rows.
+
+Not covered: ordering between ranks; each process records for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dynamics.lti import LTISystem
+from .detectors import EventDetector, non_finite
+from .reader import open_run
+from .tap import loop_means
+from .writer import RunWriter
+
+log = logging.getLogger("loopscope")
+
+QUEUE_LENGTH = 1024  # records waiting for the thread; about 2 MB of rows at 16 loops
+ROWS_PER_FLUSH = 100
+SECONDS_PER_FLUSH = 0.5  # the most a kill can cost
+EIGENVALUES_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One training step, or one pass of the probe batch, as it came off the device.
+
+    Args:
+        step: Training step.
+        time: Unix seconds when the step ended.
+        values: Numbers the step has once, by name.
+        raw: Rows of sums of the step's forwards.
+        matrices: ``a_bar``, ``b_bar``, ``c_out`` as they were in the step's forward, where they were due.
+        spectrum: Whether the eigenvalues of ``a_bar`` are kept, not only their largest modulus.
+        is_probe: Whether this is a pass of the probe batch, which has only ``raw``.
+        rows_cut: Loop rows that did not fit into the device buffer.
+    """
+
+    step: int
+    time: float
+    values: dict[str, float] = field(default_factory=dict)
+    raw: NDArray[np.float32] | None = None
+    matrices: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    spectrum: bool = False
+    is_probe: bool = False
+    rows_cut: int = 0
+
+
+class Recorder:
+    """Owns the run file of a live run.
+
+    Args:
+        path: The run file.
+        info: What is true of the whole run; written once.
+        scalars: Names of the user's own scalars.
+        resume: Continue an existing file.
+        overwrite: Replace an existing file.
+
+    Raises:
+        OSError, RunFileError: The file cannot be created or continued; nothing has been started then.
+    """
+
+    def __init__(
+        self, path: Path, *, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool
+    ) -> None:
+        self.path = path
+        self.dropped = 0
+        self.next_step = 0
+        self._queue: queue.Queue[Record | None] = queue.Queue(QUEUE_LENGTH)
+        self._opened = threading.Event()
+        self._error: Exception | None = None
+        self._detector = EventDetector()
+        arguments = (info, tuple(scalars), resume, overwrite)
+        # HDF5 handles live and die in the thread that uses them.
+        self._thread = threading.Thread(target=self._run, args=arguments, name="loopscope-recorder", daemon=True)
+        self._thread.start()
+        self._opened.wait()
+        if self._error is not None:
+            raise self._error
+
+    def put(self, record: Record) -> None:
+        """Hands over a record; drops it when the thread is behind."""
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Writes what is waiting, seals the file and ends the thread; harmless the second time."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> None:
+        try:
+            writer = self._open(info, scalars, resume, overwrite)
+        except Exception as error:
+            self._error = error
+            return
+        finally:
+            self._opened.set()
+        try:
+            self._write_all(writer)
+        except Exception:
+            log.exception("loopscope: recording to %s failed; training goes on without it", self.path)
+            self._drain()
+        finally:
+            writer.close()
+
+    def _open(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> RunWriter:
+        if resume and self.path.exists():
+            with open_run(self.path) as run:
+                self._replay(run["step"], run["loss"])
+            return RunWriter.resume(self.path)
+        return RunWriter.create(
+            self.path, info=info, scalars=scalars, eigenvalues=EIGENVALUES_KEPT, overwrite=overwrite
+        )
+
+    def _replay(self, steps: NDArray[np.float64], losses: NDArray[np.float64]) -> None:
+        """Brings the detector to where it was before the run was interrupted."""
+        for step, loss in zip(steps, losses, strict=True):
+            self._detector.update(int(step), 0.0, {} if math.isnan(loss) else {"loss": float(loss)})
+        self.next_step = int(steps[-1]) + 1 if len(steps) else 0
+
+    def _write_all(self, writer: RunWriter) -> None:
+        waiting, flushed = 0, time.monotonic()
+        while True:
+            try:
+                record = self._queue.get(timeout=SECONDS_PER_FLUSH)
+            except queue.Empty:
+                pass
+            else:
+                if record is None:
+                    break
+                self._write(writer, record)
+                waiting += 1
+            if waiting and (waiting >= ROWS_PER_FLUSH or time.monotonic() - flushed >= SECONDS_PER_FLUSH):
+                writer.flush()
+                waiting, flushed = 0, time.monotonic()
+        writer.flush()
+        writer.seal()
+
+    def _drain(self) -> None:
+        """Lets go of records after a failure, so that nobody waits for a full queue."""
+        while self._queue.get() is not None:
+            self.dropped += 1
+
+    def _write(self, writer: RunWriter, record: Record) -> None:
+        has_rows = record.raw is not None and len(record.raw) > 1
+        loops, once = loop_means(record.raw) if has_rows and record.raw is not None else (None, {})
+        if record.is_probe:
+            if loops is not None:
+                writer.append_probe(record.step, loops)
+            return
+        given = record.values | once | self._linear(writer, record)
+        extra = {
+            "step": float(record.step),
+            "time": record.time,
+            "nonfinite": float(len(non_finite(given, loops))),
+            "rows_dropped": float(self.dropped + record.rows_cut),
+        }
+        writer.append_step(given | extra, loops)
+        for event in self._detector.update(record.step, record.time, given, loops):
+            writer.append_event(event)
+
+    def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
+        """Norms and eigenvalues of the matrices that came with a record."""
+        values = {f"{name}_norm": _spectral_norm(matrix) for name, matrix in record.matrices.items()}
+        a_bar = record.matrices.get("a_bar")
+        if a_bar is not None:
+            eigenvalues = LTISystem(a_bar).eigenvalues() if np.isfinite(a_bar).all() else np.array([np.nan])
+            values["a_bar_radius"] = float(abs(eigenvalues[0]))
+            if record.spectrum:
+                writer.append_spectrum(record.step, eigenvalues[:EIGENVALUES_KEPT])
+        return values
+
+
+def _spectral_norm(matrix: NDArray[np.generic]) -> float:
+    """Largest singular value of a scaled identity (0-d), diagonal (1-D) or dense (2-D) matrix; NaN when not finite."""
+    if not np.isfinite(matrix).all():
+        return math.nan
+    return float(np.linalg.norm(matrix, 2)) if matrix.ndim == 2 else float(np.abs(matrix).max())

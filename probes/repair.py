@@ -1,0 +1,247 @@
+"""Makes run files whole again after a kill, a cut-off copy or a bad disk, and says what it found and did.
+
+A killed run needs no repair to be read or resumed; repairing it only closes it cleanly, so that any HDF5 tool opens it.
+A damaged run is salvaged: the longest beginning in which every table is readable and fits the others.
+
+Not covered: files whose root or table headers are gone (nothing says where the rows are), and wrong numbers in
+uncompressed live files, which carry no checksum of them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from . import handle as handles
+from .handle import LOCK, Handle
+from .layout import STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
+from .lease import Lease, is_held, lease_path
+from .rewrite import copy_run, temporary_path
+from .superblock import Superblock
+
+_BLOCK: Final = 16384  # rows decoded at a time while looking for unreadable ones
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What ``repair`` found and did.
+
+    Attributes:
+        path: The file that is whole now: the run itself, or its repaired copy.
+        found: ``"whole"``, ``"unclosed"`` (killed, nothing missing) or ``"damaged"``.
+        rows: Steps in it, all generations.
+        rows_lost: Committed steps that could not be read any more.
+        backup: Where the damaged original is kept; None when nothing had to be left out.
+        actions: What was found and done, in sentences.
+    """
+
+    path: Path
+    found: Literal["whole", "unclosed", "damaged"]
+    rows: int
+    rows_lost: int
+    backup: Path | None
+    actions: tuple[str, ...]
+
+
+def repair(path: str | os.PathLike[str], *, in_place: bool = False) -> RepairReport:
+    """Make a run file whole: close it cleanly, and leave out what cannot be read any more.
+
+    Args:
+        path: The run file.
+        in_place: Repair the file itself, keeping the original beside it (``.bak``) when anything has to be left out.
+            Otherwise the original stays untouched and a copy, ``name.repaired.h5``, is repaired.
+
+    Raises:
+        RunInUse: A live process is writing the run.
+        NotARun: The path is something else.
+        DamagedRun: Nothing can be recovered.
+        RunFileError: There is no such file, the copy exists already, or the folder cannot be written to.
+    """
+    original = Path(path)
+    handles.file_key(original)
+    handles.check_hdf5(original)
+    if is_held(original):
+        raise RunInUse(f"{original}: a live process is writing this run; stop it before repairing")
+    target = original
+    if not in_place:
+        target = original.with_name(f"{original.stem}.repaired{original.suffix}")
+        if target.exists():
+            raise RunFileError(f"{target}: exists already; remove it or repair in place")
+        _copy(original, target)
+    try:
+        report = _repair(target)
+    except BaseException:
+        if not in_place:
+            target.unlink(missing_ok=True)
+        raise
+    if report.backup is not None and not in_place:  # the untouched original is the backup
+        report.backup.unlink()
+        actions = tuple(action for action in report.actions if str(report.backup) not in action)
+        return RepairReport(target, report.found, report.rows, report.rows_lost, original, actions)
+    return report
+
+
+def _repair(path: Path) -> RepairReport:
+    """Repair one file in place while holding its lease."""
+    actions: list[str] = []
+    if lease_path(path).exists():
+        actions.append("removed the lease of a process that is gone")
+    lease = Lease(path)
+    try:
+        with LOCK:
+            if (leftover := temporary_path(path)).exists():
+                leftover.unlink()
+                actions.append(f"removed {leftover.name}, left by an unfinished rewrite")
+            backup = _settle_broken_superblock(path, actions)
+            return _examine(path, backup, actions)
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be repaired ({handles.one_line(error)}); check folder and disk") from None
+    except DamagedRun as error:
+        reason = str(error).removeprefix(f"{path}: ").split(";")[0]
+        raise DamagedRun(f"{path}: cannot be repaired ({reason}); restore it from a copy") from None
+    finally:
+        lease.release()
+
+
+def _settle_broken_superblock(path: Path, actions: list[str]) -> Path | None:
+    """Make a file openable whose first bytes are wrong or whose end is cut off; return the backup taken before."""
+    block, size = Superblock.read(path, verify=False), path.stat().st_size
+    if block is None:
+        return None
+    broken = Superblock.read(path) is None
+    cut = block.flags == 0 and block.end_of_file > size
+    if not broken and not cut:
+        return None
+    backup = _backup(path)
+    actions.append(f"the original is kept as {backup}")
+    actions.append(
+        "the file's first bytes were wrong and were recomputed" if broken else "the end of the file is missing"
+    )
+    block.settle(path, size)
+    return backup
+
+
+def _examine(path: Path, backup: Path | None, actions: list[str]) -> RepairReport:
+    """Read everything, then close cleanly what is whole, or salvage what is not."""
+    handle = handles.acquire(path)
+    try:
+        readable = {table: _readable(handle, table) for table in (*TABLES, "commit")}
+        last = _last_readable_commit(handle, readable["commit"])
+        kept = _consistent(handle, readable, last)
+        wanted = last.lengths if last is not None else {t: int(handle.table(t).shape[0]) for t in TABLES}
+        if last is not None and kept == wanted:
+            rows = kept["steps"]
+            beyond = int(handle.table("steps").shape[0]) - rows
+            if beyond:
+                actions.append(f"{beyond} steps behind the last commit were never acknowledged and stay ignored")
+            handles.release(handle)
+            unclosed = handles.make_writable(path)
+            if unclosed:
+                actions.append("closed the file that a killed process had left open")
+            if not actions:
+                actions.append("nothing to repair")
+            return RepairReport(path, "unclosed" if unclosed else "whole", rows, 0, backup, tuple(actions))
+        lost = {table: wanted[table] - kept[table] for table in TABLES if wanted[table] > kept[table]}
+        if backup is None:
+            backup = _backup(path)
+            actions.append(f"the original is kept as {backup}")
+        generation = last.generation if last is not None else _last_generation(handle, kept["steps"])
+        commit = Commit(kept, generation, False, last.time_ns if last is not None else time.time_ns())
+        assert handle.file is not None
+        copy_run(handle.file, temporary_path(path), commit, "sealed")
+    finally:
+        if handle.file is not None:
+            handles.close(handle)
+    temporary_path(path).replace(path)
+    missing = ", ".join(f"{n} rows of {table}" for table, n in lost.items()) or "the commit rows"
+    actions.append(f"could not be read: {missing}")
+    actions.append(f"kept {kept['steps']} steps")
+    return RepairReport(path, "damaged", kept["steps"], lost.get("steps", 0), backup, tuple(actions))
+
+
+def _readable(handle: Handle, table: str) -> int:
+    """Return how many leading rows of a table are inside the file and can be decoded."""
+    dataset = handle.table(table)
+    inside = handles.readable_rows(dataset, handle.path.stat().st_size)
+    for start in range(0, inside, _BLOCK):
+        stop = min(start + _BLOCK, inside)
+        try:
+            dataset[start:stop]
+        except handles.READ_ERRORS:
+            return _readable_within(dataset, start, stop)
+    return inside
+
+
+def _readable_within(dataset: Any, start: int, stop: int) -> int:
+    """Return up to where rows ``start:stop`` can be decoded, by halving."""
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        try:
+            dataset[start:middle]
+        except handles.READ_ERRORS:
+            stop = middle
+        else:
+            start = middle
+    return start
+
+
+def _last_readable_commit(handle: Handle, rows: int) -> Commit | None:
+    """Return the newest whole commit row among the readable ones."""
+    for row in handle.table("commit")[:rows][::-1]:
+        if (commit := Commit.unpack(row)) is not None:
+            return commit
+    return None
+
+
+def _consistent(handle: Handle, readable: dict[str, int], last: Commit | None) -> dict[str, int]:
+    """Return the longest table lengths at which every row has everything it points at."""
+    kept = {table: min(readable[table], last.lengths[table]) if last else readable[table] for table in TABLES}
+    named = int(np.count_nonzero(handle.table("columns")[: kept["columns"]]))
+    if named < len(STEP_COLUMNS) or (last is not None and named < last.lengths["columns"]):
+        raise DamagedRun(f"{handle.path}: the names of its columns are gone")
+    kept["columns"] = named
+    steps = min(kept["steps"], kept["loop_end"])
+    if last is None:  # without a commit only rows that were really written count
+        steps = _leading(np.isfinite(handle.table("steps")[:steps, 0]))
+    steps = _leading(handle.table("loop_end")[:steps] <= kept["loops"])
+    passes = _leading(handle.table("probe_index")[: kept["probe_index"], 2] <= kept["probe"])
+    kept |= {"steps": steps, "loop_end": steps, "probe_index": passes}
+    kept["loops"] = int(handle.table("loop_end")[steps - 1]) if steps else 0
+    kept["probe"] = int(handle.table("probe_index")[passes - 1, 2]) if passes else 0
+    return kept
+
+
+def _leading(good: Any) -> int:
+    """Return how many leading entries are true."""
+    return int(np.argmin(good)) if len(good) and not np.all(good) else len(good)
+
+
+def _last_generation(handle: Handle, steps: int) -> int:
+    """Return the generation of the last step, 0 without any."""
+    value = float(handle.table("steps")[steps - 1, STEP_COLUMNS.index("generation")]) if steps else 0.0
+    return int(value) if math.isfinite(value) else 0
+
+
+def _backup(path: Path) -> Path:
+    """Copy a file beside itself, never over an older backup."""
+    number = 0
+    while (target := path.with_name(f"{path.name}.bak{number or ''}")).exists():
+        number += 1
+    _copy(path, target)
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a whole file or leave nothing behind."""
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise RunFileError(f"{target}: cannot be written ({error.strerror}); check folder and disk") from None

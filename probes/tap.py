@@ -1,0 +1,235 @@
+"""The tap: one row of sums per loop, written on the device, with nothing the host would have to wait for.
+
+A hook on the first module of the loop body sees ``h_t``; a hook on the first module after the loop sees ``h_T``. Each
+writes one float32 row of *sums* over tokens into a preallocated buffer at a cursor that also lives on the device. Sums
+add exactly over micro-batches; they are divided when they reach the host (`loop_means`). There is no Python counter
+and no ``.item()``, so the same hooks work in eager mode, under ``torch.compile`` and with varying depth.
+
+Sequences may join the loop late (depth sampled per sequence): the batch that the body sees then grows, and is always a
+prefix of the next one. A step is measured on the sequences that were already there.
+
+Not covered: loops whose state is not one tensor, and sequences that join anywhere but at the end of the batch.
+"""
+
+# Shapes: n sequences active in this loop, S positions, D width; R rows of the buffer.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch.utils.hooks import RemovableHandle
+
+    from .site import LoopSite
+
+# Columns of a raw row. Counts are tokens; the last four are written once per forward, in its first row.
+STATE_SUM, STATE_COUNT, STEP_SUM, STEP_COUNT, COSINE_SUM, COSINE_COUNT = range(6)
+INPUT_SUM, INPUT_COUNT, INJECTION_SUM, INJECTION_COUNT = range(6, 10)
+WIDTH = 10
+
+
+class SumBuffer:
+    """Rows of sums on the device and the cursor that says where the next one goes.
+
+    Rows beyond the capacity all land in the last row and only the cursor tells them: they are counted, never hidden.
+    """
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.rows = torch.zeros(capacity, WIDTH, dtype=torch.float32, device=device)
+        self.cursor = torch.zeros(1, dtype=torch.int64, device=device)
+        self._last = capacity - 1
+
+    def append(self, row: Tensor) -> None:
+        """Writes one row ``(WIDTH,)`` at the cursor and moves it on, all on the device."""
+        self.rows.index_copy_(0, self.cursor.clamp(max=self._last), row.unsqueeze(0))
+        self.cursor.add_(1)
+
+    def reset(self) -> None:
+        """Forgets the rows; the next one is the first."""
+        self.cursor.zero_()
+
+
+class LoopTap:
+    """Hooks on a loop's two places that fill a `SumBuffer` while a training forward runs.
+
+    Args:
+        model: The user's module, unwrapped.
+        site: Where its loop is.
+        buffer: Where the rows of training forwards go.
+        on_error: Called once with the exception should a hook ever fail; the tap is silent from then on.
+    """
+
+    def __init__(
+        self, model: nn.Module, site: LoopSite, buffer: SumBuffer, on_error: Callable[[Exception], None]
+    ) -> None:
+        self.buffer = buffer
+        self.enabled = True  # recording is due in this step
+        self._target: SumBuffer | None = None  # the buffer of the forward under way; None outside of one
+        self._redirected: SumBuffer | None = None
+        self._previous: Tensor | None = None
+        self._step: tuple[Tensor, Tensor] | None = None  # the last step and its norms
+        self._site = site
+        self._on_error = on_error
+        modules = dict(model.named_modules())
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(self._begin),
+            modules[site.body].register_forward_pre_hook(self._loop, with_kwargs=True),
+            modules[site.after].register_forward_pre_hook(self._finish),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Takes the hooks off the model; harmless when they are off already."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._target = self._previous = self._step = None
+
+    @contextmanager
+    def into(self, buffer: SumBuffer) -> Iterator[None]:
+        """Records the forwards of this block into another buffer, whatever the model's training mode."""
+        self._redirected = buffer
+        try:
+            yield
+        finally:
+            self._redirected = None
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        """Arms the tap for one forward; recomputation during backward comes after `_end` and is not seen."""
+        if self._redirected is not None:
+            self._target = self._redirected
+        else:
+            self._target = self.buffer if module.training and self.enabled else None
+        self._previous = self._step = None
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Disarms the tap and lets go of the states."""
+        self._target = self._previous = self._step = None
+
+    def _loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._target is None:
+            return
+        try:
+            state = _argument(args, kwargs, self._site.state_argument)
+            injected = None
+            if self._previous is None and self._site.input_argument is not None:
+                injected = _argument(args, kwargs, self._site.input_argument)
+            self._record(self._target, state, injected)
+        except Exception as error:
+            self._fail(error)
+
+    def _finish(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._target is None or self._previous is None:
+            return
+        try:
+            self._record(self._target, args[0], None)
+            self._target = None  # what a second call of this module receives is not h_T
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._target = None
+        self.enabled = False
+        self._on_error(error)
+
+    @torch.no_grad()
+    def _record(self, target: SumBuffer, state: Tensor, injected: Tensor | None) -> None:
+        """Appends the row of one state; called with ``h_0 … h_T`` in order."""
+        # Autocast would turn these reductions and B̅e into bf16, in which 0.999 is 1.
+        with torch.autocast(state.device.type, enabled=False):
+            h = state.detach().float()
+            zero = h.new_zeros(())
+            sums = [_norm_sum(h), _count(h, zero)] + [zero] * (WIDTH - 2)
+            now = None
+            if self._previous is not None:
+                step = h[: self._previous.shape[0]] - self._previous
+                now = step, torch.linalg.vector_norm(step, dim=-1)
+                sums[STEP_SUM], sums[STEP_COUNT] = now[1].sum(), _count(step, zero)
+                if self._step is not None:
+                    sums[COSINE_SUM], sums[COSINE_COUNT] = _cosine_sum(now, self._step), _count(self._step[0], zero)
+            if injected is not None:
+                e = injected.detach().float()
+                sums[INPUT_SUM], sums[INPUT_COUNT] = _norm_sum(e), _count(e, zero)
+                if self._site.b_bar is not None:
+                    sums[INJECTION_SUM], sums[INJECTION_COUNT] = _norm_sum(self._inject(e)), _count(e, zero)
+            target.append(torch.stack(sums))
+            # The state is cloned because the model may update it in place before the next loop.
+            self._previous, self._step = (h.clone() if h.dtype == state.dtype else h), now
+
+    def _inject(self, e: Tensor) -> Tensor:
+        """``B̅ e`` for the three forms B̅ can have."""
+        assert self._site.b_bar is not None
+        b_bar = self._site.b_bar().detach().float()
+        return e @ b_bar.mT if b_bar.ndim == 2 else b_bar * e
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str) -> Tensor:
+    """The tensor a module received at a position or under a keyword."""
+    return kwargs[place] if isinstance(place, str) else args[place]  # type: ignore[no-any-return]
+
+
+def _norm_sum(x: Tensor) -> Tensor:
+    """Sum over tokens of the Euclidean norm."""
+    return torch.linalg.vector_norm(x, dim=-1).sum()
+
+
+def _cosine_sum(now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> Tensor:
+    """Sum over tokens of the cosine between two successive steps; a step of zero counts as cosine 0."""
+    (step, norm), (last, last_norm) = now, before
+    n = last.shape[0]
+    return ((step[:n] * last).sum(-1) / (norm[:n] * last_norm).clamp(min=1e-30)).sum()
+
+
+def _count(x: Tensor, like: Tensor) -> Tensor:
+    """Number of tokens of ``x (n, S, D)`` as a float32 scalar on its device, without a copy from the host."""
+    return like + x.shape[:-1].numel()
+
+
+def loop_means(raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """Turns the raw rows of one step into per-loop means and the numbers that a step has once.
+
+    Args:
+        raw: ``(rows, WIDTH)`` sums of one step in the order they were written; several micro-batches follow each other.
+
+    Returns:
+        ``(T + 1, 4)`` with the columns state_norm, residual_norm, step_cosine, tokens, and the values of ``depth``,
+        ``depth_min``, ``depth_max`` (loops) and, where they were measured, ``input_norm`` and ``injection_norm``. ``T``
+        is the largest depth of the step; a row averages over the tokens that reached that loop.
+
+    >>> h0, h1 = [2.0, 1, 0, 0, 0, 0, 3.0, 1, 3.0, 1], [5.0, 1, 4.0, 1, 0, 0, 0, 0, 0, 0]
+    >>> means, once = loop_means(np.array([h0, h1], dtype=np.float32))
+    >>> means[:, 0].tolist(), means[0, 1].item(), once["depth"], once["input_norm"]
+    ([2.0, 5.0], 4.0, 1.0, 3.0)
+    """
+    starts = np.flatnonzero(raw[:, STEP_COUNT] == 0)  # only h_0 has no step behind it
+    forwards = np.split(raw.astype(np.float64), starts[1:])
+    loops = max(len(f) for f in forwards)
+    total = np.zeros((loops, WIDTH))
+    for forward in forwards:
+        total[: len(forward)] += forward
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.full((loops, 4), np.nan, dtype=np.float32)
+        means[:, 0] = total[:, STATE_SUM] / total[:, STATE_COUNT]
+        # A raw row holds the step that led to its state; residual_norm[t] is the step that leaves h_t.
+        means[:-1, 1] = (total[:, STEP_SUM] / total[:, STEP_COUNT])[1:]
+        means[:-1, 2] = (total[:, COSINE_SUM] / total[:, COSINE_COUNT])[1:]
+        means[:, 3] = total[:, STATE_COUNT]
+    ran = [f[:-1, STATE_COUNT] for f in forwards]
+    tokens = [f[-1, STATE_COUNT] for f in forwards]
+    once = {
+        "depth": sum(r.sum() for r in ran) / sum(tokens),
+        "depth_min": float(min((r == n).sum() for r, n in zip(ran, tokens, strict=True))),
+        "depth_max": float(loops - 1),
+    }
+    if total[0, INPUT_COUNT]:
+        once["input_norm"] = float(total[0, INPUT_SUM] / total[0, INPUT_COUNT])
+    if total[0, INJECTION_COUNT]:
+        once["injection_norm"] = float(total[0, INJECTION_SUM] / total[0, INJECTION_COUNT])
+    return means, once
