@@ -36,7 +36,6 @@ _EXPORTS = {
     "token_jacobians": "per_token",
     "token_spectra": "per_token",
     "LeadingEigenvalues": "krylov",
-    "golub_kahan": "krylov",
     "leading_eigenvalues": "krylov",
     "SublayerGain": "attribution",
     "sublayer_gains": "attribution",
@@ -62,7 +61,6 @@ __all__ = [
     "disagreement",
     "discretization_error",
     "euler",
-    "golub_kahan",
     "jacobian_gap",
     "leading_eigenvalues",
     "loop_regime",
@@ -88,7 +86,6 @@ if TYPE_CHECKING:
     from .jacobian import LoopJacobian as LoopJacobian
     from .jacobian import jacobian_gap as jacobian_gap
     from .krylov import LeadingEigenvalues as LeadingEigenvalues
-    from .krylov import golub_kahan as golub_kahan
     from .krylov import leading_eigenvalues as leading_eigenvalues
     from .lti import LTISystem as LTISystem
     from .per_token import CausalityError as CausalityError
