@@ -3,6 +3,7 @@
     config.py      every choice that defines a model
     looped.py      the model, one file to read top to bottom
     presets.py     the paper's models by name
+    parcae_lm.py   weights of the authors' implementation, in and out
     data.py        real text as batches
     train.py       the training loop, which knows an observer and no probe
     optimizers.py  parameter groups and schedules
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .config import LoopedConfig
     from .data import ByteText, Data, standard_library
     from .looped import LoopedTransformer
+    from .parcae_lm import from_parcae_lm, from_pretrained, to_parcae_lm
     from .presets import PRESETS, build, recipe
     from .train import NullObserver, Observer, Progress, TrainConfig, TrainResult
 
@@ -30,6 +32,9 @@ _EXPORTS = {
     "standard_library": "data",
     "LoopedConfig": "config",
     "LoopedTransformer": "looped",
+    "from_parcae_lm": "parcae_lm",
+    "from_pretrained": "parcae_lm",
+    "to_parcae_lm": "parcae_lm",
     "PRESETS": "presets",
     "build": "presets",
     "recipe": "presets",
@@ -52,8 +57,11 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "build",
+    "from_parcae_lm",
+    "from_pretrained",
     "recipe",
     "standard_library",
+    "to_parcae_lm",
 ]
 
 
