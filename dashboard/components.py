@@ -1,0 +1,89 @@
+"""Small pieces of page shared by all pages: badges, the verdict, findings, error boxes, plots."""
+
+import math
+from typing import Any
+
+from dash import dcc, html
+
+from ..probes.diagnosis import Diagnosis
+from ..probes.rules import Finding
+from .colours import REGIME_GLYPHS
+from .frame import graph_config
+
+REGIME_LABELS = {"lti": "linear part", "loop": "full loop", "trajectory": "trajectory"}
+
+
+def badge(kind: str, glyph: str, text: str, label: str = "") -> html.Span:
+    """Return a pill with a coloured glyph; the words carry the meaning, the colour only repeats it."""
+    words: list[Any] = [html.B(f"{label}:"), " ", text] if label else [text]
+    return html.Span([html.I(glyph), html.Span(words)], className=f"ls-badge ls-{kind}")
+
+
+def regime_badge(regime: str, label: str = "") -> html.Span:
+    """Return the badge of a regime."""
+    return badge(regime, REGIME_GLYPHS[regime], regime, label)
+
+
+def state_badge(state: str) -> html.Span:
+    """Return the badge of a run's state: live, interrupted, finished or unreadable."""
+    return badge(state, "✕" if state == "unreadable" else "●", state)
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a number as people read it, an en dash when it was not recorded.
+
+    >>> number(0.44721), number(1.5e9), number(math.nan), number(math.inf)
+    ('0.4472', '1.5e+09', '–', '∞')
+    """
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{digits}g}"
+
+
+def verdict(diagnosis: Diagnosis) -> html.Section:
+    """Return the verdict card: the sentence, the three regimes, the findings with their remedies."""
+    word = diagnosis.verdict
+    sentence = html.P([html.Strong([html.I(REGIME_GLYPHS[word]), word]), _sentence(diagnosis.summary)])
+    badges = [regime_badge(diagnosis.regimes[key], label) for key, label in REGIME_LABELS.items()]
+    found = [finding_card(finding) for finding in diagnosis.findings]
+    children = [sentence, html.Div(badges, className="ls-badges")]
+    if found:
+        children.append(html.Div(found, className="ls-findings"))
+    return html.Section(children, className=f"ls-card ls-verdict ls-{word}")
+
+
+def _sentence(text: str) -> str:
+    """Write a message as a sentence: a full stop last, and a capital first unless it starts with a symbol such as ρ.
+
+    >>> _sentence("ρ(A̅) = 1.2"), _sentence("loss spiked.")
+    ('ρ(A̅) = 1.2.', 'Loss spiked.')
+    """
+    text = text.strip()
+    first = text[:1].upper() if text[:1].isascii() else text[:1]
+    return first + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def finding_card(finding: Finding) -> html.Article:
+    """Return one fired rule: what, when (a button that selects the step), and what to try."""
+    when = html.Button(
+        f"step {finding.step:,}", id={"type": "goto", "step": finding.step, "rule": finding.rule}, className="ls-link"
+    )
+    head: list[Any] = [html.I("▲" if finding.severity == "error" else "◆"), f"{finding.rule} {finding.name}", when]
+    body = [html.Div(_sentence(finding.message))]
+    if finding.remedy:
+        body.append(html.Div(["Try: ", finding.remedy], className="ls-remedy"))
+    return html.Article([html.Header(head), *body], className=f"ls-finding ls-{finding.severity}")
+
+
+def problem(title: str, text: str) -> html.Section:
+    """Return a card for a page that cannot be shown, with the way back."""
+    body = [html.P([html.Strong([html.I("✕"), title]), text]), dcc.Link("All runs", href="/")]
+    return html.Section(body, className="ls-card ls-verdict ls-unreadable")
+
+
+def plot(identifier: str, chart: Any) -> html.Div:
+    """Return a card with one graph, configured never to talk to a server."""
+    graph = dcc.Graph(id=identifier, figure=chart, config=graph_config(), responsive=True, style={"height": "100%"})
+    return html.Div(graph, className="ls-plot")

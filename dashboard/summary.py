@@ -1,0 +1,71 @@
+"""One row of the runs table per run: what a person needs to choose which run to look at.
+
+A run that cannot be read is a row too, with its one-line error.
+"""
+
+import math
+from typing import Any
+
+from ..probes.diagnosis import Diagnosis
+from ..probes.layout import RunFileError
+from .index import Entry, RunIndex
+from .opened import OpenRun
+
+Row = dict[str, Any]
+
+
+def rows(index: RunIndex) -> list[Row]:
+    """Return the rows of the table, JSON-ready, in the order of the runs' names."""
+    return [row(index, entry) for entry in index.entries()]
+
+
+def row(index: RunIndex, entry: Entry) -> Row:
+    """Return one row; numbers that are not finite become None or words, since JSON has neither."""
+    identity: Row = {"id": entry.id, "name": entry.name, "path": str(entry.path), "href": f"/run/{entry.id}"}
+    try:
+        held = index.open(entry)
+        return identity | _read(held) | _diagnosed(held.diagnosis())
+    except RunFileError as error:
+        fault = str(error).removeprefix(f"{entry.path}: ")  # the row names the run already
+        return identity | {"state": "unreadable", "fault": fault, "verdict": None}
+
+
+def _read(held: OpenRun) -> Row:
+    """Return the cells that are read off the run."""
+    run = held.run
+    return {
+        "state": run.state,
+        "fault": None if len(run) else "no step was recorded, so nothing can be said",
+        "steps": len(run),
+        "loss": cell(last(held, "loss")),
+        "radius": cell(last(held, "a_bar_radius")),
+        "state_norm": cell(last(held, "last_state_norm")),
+    }
+
+
+def _diagnosed(diagnosis: Diagnosis) -> Row:
+    """Return the cells that come from the verdict."""
+    first = diagnosis.first_breach
+    return {
+        **diagnosis.regimes,
+        "verdict": diagnosis.verdict,
+        "breach": f"step {first.step:,}: {first.name}" if first else "none",
+        "summary": diagnosis.summary,
+    }
+
+
+def last(held: OpenRun, name: str) -> float:
+    """Return the newest recorded value of a quantity, NaN when there is none."""
+    values = held.series(name).values
+    return float(values[-1]) if len(values) else math.nan
+
+
+def cell(value: float) -> float | str | None:
+    """Return a number as JSON can carry it.
+
+    >>> cell(1.5), cell(math.inf), cell(math.nan)
+    (1.5, 'inf', None)
+    """
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else str(value)

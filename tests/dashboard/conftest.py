@@ -1,0 +1,105 @@
+"""Synthetic runs written with the real writer, and a server on a free port for browser tests."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import waitress
+from loopscope.probes.layout import Event
+from loopscope.probes.writer import RunWriter
+
+WIDTH = 16
+
+
+def loop_table(radius: float, depth: int, rng: np.random.Generator) -> np.ndarray:
+    """One step's loops of a state driven by a linear part of the given radius: (depth + 1, 4) as in the run file."""
+    t = np.arange(depth + 1)
+    residual = 5.0 * radius**t * np.exp(rng.normal(0, 0.05, depth + 1))
+    state = 3 + np.concatenate([[0], np.cumsum(residual[:-1])])
+    cosine = np.full(depth + 1, 0.9)
+    residual[-1] = cosine[0] = cosine[-1] = np.nan
+    return np.stack([state, residual, cosine, np.full(depth + 1, 256.0)], axis=1)
+
+
+def eigenvalues(radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Eigenvalues of a real matrix whose spectral radius is the given one, largest modulus first."""
+    values = np.linalg.eigvals(rng.normal(size=(WIDTH, WIDTH)))
+    values = values[np.argsort(-np.abs(values))]
+    return values * radius / np.abs(values[0])
+
+
+class Training:
+    """A pretended training: ρ drifts from ``start`` to ``end``; the loss falls, and jumps once ρ is well above 1."""
+
+    def __init__(self, writer: RunWriter, *, start: float, end: float, steps: int, seed: int = 0) -> None:
+        self.writer, self.start, self.end, self.steps = writer, start, end, steps
+        self.rng = np.random.default_rng(seed)
+
+    def radius(self, step: int) -> float:
+        return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
+
+    def step(self, step: int) -> None:
+        radius, rng = self.radius(step), self.rng
+        loss = 2.4 + 3.1 * np.exp(-step / (0.12 * self.steps)) + rng.normal(0, 0.06) + 2.2 * max(0, radius - 1.15)
+        loops = loop_table(min(radius, 4.0), int(np.clip(rng.poisson(8), 1, 24)), rng)
+        named = {"loss": loss, "grad_norm": 0.8, "lr": 0.05, "tokens": 256, "depth": len(loops) - 1}
+        if step % 5 == 0:  # what is not given is not recorded; a NaN given would be a finding
+            named["a_bar_norm"] = 1.25 * radius
+        self.writer.append_step({"step": step, **named, "a_bar_radius": radius}, loops)
+        if step % 10 == 0:
+            self.writer.append_probe(step, loop_table(radius, 16, rng))
+            self.writer.append_spectrum(step, eigenvalues(radius, rng))
+        if radius > 1.15 and step % 25 == 0:
+            text = f"loss spike: {loss:.2f} at step {step}"
+            self.writer.append_event(Event(step, 0.0, "loss-spike", "warning", loss, 4.0, text))
+
+
+@pytest.fixture
+def write_run() -> Callable[..., Path]:
+    """Return a function that writes a whole run and seals it."""
+
+    def write(path: Path, *, start: float = 0.6, end: float = 0.7, steps: int = 200, seed: int = 0) -> Path:
+        writer = RunWriter.create(path, info={"model": "synthetic", "a_bar_learned": True}, eigenvalues=WIDTH)
+        training = Training(writer, start=start, end=end, steps=steps, seed=seed)
+        for step in range(steps):
+            training.step(step)
+        writer.flush()
+        writer.seal()
+        writer.close()
+        return path
+
+    return write
+
+
+@pytest.fixture
+def runs(tmp_path: Path, write_run: Callable[..., Path]) -> Path:
+    """Return a folder with a stable, a marginal and an unstable run, and two files that are none."""
+    write_run(tmp_path / "parcae" / "seed0.h5", start=0.45, end=0.8, seed=1)
+    write_run(tmp_path / "addition.h5", start=1.0, end=1.0, seed=2)
+    write_run(tmp_path / "concatenation.h5", start=0.65, end=2.6, seed=3)
+    (tmp_path / "foreign.h5").write_bytes(b"not HDF5 at all")
+    RunWriter.create(tmp_path / "no rows.h5", info={"model": "none"}).close()
+    return tmp_path
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., str]]:
+    """Return a function that serves some paths on a free port in this process and gives the address."""
+    from loopscope.dashboard.app import create_app
+
+    servers = []
+
+    def start(*paths: Path) -> str:
+        app = create_app(paths)
+        server = waitress.create_server(app.server, host="127.0.0.1", port=0, threads=4)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.effective_port}"
+
+    yield start
+    for server, thread in servers:
+        server.close()
+        thread.join(timeout=5)
