@@ -46,6 +46,8 @@ ROUND_OFF = 1e-5
 """A step this small relative to the state is round-off of a float32 loop (24 bits, hundreds of operations)."""
 SHRINK_TOLERANCE = 0.01
 """Steps shrink when they do so by more than this per loop: the marginal band of the spectral radius."""
+CLEARLY_SHRINKING = 0.95
+"""A fitted factor below this is believed from the late loops alone."""
 GROW_TOLERANCE = 0.03
 """Steps grow when they do so by more than this per loop: late step ratios track the radius within 0.03."""
 FIT_FLOOR = 0.005
@@ -152,10 +154,10 @@ def classify(
     """How does one loop end: does it settle, drift, orbit or explode?
 
     Compares the law ``log ‖Δ[t]‖ = a + b t`` (geometric) with ``a + p log t`` (power) by least squares over the late
-    loops. Shrinking steps settle the loop unless a power law that does not add up (``p > -1.25``) fits clearly better.
-    Steps that keep their size drift when they keep their direction or carry the state away, and orbit when they turn.
-    Growing steps explode unless their growth is dying out or only polynomial. Steps at round-off level have settled,
-    non-finite ones exploded. Costs O(T).
+    loops. Shrinking steps settle the loop unless a power law whose steps add up to infinity (``p > -1.25``, or ``p >
+    -0.62`` for steps that turn) fits clearly better. Steps that keep their size drift when they keep their direction or
+    carry the state away, and orbit when they turn. Growing steps explode unless their growth is dying out or only
+    polynomial. Steps at round-off level have settled, non-finite ones exploded. Costs O(T).
 
     Args:
         residual_norm: ``(T,)``, ``‖h[t+1] - h[t]‖``, e.g. the mean over tokens.
@@ -251,14 +253,14 @@ def _classify_rows(residual: Floats, cosine: Floats, state: Floats, round_off: f
         safe = np.where(bad[:, None], 1.0, residual)
         end = _end_above_round_off(safe, state, known & ~bad, round_off)
         mask, start = _late_mask(safe, end)
-        fit = _fits(safe, mask)
+        fit = _fits(safe, mask, _wide_mask(safe, end))
         cosine_mean = _mean(cosine, np.arange(loops)[None] >= start[:, None])
         late = np.full(count, late_window(loops))
         ratio = np.where(bad, np.inf, np.where(end < 2, 0.0, _ratio(safe, start, end - 1)))
         growth = np.where(bad & known, np.inf, _ratio(state, late, np.full(count, loops)))
         if loops >= MIN_LOOPS:
             away = _moves_away(safe, state, cosine_mean, start)
-            kind, method = _decide(bad, end < loops, _laws(safe, fit), away)
+            kind, method = _decide(bad, end < loops, _laws(safe, fit, away), away)
         else:
             kind, method = np.where(bad, "exploding", "unknown"), np.where(bad, "non-finite", "none")
             ratio, growth = np.where(bad, ratio, np.nan), np.where(bad, growth, np.nan)
@@ -301,6 +303,12 @@ def _late_mask(residual: Floats, end: NDArray[np.int64]) -> tuple[Bools, NDArray
     return (t >= start[:, None]) & (t < end[:, None]) & (residual > 0), start
 
 
+def _wide_mask(residual: Floats, end: NDArray[np.int64]) -> Bools:
+    """All loops from the first quarter on, before round-off."""
+    t = np.arange(residual.shape[1])[None]
+    return (t >= np.maximum(1, end // 4)[:, None]) & (t < end[:, None]) & (residual > 0)
+
+
 @dataclass(frozen=True, slots=True)
 class _Fit:
     """Slope of the geometric law with its standard error, exponent of the power law, evidence for power over
@@ -311,21 +319,23 @@ class _Fit:
     error: Floats
     exponent: Floats
     evidence: Floats
+    wide_slope: Floats
     points: NDArray[np.int64]
 
 
-def _fits(residual: Floats, mask: Bools) -> _Fit:
+def _fits(residual: Floats, mask: Bools, wide: Bools) -> _Fit:
     """Both laws, fitted by least squares to each row."""
     t = np.arange(residual.shape[1], dtype=np.float64)[None]
     y = np.log(np.where(mask, residual, 1.0))
     n = mask.sum(axis=1)
     slope, geometric, spread = _line(t, y, mask)
     exponent, power, _ = _line(np.log(t + 1), y, mask)
+    wide_slope = _line(t, np.log(np.where(wide, residual, 1.0)), wide)[0]
     noise = n * FIT_FLOOR**2
     evidence = 0.5 * n * np.log((geometric + noise) / (power + noise))
     # The scatter about the better law is the noise; the worse one's misfit is not.
     error = np.sqrt(np.minimum(geometric, power) / np.maximum(n - 2, 1) / np.maximum(spread, 1e-300))
-    return _Fit(slope, error, exponent, np.where(n >= 3, evidence, 0.0), n)
+    return _Fit(slope, error, exponent, np.where(n >= 3, evidence, 0.0), wide_slope, n)
 
 
 def _line(x: Floats, y: Floats, mask: Bools) -> tuple[Floats, Floats, Floats]:
@@ -338,16 +348,21 @@ def _line(x: Floats, y: Floats, mask: Bools) -> tuple[Floats, Floats, Floats]:
     return slope, ((dy - slope[:, None] * dx) ** 2).sum(axis=1), spread
 
 
-def _laws(residual: Floats, fit: _Fit) -> dict[str, Bools]:
+def _laws(residual: Floats, fit: _Fit, away: Bools) -> dict[str, Bools]:
     """Which of the laws each row follows."""
     shrinking = fit.slope + CONFIDENCE * fit.error < np.log1p(-SHRINK_TOLERANCE)
+    # Slow shrinking must show in the longer history too: a drift whose steps wobble shrinks for a few loops now and
+    # then.
+    shrinking &= (fit.slope < np.log(CLEARLY_SHRINKING)) | (fit.wide_slope < 0.7 * fit.slope)
     growing = fit.slope - CONFIDENCE * fit.error > np.log1p(GROW_TOLERANCE)
     # Growth that has fallen to a quarter of its mean over the window is saturating, not exploding.
     tail = max(1, residual.shape[1] // 5)
     recent = (np.log(residual[:, -1]) - np.log(residual[:, -1 - tail])) / tail
     growing &= recent > 0.25 * fit.slope
     power = (fit.evidence > np.minimum(POWER_EVIDENCE, POWER_EVIDENCE / 8 * fit.points)) & (shrinking | growing)
-    slow = shrinking & power & (fit.exponent > -SUMMABLE_EXPONENT)
+    # Steps in one direction add up when sum(t^-p) diverges; steps in ever new directions when sum(t^-2p) does.
+    border = np.where(away, SUMMABLE_EXPONENT, SUMMABLE_EXPONENT / 2)
+    slow = shrinking & power & (fit.exponent > -border)
     return {
         "power": power,
         "settling": shrinking & ~slow,
