@@ -5,7 +5,7 @@
         step-00000100/
             model.safetensors  weights
             config.json        the model's configuration
-            state.pt           optimizer, position, random state (tensors and plain values only)
+            state.pt           optimizers, position, random state (tensors and plain values only)
 
 A step is written beside its place and renamed, then ``latest`` is replaced: a kill at any moment leaves a complete
 checkpoint behind. The last two steps are kept.
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .config import LoopedConfig
+from .distributed import shard_like, whole
 from .looped import LoopedTransformer
 
 KEPT = 2
@@ -35,7 +36,7 @@ class TrainState(TypedDict):
 
     step: int
     tokens: int
-    optimizer: dict[str, Any]
+    optimizers: list[dict[str, Any]]
     rng: list[Tensor]
     config: dict[str, Any]
 
@@ -115,6 +116,33 @@ def load_model(folder: str | os.PathLike[str]) -> LoopedTransformer:
     model = LoopedTransformer(config)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def gathered(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state dict with full tensors; a collective when they are sharded."""
+    saved = optimizer.state_dict()
+    full = {
+        key: {k: whole(v) if isinstance(v, Tensor) else v for k, v in s.items()} for key, s in saved["state"].items()
+    }
+    return {**saved, "state": full}
+
+
+def scatter(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Loads a state dict of full tensors into an optimizer whose parameters may be sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    placed = {
+        key: {
+            name: shard_like(value, parameters[key]) if _same_shape(value, parameters[key]) else value
+            for name, value in state.items()
+        }
+        for key, state in saved["state"].items()
+    }
+    optimizer.load_state_dict({**saved, "state": placed})
+
+
+def _same_shape(value: object, parameter: Tensor) -> bool:
+    """Whether an entry of the optimizer's state is a tensor like its parameter (moments are, counters are not)."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def _step_folder(folder: Path) -> Path:

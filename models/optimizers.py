@@ -1,4 +1,4 @@
-"""Parameter groups and learning-rate schedules of the paper's two set-ups."""
+"""Parameter groups and schedules of the paper's two set-ups: AdamW for everything, or Muon for the blocks' matrices."""
 
 from __future__ import annotations
 
@@ -7,37 +7,74 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .looped import ParcaeInjection
+from .looped import LoopedTransformer
+from .muon import Muon
 
 if TYPE_CHECKING:
     from .train import TrainConfig
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of step ``0 .. steps-1``: linear warm-up, constant, linear cool-down to zero over the last part."""
+def schedule(step: int, config: TrainConfig) -> float:
+    """Share of the peak rate in step ``0 .. steps-1``: linear warm-up, constant, linear cool-down at the end."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     cooldown_steps = config.cooldown * config.steps
     cold = min(1.0, (config.steps - step) / cooldown_steps) if cooldown_steps else 1.0
-    return config.lr * min(warm, cold)
+    return min(warm, cold)
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on norms and other 1-D parameters, on A, Δ, B and on the read-out."""
-    exempt = {id(p) for p in undecayed(model)}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if id(p) not in exempt], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
+def set_rates(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfig) -> float:
+    """Sets every group's rate, and Muon's weight decay, for a step; returns AdamW's rate."""
+    share = schedule(step, config)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(optimizer, Muon):
+                group["lr"] = config.muon_lr * share
+                group["weight_decay"] = config.muon_weight_decay * (1 - step / config.steps)
+            else:
+                group["lr"] = config.lr * share
+    return config.lr * share
+
+
+def build_optimizers(model: LoopedTransformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run.
+
+    ``"adamw"``: one AdamW, with weight decay on embeddings and matrices, none on norms and other 1-D parameters, on A,
+    Δ, B and on the read-out. ``"muon"``: Muon for the matrices of attention and MLP, AdamW for the rest.
+
+    Args:
+        model: The model, sharded or not.
+        config: Rates, decays and the choice.
+    """
+    hidden = block_matrices(model)
+    muon = config.optimizer == "muon"
+    groups = _groups(model, config.weight_decay, leave_out={id(p) for p in hidden} if muon else set())
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=_fused(model))
+    if not muon:
+        return [adamw]
+    decay = config.muon_weight_decay
+    return [adamw, Muon(hidden, lr=config.muon_lr, momentum=config.muon_momentum, weight_decay=decay)]
+
+
+def block_matrices(model: LoopedTransformer) -> list[nn.Parameter]:
+    """The matrices of attention and MLP in all blocks."""
+    blocks = [*model.prelude, *model.core, *model.coda]
+    return [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
+
+
+def _groups(model: LoopedTransformer, decay: float, leave_out: set[int]) -> list[dict[str, object]]:
+    """AdamW's groups: decayed and not."""
+    injection = model.injection.parameters() if model.config.injection == "parcae" else iter(())
+    exempt = {id(p) for p in (*injection, *model.read_out.parameters())}
+    taken = [p for p in model.parameters() if p.requires_grad and id(p) not in leave_out]
+    plain = [p for p in taken if p.ndim < 2 or id(p) in exempt]
+    decayed = [p for p in taken if p.ndim >= 2 and id(p) not in exempt]
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "weight_decay": decay},
+        {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps
-    )
+    return [group for group in groups if group["params"]]
 
 
-def undecayed(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that weight decay would bias: 1-D ones, the diagonal injection's and the read-out's."""
-    found = [p for p in model.parameters() if p.ndim < 2]
-    for name, module in model.named_modules():
-        if isinstance(module, ParcaeInjection) or name.split(".")[-1] == "read_out":
-            found += list(module.parameters())
-    return found
+def _fused(model: nn.Module) -> bool | None:
+    """Fused kernels on CUDA; the default elsewhere."""
+    return True if next(model.parameters()).is_cuda else None

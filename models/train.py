@@ -15,8 +15,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, Literal, Protocol
 
@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .data import Data, stream_seed
+from .depth import loss_at_depths
+from .flops import utilisation
 from .looped import LoopedTransformer
-from .optimizers import build_optimizer, learning_rate
+from .optimizers import build_optimizers, set_rates
 
 
 class Observer(Protocol):
@@ -61,16 +63,24 @@ class TrainConfig:
         steps: Optimizer steps.
         batch_size: Sequences in a micro-batch on one rank.
         accumulation: Micro-batches per optimizer step on one rank.
-        lr: Peak learning rate.
+        optimizer: ``"adamw"``, or ``"muon"`` for the matrices of attention and MLP with AdamW for the rest.
+        lr: Peak learning rate of AdamW.
         betas: Decay rates of AdamW's two moments.
         eps: AdamW's ε.
-        weight_decay: Of matrices and embeddings; none on norms, A, Δ, B and the read-out.
+        weight_decay: AdamW's, of matrices and embeddings; none on norms, A, Δ, B and the read-out.
+        muon_lr: Peak learning rate of Muon.
+        muon_momentum: Decay of Muon's momentum.
+        muon_weight_decay: Muon's, falling linearly to zero over the run.
         warmup_steps: Steps of linear warm-up.
         cooldown: Fraction of the steps over which the rate falls linearly to zero at the end.
         clip: Largest gradient norm; larger gradients are scaled down to it.
         seed: Of depths and initial states. Weights and data have their own.
         precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
         compile: Compile the loop body.
+        parallelism: Under ``torchrun``: ``"ddp"`` (a copy on each rank) or ``"fsdp"`` (sharded).
+        eval_every: Steps between evaluations on held-out text; 0 for none.
+        eval_depths: Test-time depths to evaluate; empty means the model's mean depth.
+        eval_batches: Held-out batches per evaluation.
         checkpoint_every: Steps between checkpoints; 0 keeps only the last one.
 
     Raises:
@@ -84,35 +94,46 @@ class TrainConfig:
     steps: int = 200
     batch_size: int = 8
     accumulation: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    muon_lr: float = 8e-3
+    muon_momentum: float = 0.95
+    muon_weight_decay: float = 0.2
     warmup_steps: int = 10
     cooldown: float = 0.0
     clip: float = 1.0
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    parallelism: distributed.Parallelism = "ddp"
+    eval_every: int = 0
+    eval_depths: tuple[int, ...] = ()
+    eval_batches: int = 8
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         """Checks every field."""
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name, least in (
-            ("steps", 1),
-            ("batch_size", 1),
-            ("accumulation", 1),
-            ("warmup_steps", 0),
-            ("checkpoint_every", 0),
-        ):
-            self._expect(name, getattr(self, name) >= least, f"at least {least}")
-        for name in ("lr", "eps", "clip"):
+        object.__setattr__(self, "eval_depths", tuple(self.eval_depths))
+        for name in ("steps", "batch_size", "accumulation", "eval_batches"):
+            self._expect(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup_steps", "checkpoint_every", "eval_every", "weight_decay", "muon_weight_decay"):
+            self._expect(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("lr", "eps", "clip", "muon_lr"):
             self._expect(name, getattr(self, name) > 0, "a positive number")
-        self._expect("weight_decay", self.weight_decay >= 0, "at least 0")
         self._expect("cooldown", 0 <= self.cooldown <= 1, "a fraction from 0 to 1")
+        self._expect("muon_momentum", 0 <= self.muon_momentum < 1, "a number in [0, 1)")
         self._expect("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
-        self._expect("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
+        self._expect("eval_depths", all(depth >= 1 for depth in self.eval_depths), "depths of at least 1")
+        for name, choices in (
+            ("optimizer", ("adamw", "muon")),
+            ("precision", ("fp32", "bf16")),
+            ("parallelism", ("ddp", "fsdp")),
+        ):
+            self._expect(name, getattr(self, name) in choices, f"{choices[0]} or {choices[1]}")
 
     def _expect(self, name: str, fine: bool, expected: str) -> None:
         """The one place where a bad field is reported."""
@@ -122,24 +143,48 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A step that has been done, for a progress bar."""
+    """A step that has been done.
+
+    Args:
+        step: Steps done, over resumes.
+        steps: Steps of the whole run.
+        loss: Of this step, nats.
+        tokens: Trained on so far, over all ranks.
+        seconds: Since this session began.
+        tokens_per_second: Over all ranks, since the last report.
+        utilisation: Share of the devices' bfloat16 peak by the paper's FLOPs formula; NaN where the peak is not known.
+        evaluation: Held-out loss by depth when this step was evaluated, else empty.
+    """
 
     step: int
     steps: int
     loss: float
     tokens: int
     seconds: float
+    tokens_per_second: float
+    utilisation: float
+    evaluation: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How a run ended: steps done, last loss (nats), tokens seen, seconds of this session, cut short or not."""
+    """How a run ended.
+
+    Args:
+        step: Steps done, over resumes.
+        loss: Of the last step, nats.
+        tokens: Trained on, over all ranks and resumes.
+        seconds: Of this session.
+        interrupted: Stopped before the last step.
+        evaluations: Held-out loss by depth for every evaluated step of this session.
+    """
 
     step: int
     loss: float
     tokens: int
     seconds: float
     interrupted: bool
+    evaluations: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
 
 
 def train(
@@ -155,7 +200,7 @@ def train(
     """Trains a model on the device where it is.
 
     Ctrl-C or SIGTERM finishes the step at hand, writes a checkpoint and returns with ``interrupted=True``; a second
-    Ctrl-C stops at once.
+    Ctrl-C stops at once. Under ``torchrun``, call it on all ranks inside `loopscope.models.distributed.started`.
 
     Args:
         model: Left in training mode with its final weights.
@@ -164,7 +209,8 @@ def train(
         observer: Told about every step, after the optimizer's.
         checkpoint_path: Folder for checkpoints; none are written without it.
         resume: Continue from the newest checkpoint in ``checkpoint_path``; starts afresh when there is none.
-        on_progress: Called about ten times a second at most, and after the last step. It may raise KeyboardInterrupt.
+        on_progress: Called about ten times a second at most, after evaluations and after the last step. It may raise
+            KeyboardInterrupt.
 
     Returns:
         The end of the run.
@@ -182,91 +228,164 @@ def train(
     run = _Run(model, data, config, observer or NullObserver())
     if resume and checkpoint_path is not None and checkpoint.exists(checkpoint_path):
         run.restore(checkpoint_path)
-    report = on_progress or (lambda progress: None)
-    began, reported = time.monotonic(), 0.0
+    report = _Reports(run, on_progress or (lambda progress: None))
+    evaluations: dict[int, dict[int, float]] = {}
+    stopped = False
     with _stop_signals() as stop:
-        while run.step < config.steps and not stop.is_set():
+        while run.step < config.steps and not stopped:
             run.advance()
-            elapsed = time.monotonic() - began
-            last = run.step == config.steps
+            if config.eval_every and (run.step % config.eval_every == 0 or run.step == config.steps):
+                evaluations[run.step] = run.evaluate()
             try:
-                if last or elapsed - reported > 0.1:
-                    reported = elapsed
-                    report(Progress(run.step, config.steps, float(run.loss), run.tokens, elapsed))
+                report(evaluations.get(run.step, {}))
             except KeyboardInterrupt:
                 stop.set()
+            # Ranks must stop at the same step; asking costs a synchronisation, so several processes ask now and then.
+            asked = distributed.world_size() == 1 or run.step % 10 == 0
+            stopped = asked and distributed.any_rank(stop.is_set(), run.device)
             due = config.checkpoint_every and run.step % config.checkpoint_every == 0
-            if checkpoint_path is not None and (due or last or stop.is_set()):
+            if checkpoint_path is not None and (due or stopped or run.step == config.steps):
                 run.save(checkpoint_path)
-    return TrainResult(run.step, float(run.loss), run.tokens, time.monotonic() - began, run.step < config.steps)
+    return TrainResult(
+        run.step, float(run.loss), run.tokens, report.seconds(), run.step < config.steps, evaluations=evaluations
+    )
+
+
+class _Reports:
+    """Tells about progress now and then, with rates since the last time."""
+
+    def __init__(self, run: _Run, tell: Callable[[Progress], None]) -> None:
+        self.run, self.tell = run, tell
+        self.began = self.last = time.monotonic()
+        self.tokens = run.tokens
+
+    def seconds(self) -> float:
+        """Since the session began."""
+        return time.monotonic() - self.began
+
+    def __call__(self, evaluation: Mapping[int, float]) -> None:
+        """Tells about the step just done when it is time."""
+        run, steps = self.run, self.run.config.steps
+        if run.step < steps and not evaluation and time.monotonic() - self.last < 0.1:
+            return
+        loss = float(run.loss)  # waits for the device, so that the time below is that of work done
+        now = time.monotonic()
+        rate = (run.tokens - self.tokens) / max(now - self.last, 1e-9)
+        per_device = rate / distributed.world_size()
+        used = utilisation(run.model.config, run.data.sequence_length, per_device, run.device)
+        self.last, self.tokens = now, run.tokens
+        self.tell(Progress(run.step, steps, loss, run.tokens, now - self.began, rate, used, evaluation))
 
 
 class _Run:
-    """The state of a run and its three verbs: advance by one step, save, restore."""
+    """The state of a run and its verbs: advance by one step, evaluate, save, restore."""
 
     def __init__(self, model: LoopedTransformer, data: Data, config: TrainConfig, observer: Observer) -> None:
         self.model, self.data, self.config, self.observer = model.train(), data, config, observer
         self.device = next(model.parameters()).device
-        self.optimizer = build_optimizer(model, config)
+        if config.compile:
+            model.compile_loop()
+        self.callable = distributed.parallel(model, config.parallelism)
+        self.optimizers = build_optimizers(model, config)
         self.step = 0
         self.tokens = 0
         self.loss = torch.tensor(math.nan)
-        if config.compile:
-            model.compile_loop()
 
     def advance(self) -> None:
         """One optimizer step."""
         config = self.config
-        lr = learning_rate(self.step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._micro_batch(self.step * config.accumulation + i) for i in range(config.accumulation)]
-        self.loss = torch.stack(losses).sum()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
+        lr = set_rates(self.optimizers, self.step, config)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for i in range(config.accumulation):
+            with distributed.accumulating(self.callable, last=i == config.accumulation - 1):
+                losses.append(self._micro_batch(i))
+        self.loss = distributed.mean(torch.stack(losses).sum())
+        grad_norm = distributed.whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.tokens += config.batch_size * self.data.sequence_length * self._micro_batches()
+        self.observer.step(step=self.step, loss=self.loss, grad_norm=grad_norm, lr=lr, tokens=self.tokens)
         self.step += 1
-        self.observer.step(step=self.step - 1, loss=self.loss, grad_norm=grad_norm, lr=lr, tokens=self.tokens)
 
-    def _micro_batch(self, index: int) -> Tensor:
-        """Forward and backward of one micro-batch; returns its share of the step's loss."""
+    def _micro_batches(self) -> int:
+        """Micro-batches of a step over all ranks."""
+        return self.config.accumulation * distributed.world_size()
+
+    def _micro_batch(self, number: int) -> Tensor:
+        """Forward and backward of one of this rank's micro-batches; returns its share of the rank's loss."""
+        index = self.step * self._micro_batches() + number * distributed.world_size() + distributed.rank()
         tokens = self.data.batch(index, self.config.batch_size).to(self.device, non_blocking=True)
         torch.manual_seed(stream_seed(self.config.seed, "draws", index))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.model(tokens[:, :-1])
+        with self._autocast():
+            logits = self.callable(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()) / self.config.accumulation
         torch.autograd.backward(loss)
-        self.tokens += tokens[:, 1:].numel()
         return loss.detach()
 
+    def _autocast(self) -> torch.autocast:
+        """The run's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def evaluate(self) -> dict[int, float]:
+        """Held-out loss at the configured depths; every rank evaluates the same text."""
+        config = self.config
+        depths = config.eval_depths or (self.model.config.mean_depth,)
+        with self._autocast():
+            return loss_at_depths(
+                self.model,
+                self.data,
+                depths,
+                batches=config.eval_batches,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
+
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint; all ranks take part, the first one writes."""
+        weights = {name: distributed.whole(tensor) for name, tensor in self.model.state_dict().items()}
         state = checkpoint.TrainState(
             step=self.step,
             tokens=self.tokens,
-            optimizer=self.optimizer.state_dict(),
+            optimizers=[checkpoint.gathered(optimizer) for optimizer in self.optimizers],
             rng=[torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [])],
-            config={**asdict(self.config), "betas": list(self.config.betas)},
+            config=self._identity(),
         )
-        checkpoint.save(folder, self.model.state_dict(), self.model.config, state)
+        if distributed.rank() == 0:
+            checkpoint.save(folder, weights, self.model.config, state)
+        distributed.wait()
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Continues where the newest checkpoint stopped."""
         weights, model_config, state = checkpoint.load(folder)
         changed = _first_difference(asdict(self.model.config), asdict(model_config))
-        # A run may be made longer or saved more often; anything else would be another run.
-        free = {"steps": None, "checkpoint_every": None, "betas": list(self.config.betas)}
-        changed = changed or _first_difference(
-            {**asdict(self.config), **free}, {**state["config"], **free, "betas": state["config"]["betas"]}
-        )
+        changed = changed or _first_difference(self._identity(), state["config"])
         if changed:
             raise ValueError(f"{folder}: {changed}; resume with the same settings or give another checkpoint_path")
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(state["optimizer"])
+        layout = self.model.state_dict()
+        self.model.load_state_dict({name: distributed.shard_like(t, layout[name]) for name, t in weights.items()})
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            checkpoint.scatter(optimizer, saved)
         self.step, self.tokens = state["step"], state["tokens"]
         torch.set_rng_state(state["rng"][0])
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and len(state["rng"]) == 1 + torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"][1:])
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this run this run: it may be made longer, saved or evaluated otherwise, split over other ranks."""
+        fields = asdict(self.config)
+        for name in (
+            "steps",
+            "checkpoint_every",
+            "parallelism",
+            "compile",
+            "eval_every",
+            "eval_depths",
+            "eval_batches",
+        ):
+            del fields[name]
+        return {**fields, "betas": list(self.config.betas), "micro_batches": self._micro_batches()}
 
 
 def _first_difference(here: dict[str, Any], there: dict[str, Any]) -> str:

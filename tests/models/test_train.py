@@ -7,7 +7,7 @@ import pytest
 import torch
 from loopscope.models import build, standard_library
 from loopscope.models.checkpoint import CheckpointError, load, load_model
-from loopscope.models.optimizers import learning_rate
+from loopscope.models.optimizers import schedule
 from loopscope.models.train import TrainConfig, train
 
 
@@ -74,8 +74,8 @@ def test_observer_is_told_every_step(text):
 
 
 def test_rate_warms_up_holds_and_cools_down():
-    config = TrainConfig(steps=10, lr=1.0, warmup_steps=2, cooldown=0.5)
-    rates = [learning_rate(step, config) for step in range(10)]
+    config = TrainConfig(steps=10, warmup_steps=2, cooldown=0.5)
+    rates = [schedule(step, config) for step in range(10)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2], rel=1e-12)
 
 
