@@ -39,6 +39,11 @@ _EXPORTS = {
     "leading_eigenvalues": "krylov",
     "SublayerGain": "attribution",
     "sublayer_gains": "attribution",
+    "spectral_radius": "spectrum",
+    "spectral_norm": "spectrum",
+    "certify_radius": "certificate",
+    "verdict": "certificate",
+    "SpectralTracker": "tracker",
 }
 
 __all__ = [
@@ -49,12 +54,14 @@ __all__ = [
     "LeadingEigenvalues",
     "LoopJacobian",
     "Regime",
+    "SpectralTracker",
     "SublayerGain",
     "TokenJacobian",
     "TokenSpectra",
     "TrajectoryLaw",
     "TrajectoryMap",
     "bilinear",
+    "certify_radius",
     "check_causality",
     "classify",
     "classify_map",
@@ -66,9 +73,12 @@ __all__ = [
     "loop_regime",
     "lti_regime",
     "mixture",
+    "spectral_norm",
+    "spectral_radius",
     "sublayer_gains",
     "token_jacobians",
     "token_spectra",
+    "verdict",
     "worst",
     "zoh",
 ]
@@ -76,6 +86,8 @@ __all__ = [
 if TYPE_CHECKING:
     from .attribution import SublayerGain as SublayerGain
     from .attribution import sublayer_gains as sublayer_gains
+    from .certificate import certify_radius as certify_radius
+    from .certificate import verdict as verdict
     from .discretize import Discretized as Discretized
     from .discretize import bilinear as bilinear
     from .discretize import discretization_error as discretization_error
@@ -99,6 +111,9 @@ if TYPE_CHECKING:
     from .regime import loop_regime as loop_regime
     from .regime import lti_regime as lti_regime
     from .regime import worst as worst
+    from .spectrum import spectral_norm as spectral_norm
+    from .spectrum import spectral_radius as spectral_radius
+    from .tracker import SpectralTracker as SpectralTracker
     from .trajectory import TrajectoryLaw as TrajectoryLaw
     from .trajectory import TrajectoryMap as TrajectoryMap
     from .trajectory import classify as classify

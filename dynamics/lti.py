@@ -117,7 +117,7 @@ class LTISystem:
             values = np.linalg.eigvals(self.a_bar).astype(np.complex128)
         else:
             values = np.broadcast_to(self.a_bar, (self.width,)).astype(np.complex128)
-        # Rounding, relative to the largest, keeps both halves of a conjugate pair, which may differ in the last bit, adjacent.
+        # Rounding keeps both halves of a conjugate pair, whose moduli may differ in the last bit, next to each other.
         modulus = np.abs(values)
         rounded = (modulus / (modulus.max() or 1.0)).round(12)
         return values[np.lexsort((-values.imag, -values.real, -rounded))]
@@ -158,11 +158,9 @@ class LTISystem:
         >>> LTISystem([[0.0, 2.0], [0.0, 0.0]]).spectral_norm().value
         2.0
         """
-        if self.a_bar.ndim < 2:
-            return Estimate.exact(float(np.abs(self.a_bar).max()), f"exact, {self.structure}")
-        value = float(np.linalg.norm(self.a_bar, 2))
-        slack = 4 * self.width * ROUNDING
-        return Estimate(value, value * (1 - slack), value * (1 + slack), slack, "singular values (LAPACK)", True)
+        from .spectrum import spectral_norm
+
+        return spectral_norm(self.a_bar)
 
     def rms_gain(self) -> float:
         """Root mean square singular value ‖A̅‖_F/√d: the average stretch of a random state. No bound on ρ(A̅).
