@@ -44,19 +44,47 @@ _EXPORTS = {
     "certify_radius": "certificate",
     "verdict": "certificate",
     "SpectralTracker": "tracker",
+    "LyapunovSpectrum": "lyapunov",
+    "lyapunov_exponents": "lyapunov",
+    "token_exponents": "lyapunov",
+    "smooth_mean": "lyapunov",
+    "FixedPoint": "fixed_point",
+    "Search": "fixed_point",
+    "find_fixed_point": "fixed_point",
+    "fixed_points": "fixed_point",
+    "classify_multipliers": "fixed_point",
+    "TokenMap": "orbits",
+    "token_map": "orbits",
+    "detect_periods": "orbits",
+    "ModeDecomposition": "dmd",
+    "decompose": "dmd",
+    "StartDependence": "dependence",
+    "InputDependence": "dependence",
+    "start_dependence": "dependence",
+    "input_dependence": "dependence",
+    "SafeDepth": "safe_depth",
+    "measured_depth": "safe_depth",
 }
 
 __all__ = [
     "CausalityError",
     "Discretized",
     "Estimate",
+    "FixedPoint",
+    "InputDependence",
     "LTISystem",
     "LeadingEigenvalues",
     "LoopJacobian",
+    "LyapunovSpectrum",
+    "ModeDecomposition",
     "Regime",
+    "SafeDepth",
+    "Search",
     "SpectralTracker",
+    "StartDependence",
     "SublayerGain",
     "TokenJacobian",
+    "TokenMap",
     "TokenSpectra",
     "TrajectoryLaw",
     "TrajectoryMap",
@@ -65,18 +93,30 @@ __all__ = [
     "check_causality",
     "classify",
     "classify_map",
+    "classify_multipliers",
+    "decompose",
+    "detect_periods",
     "disagreement",
     "discretization_error",
     "euler",
+    "find_fixed_point",
+    "fixed_points",
+    "input_dependence",
     "jacobian_gap",
     "leading_eigenvalues",
     "loop_regime",
     "lti_regime",
+    "lyapunov_exponents",
+    "measured_depth",
     "mixture",
+    "smooth_mean",
     "spectral_norm",
     "spectral_radius",
+    "start_dependence",
     "sublayer_gains",
+    "token_exponents",
     "token_jacobians",
+    "token_map",
     "token_spectra",
     "verdict",
     "worst",
@@ -88,18 +128,36 @@ if TYPE_CHECKING:
     from .attribution import sublayer_gains as sublayer_gains
     from .certificate import certify_radius as certify_radius
     from .certificate import verdict as verdict
+    from .dependence import InputDependence as InputDependence
+    from .dependence import StartDependence as StartDependence
+    from .dependence import input_dependence as input_dependence
+    from .dependence import start_dependence as start_dependence
     from .discretize import Discretized as Discretized
     from .discretize import bilinear as bilinear
     from .discretize import discretization_error as discretization_error
     from .discretize import euler as euler
     from .discretize import mixture as mixture
     from .discretize import zoh as zoh
+    from .dmd import ModeDecomposition as ModeDecomposition
+    from .dmd import decompose as decompose
     from .estimate import Estimate as Estimate
+    from .fixed_point import FixedPoint as FixedPoint
+    from .fixed_point import Search as Search
+    from .fixed_point import classify_multipliers as classify_multipliers
+    from .fixed_point import find_fixed_point as find_fixed_point
+    from .fixed_point import fixed_points as fixed_points
     from .jacobian import LoopJacobian as LoopJacobian
     from .jacobian import jacobian_gap as jacobian_gap
     from .krylov import LeadingEigenvalues as LeadingEigenvalues
     from .krylov import leading_eigenvalues as leading_eigenvalues
     from .lti import LTISystem as LTISystem
+    from .lyapunov import LyapunovSpectrum as LyapunovSpectrum
+    from .lyapunov import lyapunov_exponents as lyapunov_exponents
+    from .lyapunov import smooth_mean as smooth_mean
+    from .lyapunov import token_exponents as token_exponents
+    from .orbits import TokenMap as TokenMap
+    from .orbits import detect_periods as detect_periods
+    from .orbits import token_map as token_map
     from .per_token import CausalityError as CausalityError
     from .per_token import TokenJacobian as TokenJacobian
     from .per_token import TokenSpectra as TokenSpectra
@@ -111,6 +169,8 @@ if TYPE_CHECKING:
     from .regime import loop_regime as loop_regime
     from .regime import lti_regime as lti_regime
     from .regime import worst as worst
+    from .safe_depth import SafeDepth as SafeDepth
+    from .safe_depth import measured_depth as measured_depth
     from .spectrum import spectral_norm as spectral_norm
     from .spectrum import spectral_radius as spectral_radius
     from .tracker import SpectralTracker as SpectralTracker

@@ -82,6 +82,7 @@ class TokenJacobian:
         step: One loop, ``(B, S, D) -> (B, S, D)``.
         state: Where to linearise.
         check: Check causality first (16 backward passes at most).
+        coupled: Known from an earlier state of the same step; found out (8 backward passes) when None.
 
     Raises:
         CausalityError: A token depends on later tokens or on other sequences.
@@ -96,7 +97,7 @@ class TokenJacobian:
     [1.5, 1.5, 1.5, 1.5]
     """
 
-    def __init__(self, step: Step, state: Tensor, *, check: bool = True) -> None:
+    def __init__(self, step: Step, state: Tensor, *, check: bool = True, coupled: bool | None = None) -> None:
         if state.dim() != 3:
             raise ValueError(f"state: expected (B, S, D), found shape {tuple(state.shape)}")
         if check:
@@ -109,7 +110,7 @@ class TokenJacobian:
         if self._output.shape != state.shape or not self._output.requires_grad:
             raise ValueError(f"step: expected a differentiable map of shape {tuple(state.shape)} to itself")
         self.next_state = self._output.detach()
-        self.coupled = self._still_coupled()
+        self.coupled = self._still_coupled() if coupled is None else coupled
         if self.coupled:
             with torch.enable_grad():
                 self._output = step(self._input)

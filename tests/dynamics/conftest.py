@@ -60,7 +60,7 @@ def make_step(
     torch.manual_seed(layers)
     blocks = nn.Sequential(*(Block(width, 4, kind) for _ in range(layers))).double().requires_grad_(False)
     e = torch.randn(2, 6, width, dtype=torch.float64)
-    dense = torch.randn(width, width, dtype=torch.float64) * (0.4 / width**0.5) ** 0.5
+    dense = torch.randn(width, width, dtype=torch.float64) * 0.3 / width**0.5
     if injection == "addition":
         return lambda h: blocks(h + e)
     if injection == "concatenation":
