@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from .config import LoopedConfig
@@ -80,17 +80,45 @@ PRESETS: dict[str, LoopedConfig] = {
 }
 
 
+_BATCH = 32  # sequences in a micro-batch; with accumulation 8 the paper's 256 sequences on one device
+
+
 def recipe(name: str, **overrides: Any) -> TrainConfig:
-    """The training run that goes with a preset.
+    """The training run that goes with a preset: the paper's optimizer and schedule for its models.
+
+    Steps and micro-batch size are not part of a recipe: override them for your budget and device.
 
     Args:
         name: A key of `PRESETS`.
         overrides: Fields of `TrainConfig` that replace the recipe's.
 
+    Raises:
+        ValueError: No such preset, or a field that does not exist or is out of range.
+
     >>> recipe("demo", lr=0.05).warmup_steps
     10
+    >>> recipe("parcae-1.3b").optimizer, recipe("parcae-1.3b").lr
+    ('muon', 0.006)
     """
-    return replace(TrainConfig(), **overrides)
+    config = preset(name)
+    chosen: dict[str, Any] = {}
+    if config.vocab_size == _PARCAE["vocab_size"]:
+        chosen = {
+            "optimizer": "muon",
+            "lr": 6e-3 if config.width >= 1280 else 8e-3,
+            "betas": (0.8, 0.95),
+            "eps": 1e-10,
+            "weight_decay": 0.0,
+            "warmup_steps": 0,
+            "cooldown": 0.5,
+        }
+    elif config.vocab_size == _RDM["vocab_size"]:
+        steps = overrides.get("steps", 40_960)
+        chosen = {"lr": 4e-4, "steps": steps, "warmup_steps": 4096, "cooldown": min(1.0, 4096 / steps)}
+    if chosen:
+        chosen |= {"batch_size": _BATCH, "accumulation": 8, "precision": "bf16", "compile": True}
+    _known(TrainConfig, overrides)
+    return TrainConfig(**{**chosen, **overrides})
 
 
 def build(name: str, **overrides: Any) -> LoopedTransformer:
@@ -113,7 +141,13 @@ def preset(name: str, **overrides: Any) -> LoopedConfig:
     """The configuration behind `build`."""
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {name!r}")
-    unknown = sorted(set(overrides) - set(asdict(PRESETS[name])))
-    if unknown:
-        raise ValueError(f"{unknown[0]}: not a field of LoopedConfig; it has {', '.join(asdict(PRESETS[name]))}")
+    _known(LoopedConfig, overrides)
     return replace(PRESETS[name], **overrides)
+
+
+def _known(kind: type[LoopedConfig] | type[TrainConfig], given: dict[str, Any]) -> None:
+    """Refuses a keyword that is not a field, naming the fields there are."""
+    names = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in names:
+            raise ValueError(f"{name}: not a field of {kind.__name__}; it has {', '.join(names)}")

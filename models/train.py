@@ -31,6 +31,11 @@ from .flops import utilisation
 from .looped import LoopedTransformer
 from .optimizers import build_optimizers, set_rates
 
+# A resumed run may be made longer, saved or evaluated otherwise, or split over other ranks; the rest makes it that run.
+FREE_ON_RESUME = frozenset(
+    ("steps", "accumulation", "checkpoint_every", "parallelism", "compile", "eval_every", "eval_depths", "eval_batches")
+)
+
 
 class Observer(Protocol):
     """What the trainer tells about a run; a probe is one."""
@@ -373,18 +378,8 @@ class _Run:
             torch.cuda.set_rng_state_all(state["rng"][1:])
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this run this run: it may be made longer, saved or evaluated otherwise, split over other ranks."""
-        fields = asdict(self.config)
-        for name in (
-            "steps",
-            "checkpoint_every",
-            "parallelism",
-            "compile",
-            "eval_every",
-            "eval_depths",
-            "eval_batches",
-        ):
-            del fields[name]
+        """What makes this run this run, as plain values."""
+        fields = {name: value for name, value in asdict(self.config).items() if name not in FREE_ON_RESUME}
         return {**fields, "betas": list(self.config.betas), "micro_batches": self._micro_batches()}
 
 

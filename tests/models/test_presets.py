@@ -71,3 +71,22 @@ def test_fixed_depth_model_is_a_plain_transformer():
 def test_overrides_replace_fields():
     assert build("demo", injection="addition", mean_depth=3).config.mean_depth == 3
     assert recipe("demo", lr=0.05, steps=7).lr == 0.05
+    with pytest.raises(ValueError, match=r"^stpes: not a field of TrainConfig"):
+        recipe("demo", stpes=7)
+
+
+def test_recipes_are_the_papers():
+    """Optimisers as the paper states them for its two set-ups."""
+    muon = recipe("parcae-140m")
+    assert (muon.optimizer, muon.lr, muon.betas, muon.eps, muon.weight_decay) == ("muon", 8e-3, (0.8, 0.95), 1e-10, 0)
+    assert (muon.muon_lr, muon.muon_momentum, muon.muon_weight_decay) == (8e-3, 0.95, 0.2)
+    assert (muon.warmup_steps, muon.cooldown, muon.clip, muon.batch_size * muon.accumulation) == (0, 0.5, 1.0, 256)
+    assert [recipe(f"transformer-{s}").lr for s in ("140m", "370m", "770m", "1.3b")] == [8e-3, 8e-3, 6e-3, 6e-3]
+    rdm = recipe("rdm-100m", steps=10_240)
+    assert (rdm.optimizer, rdm.betas, rdm.warmup_steps, rdm.cooldown, rdm.clip) == (
+        "adamw",
+        (0.9, 0.95),
+        4096,
+        0.4,
+        1.0,
+    )

@@ -138,3 +138,51 @@ def test_refusals_say_what_and_where(tmp_path, text):
 def test_a_bad_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}: expected"):
         TrainConfig(**{field: value})
+
+
+def test_muon_run_resumes_bit_for_bit(tmp_path, text):
+    config = TrainConfig(steps=6, batch_size=2, optimizer="muon", accumulation=2, cooldown=0.5, checkpoint_every=4)
+    whole, watch = model_of(), Record()
+    train(whole, text, config, observer=watch)
+    cut = Record(at=4, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(model_of(), text, config, observer=cut, checkpoint_path=tmp_path / "c").interrupted
+    second, rest = model_of(seed=5), Record()
+    train(second, text, config, observer=rest, checkpoint_path=tmp_path / "c", resume=True)
+    assert cut.rows + rest.rows == watch.rows and same_weights(whole, second)
+
+
+def test_bfloat16_stays_near_float32(text):
+    ends = []
+    for precision in ("fp32", "bf16"):
+        model, watch = model_of(), Record()
+        train(model, text, TrainConfig(steps=20, batch_size=4, lr=0.01, precision=precision), observer=watch)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        ends.append(watch.rows)
+    # eight bits of mantissa, 1/256 relative per product, averaged over a batch: a few hundredths of a nat
+    assert (
+        ends[0] != ends[1] and abs(ends[0][0][0] - ends[1][0][0]) < 0.02 and abs(ends[0][-1][0] - ends[1][-1][0]) < 0.1
+    )
+
+
+@pytest.mark.slow
+def test_compiled_loop_trains_the_same_model_with_few_graphs(text):
+    torch._dynamo.reset()
+    rows = []
+    for compiled in (False, True):
+        watch = Record()
+        train(model_of(), text, TrainConfig(steps=8, batch_size=2, compile=compiled), observer=watch)
+        rows.append(torch.tensor([row[:2] for row in watch.rows]))
+    # fused kernels round otherwise: 1e-6 per operation, growing over eight steps
+    assert torch.allclose(rows[0], rows[1], rtol=1e-3)
+    depths_seen = 8  # Poisson(8) gives about as many different depths; graphs must not follow them
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 1 <= graphs <= 4 < depths_seen
+
+
+def test_progress_carries_rates_and_evaluations(text):
+    seen = []
+    config = TrainConfig(steps=6, batch_size=2, eval_every=3, eval_depths=(1, 4), eval_batches=1)
+    train(model_of(), text, config, on_progress=seen.append)
+    assert seen[-1].step == 6 and seen[-1].tokens == 6 * 2 * 16 and seen[-1].tokens_per_second > 0
+    evaluated = [p for p in seen if p.evaluation]
+    assert [p.step for p in evaluated] == [3, 6] and set(evaluated[0].evaluation) == {1, 4}
