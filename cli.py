@@ -78,12 +78,16 @@ def _root(
 
 @app.command(epilog="Example: loopscope demo --no-serve")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the runs; runs of an earlier demo in it are replaced.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder of the runs; runs of an earlier demo in it are replaced.")] = Path(
+        "runs/demo"
+    ),
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Open the dashboard at the end.")] = True,
     jobs: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 2,
-    port: Annotated[int | None, typer.Option(help="Port of the dashboard; default: the first free one from 8050.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the dashboard; default: the first free one from 8050.")
+    ] = None,
 ) -> None:
-    """Train the three injections at one hot learning rate and say which loop is stable, marginal, unstable.
+    """Train three injections, see which loop is stable.
 
     Nine small runs on the Python standard library's own source (addition, concatenation and Parcae, three seeds each),
     recorded by probes; the verdicts are read off the recorded runs.
@@ -109,11 +113,13 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, data and depths.")] = 0,
     device: Device = "auto",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of --out where its checkpoint ends.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run of --out where its checkpoint ends.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run of --out.")] = False,
     probes: Annotated[bool, typer.Option("--probes/--no-probes", help="Record the loop.")] = True,
 ) -> None:
-    """Train one looped model with probes on, and say at the end whether its loop is stable.
+    """Train one looped model with probes on.
 
     Ctrl-C saves a checkpoint and seals the run file; --resume goes on from there, also after a kill.
     """
@@ -149,10 +155,15 @@ def train(
 @app.command(epilog="Example: loopscope dash runs/")
 def dash(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Run files, or folders of them.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; anything but 127.0.0.1 lets others in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but 127.0.0.1 lets others in.")
+    ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: the first free one from 8050.")] = None,
 ) -> None:
-    """Show runs in the browser, live or finished. New files in the folders appear by themselves."""
+    """Show runs in the browser, live or finished.
+
+    New files in the folders appear by themselves; nothing outside the paths given here is served.
+    """
     _serve(paths, host=host, port=port)
 
 
@@ -164,9 +175,11 @@ def check(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run files.")],
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = Severity.error,
-    output: Annotated[CheckFormat, typer.Option("--format", help="text for people, json for programs.")] = CheckFormat.text,
+    output: Annotated[
+        CheckFormat, typer.Option("--format", help="text for people, json for programs.")
+    ] = CheckFormat.text,
 ) -> None:
-    """Apply the rules to recorded runs: the gate of a CI job."""
+    """Apply the rules to runs: the gate of a CI job."""
     from .gate import check_runs
 
     result = check_runs(runs, rules_file=rules, fail_on=fail_on.value)
@@ -189,7 +202,10 @@ def export(
 
 @app.command(epilog="Example: loopscope repair runs/a.h5")
 def repair(run: RunPath) -> None:
-    """Make a run file that was cut off by a kill or a full disk whole again, down to its last committed row."""
+    """Make a damaged run file whole again.
+
+    A kill or a full disk can leave a file that other HDF5 programs refuse; every committed row of it is kept.
+    """
     from .probes.repair import repair as repair_run
 
     typer.echo(str(repair_run(run)))

@@ -50,12 +50,16 @@ def run_demo(folder: Path, *, jobs: int = 2) -> None:
     runs = [DemoRun(kind, seed, folder / f"{kind}-seed{seed}.h5") for seed in SEEDS for kind in INJECTIONS]
     for run in runs:
         run.path.unlink(missing_ok=True)
-    console.print(f"training {len(runs)} looped models of {STEPS} steps at learning rate {LEARNING_RATE}, {jobs} at a time")
+    console.print(
+        f"training {len(runs)} looped models of {STEPS} steps at learning rate {LEARNING_RATE}, {jobs} at a time"
+    )
     began = time.monotonic()
     _train_all(runs, jobs, console)
     console.print(f"trained in {time.monotonic() - began:.0f} s; run files in {folder}\n")
     console.print(_table([(run, _diagnose(run)) for run in sorted(runs, key=lambda run: run.injection)]))
-    console.print("The verdicts are read from the recorded runs; `loopscope check` applies the same rules to any run.\n")
+    console.print(
+        "The verdicts are read from the recorded runs; `loopscope check` applies the same rules to any run.\n"
+    )
 
 
 def _train_all(runs: list[DemoRun], jobs: int, console: Console) -> None:
@@ -99,7 +103,13 @@ def _train_one(run: DemoRun) -> None:
 @contextmanager
 def _reporter(runs: list[DemoRun], console: Console) -> Iterator[_Reporter]:
     """A progress bar on a terminal, a line per finished run elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         yield _Reporter(runs, console, bar)
 
@@ -116,8 +126,12 @@ class _Reporter:
         """Shows the state of now."""
         finished = sum(future.done() for future in futures)
         if self.console.is_terminal:
-            rows = sum(STEPS if future.done() else _rows(run.path) for run, future in zip(self.runs, futures, strict=True))
-            self.bar.update(self.task, completed=rows, description=f"training, {finished} of {len(self.runs)} runs done")
+            rows = sum(
+                STEPS if future.done() else _rows(run.path) for run, future in zip(self.runs, futures, strict=True)
+            )
+            self.bar.update(
+                self.task, completed=rows, description=f"training, {finished} of {len(self.runs)} runs done"
+            )
         elif finished > self.finished:
             self.console.print(f"  {finished} of {len(self.runs)} runs done")
         self.finished = finished

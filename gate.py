@@ -32,7 +32,7 @@ class RunCheck:
         """The exit code that this file alone would give."""
         if self.diagnosis is None:
             return UNREADABLE
-        if self.diagnosis.steps == 0:
+        if not self.diagnosis.evaluated:
             return NOTHING
         limit = SEVERITIES.index(fail_on)
         fired = any(SEVERITIES.index(finding.severity) >= limit for finding in self.diagnosis.findings)
@@ -81,7 +81,9 @@ class GateResult:
         found = run.diagnosis
         lines = [f"{word}  {run.path}  ({found.steps} steps)  {found.summary}"]
         for finding in found.findings:
-            lines.append(f"      {finding.rule} {finding.name} [{finding.severity}] step {finding.step}: {finding.message}")
+            lines.append(
+                f"      {finding.rule} {finding.name} [{finding.severity}] step {finding.step}: {finding.message}"
+            )
             if finding.remedy:
                 lines.append(f"            try: {finding.remedy}")
         if found.skipped:

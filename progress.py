@@ -24,7 +24,12 @@ def step_progress(steps: int) -> Iterator[Callable[[Progress], None]]:
     if not console.is_terminal:
         yield _lines(console)
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=steps, loss=float("nan"))
         yield lambda progress: bar.update(task, completed=progress.step, loss=progress.loss)

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .probe import Probe, attach
     from .diagnosis import Diagnosis, diagnose
     from .layout import Event
+    from .probe import Probe, attach
     from .reader import Run, RunFileError, open_run
     from .rules import Finding, Rule, load_rules
     from .schedule import Preset, every

@@ -37,6 +37,7 @@ class Diagnosis:
         findings: Rules that fired, first step first.
         skipped: Rules that could not be evaluated for want of a series.
         steps: Recorded steps.
+        evaluated: Whether there was anything to judge: rows with a loss or with loops. Without, finding LS000 says so.
     """
 
     regimes: dict[str, Regime]
@@ -46,6 +47,7 @@ class Diagnosis:
     findings: list[Finding]
     skipped: list[str]
     steps: int
+    evaluated: bool
 
     @property
     def first_breach(self) -> Finding | None:
@@ -74,9 +76,9 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
     Returns:
         The diagnosis; a run without rows has verdict ``unknown`` and says so.
     """
-    if len(run) == 0:
+    if (missing := _missing(run)) is not None:
         unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
-        return Diagnosis(unknown, "unknown", math.nan, "no step was recorded, so nothing can be said", [], [], 0)
+        return Diagnosis(unknown, "unknown", math.nan, missing.message, [missing], [], len(run), evaluated=False)
     radius, exponent = _last(run, "a_bar_radius"), _last(run, "lyapunov_max")
     law = trajectory_law(run)
     regimes: dict[str, Regime] = {
@@ -93,6 +95,26 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
         findings=findings,
         skipped=skipped,
         steps=len(run),
+        evaluated=True,
+    )
+
+
+def _missing(run: Run) -> Finding | None:
+    """The finding of a run in which there is nothing to judge; such a run never passes."""
+    if len(run) and (np.isfinite(run["loss"]).any() or (run["nonfinite"] > 0).any() or (run["depth"] > 0).any()):
+        return None
+    message = "no step was recorded" if not len(run) else "rows were recorded, but neither a loss nor a single loop"
+    return Finding(
+        rule="LS000",
+        name="no-data",
+        severity="error",
+        step=int(run["step"][-1]) if len(run) else 0,
+        since=0,
+        value=float(len(run)),
+        threshold=1.0,
+        message=f"{message}, so nothing can be said.",
+        remedy="check that probe.step() is called after every optimizer step and that the model runs in training mode",
+        episodes=1,
     )
 
 
@@ -106,6 +128,9 @@ def trajectory_law(run: Run) -> TrajectoryLaw:
         deepest = int(np.argmax(np.isfinite(per_loop["state_norm"]).sum(axis=1)))
         residual, cosine, state = (values[deepest] for values in per_loop.values())
     loops = _depth(state)
+    if loops == 0:
+        nan = math.nan
+        return TrajectoryLaw("unknown", "unknown", nan, nan, nan, nan, nan, nan, "none", "No loop was recorded.")
     return classify(residual[:loops], cosine[:loops], state[: loops + 1])
 
 
@@ -126,13 +151,9 @@ def _last(run: Run, name: str) -> float:
 
 def _summary(regimes: dict[str, Regime], radius: float, law: TrajectoryLaw, run: Run) -> str:
     """One sentence with the numbers that decide, and the disagreement where there is one."""
-    parts = []
-    if not math.isnan(radius):
-        parts.append(f"ρ(A̅) = {radius:.3f}{_crossing(run)}")
-    parts.append(law.sentence)
-    said = "; ".join(parts)
+    said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
     conflict = disagreement(regimes["lti"], regimes["loop"], regimes["trajectory"])
-    return f"{said}. {conflict}".strip() if conflict else said
+    return ". ".join(part.rstrip(".") for part in [*said, law.sentence, conflict] if part) + "."
 
 
 def _crossing(run: Run) -> str:

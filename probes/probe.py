@@ -31,7 +31,7 @@ from .neutral import undisturbed
 from .recorder import Record, Recorder
 from .schedule import Preset, every, find_preset, matrix_interval
 from .site import LoopSite, find_site, unwrap
-from .tap import LoopTap, SumBuffer
+from .tap import Hook, LoopTap, SumBuffer
 from .transfer import Transfer
 
 log = logging.getLogger("loopscope")
@@ -132,7 +132,8 @@ class Probe:
         self._sums = SumBuffer(LOOP_ROWS, self._device)
         self._probe_batch = None if probe_batch is None else probe_batch[:PROBE_SEQUENCES]
         self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
-        self._capture = self._model.register_forward_pre_hook(self._remember_batch, with_kwargs=True)
+        # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
+        self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
         self._tap.enabled = self._preset.rows(self._step)
         self._linear = self._read_linear()
         self._process = os.getpid()
@@ -202,10 +203,6 @@ class Probe:
         else:
             self._end()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copied model does not take the probe along."""
-        return None
-
     def _end_step(self, numbers: dict[str, Tensor | float], began: float) -> None:
         step, tap = self._step, self._tap
         assert tap is not None
@@ -222,7 +219,11 @@ class Probe:
     def _send_row(self, step: int, numbers: dict[str, Tensor | float], began: float) -> None:
         """Starts the copies of a step and notes how to make its record of them."""
         tensors = {name: v for name, v in numbers.items() if isinstance(v, Tensor) and v.is_cuda}
-        here = {name: float(v) for name, v in numbers.items() if name not in tensors}
+        here = {
+            name: float(v.detach() if isinstance(v, Tensor) else v)
+            for name, v in numbers.items()
+            if name not in tensors
+        }
         now, spectrum = time.time(), self._preset.spectrum(step)
         transfer = self._start(
             {f"value.{name}": value for name, value in tensors.items()}
@@ -275,11 +276,15 @@ class Probe:
         assert self._site.a_bar is not None
         return self._site.a_bar().ndim < 2
 
-    def _remember_batch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keeps the first training batch for the passes at fixed depth, then takes its own hook off."""
-        if not module.training:
+    def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps the first training batch for the passes at fixed depth, then takes its own hook off.
+
+        Weights may have been loaded since attaching, so the linear part of the first step is read again.
+        """
+        if not module.training or torch.compiler.is_compiling():
             return
         self._capture.remove()
+        self._linear = self._read_linear()
         if self._probe_batch is None and args and isinstance(args[0], Tensor):
             self._probe_batch = args[0].detach()[:PROBE_SEQUENCES].clone()
 
@@ -347,5 +352,3 @@ def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[
         "host": platform.node(),
         "started": time.time(),
     }
-
-

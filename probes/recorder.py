@@ -194,4 +194,5 @@ def _spectral_norm(matrix: NDArray[np.generic]) -> float:
     """Largest singular value of a scaled identity (0-d), diagonal (1-D) or dense (2-D) matrix; NaN when not finite."""
     if not np.isfinite(matrix).all():
         return math.nan
-    return float(np.linalg.norm(matrix, 2)) if matrix.ndim == 2 else float(np.abs(matrix).max())
+    wide = matrix.astype(np.float64)
+    return float(np.linalg.norm(wide, 2)) if wide.ndim == 2 else float(np.abs(wide).max())

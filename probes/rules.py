@@ -123,7 +123,7 @@ def _read_tables(path: Path) -> list[dict[str, Any]]:
         raise RuleError(f"{path}: cannot be read as a rule file: {error}") from None
     tables = content.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) and isinstance(t.get("id"), str) for t in tables):
-        raise RuleError(f"{path}: expected [[rule]] tables, each with an id = \"…\"")
+        raise RuleError(f'{path}: expected [[rule]] tables, each with an id = "…"')
     return tables
 
 
@@ -136,7 +136,7 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
         raise RuleError(f"{where}: rule {identifier}: unknown field {', '.join(sorted(unknown))}; known: for, enabled, "
                         f"{', '.join(sorted(known - {'hold'}))}")  # fmt: skip
     if "expr" not in renamed:
-        raise RuleError(f"{where}: rule {identifier}: expr is missing; write for example expr = \"loss > 10\"")
+        raise RuleError(f'{where}: rule {identifier}: expr is missing; write for example expr = "loss > 10"')
     if renamed["severity"] not in SEVERITIES:
         raise RuleError(f"{where}: rule {identifier}: severity {renamed['severity']!r} is not one of {SEVERITIES}")
     for key in ("hold", "keep_firing_for"):
@@ -148,7 +148,7 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
     except ExpressionError as error:
         raise RuleError(f"{where}: rule {identifier}: {error}") from None
     except (KeyError, IndexError, ValueError) as error:
-        raise RuleError(f"{where}: rule {identifier}: message may use {{value}} and {{threshold}} only: {error}") from None
+        raise RuleError(f"{where}: rule {identifier}: message may use only {{value}}, {{threshold}}: {error}") from None
     return rule
 
 
@@ -196,7 +196,7 @@ def _apply(rule: Rule, steps: Series, env: Mapping[str, Series]) -> Finding | No
 
 
 def _episodes(holds: NDArray[np.bool_], steps: Series, hold: int, keep: int) -> list[tuple[int, int]]:
-    """Rows ``(began, fired)`` of every firing: the condition held from ``began`` on, for ``hold`` steps at ``fired``."""
+    """Rows ``(began, fired)`` of every firing: at ``fired`` the condition has held for ``hold`` steps."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], holds, [False]]).astype(np.int8)))
     found: list[tuple[int, int]] = []
     quiet_from = -math.inf

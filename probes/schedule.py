@@ -29,8 +29,8 @@ def every(interval: int) -> Schedule:
 def thinning(first: int, last: int) -> Schedule:
     """Due every ``first`` steps at the start of a run, ever more rarely after, every ``last`` steps in the long run.
 
-    The interval doubles whenever the run has become twice as long, from 40 intervals on: what is measured this way stays
-    within 2.5 % of the run's length of any moment, because a loop that is going to explode mostly does so early.
+    The interval doubles whenever the run has become twice as long, from 40 intervals on, so that no moment is further
+    from a measurement than 2.5 % of the run: a loop that is going to explode mostly does so early.
 
     Raises:
         ValueError: ``last`` is not ``first`` times a power of two.

@@ -30,11 +30,11 @@ class LoopSite:
         after: Dotted name of the first module after the loop. It is called once per forward and receives ``h_T``.
         state_argument: Where ``body`` receives the state: position or keyword.
         input_argument: Where ``body`` receives the injected input ``e``; ``None`` when it does not receive it.
-        a_bar: Returns A̅ as it is now: 0-d for a scaled identity, 1-D for a diagonal, 2-D for a dense matrix acting on
-            column vectors. ``None`` when the loop has no linear part that can be read.
+        a_bar: Returns A̅ as it is now: 0-d for a scaled identity, 1-D for a diagonal, 2-D for a dense matrix that acts
+            on column vectors. ``None`` when the loop has no linear part that can be read.
         b_bar: The same for B̅.
         c_out: The same for the read-out matrix.
-        depth_argument: Keyword of the model's ``forward`` that sets the number of loops; ``None`` when it cannot be set.
+        depth_argument: Keyword of the model's ``forward`` that sets the number of loops; ``None`` when there is none.
         mean_depth: Mean number of loops in training (μ_rec of the Parcae paper).
 
     >>> LoopSite(body="injection", after="head", mean_depth=8).state_argument
@@ -67,7 +67,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _is_parallel(model: nn.Module) -> bool:
-    """Whether the model is a data-parallel wrapper, by class, so that a user's own ``module`` attribute is left alone."""
+    """Whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
     return isinstance(model, DataParallel | DistributedDataParallel)
@@ -118,4 +118,6 @@ def _stated_site(model: nn.Module) -> LoopSite:
         return LoopSite(**stated)
     except TypeError as error:
         known = ", ".join(f.name for f in fields(LoopSite))
-        raise LoopSiteError(f"{name}.loop_site() must return keyword arguments of LoopSite ({known}): {error}") from None
+        raise LoopSiteError(
+            f"{name}.loop_site() must return keyword arguments of LoopSite ({known}): {error}"
+        ) from None

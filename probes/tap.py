@@ -56,6 +56,29 @@ class SumBuffer:
         self.cursor.zero_()
 
 
+class Hook:
+    """A hook that a copied or pickled model does not take along: the copy holds one that does nothing.
+
+    >>> import copy
+    >>> copy.deepcopy(Hook(lambda x: 2 * x))(3) is None, Hook(lambda x: 2 * x)(3)
+    (True, 6)
+    """
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What torch calls."""
+        return self._call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[Callable[..., Any]]]:
+        return Hook, (_nothing,)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What is left of a hook in a copy."""
+
+
 class LoopTap:
     """Hooks on a loop's two places that fill a `SumBuffer` while a training forward runs.
 
@@ -79,10 +102,10 @@ class LoopTap:
         self._on_error = on_error
         modules = dict(model.named_modules())
         self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(self._begin),
-            modules[site.body].register_forward_pre_hook(self._loop, with_kwargs=True),
-            modules[site.after].register_forward_pre_hook(self._finish),
-            model.register_forward_hook(self._end, always_call=True),
+            model.register_forward_pre_hook(Hook(self._begin)),
+            modules[site.body].register_forward_pre_hook(Hook(self._loop), with_kwargs=True),
+            modules[site.after].register_forward_pre_hook(Hook(self._finish)),
+            model.register_forward_hook(Hook(self._end), always_call=True),
         ]
 
     def remove(self) -> None:
@@ -172,7 +195,8 @@ class LoopTap:
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str) -> Tensor:
     """The tensor a module received at a position or under a keyword."""
-    return kwargs[place] if isinstance(place, str) else args[place]  # type: ignore[no-any-return]
+    found: Tensor = kwargs[place] if isinstance(place, str) else args[place]
+    return found
 
 
 def _norm_sum(x: Tensor) -> Tensor:

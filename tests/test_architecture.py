@@ -1,4 +1,4 @@
-"""The shape of the code base: who imports whom, what a light command never loads, what a public name owes its reader."""
+"""The shape of the code base: who imports whom, what a light command never loads, what is said of a public name."""
 
 import ast
 import subprocess

@@ -37,7 +37,9 @@ def test_every_command_of_the_readme_exists() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.S) for line in block.splitlines()]
+    lines = [
+        line for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.S) for line in block.splitlines()
+    ]
     used = [shlex.split(line, comments=True) for line in lines if line.startswith("loopscope ")]
     assert used, "the README shows no command"
     for words in used:

@@ -20,9 +20,14 @@ class RecordedStates:
     def __init__(self, model: LoopedTransformer) -> None:
         self.forwards: list[list[Tensor]] = []
         self.inputs: list[Tensor] = []
+        self.training: list[bool] = []
         model.injection.register_forward_pre_hook(self._loop)
         model.read_out.register_forward_pre_hook(self._finish)
-        model.register_forward_pre_hook(lambda module, args: self.forwards.append([]))
+        model.register_forward_pre_hook(self._begin)
+
+    def _begin(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.forwards.append([])
+        self.training.append(module.training)
 
     def _loop(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if not self.forwards[-1]:
@@ -94,7 +99,12 @@ def loop_rows() -> Callable[..., np.ndarray]:
         state = np.concatenate([[1.0], 1.0 + np.cumsum(steps)])
         nan = [np.nan]
         return np.stack(
-            [state, np.concatenate([steps, nan]), np.concatenate([nan, np.ones(loops - 1), nan]), np.full(loops + 1, 8.0)],
+            [
+                state,
+                np.concatenate([steps, nan]),
+                np.concatenate([nan, np.ones(loops - 1), nan]),
+                np.full(loops + 1, 8.0),
+            ],
             axis=1,
         ).astype(np.float32)
 

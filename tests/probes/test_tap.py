@@ -50,7 +50,7 @@ def direct(forwards: list[list[Tensor]]) -> np.ndarray:
 def test_norms_equal_direct_computation(injection, depths, demo_model, tokens, recorded_states):
     model = demo_model(injection)
     states = recorded_states(model)
-    tap, buffer, errors = tapped(model)
+    _tap, buffer, errors = tapped(model)
     for depth in depths:
         model(tokens, num_loops=depth)
     means, once = loop_means(rows(buffer))
@@ -69,7 +69,7 @@ def test_norms_equal_direct_computation(injection, depths, demo_model, tokens, r
 def test_sequences_of_different_depth_are_measured_where_they_run(demo_model, tokens, recorded_states):
     model = demo_model("parcae")
     states = recorded_states(model)
-    tap, buffer, errors = tapped(model)
+    _tap, buffer, errors = tapped(model)
     depths = torch.tensor([2, 6, 3, 6])
     model(tokens, num_loops=depths)
     means, once = loop_means(rows(buffer))
@@ -83,7 +83,7 @@ def test_sequences_of_different_depth_are_measured_where_they_run(demo_model, to
 @pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non-reentrant"])
 def test_recomputation_is_not_recorded(checkpointing, demo_model, tokens):
     model = demo_model("concatenation", activation_checkpointing=checkpointing)
-    tap, buffer, errors = tapped(model)
+    _tap, buffer, errors = tapped(model)
     model(tokens, num_loops=6).logsumexp(-1).mean().backward()
     assert not errors
     assert int(buffer.cursor) == 7
@@ -91,7 +91,7 @@ def test_recomputation_is_not_recorded(checkpointing, demo_model, tokens):
 
 def test_evaluation_is_not_recorded(demo_model, tokens):
     model = demo_model()
-    tap, buffer, _ = tapped(model)
+    _tap, buffer, _ = tapped(model)
     with torch.no_grad():
         model.eval()(tokens, num_loops=3)
     assert int(buffer.cursor) == 0
@@ -101,7 +101,7 @@ def test_evaluation_is_not_recorded(demo_model, tokens):
 
 def test_rows_beyond_the_buffer_are_counted(demo_model, tokens):
     model = demo_model()
-    tap, buffer, errors = tapped(model, capacity=4)
+    _tap, buffer, errors = tapped(model, capacity=4)
     model(tokens, num_loops=6)
     assert not errors
     assert int(buffer.cursor) == 7  # 3 rows more than fit
@@ -110,7 +110,7 @@ def test_rows_beyond_the_buffer_are_counted(demo_model, tokens):
 def test_bf16_autocast_is_measured_in_float32(demo_model, tokens, recorded_states):
     model = demo_model("concatenation")
     states = recorded_states(model)
-    tap, buffer, errors = tapped(model)
+    _tap, buffer, errors = tapped(model)
     with torch.autocast("cpu", torch.bfloat16):
         model(tokens, num_loops=4)
     means, once = loop_means(rows(buffer))
@@ -128,7 +128,7 @@ def test_compiled_models_record_the_same(how, demo_model, tokens, recorded_state
     plain(tokens, num_loops=4)
     torch._dynamo.reset()
     model = demo_model("parcae")
-    tap, buffer, errors = tapped(model)
+    _tap, buffer, errors = tapped(model)
     if how == "body":
         model.compile_loop()
         run = model
@@ -159,7 +159,7 @@ def test_removal_leaves_no_hook_behind(demo_model):
 
 def test_a_failing_hook_is_reported_once_and_training_goes_on(demo_model, tokens, monkeypatch):
     model = demo_model()
-    tap, buffer, errors = tapped(model)
+    _tap, buffer, errors = tapped(model)
     monkeypatch.setattr(buffer, "append", lambda row: 1 / 0)
     for _ in range(3):
         model(tokens, num_loops=2).logsumexp(-1).mean().backward()

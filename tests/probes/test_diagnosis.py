@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from loopscope.probes import diagnose, open_run
+
+
+def diagnosis(path):
+    with open_run(path) as run:
+        return diagnose(run)
+
+
+@pytest.mark.parametrize(
+    ("radius", "ratio", "regimes", "verdict"),
+    [
+        (0.8, 0.8, ("stable", "stable"), "stable"),
+        (1.0, 1.0, ("marginal", "marginal"), "marginal"),
+        (3.0, 3.0, ("unstable", "unstable"), "unstable"),
+        (3.0, 0.7, ("unstable", "stable"), "unstable"),
+        (0.8, 2.0, ("stable", "unstable"), "unstable"),
+    ],
+)
+def test_regimes_come_from_the_numbers(write_run, loop_rows, radius, ratio, regimes, verdict):
+    path = write_run(loss=np.ones(30), a_bar_radius=radius, probe={29: loop_rows(ratio)})
+    found = diagnosis(path)
+    assert (found.regimes["lti"], found.regimes["trajectory"]) == regimes
+    assert found.regimes["loop"] == "unknown"  # no Jacobian was recorded
+    assert found.verdict == verdict
+    assert f"{radius:.3f}" in found.summary
+    assert ("A̅" in found.summary.replace("ρ(A̅)", "")) == (regimes[0] != regimes[1])  # a disagreement is told
+    assert found.summary.endswith(".") and ".." not in found.summary
+
+
+def test_without_a_probe_batch_the_deepest_recent_step_is_read(write_run, loop_rows):
+    path = write_run(loss=np.ones(30), loops=loop_rows(1.8, loops=9))
+    assert diagnosis(path).regimes["trajectory"] == "unstable"
+
+
+def test_the_crossing_is_the_last_one(write_run):
+    radius = np.concatenate([np.full(10, 0.9), np.full(5, 1.2), np.full(5, 0.9), np.full(10, 1.3)])
+    assert "above 1 since step 20" in diagnosis(write_run(loss=np.ones(30), a_bar_radius=radius)).summary
+
+
+def test_nothing_recorded_is_said(write_run):
+    found = diagnosis(write_run())
+    assert found.verdict == "unknown"
+    assert [finding.rule for finding in found.findings] == ["LS000"]
+    assert "no step was recorded" in found.summary
+
+
+def test_rows_without_any_measurement_are_no_data(write_run):
+    found = diagnosis(write_run(lr=np.ones(5)))
+    assert "LS000" in [finding.rule for finding in found.findings]
+    assert found.evaluated is False
+
+
+def test_the_first_breach_is_no_note(write_run, loop_rows):
+    path = write_run(loss=np.ones(60), a_bar_radius=1.0, info={"a_bar_learned": False})
+    found = diagnosis(path)
+    assert [finding.severity for finding in found.findings] == ["note"]
+    assert found.first_breach is None

@@ -1,0 +1,235 @@
+"""The probe on a real training loop: what it writes, and that training does not notice."""
+
+import copy
+import pickle
+import random
+
+import loopscope
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from loopscope.models import recipe, standard_library
+from loopscope.models.train import train
+from loopscope.probes import LoopSite, LoopSiteError, Preset, every, open_run
+from torch import nn
+
+
+def run_steps(model, steps, probe=None, seed=0):
+    """A plain training loop with dropout-like randomness of its own; returns losses and random states at the end."""
+    torch.manual_seed(seed)
+    data = torch.randint(0, 256, (steps, 4, 33), generator=torch.Generator().manual_seed(5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    losses = []
+    for batch in data:
+        logits = model(batch[:, :-1])  # depth and h_0 are drawn from torch's global stream
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if probe is not None:
+            probe.step(loss=loss, grad_norm=norm, lr=0.01)
+        losses.append(loss.detach())
+    return torch.stack(losses), (torch.get_rng_state(), random.getstate(), np.random.get_state())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non-reentrant"])
+@pytest.mark.parametrize("injection", ["addition", "concatenation", "parcae"])
+def test_training_is_bit_identical_with_and_without(injection, checkpointing, demo_model, tmp_path):
+    plain = demo_model(injection, activation_checkpointing=checkpointing)
+    losses, states = run_steps(plain, 50)
+    watched = demo_model(injection, activation_checkpointing=checkpointing)
+    with loopscope.attach(watched, tmp_path / "run.h5") as probe:
+        watched_losses, watched_states = run_steps(watched, 50, probe)
+    assert torch.equal(losses, watched_losses)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert torch.equal(states[0], watched_states[0])
+    assert states[1] == watched_states[1]
+    assert all(np.array_equal(a, b) for a, b in zip(states[2], watched_states[2], strict=True))
+    with open_run(tmp_path / "run.h5") as run:
+        assert len(run) == 50
+        np.testing.assert_array_equal(run["loss"], losses.double().numpy())
+        assert len(run.probe_steps) > 5
+
+
+@pytest.mark.parametrize("injection", ["addition", "concatenation", "parcae"])
+def test_linear_part_is_that_of_the_steps_forward(injection, demo_model, tmp_path):
+    model = demo_model(injection)
+    radii, norms = [], []
+
+    def note(module, args):
+        if module.training:
+            a = module.injection.a_bar().detach().double()
+            dense = a if a.ndim == 2 else torch.diag(a.expand(32))
+            radii.append(np.abs(np.linalg.eigvals(dense.numpy())).max())
+            norms.append(np.linalg.svd(dense.numpy(), compute_uv=False)[0])
+
+    model.register_forward_pre_hook(note)
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        run_steps(model, 12, probe)
+    with open_run(tmp_path / "run.h5") as run:
+        # Both are LAPACK in float64 on the same float32 entries; a random matrix is that well conditioned.
+        np.testing.assert_allclose(run["a_bar_radius"], radii, rtol=1e-10)
+        np.testing.assert_allclose(run["a_bar_norm"], norms, rtol=1e-10)
+        steps, eigenvalues = run.spectra()
+    assert steps.tolist() == [0, 10]
+    np.testing.assert_allclose(np.nanmax(np.abs(eigenvalues), axis=1), [radii[0], radii[10]], rtol=1e-10)
+    if injection == "parcae":
+        assert radii[0] == pytest.approx(1 / np.sqrt(5), rel=1e-6)  # float32 parameters
+    if injection == "addition":
+        assert set(radii) == {1.0}
+
+
+def test_recorded_loops_are_those_of_the_training_forwards(demo_model, recorded_states, tmp_path):
+    model = demo_model("concatenation")
+    states = recorded_states(model)
+    with loopscope.attach(
+        model, tmp_path / "run.h5", preset=Preset("rows", every(1), every(10), every(10**9))
+    ) as probe:
+        run_steps(model, 6, probe)
+    training = [f for f, trained in zip(states.forwards, states.training, strict=True) if trained]
+    with open_run(tmp_path / "run.h5") as run:
+        state = run.loops("state_norm")
+        depths = run["depth"]
+    for row, forward in zip(state, training, strict=True):
+        expected = [float(h.norm(dim=-1).mean()) for h in forward]
+        np.testing.assert_allclose(row[: len(expected)], expected, rtol=2e-6)  # float32 sums over 128 tokens
+        assert np.isnan(row[len(expected) :]).all()
+    assert depths.tolist() == [len(f) - 1 for f in training]
+
+
+def test_evaluation_between_steps_and_accumulation(demo_model, tokens, tmp_path):
+    model = demo_model()
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        for _ in range(3):
+            for depth in (2, 5):
+                model(tokens, num_loops=depth).sum().backward()
+            with torch.no_grad():
+                model.eval()(tokens, num_loops=11)
+            model.train()
+            probe.step(loss=1.0)
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["depth"].tolist() == [3.5] * 3
+        assert run["depth_max"].tolist() == [5] * 3
+
+
+def test_resuming_goes_on_in_the_same_file(demo_model, tmp_path):
+    path = tmp_path / "run.h5"
+    for steps in (4, 3):
+        model = demo_model()
+        with loopscope.attach(model, path, resume=True) as probe:
+            run_steps(model, steps, probe)
+    model = demo_model()
+    with loopscope.attach(model, path, resume=True) as probe:  # from a checkpoint older than the last row
+        model(torch.zeros(1, 8, dtype=torch.int64))
+        probe.step(step=5, loss=42.0)
+    with open_run(path) as run:
+        # Step 6 of the second process belongs to a future that the third one left behind; history() still has it.
+        assert run["step"].tolist() == [0, 1, 2, 3, 4, 5]
+        assert run["loss"][5] == 42.0
+        assert run["generation"].tolist() == [0, 0, 0, 0, 1, 2]
+        assert run.history()["step"].tolist() == [0, 1, 2, 3, 4, 5, 6, 5]
+
+
+def test_an_existing_file_is_not_touched_without_being_asked(demo_model, tmp_path):
+    path = tmp_path / "run.h5"
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="resume=True"):
+        loopscope.attach(demo_model(), path)
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_model_that_states_no_loop_is_told_how_to(tmp_path):
+    with pytest.raises(LoopSiteError, match=r"Sequential does not state where its loop is.*site=LoopSite"):
+        loopscope.attach(nn.Sequential(nn.Linear(2, 2)), tmp_path / "run.h5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_site_given_by_hand_and_one_that_names_nothing(tmp_path):
+    class Toy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inject, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = x
+            for _ in range(5):
+                h = self.inject(h)
+            return self.head(h)
+
+    model = Toy()
+    site = LoopSite(body="inject", after="head", a_bar=lambda: model.inject.weight)
+    with loopscope.attach(model, tmp_path / "run.h5", site=site) as probe:
+        x = torch.randn(2, 3, 4)
+        model(x).sum().backward()
+        probe.step(loss=0.5, accuracy=0.25)
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["depth"].tolist() == [5]
+        assert run["accuracy"].tolist() == [0.25]
+        assert run["a_bar_radius"][0] == pytest.approx(
+            np.abs(np.linalg.eigvals(model.inject.weight.detach().double().numpy())).max(), rel=1e-10
+        )
+        assert run.loops("state_norm")[0, 0] == pytest.approx(float(x.norm(dim=-1).mean()), rel=1e-6)
+    with pytest.raises(LoopSiteError, match=r"body='nowhere'.*has inject, head"):
+        loopscope.attach(model, tmp_path / "b.h5", site=LoopSite(body="nowhere", after="head"))
+
+
+def test_nothing_of_the_probe_stays_in_the_model(demo_model, tmp_path):
+    model = demo_model()
+    keys = list(model.state_dict())
+    hooks = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        run_steps(model, 2, probe)
+        assert list(model.state_dict()) == keys
+        twin = copy.deepcopy(model)
+        twin(torch.zeros(1, 8, dtype=torch.int64))  # a copy carries no working probe along
+        pickle.loads(pickle.dumps(model))  # noqa: S301 - our own bytes
+        run_steps(model, 1, probe)
+    assert {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()} == hooks
+    with open_run(tmp_path / "run.h5") as run:
+        assert len(run) == 3
+        assert run["depth_max"][2] == np.isfinite(run.loops("state_norm")[2]).sum() - 1
+
+
+def test_nan_losses_and_spikes_become_events(demo_model, tokens, tmp_path):
+    model = demo_model()
+    losses = [3.0] * 30 + [30.0, 3.0, float("nan"), float("nan"), 3.0]
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        for loss in losses:
+            model(tokens)
+            probe.step(loss=torch.tensor(loss))
+    with open_run(tmp_path / "run.h5") as run:
+        assert [(event.step, event.kind) for event in run.events] == [(30, "loss_spike"), (32, "non_finite")]
+        assert run["nonfinite"].sum() == 2
+    found = loopscope.diagnose(open_run(tmp_path / "run.h5"))
+    assert [finding.rule for finding in found.findings] == ["LS010", "LS001"]
+
+
+def test_a_probe_that_breaks_says_so_once_and_training_goes_on(demo_model, tokens, tmp_path, caplog, monkeypatch):
+    model = demo_model()
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        model(tokens)
+        probe.step(loss=1.0)
+        monkeypatch.setattr("loopscope.probes.tap._norm_sum", lambda x: 1 / 0)
+        for _ in range(3):
+            model(tokens).sum().backward()
+            probe.step(loss=1.0)
+    assert sum("the probe failed" in record.message for record in caplog.records) == 1
+    with open_run(tmp_path / "run.h5") as run:
+        assert len(run) == 1
+
+
+def test_the_trainer_and_the_probe_agree(demo_model, tmp_path):
+    model = demo_model()
+    config = recipe("demo", steps=5)
+    data = standard_library(sequence_length=16)
+    with loopscope.attach(model, tmp_path / "run.h5", config={"lr": config.lr}) as probe:
+        train(model, data, config, observer=probe)
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["step"].tolist() == [0, 1, 2, 3, 4]
+        assert run["tokens"].tolist() == [128 * k for k in (1, 2, 3, 4, 5)]
+        assert run.info["config"] == {"lr": config.lr}
+        assert run.state == "finished"
+        assert (run["probe_seconds"] > 0).all()
+        assert (run["rows_dropped"] == 0).all()

@@ -1,0 +1,160 @@
+"""The command as a user meets it: exit codes, one-line errors, help, and the gate's JSON."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CLI = [sys.executable, "-m", "loopscope.cli"]
+
+
+def run_cli(*words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CLI, *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The error of a command: exactly one line on stderr, no traceback."""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert lines[0].startswith("loopscope: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One short run of each injection at the demo's learning rate."""
+    folder = tmp_path_factory.mktemp("runs")
+    for injection in ("addition", "concatenation", "parcae"):
+        done = run_cli("train", "--preset", "demo", "--injection", injection, "--norm", "pre", "--lr", 0.05, "--steps", 80,
+                        "--seed", "0", "--device", "cpu", "--out", folder / f"{injection}.h5")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "80 steps, loss" in done.stdout
+    return folder
+
+
+def test_help_is_quick_and_never_loads_torch():
+    code = "import sys, loopscope.cli as c\ntry: c.main(['-h'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+    began = time.perf_counter()
+    assert run_cli("--help").returncode == 0
+    assert time.perf_counter() - began < 2  # 0.1 s where it was written; the bound only catches a heavy import
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "dash", "check", "export", "repair"])
+def test_every_command_has_help_with_an_example(command):
+    done = run_cli(command, "--help")
+    assert done.returncode == 0
+    assert f"loopscope {command}" in " ".join(done.stdout.split("Example:")[1].split())
+
+
+def test_the_gate_passes_parcae_and_addition_and_fails_concatenation(trained):
+    done = run_cli("check", trained / "parcae.h5")
+    assert (done.returncode, done.stdout[:4]) == (0, "PASS")
+    done = run_cli("check", trained / "addition.h5")
+    assert done.returncode == 0
+    assert "marginal by design" in done.stdout
+    done = run_cli("check", trained / "concatenation.h5")
+    assert done.returncode == 1
+    for word in ("FAIL", "LS020", "step", "ρ(A̅) =", "above 1", "try:"):
+        assert word in done.stdout
+
+
+def test_the_gates_json(trained):
+    done = run_cli("check", *sorted(trained.glob("*.h5")), "--format", "json")
+    assert done.returncode == 1
+    result = json.loads(done.stdout)
+    assert (result["version"], result["verdict"]) == (1, "fail")
+    verdicts = {Path(run["path"]).stem: run["regimes"] for run in result["runs"]}
+    assert verdicts["concatenation"] == {"lti": "unstable", "loop": "unknown", "trajectory": "unstable"}
+    assert verdicts["addition"] == {"lti": "marginal", "loop": "unknown", "trajectory": "marginal"}
+    assert verdicts["parcae"] == {"lti": "stable", "loop": "unknown", "trajectory": "stable"}
+    finding = result["runs"][1]["findings"][0]
+    assert {"rule", "severity", "step", "value", "threshold", "message", "remedy"} <= finding.keys()
+    assert finding["value"] > finding["threshold"] == 1.0
+
+
+def test_fail_on_moves_the_bar(trained):
+    assert run_cli("check", trained / "addition.h5", "--fail-on", "note").returncode == 1
+    assert run_cli("check", trained / "concatenation.h5", "--fail-on", "error").returncode == 1
+
+
+def test_unreadable_files_are_four(trained, tmp_path):
+    whole = (trained / "parcae.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "foreign.h5").write_text("not a run")
+    (tmp_path / "empty.h5").write_bytes(b"")
+    for name in ("cut.h5", "foreign.h5", "empty.h5", "missing.h5"):
+        done = run_cli("check", tmp_path / name)
+        assert done.returncode == 4, name
+        assert name in done.stdout
+        assert done.stderr == ""
+        assert len(done.stdout.strip().splitlines()) == 1
+    done = run_cli("check", tmp_path / "cut.h5", trained / "parcae.h5", "--format", "json")
+    assert (done.returncode, json.loads(done.stdout)["verdict"]) == (4, "error")
+
+
+def test_a_run_without_rows_is_five(tmp_path):
+    from loopscope.probes.writer import RunWriter
+
+    with RunWriter.create(tmp_path / "none.h5", info={}):
+        pass
+    done = run_cli("check", tmp_path / "none.h5")
+    assert done.returncode == 5
+    assert "no step was recorded" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["check", "--frobnicate"], "--frobnicate"),
+        (["check"], "RUN"),
+        (["frobnicate"], "frobnicate"),
+        (["check", "a.h5", "--fail-on", "sometimes"], "sometimes"),
+        (["check", "a.h5", "--rules", "nowhere.toml"], "nowhere.toml"),
+        (["train", "--out", "a.h5", "--device", "cuda:99"], "cuda"),
+        (["train", "--out", "a.h5", "--preset", "huge"], "huge"),
+        (["export", "nowhere.h5", "-o", "a.xls"], ""),
+    ],
+)
+def test_usage_errors_are_two_and_one_line(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_cli(*words)
+    assert done.returncode == (4 if words[0] == "export" else 2), done.stderr
+    assert says in one_line(done)
+
+
+def test_train_does_not_overwrite_unasked(trained):
+    done = run_cli("train", "--steps", "1", "--out", trained / "parcae.h5")
+    assert done.returncode == 2
+    assert "--resume" in one_line(done)
+
+
+def test_export_and_repair(trained, tmp_path):
+    done = run_cli("export", trained / "parcae.h5", "-o", tmp_path / "a.csv")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 81
+    done = run_cli("export", trained / "parcae.h5", "-o", tmp_path / "a.csv")
+    assert (done.returncode, "--force" in one_line(done)) == (2, True)
+    done = run_cli("repair", trained / "parcae.h5")
+    assert done.returncode == 0
+    assert run_cli("check", trained / "parcae.h5").returncode == 0
+
+
+def test_resuming_makes_the_run_longer(tmp_path):
+    out = tmp_path / "a.h5"
+    whole = tmp_path / "b.h5"
+    for steps, path, more in ((20, out, []), (40, out, ["--resume"]), (40, whole, [])):
+        done = run_cli("train", "--steps", steps, "--lr", "0.01", "--device", "cpu", "--out", path, *more)
+        assert done.returncode == 0, done.stderr
+    from loopscope import open_run
+
+    with open_run(out) as resumed, open_run(whole) as uninterrupted:
+        assert resumed["step"].tolist() == list(range(40))
+        np.testing.assert_array_equal(resumed["loss"], uninterrupted["loss"])
+        np.testing.assert_array_equal(resumed["a_bar_radius"], uninterrupted["a_bar_radius"])
