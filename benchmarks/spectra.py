@@ -1,8 +1,8 @@
 """Cost and error of tracked spectra against exact ones, side by side in one run.
 
 A random matrix moves by a fixed relative amount per step while outlier eigenvalues grow through |λ| = 1 or cross each
-other. Every step is solved by the trackers (no refresh, so that their own error shows) and by numpy; scipy and torch are
-timed on some steps.
+other. Every step is solved by the trackers (no refresh, so that their own error shows) and by numpy; scipy and torch
+are timed on some steps.
 
     python benchmarks/spectra.py --width 1024 --steps 25
 
@@ -107,9 +107,8 @@ def main() -> None:
             *("numpy norm", "tracker norm", "tracker norm, first step", "certificate"),
         )
     }
-    print(
-        f"{date.today()}  {platform.processor() or platform.machine()}  numpy {np.__version__}  torch {torch.__version__}"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{date.today()}  {machine}  numpy {np.__version__}  torch {torch.__version__}")
     print(f"d = {options.width}, {options.steps} steps a scenario, {torch.get_num_threads()} torch threads\n")
     print(f"{'scenario':<12}{'rate':>7}{'worst ρ error':>16}{'worst σ error':>16}{'converged':>12}")
     for kind in KINDS:

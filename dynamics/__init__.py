@@ -64,6 +64,25 @@ _EXPORTS = {
     "input_dependence": "dependence",
     "SafeDepth": "safe_depth",
     "measured_depth": "safe_depth",
+    "predicted_depth": "safe_depth",
+    "own_token_step": "per_token",
+    "Modes": "response",
+    "modes": "response",
+    "steady_state_gain": "response",
+    "simulate": "response",
+    "impulse_response": "response",
+    "step_response": "response",
+    "controllability_gramian": "gramian",
+    "observability_gramian": "gramian",
+    "hankel_singular_values": "gramian",
+    "h2_norm": "gramian",
+    "h_infinity_norm": "hinfinity",
+    "pseudospectral_radius": "pseudospectrum",
+    "pseudospectrum_on_grid": "pseudospectrum",
+    "PeakGrowth": "transient",
+    "peak_growth": "transient",
+    "numerical_radius": "transient",
+    "kreiss_constant": "transient",
 }
 
 __all__ = [
@@ -77,6 +96,8 @@ __all__ = [
     "LoopJacobian",
     "LyapunovSpectrum",
     "ModeDecomposition",
+    "Modes",
+    "PeakGrowth",
     "Regime",
     "SafeDepth",
     "Search",
@@ -94,6 +115,7 @@ __all__ = [
     "classify",
     "classify_map",
     "classify_multipliers",
+    "controllability_gramian",
     "decompose",
     "detect_periods",
     "disagreement",
@@ -101,18 +123,34 @@ __all__ = [
     "euler",
     "find_fixed_point",
     "fixed_points",
+    "h2_norm",
+    "h_infinity_norm",
+    "hankel_singular_values",
+    "impulse_response",
     "input_dependence",
     "jacobian_gap",
+    "kreiss_constant",
     "leading_eigenvalues",
     "loop_regime",
     "lti_regime",
     "lyapunov_exponents",
     "measured_depth",
     "mixture",
+    "modes",
+    "numerical_radius",
+    "observability_gramian",
+    "own_token_step",
+    "peak_growth",
+    "predicted_depth",
+    "pseudospectral_radius",
+    "pseudospectrum_on_grid",
+    "simulate",
     "smooth_mean",
     "spectral_norm",
     "spectral_radius",
     "start_dependence",
+    "steady_state_gain",
+    "step_response",
     "sublayer_gains",
     "token_exponents",
     "token_jacobians",
@@ -146,6 +184,11 @@ if TYPE_CHECKING:
     from .fixed_point import classify_multipliers as classify_multipliers
     from .fixed_point import find_fixed_point as find_fixed_point
     from .fixed_point import fixed_points as fixed_points
+    from .gramian import controllability_gramian as controllability_gramian
+    from .gramian import h2_norm as h2_norm
+    from .gramian import hankel_singular_values as hankel_singular_values
+    from .gramian import observability_gramian as observability_gramian
+    from .hinfinity import h_infinity_norm as h_infinity_norm
     from .jacobian import LoopJacobian as LoopJacobian
     from .jacobian import jacobian_gap as jacobian_gap
     from .krylov import LeadingEigenvalues as LeadingEigenvalues
@@ -162,15 +205,25 @@ if TYPE_CHECKING:
     from .per_token import TokenJacobian as TokenJacobian
     from .per_token import TokenSpectra as TokenSpectra
     from .per_token import check_causality as check_causality
+    from .per_token import own_token_step as own_token_step
     from .per_token import token_jacobians as token_jacobians
     from .per_token import token_spectra as token_spectra
+    from .pseudospectrum import pseudospectral_radius as pseudospectral_radius
+    from .pseudospectrum import pseudospectrum_on_grid as pseudospectrum_on_grid
     from .regime import Regime as Regime
     from .regime import disagreement as disagreement
     from .regime import loop_regime as loop_regime
     from .regime import lti_regime as lti_regime
     from .regime import worst as worst
+    from .response import Modes as Modes
+    from .response import impulse_response as impulse_response
+    from .response import modes as modes
+    from .response import simulate as simulate
+    from .response import steady_state_gain as steady_state_gain
+    from .response import step_response as step_response
     from .safe_depth import SafeDepth as SafeDepth
     from .safe_depth import measured_depth as measured_depth
+    from .safe_depth import predicted_depth as predicted_depth
     from .spectrum import spectral_norm as spectral_norm
     from .spectrum import spectral_radius as spectral_radius
     from .tracker import SpectralTracker as SpectralTracker
@@ -178,6 +231,10 @@ if TYPE_CHECKING:
     from .trajectory import TrajectoryMap as TrajectoryMap
     from .trajectory import classify as classify
     from .trajectory import classify_map as classify_map
+    from .transient import PeakGrowth as PeakGrowth
+    from .transient import kreiss_constant as kreiss_constant
+    from .transient import numerical_radius as numerical_radius
+    from .transient import peak_growth as peak_growth
 
 
 def __getattr__(name: str) -> object:

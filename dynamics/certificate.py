@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .arrays import ROUNDING, as_float64, require_square
 from .estimate import Estimate
-from .golub_kahan import golub_kahan
+from .norm_bound import UNDERFLOW, frobenius_bound, norm_bound
 
 Verdict = Literal["certified stable", "certified marginal", "certified unstable", "undecided"]
 
@@ -27,8 +27,6 @@ Verdict = Literal["certified stable", "certified marginal", "certified unstable"
 NARROW: Final = 1e-4
 # 2^20 loops: one more squaring could not move a bound by a relative 1e-5 even at d = 10^4.
 SQUARINGS: Final = 20
-# Over-estimate of everything lost to underflow in one operation on entries scaled to at most one.
-UNDERFLOW: Final = 1e-300
 
 
 def certify_radius(a: object) -> Estimate:
@@ -161,29 +159,7 @@ def _measured(matrix: NDArray[np.float64], k: int, exponent: int, error: float) 
     scaled = np.ldexp(matrix, -shift)
     # Scaling can lose entries to underflow; ldexp of the error bound may itself round, so it is raised a little.
     error = _ldexp(error, -shift) * (1 + 4 * ROUNDING) + width * UNDERFLOW
-    frobenius = float(np.linalg.norm(scaled)) * (1 + (width**2 + 8) * ROUNDING) + width * UNDERFLOW
-    return _Power(scaled, k, exponent + shift, error, frobenius, _norm_bound(scaled, frobenius))
-
-
-def _norm_bound(matrix: NDArray[np.float64], frobenius: float) -> float:
-    """Proven upper bound close to ‖M‖₂: a Cholesky factorisation of τ²I − MᵀM that succeeds leaves no room above τ."""
-    width = matrix.shape[0]
-    start = np.random.default_rng(width).standard_normal(width)
-    likely = golub_kahan(lambda v: matrix @ v, lambda u: u @ matrix, start, steps=min(20, width)).value
-    if likely == 0.0 or frobenius < 1.2 * likely:
-        return frobenius
-    gram = matrix.T @ matrix
-    gamma = (width + 2) * ROUNDING / (1 - (width + 2) * ROUNDING)
-    for factor in (1.02, 1.1, 1.5):
-        square = (factor * likely) ** 2
-        try:
-            np.linalg.cholesky(square * np.eye(width) - gram)
-        except np.linalg.LinAlgError:
-            continue
-        # Lost in MᵀM and the subtraction: γ‖M‖_F² and one rounding; in the factorisation: γ times the trace.
-        lost = gamma * (frobenius**2 * 2 + square * (width + 1)) / (1 - gamma) + width**2 * UNDERFLOW
-        return min(math.sqrt(square + lost) * (1 + 8 * ROUNDING), frobenius)
-    return frobenius
+    return _Power(scaled, k, exponent + shift, error, frobenius_bound(scaled), norm_bound(scaled))
 
 
 def _trace_bound(power: _Power) -> float:

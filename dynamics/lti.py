@@ -227,3 +227,11 @@ def radius_bounds(matrix: Matrix) -> tuple[float, float]:
     slack = 2 * matrix.shape[0] * ROUNDING
     trace = abs(float(np.trace(matrix / largest))) / matrix.shape[0]
     return max(trace - slack, 0.0) * largest, min(norms) * (1 + slack) * largest
+
+
+def require_stable(system: LTISystem, what: str) -> float:
+    """Return ρ(A̅) if it is below one; raise a ValueError that names the quantity which needs that otherwise."""
+    radius = system.spectral_radius().value
+    if radius >= 1.0:
+        raise ValueError(f"{what} exists only for a stable system, ρ(A̅) < 1; found ρ(A̅) = {radius:.6g}")
+    return radius
