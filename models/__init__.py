@@ -1,13 +1,21 @@
 """Looped language models, their data and their training. Networks import nothing else of this project.
 
-    config.py      every choice that defines a model
-    looped.py      the model, one file to read top to bottom
-    presets.py     the paper's models by name
-    parcae_lm.py   weights of the authors' implementation, in and out
-    data.py        real text as batches
-    train.py       the training loop, which knows an observer and no probe
-    optimizers.py  parameter groups and schedules
-    checkpoint.py  atomic checkpoints
+    config.py       every choice that defines a model
+    looped.py       the model, one file to read top to bottom
+    presets.py      the paper's models by name, and their training recipes
+    parcae_lm.py    weights of the authors' implementation, in and out
+    data.py         text as numbered batches; the standard library's source
+    documents.py    texts from files and from the hub
+    tokenizer.py    a byte-pair tokenizer
+    packed.py       tokenised text in a file, packed into sequences
+    train.py        the training loop, which knows an observer and no probe
+    run_config.py   a run described in TOML
+    optimizers.py   parameter groups and schedules
+    muon.py         orthogonalised momentum
+    distributed.py  several processes: DDP and FSDP2
+    checkpoint.py   atomic checkpoints
+    depth.py        held-out loss against the number of loops
+    flops.py        training compute and utilisation
 
 Names resolve on first use, so that importing this package costs nothing. The function `train` stays in its module of
 the same name: ``from loopscope.models.train import train``.
@@ -19,25 +27,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .checkpoint import load_model
     from .config import LoopedConfig
     from .data import ByteText, Data, standard_library
+    from .depth import loss_at_depths
+    from .documents import read_documents, stream_documents
     from .looped import LoopedTransformer
+    from .packed import PackedText, write_corpus
     from .parcae_lm import from_parcae_lm, from_pretrained, to_parcae_lm
     from .presets import PRESETS, build, recipe
+    from .run_config import RunConfig, load_run_config
+    from .tokenizer import TextTokenizer, train_tokenizer
     from .train import NullObserver, Observer, Progress, TrainConfig, TrainResult
 
 _EXPORTS = {
+    "load_model": "checkpoint",
+    "LoopedConfig": "config",
     "ByteText": "data",
     "Data": "data",
     "standard_library": "data",
-    "LoopedConfig": "config",
+    "loss_at_depths": "depth",
+    "read_documents": "documents",
+    "stream_documents": "documents",
     "LoopedTransformer": "looped",
+    "PackedText": "packed",
+    "write_corpus": "packed",
     "from_parcae_lm": "parcae_lm",
     "from_pretrained": "parcae_lm",
     "to_parcae_lm": "parcae_lm",
     "PRESETS": "presets",
     "build": "presets",
     "recipe": "presets",
+    "RunConfig": "run_config",
+    "load_run_config": "run_config",
+    "TextTokenizer": "tokenizer",
+    "train_tokenizer": "tokenizer",
     "NullObserver": "train",
     "Observer": "train",
     "Progress": "train",
@@ -53,15 +77,25 @@ __all__ = [
     "LoopedTransformer",
     "NullObserver",
     "Observer",
+    "PackedText",
     "Progress",
+    "RunConfig",
+    "TextTokenizer",
     "TrainConfig",
     "TrainResult",
     "build",
     "from_parcae_lm",
     "from_pretrained",
+    "load_model",
+    "load_run_config",
+    "loss_at_depths",
+    "read_documents",
     "recipe",
     "standard_library",
+    "stream_documents",
     "to_parcae_lm",
+    "train_tokenizer",
+    "write_corpus",
 ]
 
 

@@ -31,7 +31,7 @@ class Data(Protocol):
         ...
 
     def held_out(self, batch_size: int) -> Iterator[Tensor]:
-        """Held-out batches of the same shape in a fixed order."""
+        """Held-out batches in a fixed order, at least one; the last may have fewer sequences."""
         ...
 
     def describe(self) -> dict[str, object]:
@@ -98,11 +98,10 @@ class ByteText:
         return self._training[torch.randint(len(self._training), (batch_size,), generator=generator)].long()
 
     def held_out(self, batch_size: int) -> Iterator[Tensor]:
-        """Windows that follow each other without overlap; a last incomplete batch is left out."""
+        """Windows that follow each other, each target once; the last batch may be smaller."""
         starts = torch.arange(0, len(self._held_out), self.sequence_length)
         for chosen in torch.split(starts, batch_size):
-            if len(chosen) == batch_size:
-                yield self._held_out[chosen].long()
+            yield self._held_out[chosen].long()
 
     def describe(self) -> dict[str, object]:
         """Source, sizes in bytes and a digest of the training text."""

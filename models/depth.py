@@ -36,7 +36,7 @@ def loss_at_depths(
         Loss in nats per token by depth, in the order given.
 
     Raises:
-        ValueError: No depth, a depth below 1, or held-out text for less than one batch.
+        ValueError: No depth, or a depth below 1.
 
     >>> from loopscope.models import build, standard_library
     >>> found = loss_at_depths(build("demo"), standard_library(sequence_length=16), [1, 8], batches=1)
@@ -47,8 +47,6 @@ def loss_at_depths(
         raise ValueError(f"depths: expected numbers of at least 1, found {list(depths)}")
     device = next(model.parameters()).device
     chosen = [tokens.to(device) for tokens in itertools.islice(data.held_out(batch_size), batches)]
-    if not chosen:
-        raise ValueError(f"batch_size: the held-out text is too short for one batch of {batch_size}")
     training = model.training
     model.eval()
     try:
@@ -59,10 +57,10 @@ def loss_at_depths(
 
 
 def _loss(model: nn.Module, batches: list[torch.Tensor], depth: int, seed: int) -> float:
-    """Mean loss over batches at one depth."""
-    total = 0.0
+    """Mean loss over batches at one depth; every sequence counts the same."""
+    total, sequences = 0.0, sum(len(tokens) for tokens in batches)
     for index, tokens in enumerate(batches):
         torch.manual_seed(stream_seed(seed, "held-out", index))
         logits = model(tokens[:, :-1], num_loops=depth)
-        total += F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
-    return total / len(batches)
+        total += len(tokens) * F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
+    return total / sequences

@@ -52,11 +52,21 @@ class Observer(Protocol):
         """
         ...
 
+    def flush(self) -> None:
+        """Called before a checkpoint is written: what was told so far must be safe when this returns.
+
+        Otherwise a kill right after the checkpoint would leave steps that are in the weights and in no record.
+        """
+        ...
+
 
 class NullObserver:
     """Watches nothing."""
 
     def step(self, *, step: int, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
         """Does nothing."""
 
 
@@ -250,6 +260,7 @@ def train(
             stopped = asked and distributed.any_rank(stop.is_set(), run.device)
             due = config.checkpoint_every and run.step % config.checkpoint_every == 0
             if checkpoint_path is not None and (due or stopped or run.step == config.steps):
+                run.observer.flush()
                 run.save(checkpoint_path)
     return TrainResult(
         run.step, float(run.loss), run.tokens, report.seconds(), run.step < config.steps, evaluations=evaluations

@@ -24,6 +24,9 @@ def run(out, name, micro_batches, options, *, steps=4, resume=False):
     told = []
 
     class Record:
+        def flush(self):
+            pass
+
         def step(self, *, step, loss, grad_norm, lr, tokens):
             told.append([loss.item(), grad_norm.item(), tokens])
 

@@ -27,6 +27,9 @@ class Record:
     def __init__(self, at=None, action=None):
         self.rows, self.at, self.action = [], at, action
 
+    def flush(self):
+        pass
+
     def step(self, *, step, loss, grad_norm, lr, tokens):
         self.rows.append((loss.item(), grad_norm.item(), lr, tokens))
         if len(self.rows) == self.at:

@@ -1,0 +1,172 @@
+"""A training run described in a TOML file: which model, which text, which optimizer.
+
+    preset = "demo"
+    seed = 0
+
+    [model]                        # fields of LoopedConfig that differ from the preset
+    injection = "concatenation"
+
+    [data]
+    source = "standard-library"    # or a folder written by `loopscope tokenize`, or files to be read as bytes
+    sequence_length = 32
+
+    [train]                        # fields of TrainConfig that differ from the preset's recipe
+    lr = 0.05
+    steps = 200
+
+Not covered: what happens around a run (where it is recorded, which device it runs on); those are flags.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import ByteText, Data, standard_library
+from .documents import read_documents
+from .looped import LoopedTransformer
+from .packed import PackedText
+from .presets import build, preset, recipe
+from .train import TrainConfig
+
+STANDARD_LIBRARY = "standard-library"
+_TABLES = ("model", "data", "train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which text a run reads.
+
+    Args:
+        source: ``"standard-library"``, a folder written by `write_corpus`, or a file or folder whose texts are read as
+            bytes.
+        sequence_length: Positions of a training sequence; 0 means the longest the model can take.
+    """
+
+    source: str = STANDARD_LIBRARY
+    sequence_length: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        if self.sequence_length < 0:
+            raise ValueError(f"sequence_length: expected at least 0, found {self.sequence_length}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """A run: a preset, what differs from it, the text, and the seed of weights, text order and draws.
+
+    Args:
+        preset: Name of the model.
+        seed: Of everything random.
+        model: Fields of `LoopedConfig` that differ from the preset.
+        data: Fields of `DataConfig`.
+        train: Fields of `TrainConfig` that differ from the preset's recipe.
+
+    Raises:
+        ValueError: A field that does not exist or is out of range; the message names it.
+
+    >>> run = RunConfig(train={"lr": 0.05}).updated(model={"injection": "addition"})
+    >>> run.train_config().lr, run.build_model().config.injection
+    (0.05, 'addition')
+    """
+
+    preset: str = "demo"
+    seed: int = 0
+    model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Builds every part once, so that a mistake is told before anything runs."""
+        preset(self.preset, **self.model)
+        self.train_config()
+        self.data_config()
+
+    def train_config(self) -> TrainConfig:
+        """The preset's recipe with this run's changes."""
+        return recipe(self.preset, **{"seed": self.seed, **self.train})
+
+    def data_config(self) -> DataConfig:
+        """The text with this run's changes."""
+        names = list(asdict(DataConfig()))
+        for name in self.data:
+            if name not in names:
+                raise ValueError(f"{name}: not a field of [data]; it has {', '.join(names)}")
+        return DataConfig(**self.data)
+
+    def build_model(self) -> LoopedTransformer:
+        """The model with weights drawn from the run's seed, on the current default device; seeds torch."""
+        torch.manual_seed(self.seed)
+        return build(self.preset, **self.model)
+
+    def open_data(self) -> Data:
+        """The text, ready for batches.
+
+        Raises:
+            ValueError: Nothing readable at the source, too little text, or more token kinds than the model has.
+        """
+        config, model = self.data_config(), preset(self.preset, **self.model)
+        length = config.sequence_length or model.max_length
+        if length > model.max_length:
+            raise ValueError(
+                f"sequence_length: expected at most the model's max_length = {model.max_length}, found {length}"
+            )
+        data = _open(config.source, length, self.seed)
+        if data.vocab_size > model.vocab_size:
+            raise ValueError(
+                f"vocab_size: {config.source} has {data.vocab_size} tokens, the model {model.vocab_size}; "
+                f"override the model's vocab_size or use a smaller tokenizer"
+            )
+        return data
+
+    def updated(self, **changes: Any) -> RunConfig:
+        """A copy with some fields replaced, as flags do with a file; tables are merged key by key."""
+        merged: dict[str, Any] = {name: {**getattr(self, name), **changes.pop(name, {})} for name in _TABLES}
+        return replace(self, **merged, **changes)
+
+    def describe(self) -> dict[str, object]:
+        """Everything, defaults included, as plain values for the run file."""
+        parts = {"model": asdict(preset(self.preset, **self.model)), "data": asdict(self.data_config())}
+        return {"preset": self.preset, "seed": self.seed, **parts, "train": asdict(self.train_config())}
+
+
+def load_run_config(path: str | os.PathLike[str]) -> RunConfig:
+    """Reads a run's TOML file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: Not TOML, an unknown key or table, or a value out of range; the message names file and key.
+        OSError: The file cannot be read.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        read = tomllib.loads(text)
+        for name, value in read.items():
+            if name not in ("preset", "seed", *_TABLES):
+                raise ValueError(
+                    f"{name}: not a key of a run; it has preset, seed, {', '.join(f'[{t}]' for t in _TABLES)}"
+                )
+            if name in _TABLES and not isinstance(value, dict):
+                raise ValueError(f"{name}: expected a table [{name}], found {value!r}")
+        return RunConfig(**read)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _open(source: str, sequence_length: int, seed: int) -> Data:
+    """The text behind a source."""
+    if source == STANDARD_LIBRARY:
+        return standard_library(sequence_length=sequence_length, seed=seed)
+    if (Path(source) / "corpus.json").exists():
+        return PackedText(source, sequence_length=sequence_length, seed=seed)
+    documents = (text.encode() for text in read_documents(source))
+    return ByteText(documents, sequence_length=sequence_length, seed=seed, source=source)
