@@ -83,6 +83,10 @@ _EXPORTS = {
     "peak_growth": "transient",
     "numerical_radius": "transient",
     "kreiss_constant": "transient",
+    "linearize_loop": "linearize",
+    "Linearization": "linearization",
+    "FullLoop": "linearization",
+    "LinearPart": "linearization",
 }
 
 __all__ = [
@@ -90,9 +94,12 @@ __all__ = [
     "Discretized",
     "Estimate",
     "FixedPoint",
+    "FullLoop",
     "InputDependence",
     "LTISystem",
     "LeadingEigenvalues",
+    "LinearPart",
+    "Linearization",
     "LoopJacobian",
     "LyapunovSpectrum",
     "ModeDecomposition",
@@ -131,6 +138,7 @@ __all__ = [
     "jacobian_gap",
     "kreiss_constant",
     "leading_eigenvalues",
+    "linearize_loop",
     "loop_regime",
     "lti_regime",
     "lyapunov_exponents",
@@ -193,6 +201,10 @@ if TYPE_CHECKING:
     from .jacobian import jacobian_gap as jacobian_gap
     from .krylov import LeadingEigenvalues as LeadingEigenvalues
     from .krylov import leading_eigenvalues as leading_eigenvalues
+    from .linearization import FullLoop as FullLoop
+    from .linearization import Linearization as Linearization
+    from .linearization import LinearPart as LinearPart
+    from .linearize import linearize_loop as linearize_loop
     from .lti import LTISystem as LTISystem
     from .lyapunov import LyapunovSpectrum as LyapunovSpectrum
     from .lyapunov import lyapunov_exponents as lyapunov_exponents

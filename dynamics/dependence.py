@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .jacobian import Step
+from .trajectory import ROUND_OFF
 
 __all__ = ["InputDependence", "StartDependence", "input_dependence", "start_dependence"]
 
@@ -33,7 +34,8 @@ class StartDependence:
 
     Attributes:
         spread: ``(T + 1,)``, mean distance of the runs from their mean, relative to the mean norm of the states.
-        factor: Mean factor per loop by which the absolute distance changed over the late half; NaN when it vanished.
+        factor: Mean factor per loop by which the absolute distance changed over the late half of the
+            loops before the runs agreed to round-off; NaN when there were none.
         depends: Whether the last spread is above 0.01.
     """
 
@@ -92,9 +94,10 @@ def start_dependence(step: Step, starts: Sequence[Tensor], *, loops: int = 64) -
         spread.append(apart / size if size > 0 else 0.0)
         if t < loops and np.isfinite(apart):
             states = torch.stack([step(state) for state in states])
-    late = distance[loops // 2 :]
-    shrinks = late[0] > 0 and late[-1] > 0 and len(late) > 1
-    factor = float((late[-1] / late[0]) ** (1 / (len(late) - 1))) if shrinks else float("nan")
+    # Once the runs agree to float32 round-off, what is left of their distance tells nothing.
+    apart_until = next((t for t, s in enumerate(spread) if not s > ROUND_OFF), loops + 1)
+    late = distance[apart_until // 2 : apart_until]
+    factor = float((late[-1] / late[0]) ** (1 / (len(late) - 1))) if len(late) > 1 else float("nan")
     return StartDependence(np.array(spread), factor, not spread[-1] <= FORGOTTEN)
 
 
@@ -132,4 +135,6 @@ def input_dependence(
         ends.append(h)
     norm = float(torch.linalg.vector_norm(ends[0]))
     gain = float(torch.linalg.vector_norm(ends[1] - ends[0])) / (norm * size) if norm > 0 else 0.0
+    if not np.isfinite(norm):
+        gain = float("nan")
     return InputDependence(gain, not gain <= FORGOTTEN)

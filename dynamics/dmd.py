@@ -31,14 +31,14 @@ class ModeDecomposition:
         eigenvalues: ``(r,)`` complex128, dimensionless, per loop.
         residuals: ``(r,)``, root mean square error of each mode's own prediction relative to the mode, 0 (exact)
             upwards.
-        modes: ``(D, r)`` complex128, unit norm, in the coordinates of the state.
+        shapes: ``(D, r)`` complex128, unit norm, in the coordinates of the state.
         rank: Directions of the data that were kept.
         energy: Share of the data's variance they hold.
     """
 
     eigenvalues: NDArray[np.complex128]
     residuals: Floats
-    modes: NDArray[np.complex128]
+    shapes: NDArray[np.complex128]
     rank: int
     energy: float
 
@@ -107,6 +107,6 @@ def decompose(
     # Row vector w of the whitened map: its coordinate w·x should be λ times itself one loop later.
     residuals = np.linalg.norm(target.T @ left - values[None] * (v @ left), axis=0)
     residuals /= np.maximum(np.linalg.norm(v @ left, axis=0), np.finfo(np.float64).tiny)
-    modes = u @ (sigma[:, None] * np.linalg.pinv(left).T)
-    modes /= np.maximum(np.linalg.norm(modes, axis=0), np.finfo(np.float64).tiny)
-    return ModeDecomposition(values, residuals, modes, r, float(power[r - 1] / power[-1]))
+    shapes = u @ (sigma[:, None] * np.linalg.pinv(left).T)
+    shapes /= np.maximum(np.linalg.norm(shapes, axis=0), np.finfo(np.float64).tiny)
+    return ModeDecomposition(values, residuals, shapes, r, float(power[r - 1] / power[-1]))

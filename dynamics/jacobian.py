@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .estimate import Estimate
-from .krylov import LeadingEigenvalues, golub_kahan, leading_eigenvalues, random_start
+from .golub_kahan import RitzSingular, golub_kahan
+from .krylov import LeadingEigenvalues, leading_eigenvalues, random_start
 
 __all__ = ["LoopJacobian", "Step", "jacobian_gap"]
 
@@ -92,10 +93,25 @@ class LoopJacobian:
         """
         if self._double is None:
             self._double = self._second_graph()
+            self._require_adjoint()
         weight, gradient = self._double
         tangent = tangent.reshape(self.state.shape)
         found = torch.autograd.grad(gradient, weight, tangent, retain_graph=True, allow_unused=True)[0]
         return torch.zeros_like(tangent) if found is None else found
+
+    def _require_adjoint(self) -> None:
+        """Checks ``⟨Jv, Jv⟩ = ⟨JᵀJv, v⟩``: an operation without a second derivative may just vanish from the graph."""
+        v = random_start(1, self.size, self.state)[0]
+        backward = self._transpose_flat(v)
+        forward = self._apply_flat(self._transpose_flat(v))
+        expected, found = float(backward @ backward), float(forward @ v)
+        # Two attention kernels in float32 agree to 1e-5; what is lost with an operation is a sizeable share.
+        if abs(expected - found) > 1e-2 * expected:
+            self._double = None
+            raise NotImplementedError(
+                "J v needs second derivatives of the step, and an operation in it does not have them "
+                f"(the products with J and its transpose disagree: {found:.4g} and {expected:.4g})"
+            )
 
     def _second_graph(self) -> tuple[Tensor, Tensor]:
         """``u`` and ``Jᵀu`` as a function of u, on attention kernels that can be differentiated twice."""
@@ -130,7 +146,7 @@ class LoopJacobian:
         [0.9, -0.9]
         """
         return leading_eigenvalues(
-            self._flat(self.transpose),
+            lambda v: self._transpose_flat(v[0])[None],
             random_start(1, self.size, self.state),
             count=count,
             steps=steps,
@@ -164,10 +180,26 @@ class LoopJacobian:
         >>> round(float(LoopJacobian(lambda h: h * torch.tensor([2.0, 1.0]), torch.ones(2)).norm()), 4)
         2.0
         """
-        start = random_start(1, self.size, self.state)
-        sigma, residual, _ = golub_kahan(self._flat(self.apply), self._flat(self.transpose), start, steps=steps)
-        value, error = float(sigma[0]), float(residual[0])
-        return Estimate(value, value, math.inf, error, "Golub-Kahan", error <= tol)
+        return _lower_bound(golub_kahan(self._apply_flat, self._transpose_flat, self._start(), steps=steps), tol)
+
+    def transient(self, *, powers: tuple[int, ...] = (1, 2, 4, 8), steps: int = 8) -> dict[int, Estimate]:
+        """``‖J^t‖₂`` for several t: how far a perturbation can be thrown before the eigenvalues have their say.
+
+        The Jacobian is frozen at this state. Cost: ``2 * steps * sum(powers)`` products. Lower bounds always.
+
+        >>> shear = torch.tensor([[0.5, 4.0], [0.0, 0.5]])
+        >>> found = LoopJacobian(lambda h: shear @ h, torch.ones(2)).transient()
+        >>> [round(float(e), 3) for e in found.values()]
+        [4.062, 4.016, 2.002, 0.25]
+        """
+        found: dict[int, Estimate] = {}
+        start = self._start()
+        for power in powers:
+            ritz = golub_kahan(
+                _repeated(self._apply_flat, power), _repeated(self._transpose_flat, power), start, steps=steps
+            )
+            found[power], start = _lower_bound(ritz, 1e-2), ritz.right
+        return found
 
     def numerical_abscissa(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
         """Largest eigenvalue of ``(J + Jᵀ)/2``: above ρ(J) where the loop amplifies before it contracts.
@@ -178,11 +210,10 @@ class LoopJacobian:
         >>> round(float(LoopJacobian(lambda h: shear @ h, torch.ones(2)).numerical_abscissa()), 4)
         2.5
         """
-        forward, backward = self._flat(self.apply), self._flat(self.transpose)
         # The shift makes the wanted end of the symmetric spectrum the one of largest modulus.
         shift = float(self.norm(steps=10).value)
         found = leading_eigenvalues(
-            lambda v: 0.5 * (forward(v) + backward(v)) + shift * v,
+            lambda v: (0.5 * (self._apply_flat(v[0]) + self._transpose_flat(v[0])) + shift * v[0])[None],
             random_start(1, self.size, self.state),
             count=1,
             steps=steps,
@@ -192,9 +223,17 @@ class LoopJacobian:
         value = float(found.values[0, 0].real) - shift
         return Estimate(value, value, math.inf, float(found.residual[0, 0]), "Lanczos", bool(found.converged[0]))
 
-    def _flat(self, product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """A product on ``(1, n)`` rows, as the Krylov methods want it."""
-        return lambda v: product(v.reshape(self.state.shape)).reshape(1, -1)
+    def _apply_flat(self, v: Tensor) -> Tensor:
+        """``J v`` on vectors ``(n,)``, as the Krylov methods want it."""
+        return self.apply(v).reshape(-1)
+
+    def _transpose_flat(self, u: Tensor) -> Tensor:
+        """``Jᵀ u`` on vectors ``(n,)``."""
+        return self.transpose(u).reshape(-1)
+
+    def _start(self) -> Tensor:
+        """A random unit vector ``(n,)``, the same every time."""
+        return random_start(1, self.size, self.state)[0]
 
 
 def jacobian_gap(jacobian: LoopJacobian, a_bar: Tensor, *, steps: int = 20) -> Estimate:
@@ -230,17 +269,34 @@ def jacobian_gap(jacobian: LoopJacobian, a_bar: Tensor, *, steps: int = 20) -> E
 
     def difference(v: Tensor) -> Tensor:
         v = v.reshape(shape)
-        return (jacobian.apply(v) - (v @ a.T if dense else v * a)).reshape(1, -1)
+        return (jacobian.apply(v) - (v @ a.T if dense else v * a)).reshape(-1)
 
     def transposed(u: Tensor) -> Tensor:
         u = u.reshape(shape)
-        return (jacobian.transpose(u) - (u @ a if dense else u * a)).reshape(1, -1)
+        return (jacobian.transpose(u) - (u @ a if dense else u * a)).reshape(-1)
 
-    sigma, residual, _ = golub_kahan(difference, transposed, random_start(1, jacobian.size, a), steps=steps)
+    found = golub_kahan(difference, transposed, random_start(1, jacobian.size, jacobian.state)[0], steps=steps)
     size = float(np.linalg.norm(a.double().cpu().numpy(), 2)) if dense else float(a.abs().max())
-    value = float(sigma[0]) / size if size > 0 else math.inf
-    error = float(residual[0])
-    return Estimate(value, value, math.inf, error, "Golub-Kahan", error <= 1e-3)
+    value = found.value / size if size > 0 else math.inf
+    residual = found.residual / found.value if found.value > 0 else 0.0
+    return Estimate(value, value, math.inf, residual, "Golub-Kahan", residual <= 1e-2)
+
+
+def _lower_bound(found: RitzSingular, tol: float) -> Estimate:
+    """A Ritz value as an estimate of the largest singular value: a lower bound with its relative residual."""
+    residual = found.residual / found.value if found.value > 0 else 0.0
+    return Estimate(found.value, found.value, math.inf, residual, "Golub-Kahan", residual <= tol)
+
+
+def _repeated(product: Callable[[Tensor], Tensor], times: int) -> Callable[[Tensor], Tensor]:
+    """The product applied several times."""
+
+    def power(v: Tensor) -> Tensor:
+        for _ in range(times):
+            v = product(v)
+        return v
+
+    return power
 
 
 def _checked(output: Tensor, state: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Krylov methods on operators that exist only as products: Arnoldi for eigenvalues, Golub-Kahan for singular values.
+"""Eigenvalues of many operators at once that exist only as products: batched Arnoldi with eigenvectors.
 
 Everything is batched over a leading axis of independent operators (one per token), so that one product serves all of
 them; a single operator is a batch of one.
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["LeadingEigenvalues", "golub_kahan", "leading_eigenvalues", "random_start"]
+__all__ = ["LeadingEigenvalues", "leading_eigenvalues", "random_start"]
 
 Apply = Callable[[Tensor], Tensor]
 RESTART_VECTORS = 6
@@ -150,60 +150,3 @@ def _ritz(basis: Tensor, hessenberg: Tensor, count: int, tol: float, products: i
     full = np.einsum("njd,njk->nkd", basis[:, :steps].double().cpu().numpy(), vectors)
     full = full / np.maximum(np.linalg.norm(full, axis=2, keepdims=True), np.finfo(np.float64).tiny)
     return LeadingEigenvalues(values, residual, full, residual[:, 0] <= tol, products)
-
-
-def golub_kahan(apply: Apply, transpose: Apply, start: Tensor, *, steps: int = 30) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest singular value of each of N operators, by Golub-Kahan-Lanczos bidiagonalisation with full
-    reorthogonalisation.
-
-    Cost: ``steps`` products with A and as many with Aᵀ. The value found is always a lower bound.
-
-    Args:
-        apply: ``(N, D) -> (N, E)``, the products A v.
-        transpose: ``(N, E) -> (N, D)``, the products Aᵀ u.
-        start: ``(N, D)`` right start vectors.
-        steps: Bidiagonalisation steps.
-
-    Returns:
-        σ ``(N,)``, its residual ``‖Aᵀu - σ v‖ / σ`` ``(N,)``, and the right singular vector ``(N, D)``.
-
-    Source: Golub & Kahan, SIAM J. Numer. Anal. B 2 (1965) 205-224.
-
-    >>> a = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
-    >>> sigma, _, _ = golub_kahan(lambda v: v @ a.T, lambda u: u @ a, random_start(1, 3, a), steps=3)
-    >>> round(float(sigma[0]), 6)
-    3.0
-    """
-    steps = min(steps, start.shape[1])
-    v = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-    right, left = [v], list[Tensor]()
-    alphas, betas = list[Tensor](), list[Tensor]()
-    for _ in range(steps):
-        u = _orthogonal(apply(right[-1]), left)
-        alpha = torch.linalg.vector_norm(u, dim=-1)
-        left.append(_unit(u, alpha))
-        w = _orthogonal(transpose(left[-1]), right)
-        beta = torch.linalg.vector_norm(w, dim=-1)
-        right.append(_unit(w, beta))
-        alphas.append(alpha)
-        betas.append(beta)
-    b = torch.diag_embed(torch.stack(alphas, -1)) + torch.diag_embed(torch.stack(betas[:-1], -1), offset=1)
-    p, sigma, q = torch.linalg.svd(b.double())
-    residual = betas[-1].double() * p[:, -1, 0].abs() / sigma[:, 0].clamp_min(torch.finfo(torch.float64).tiny)
-    vector = torch.einsum("nj,njd->nd", q[:, 0].to(start.dtype), torch.stack(right[:-1], 1))
-    return sigma[:, 0], residual, vector
-
-
-def _orthogonal(w: Tensor, basis: list[Tensor]) -> Tensor:
-    """``w`` with its parts along the basis removed, twice for stability."""
-    if not basis:
-        return w
-    stacked = torch.stack(basis, 1)
-    for _ in range(2):
-        w = w - torch.einsum("nj,njd->nd", torch.einsum("njd,nd->nj", stacked, w), stacked)
-    return w
-
-
-def _unit(w: Tensor, norm: Tensor) -> Tensor:
-    """``w / norm``, zero where the norm is."""
-    return torch.where(norm[:, None] > 0, w / torch.where(norm > 0, norm, 1.0)[:, None], 0.0)

@@ -89,7 +89,8 @@ def token_map(states: Tensor, *, round_off: float = ROUND_OFF) -> TokenMap:
         ["fixed point", "explosion", "orbit", "unknown"],
         np.where(laws.mean_cosine > STRAIGHT, "slider", "drift"),
     )
-    relative = residual / np.where(state[..., 1:] > 0, state[..., 1:], 1.0)
+    with np.errstate(invalid="ignore"):
+        relative = residual / np.where(state[..., 1:] > 0, state[..., 1:], 1.0)
     moving = ~(relative < 0.01)
     last_moving = np.where(moving.any(-1), moving.shape[-1] - np.argmax(moving[..., ::-1], -1), 0)
     return TokenMap(laws, pattern, np.where(settled, 1, np.where(pattern == "orbit", period, 0)), relative, last_moving)

@@ -32,7 +32,15 @@ from torch.overrides import TorchFunctionMode
 from .jacobian import Step
 from .krylov import leading_eigenvalues, random_start
 
-__all__ = ["CausalityError", "TokenJacobian", "TokenSpectra", "check_causality", "token_jacobians", "token_spectra"]
+__all__ = [
+    "CausalityError",
+    "TokenJacobian",
+    "TokenSpectra",
+    "check_causality",
+    "own_token_step",
+    "token_jacobians",
+    "token_spectra",
+]
 
 DENSE_WIDTH = 128
 """Up to this width the blocks are formed; beyond it batched Arnoldi is cheaper and no less exact for leading
@@ -105,8 +113,7 @@ class TokenJacobian:
         self.state = state.detach()
         with torch.enable_grad():
             self._input = self.state.clone().requires_grad_()
-            with _OwnTokenAttention():
-                self._output = step(self._input)
+            self._output = own_token_step(step)(self._input)
         if self._output.shape != state.shape or not self._output.requires_grad:
             raise ValueError(f"step: expected a differentiable map of shape {tuple(state.shape)} to itself")
         self.next_state = self._output.detach()
@@ -144,6 +151,32 @@ class TokenJacobian:
             if bool((gradient != 0).any()):
                 return True
         return False
+
+
+def own_token_step(step: Step) -> Step:
+    """The same loop with the derivatives through other tokens' keys and values cut: same values, block-diagonal
+    Jacobian.
+
+    Args:
+        step: One causal loop whose tokens mix in `scaled_dot_product_attention` only.
+
+    Returns:
+        A step whose backward passes stay within each token.
+
+    Source: see `TokenJacobian`.
+
+    >>> attend = lambda h: torch.nn.functional.scaled_dot_product_attention(h, h, h, is_causal=True)
+    >>> h = torch.ones(1, 3, 2, requires_grad=True)
+    >>> own_token_step(attend)(h)[0, 2].sum().backward()
+    >>> h.grad[0, :, 0]                                        # only token 2, by its own share of 1/3
+    tensor([0.0000, 0.0000, 0.3333])
+    """
+
+    def decoupled(state: Tensor) -> Tensor:
+        with _OwnTokenAttention():
+            return step(state)
+
+    return decoupled
 
 
 def check_causality(step: Step, state: Tensor, *, cuts: int = 16) -> None:

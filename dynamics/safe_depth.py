@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .trajectory import ROUND_OFF, TrajectoryMap, classify_map
 
-__all__ = ["SafeDepth", "measured_depth", "safe_depth"]
+__all__ = ["SafeDepth", "measured_depth", "predicted_depth"]
 
 Floats = NDArray[np.float64]
 SHARE = 0.95
@@ -48,7 +48,7 @@ class SafeDepth:
     sentence: str
 
 
-def safe_depth(
+def predicted_depth(
     residual_norm: ArrayLike,
     *,
     state_norm: ArrayLike,
@@ -82,10 +82,10 @@ def safe_depth(
     decay law.
 
     >>> t = np.arange(16)
-    >>> settles = safe_depth(0.5**t, state_norm=np.full(17, 4.0), horizon=64)
+    >>> settles = predicted_depth(0.5**t, state_norm=np.full(17, 4.0), horizon=64)
     >>> settles.depth, settles.unlimited, settles.sentence
     (64, True, 'safe depth >= 64 (the states will move by less than a tenth)')
-    >>> safe_depth(np.ones(16), state_norm=np.full(17, 40.0), horizon=64).depth
+    >>> predicted_depth(np.ones(16), state_norm=np.full(17, 40.0), horizon=64).depth
     20
     """
     steps, norms = np.asarray(residual_norm, np.float64), np.asarray(state_norm, np.float64)
@@ -100,10 +100,12 @@ def safe_depth(
         budget, speed = _margins(*logits)
         method = "margin"
     # Travel is counted in units of the last step: that is what `speed` belongs to.
-    moved = speed[..., None] * travelled
+    with np.errstate(invalid="ignore"):
+        moved = np.where(speed[..., None] > 0, speed[..., None] * travelled, 0.0)
     stands = moved <= budget[..., None]
     depths = loops + np.cumprod(stands, axis=-1).sum(axis=-1)
-    safe_forever = speed * forever <= budget
+    with np.errstate(invalid="ignore"):
+        safe_forever = (speed == 0) | (speed * forever <= budget)
     # The largest depth that at least 95 % of the tokens reach (the small number keeps 0.05 * 100 at 5).
     depth = int(np.sort(depths, axis=None)[int((1 - SHARE) * depths.size + 1e-9)])
     unlimited = bool(np.mean(safe_forever) >= SHARE)
@@ -169,7 +171,8 @@ def measured_depth(answers: ArrayLike, reference: int) -> int:
         reference: Depth whose answers count, 0 to T.
 
     Returns:
-        The last depth, from the reference on, before more than 5 % of the answers differ. The check on `safe_depth`.
+        The last depth, from the reference on, before more than 5 % of the answers differ. The check on
+        `predicted_depth`.
 
     Raises:
         ValueError: The reference is out of range.

@@ -32,7 +32,7 @@ def test_recovers_the_spectrum_and_modes_of_a_linear_loop():
     found = decompose(x, x @ a.T, rank=6)
     assert np.allclose(np.sort_complex(found.eigenvalues), np.sort_complex(SPECTRUM), atol=1e-9)
     assert found.residuals.max() < 1e-10
-    for value, mode in zip(found.eigenvalues, found.modes.T, strict=True):
+    for value, mode in zip(found.eigenvalues, found.shapes.T, strict=True):
         assert np.linalg.norm(a @ mode - value * mode) < 1e-8  # basis of condition about 1e2
     assert found.near_unit_mass(0.05) == pytest.approx(1 / 6)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from loopscope.dynamics.safe_depth import measured_depth, safe_depth
+from loopscope.dynamics.safe_depth import measured_depth, predicted_depth
 
 
 def run(law, loops, horizon, velocity, margin):
@@ -27,7 +27,7 @@ def run(law, loops, horizon, velocity, margin):
 )
 def test_the_prediction_is_the_depth_at_which_the_answer_changes(law, margin):
     residual, state, logits, answers = run(law, 16, 64, 1.0, margin)
-    found = safe_depth(residual, state_norm=state, step_cosine=np.ones(16), logits=logits, horizon=64)
+    found = predicted_depth(residual, state_norm=state, step_cosine=np.ones(16), logits=logits, horizon=64)
     assert found.method == "margin"
     assert abs(found.depth - measured_depth(answers, 16)) <= 1  # the answer changes between two loops
     assert not found.unlimited
@@ -35,7 +35,7 @@ def test_the_prediction_is_the_depth_at_which_the_answer_changes(law, margin):
 
 def test_a_settling_loop_whose_margin_outlasts_its_path_is_safe_for_ever():
     residual, state, logits, answers = run(lambda t: 0.8**t, 16, 64, 1.0, 1.0)
-    found = safe_depth(residual, state_norm=state, logits=logits, horizon=64)
+    found = predicted_depth(residual, state_norm=state, logits=logits, horizon=64)
     assert (found.depth, found.unlimited) == (64, True)
     assert measured_depth(answers, 16) == 64
 
@@ -49,23 +49,23 @@ def test_the_weakest_twentieth_may_change_but_no_more():
     for weak, expected in ((5, 64), (6, 18)):
         a, b = after.copy(), before.copy()
         a[:weak, 0], b[:weak, 0] = 2.5, 3.5
-        found = safe_depth(residual, state_norm=state, step_cosine=np.ones((100, 16)), logits=(b, a), horizon=64)
+        found = predicted_depth(residual, state_norm=state, step_cosine=np.ones((100, 16)), logits=(b, a), horizon=64)
         assert found.depth == expected
         assert (found.per_token[:weak] == 18).all()
 
 
 def test_settled_states_are_safe_and_runaway_ones_are_not():
-    settled = safe_depth(np.r_[1.0, np.zeros(15)], state_norm=np.ones(17))
+    settled = predicted_depth(np.r_[1.0, np.zeros(15)], state_norm=np.ones(17))
     assert settled.unlimited and settled.depth == 64
-    runaway = safe_depth(3.0 ** np.arange(16), state_norm=3.0 ** np.arange(17))
+    runaway = predicted_depth(3.0 ** np.arange(16), state_norm=3.0 ** np.arange(17))
     assert runaway.depth == 16
     assert runaway.sentence == "safe depth 16"
 
 
 def test_bad_requests():
     with pytest.raises(ValueError, match="horizon"):
-        safe_depth(np.ones(16), state_norm=np.ones(17), horizon=8)
+        predicted_depth(np.ones(16), state_norm=np.ones(17), horizon=8)
     with pytest.raises(ValueError, match="logits"):
-        safe_depth(np.ones(16), state_norm=np.ones(17), logits=(np.ones(3), np.ones(4)))
+        predicted_depth(np.ones(16), state_norm=np.ones(17), logits=(np.ones(3), np.ones(4)))
     with pytest.raises(ValueError, match="reference"):
         measured_depth(np.zeros((3, 2)), 5)
