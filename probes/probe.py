@@ -172,6 +172,22 @@ class Probe:
         except Exception as error:
             self._give_up(error)
 
+    def flush(self) -> None:
+        """Waits until every step so far is in the file; call it before saving a checkpoint.
+
+        A checkpoint then never holds steps that the file does not have, whatever kills the run. Waits for copies from
+        the device, and ten seconds at most for the disk.
+        """
+        if self._tap is None or os.getpid() != self._process:
+            return
+        try:
+            while self._arriving:
+                self._arriving[0][0].wait()
+                self._deliver()
+            self._recorder.flush()
+        except Exception as error:
+            self._give_up(error)
+
     def close(self) -> None:
         """Runs the probe batch a last time, detaches and seals the file; harmless the second time."""
         if self._tap is not None and self._process == os.getpid() and self._probed < self._step - 1:

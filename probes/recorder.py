@@ -33,6 +33,7 @@ log = logging.getLogger("loopscope")
 QUEUE_LENGTH = 1024  # records waiting for the thread; about 2 MB of rows at 16 loops
 ROWS_PER_FLUSH = 100
 SECONDS_PER_FLUSH = 0.5  # the most a kill can cost
+FLUSH_PATIENCE = 10.0  # seconds a checkpoint waits for a disk that hangs
 EIGENVALUES_KEPT = 64
 
 
@@ -81,7 +82,7 @@ class Recorder:
         self.path = path
         self.dropped = 0
         self.next_step = 0
-        self._queue: queue.Queue[Record | None] = queue.Queue(QUEUE_LENGTH)
+        self._queue: queue.Queue[Record | threading.Event | None] = queue.Queue(QUEUE_LENGTH)
         self._opened = threading.Event()
         self._error: Exception | None = None
         self._detector = EventDetector()
@@ -99,6 +100,19 @@ class Recorder:
             self._queue.put_nowait(record)
         except queue.Full:
             self.dropped += 1
+
+    def flush(self, seconds: float = FLUSH_PATIENCE) -> bool:
+        """Waits until everything handed over so far is committed to the file, but not for ever.
+
+        Returns:
+            Whether it is.
+        """
+        committed = threading.Event()
+        try:
+            self._queue.put(committed, timeout=seconds)
+        except queue.Full:
+            return False
+        return committed.wait(seconds)
 
     def close(self) -> None:
         """Writes what is waiting, seals the file and ends the thread; harmless the second time."""
@@ -147,6 +161,10 @@ class Recorder:
             else:
                 if record is None:
                     break
+                if isinstance(record, threading.Event):
+                    writer.flush()
+                    record.set()
+                    continue
                 self._write(writer, record)
                 waiting += 1
             if waiting and (waiting >= ROWS_PER_FLUSH or time.monotonic() - flushed >= SECONDS_PER_FLUSH):
@@ -157,8 +175,11 @@ class Recorder:
 
     def _drain(self) -> None:
         """Lets go of records after a failure, so that nobody waits for a full queue."""
-        while self._queue.get() is not None:
-            self.dropped += 1
+        while (record := self._queue.get()) is not None:
+            if isinstance(record, threading.Event):
+                record.set()
+            else:
+                self.dropped += 1
 
     def _write(self, writer: RunWriter, record: Record) -> None:
         has_rows = record.raw is not None and len(record.raw) > 1

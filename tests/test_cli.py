@@ -30,8 +30,8 @@ def trained(tmp_path_factory):
     """One short run of each injection at the demo's learning rate."""
     folder = tmp_path_factory.mktemp("runs")
     for injection in ("addition", "concatenation", "parcae"):
-        done = run_cli("train", "--preset", "demo", "--injection", injection, "--norm", "pre", "--lr", 0.05, "--steps", 80,
-                        "--seed", "0", "--device", "cpu", "--out", folder / f"{injection}.h5")  # fmt: skip
+        settings = ["--injection", injection, "--norm", "pre", "--lr", 0.05, "--steps", 80, "--seed", 0]
+        done = run_cli("train", "--preset", "demo", *settings, "--device", "cpu", "--out", folder / f"{injection}.h5")
         assert done.returncode == 0, done.stderr
         assert "80 steps, loss" in done.stdout
     return folder

@@ -54,7 +54,8 @@ def test_killed_training_loses_nothing_and_goes_on(seed: int, tmp_path: Path) ->
         with open_run(path) as run:
             assert run.state == "interrupted"
             assert run["generation"][-1] == generation
-            assert run["step"].tolist() == list(range(len(run)))  # one trajectory, without gaps or repeats
+            # One trajectory without gaps or repeats: a checkpoint waits for the rows of its steps.
+            assert run["step"].tolist() == list(range(len(run)))
             assert diagnose(run).verdict in ("stable", "marginal")
         before = after
     assert subprocess.run([sys.executable, "-m", "loopscope.cli", "check", str(path)], check=False).returncode == 0
