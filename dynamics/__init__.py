@@ -87,12 +87,20 @@ _EXPORTS = {
     "Linearization": "linearization",
     "FullLoop": "linearization",
     "LinearPart": "linearization",
+    "FitQuality": "scaling",
+    "DepthLaw": "scaling",
+    "ScalingLaw": "scaling",
+    "depth_law": "scaling",
+    "training_law": "scaling",
+    "unified_law": "scaling",
 }
 
 __all__ = [
     "CausalityError",
+    "DepthLaw",
     "Discretized",
     "Estimate",
+    "FitQuality",
     "FixedPoint",
     "FullLoop",
     "InputDependence",
@@ -107,6 +115,7 @@ __all__ = [
     "PeakGrowth",
     "Regime",
     "SafeDepth",
+    "ScalingLaw",
     "Search",
     "SpectralTracker",
     "StartDependence",
@@ -124,6 +133,7 @@ __all__ = [
     "classify_multipliers",
     "controllability_gramian",
     "decompose",
+    "depth_law",
     "detect_periods",
     "disagreement",
     "discretization_error",
@@ -164,6 +174,8 @@ __all__ = [
     "token_jacobians",
     "token_map",
     "token_spectra",
+    "training_law",
+    "unified_law",
     "verdict",
     "worst",
     "zoh",
@@ -236,6 +248,12 @@ if TYPE_CHECKING:
     from .safe_depth import SafeDepth as SafeDepth
     from .safe_depth import measured_depth as measured_depth
     from .safe_depth import predicted_depth as predicted_depth
+    from .scaling import DepthLaw as DepthLaw
+    from .scaling import FitQuality as FitQuality
+    from .scaling import ScalingLaw as ScalingLaw
+    from .scaling import depth_law as depth_law
+    from .scaling import training_law as training_law
+    from .scaling import unified_law as unified_law
     from .spectrum import spectral_norm as spectral_norm
     from .spectrum import spectral_radius as spectral_radius
     from .tracker import SpectralTracker as SpectralTracker
