@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -19,17 +18,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import h5py
-import numpy as np
 from h5py import h5f, h5p
 
-from .layout import FORMAT, TABLES, VERSION, Commit, DamagedRun, NotARun, RunFileError, RunInUse
-from .superblock import SIGNATURE, Superblock
+from .integrity import READ_ERRORS, check_format, check_hdf5, chunk_end, damaged, inspect, last_commit, one_line
+from .layout import TABLES, Commit, DamagedRun, RunFileError, RunInUse
+from .lease import is_held
+from .superblock import Superblock, open_clean
 
 LOCK: Final = threading.RLock()
 """Held around every group of HDF5 calls that belongs together (h5py serialises single calls anyway)."""
 
 _LIBVER: Final = ("v110", "v110")
-READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 Key = tuple[int, int]
 
 
@@ -52,6 +51,18 @@ class Handle:
         if name not in self.datasets:
             self.datasets[name] = self.file[name]
         return self.datasets[name]
+
+    def renewed(self, name: str) -> Any:
+        """Return the dataset of a table as it is on disk now."""
+        dataset = self.table(name)
+        if not self.writing:
+            dataset.refresh()
+        return dataset
+
+    def last_commit(self) -> tuple[Commit | None, int]:
+        """Return the newest commit on disk (published, where this process writes) and how many rows lead up to it."""
+        table = self.renewed("commit")
+        return last_commit(table, self.published if self.writing and self.published else int(table.shape[0]))
 
 
 _HANDLES: dict[Key, Handle] = {}
@@ -129,7 +140,10 @@ def acquire_writing(path: Path) -> Handle:
 
 
 def make_writable(path: Path) -> bool:
-    """Undo what a kill leaves in the superblock; True where there was something to undo. Readers here give way."""
+    """Undo what a kill leaves in the superblock; True where there was something to undo. Readers here give way.
+
+    The caller holds the lease and has called ``integrity.inspect``.
+    """
     with LOCK:
         key = file_key(path)
         handle = _HANDLES.get(key)
@@ -141,12 +155,8 @@ def make_writable(path: Path) -> bool:
         if block is None or (block.flags == 0 and block.end_of_file == path.stat().st_size):
             return False
         end = path.stat().st_size
-        if block.flags & Superblock.SWMR:
-            file = _open_reading(path)
+        with open_clean(path) as file:  # a chunk may have been given an address and never been written
             end = max([end, *(chunk_end(file[name]) for name in (*TABLES, "commit"))])
-            file.close()
-        else:
-            end = max(end, block.end_of_file)
         block.settle(path, end)
         return True
 
@@ -156,101 +166,30 @@ def create_file(path: Path) -> h5py.File:
     return h5py.File(path, "w", libver=_LIBVER, locking=False)
 
 
-def chunk_end(dataset: Any) -> int:
-    """Return the largest file address any chunk of the dataset reaches to."""
-    if dataset.chunks is None:
-        return int((dataset.id.get_offset() or 0) + dataset.id.get_storage_size())
-    ends = [0]
-    dataset.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
-    return max(ends)
-
-
-def last_commit(handle: Handle) -> tuple[Commit | None, int]:
-    """Return the newest whole commit row and how many rows lead up to it."""
-    table = handle.table("commit")
-    end = handle.published if handle.writing and handle.published else int(table.shape[0])
-    while end > 0:
-        start = max(0, end - 64)
-        block = table[start:end]
-        for offset in range(end - start - 1, -1, -1):
-            if (commit := Commit.unpack(block[offset])) is not None:
-                return commit, start + offset + 1
-        end = start
-    return None, 0
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's message as one line; of HDF5's long ones, what the system said."""
-    said = re.search(r"error message = '([^']+)'", str(error))
-    if said:
-        return said[1]
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def check_hdf5(path: Path) -> None:
-    """Refuse what is certainly no run file, before HDF5 sees it."""
-    if path.is_dir():
-        raise NotARun(f"{path}: is a folder; expected a run file, name one in it")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(8)
-    except OSError as error:
-        raise RunFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    if not head:
-        raise DamagedRun(f"{path}: is empty; expected a run file, nothing in it can be recovered")
-    if head != SIGNATURE:
-        short = head == SIGNATURE[: len(head)]
-        kind = DamagedRun if short else NotARun
-        said = "is cut off after a few bytes" if short else "is not an HDF5 file"
-        raise kind(f"{path}: {said}; expected a run file written by loopscope, check the path")
-
-
 def _open_reading(path: Path) -> h5py.File:
-    """Open a file for SWMR reading and make sure that it is a run of a version we know."""
-    check_hdf5(path)
+    """Open a file for SWMR reading, after making sure that it is a whole run."""
+    for attempts_left in (2, 1, 0):
+        if is_held(path):  # being written: only its writer knows what is whole
+            check_hdf5(path)
+            break
+        try:
+            inspect(path)
+            break
+        except DamagedRun:  # perhaps a writer has just started or finished
+            if not attempts_left:
+                raise
+            time.sleep(0.02)
     try:
         file = _patiently(lambda: h5py.File(path, "r", swmr=True, locking=False))
     except READ_ERRORS as error:
-        raise _why_unopenable(path, error) from None
+        raise damaged(path, one_line(error)) from None
     try:
         _drop_hdf5_lock(file)
-        _check_format(path, file)
+        check_format(path, file)
     except BaseException:
         file.close()
         raise
     return file
-
-
-def _check_format(path: Path, file: h5py.File) -> None:
-    """Raise unless the open file names our format, a version we know, and has every table."""
-    try:
-        name, version = file.attrs.get("format"), file.attrs.get("version")
-        missing = [table for table in (*TABLES, "commit") if table not in file]
-    except READ_ERRORS as error:
-        raise _damaged(path, error) from None
-    if name != FORMAT:
-        raise NotARun(f"{path}: is HDF5 but not a loopscope run (no format attribute {FORMAT!r}); check the path")
-    if not isinstance(version, (int, np.integer)) or int(version) > VERSION:
-        raise RunFileError(f"{path}: has format version {version}, this loopscope reads {VERSION}; upgrade loopscope")
-    if missing:
-        raise DamagedRun(f"{path}: table {missing[0]!r} is missing; expected a whole run file, try `loopscope repair`")
-
-
-def _why_unopenable(path: Path, error: Exception) -> RunFileError:
-    """Tell a foreign HDF5 file (older superblock, opened by others) from a damaged run."""
-    block = Superblock.read(path)
-    if block is None:
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                if file.attrs.get("format") != FORMAT:
-                    return NotARun(f"{path}: is HDF5 but not a loopscope run; check the path")
-        except READ_ERRORS:
-            pass
-    return _damaged(path, error)
-
-
-def _damaged(path: Path, error: BaseException) -> DamagedRun:
-    return DamagedRun(f"{path}: is damaged ({one_line(error)}); expected a readable run, try `loopscope repair`")
 
 
 def _patiently(attempt: Any) -> Any:
@@ -268,44 +207,6 @@ def _patiently(attempt: Any) -> Any:
 def _drop_hdf5_lock(file: h5py.File) -> None:
     """Release HDF5's own lock: ``HDF5_USE_FILE_LOCKING`` overrides ``locking=False``, and a lock stops a resume."""
     fcntl.flock(file.id.get_vfd_handle(), fcntl.LOCK_UN)
-
-
-def check_extents(handle: Handle, commit: Commit) -> None:
-    """Raise ``DamagedRun`` where committed rows lie beyond the end of the file (HDF5 would read them as zeros)."""
-    size = handle.path.stat().st_size
-    block = Superblock.read(handle.path)
-    if block is not None and block.flags == 0 and block.end_of_file <= size:
-        return
-    for table in (*TABLES, "commit"):
-        needed = commit.lengths.get(table, 0)
-        whole = readable_rows(handle.table(table), size)
-        if whole < needed:
-            raise DamagedRun(
-                f"{handle.path}: is cut off, table {table} holds {whole} of {needed} rows; "
-                "restore the whole file or try `loopscope repair`"
-            )
-
-
-def readable_rows(dataset: Any, size: int) -> int:
-    """Return how many leading rows of a table lie wholly inside a file of ``size`` bytes."""
-    length = int(dataset.shape[0])
-    if dataset.chunks is None:
-        end = (dataset.id.get_offset() or 0) + dataset.id.get_storage_size()
-        return length if end <= size else 0
-    rows = dataset.chunks[0]
-    across = int(
-        np.prod([-(-n // c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)], dtype=np.int64)
-    )
-    whole = np.zeros(-(-length // rows), dtype=np.int64)
-
-    def count(chunk: Any) -> None:
-        block = chunk.chunk_offset[0] // rows
-        if block < len(whole) and chunk.byte_offset + chunk.size <= size:
-            whole[block] += 1
-
-    dataset.id.chunk_iter(count)
-    missing = np.flatnonzero(whole < across)
-    return length if len(missing) == 0 else min(length, int(missing[0]) * rows)
 
 
 def _after_fork_in_child() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -228,3 +229,14 @@ def table_shapes(step_columns: int, eigenvalues: int) -> dict[str, tuple[tuple[i
 def chunk_rows(row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Return how many rows one live chunk of a table holds."""
     return max(8, CHUNK_BYTES // (math.prod(row_shape) * dtype.itemsize))
+
+
+def wrong_scalar_name(name: str, taken: Iterable[str]) -> str:
+    """Say what is wrong with a scalar's name, ``""`` when nothing is."""
+    if not name or len(name.encode()) > NAME_BYTES:
+        return f"must have 1 to {NAME_BYTES} bytes"
+    if name in taken:
+        return "is named twice"
+    if name in DESCRIPTIONS and name not in STEP_COLUMNS:
+        return "is taken by a number loopscope measures itself; choose another name"
+    return ""

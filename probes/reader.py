@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from . import handle as handles
 from .handle import LOCK, Handle
+from .integrity import READ_ERRORS, damaged, one_line
 from .layout import (
     LOOP_COLUMNS,
     PROBE_DERIVED,
@@ -94,7 +95,7 @@ class Run:
         with LOCK:
             self._attach()
             try:
-                self._load(first=True)
+                self._load()
             except BaseException:
                 self.close()
                 raise
@@ -283,13 +284,11 @@ class Run:
         handle = self._handle
         return handle if handle is not None and handle.file is not None else self._attach()
 
-    def _load(self, *, first: bool = False) -> None:
+    def _load(self) -> None:
         """Read the newest commit row and whatever is small enough to be kept whole."""
         handle = self._open()
-        found, _ = self._guard(lambda: (_renewed(handle, "commit"), handles.last_commit(handle))[1])
+        found, _ = self._guard(handle.last_commit)
         commit = found or _EMPTY
-        if first and not handle.writing:
-            self._guard(lambda: handles.check_extents(handle, commit))
         before, self._commit = self._commit, commit
         if commit.lengths["columns"] != before.lengths["columns"]:
             encoded = self._read("columns", slice(0, commit.lengths["columns"]))
@@ -324,7 +323,7 @@ class Run:
     def _read(self, table: str, where: Any) -> NDArray[Any]:
         """Read from a table after telling HDF5 to look at the disk again."""
         handle = self._open()
-        found: NDArray[Any] = self._guard(lambda: _renewed(handle, table)[where])
+        found: NDArray[Any] = self._guard(lambda: handle.renewed(table)[where])
         return found
 
     def _guard(self, read: Callable[[], Any]) -> Any:
@@ -333,10 +332,8 @@ class Run:
             return read()
         except RunFileError:
             raise
-        except handles.READ_ERRORS as error:
-            raise DamagedRun(
-                f"{self.path}: cannot be read ({handles.one_line(error)}); expected a whole run, try `loopscope repair`"
-            ) from None
+        except READ_ERRORS as error:
+            raise damaged(self.path, one_line(error)) from None
 
     def _pick(self, values: Series) -> Series:
         """Leave superseded rows out."""
@@ -408,14 +405,6 @@ class _Column:
     def values(self, length: int) -> NDArray[Any]:
         """Return the first ``length`` entries without copying."""
         return self._buffer[:length]
-
-
-def _renewed(handle: Handle, table: str) -> Any:
-    """Return a table as it is on disk now."""
-    dataset = handle.table(table)
-    if not handle.writing:
-        dataset.refresh()
-    return dataset
 
 
 def _visible_rows(steps: NDArray[Any]) -> NDArray[np.int64]:

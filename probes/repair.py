@@ -9,6 +9,7 @@ uncompressed live files, which carry no checksum of them.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -17,14 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import h5py
 import numpy as np
 
 from . import handle as handles
-from .handle import LOCK, Handle
+from .handle import LOCK
+from .integrity import READ_ERRORS, check_format, check_hdf5, last_commit, one_line, readable_rows
 from .layout import STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
 from .lease import Lease, is_held, lease_path
 from .rewrite import copy_run, temporary_path
-from .superblock import Superblock
+from .superblock import Superblock, open_clean
 
 _BLOCK: Final = 16384  # rows decoded at a time while looking for unreadable ones
 
@@ -66,7 +69,7 @@ def repair(path: str | os.PathLike[str], *, in_place: bool = False) -> RepairRep
     """
     original = Path(path)
     handles.file_key(original)
-    handles.check_hdf5(original)
+    check_hdf5(original)
     if is_held(original):
         raise RunInUse(f"{original}: a live process is writing this run; stop it before repairing")
     target = original
@@ -99,82 +102,77 @@ def _repair(path: Path) -> RepairReport:
             if (leftover := temporary_path(path)).exists():
                 leftover.unlink()
                 actions.append(f"removed {leftover.name}, left by an unfinished rewrite")
-            backup = _settle_broken_superblock(path, actions)
-            return _examine(path, backup, actions)
-    except OSError as error:
-        raise RunFileError(f"{path}: cannot be repaired ({handles.one_line(error)}); check folder and disk") from None
+            with open_clean(path) as file:
+                check_format(path, file)
+                kept, wanted, commit = _examine(path, file)
+                if kept != wanted or commit is None:
+                    return _salvage(path, file, commit, kept, wanted, actions)
+                beyond = int(file["steps"].shape[0]) - kept["steps"]
+            return _close_cleanly(path, kept["steps"], beyond, actions)
     except DamagedRun as error:
         reason = str(error).removeprefix(f"{path}: ").split(";")[0]
         raise DamagedRun(f"{path}: cannot be repaired ({reason}); restore it from a copy") from None
+    except OSError as error:
+        reason = one_line(error)
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):
+            raise RunFileError(f"{path}: cannot be repaired ({reason}); check folder and disk") from None
+        raise DamagedRun(f"{path}: cannot be repaired ({reason}); restore it from a copy") from None
+    except READ_ERRORS as error:
+        raise DamagedRun(f"{path}: cannot be repaired ({one_line(error)}); restore it from a copy") from None
     finally:
         lease.release()
 
 
-def _settle_broken_superblock(path: Path, actions: list[str]) -> Path | None:
-    """Make a file openable whose first bytes are wrong or whose end is cut off; return the backup taken before."""
-    block, size = Superblock.read(path, verify=False), path.stat().st_size
-    if block is None:
-        return None
-    broken = Superblock.read(path) is None
-    cut = block.flags == 0 and block.end_of_file > size
-    if not broken and not cut:
-        return None
+def _close_cleanly(path: Path, rows: int, beyond: int, actions: list[str]) -> RepairReport:
+    """Finish a file in which nothing is missing."""
+    backup = None
+    if Superblock.read(path) is None:
+        backup = _backup(path)
+        block = Superblock.read(path, verify=False)
+        assert block is not None
+        block.settle(path, path.stat().st_size)
+        actions += [f"the original is kept as {backup}", "the file's first bytes were wrong and were recomputed"]
+    if beyond > 0:
+        actions.append(f"up to {beyond} steps behind the last commit were never acknowledged and stay ignored")
+    unclosed = handles.make_writable(path)
+    if unclosed:
+        actions.append("closed the file that a killed process had left open")
+    found: Literal["damaged", "unclosed", "whole"] = "damaged" if backup else "unclosed" if unclosed else "whole"
+    return RepairReport(path, found, rows, 0, backup, tuple(actions or ["nothing to repair"]))
+
+
+def _examine(path: Path, file: h5py.File) -> tuple[dict[str, int], dict[str, int], Commit | None]:
+    """Read everything; return the lengths that can be kept, those that were committed, and the last commit."""
+    size = path.stat().st_size
+    readable = {table: _readable(file[table], size) for table in (*TABLES, "commit")}
+    commit, _ = last_commit(file["commit"], readable["commit"])
+    wanted = commit.lengths if commit is not None else {table: int(file[table].shape[0]) for table in TABLES}
+    return _consistent(path, file, readable, commit), wanted, commit
+
+
+def _salvage(
+    path: Path, file: h5py.File, last: Commit | None, kept: dict[str, int], wanted: dict[str, int], actions: list[str]
+) -> RepairReport:
+    """Replace a damaged file by what can be kept of it, the original put beside it."""
     backup = _backup(path)
-    actions.append(f"the original is kept as {backup}")
-    actions.append(
-        "the file's first bytes were wrong and were recomputed" if broken else "the end of the file is missing"
-    )
-    block.settle(path, size)
-    return backup
-
-
-def _examine(path: Path, backup: Path | None, actions: list[str]) -> RepairReport:
-    """Read everything, then close cleanly what is whole, or salvage what is not."""
-    handle = handles.acquire(path)
-    try:
-        readable = {table: _readable(handle, table) for table in (*TABLES, "commit")}
-        last = _last_readable_commit(handle, readable["commit"])
-        kept = _consistent(handle, readable, last)
-        wanted = last.lengths if last is not None else {t: int(handle.table(t).shape[0]) for t in TABLES}
-        if last is not None and kept == wanted:
-            rows = kept["steps"]
-            beyond = int(handle.table("steps").shape[0]) - rows
-            if beyond:
-                actions.append(f"{beyond} steps behind the last commit were never acknowledged and stay ignored")
-            handles.release(handle)
-            unclosed = handles.make_writable(path)
-            if unclosed:
-                actions.append("closed the file that a killed process had left open")
-            if not actions:
-                actions.append("nothing to repair")
-            return RepairReport(path, "unclosed" if unclosed else "whole", rows, 0, backup, tuple(actions))
-        lost = {table: wanted[table] - kept[table] for table in TABLES if wanted[table] > kept[table]}
-        if backup is None:
-            backup = _backup(path)
-            actions.append(f"the original is kept as {backup}")
-        generation = last.generation if last is not None else _last_generation(handle, kept["steps"])
-        commit = Commit(kept, generation, False, last.time_ns if last is not None else time.time_ns())
-        assert handle.file is not None
-        copy_run(handle.file, temporary_path(path), commit, "sealed")
-    finally:
-        if handle.file is not None:
-            handles.close(handle)
+    generation = last.generation if last is not None else _last_generation(file, kept["steps"])
+    commit = Commit(kept, generation, False, last.time_ns if last is not None else time.time_ns())
+    copy_run(file, temporary_path(path), commit, "sealed")
     temporary_path(path).replace(path)
+    lost = {table: wanted[table] - kept[table] for table in TABLES if wanted[table] > kept[table]}
     missing = ", ".join(f"{n} rows of {table}" for table, n in lost.items()) or "the commit rows"
-    actions.append(f"could not be read: {missing}")
-    actions.append(f"kept {kept['steps']} steps")
+    actions += [f"the original is kept as {backup}", f"could not be read: {missing}", f"kept {kept['steps']} steps"]
     return RepairReport(path, "damaged", kept["steps"], lost.get("steps", 0), backup, tuple(actions))
 
 
-def _readable(handle: Handle, table: str) -> int:
-    """Return how many leading rows of a table are inside the file and can be decoded."""
-    dataset = handle.table(table)
-    inside = handles.readable_rows(dataset, handle.path.stat().st_size)
+def _readable(dataset: Any, size: int) -> int:
+    """Return how many leading rows of a table are inside a file of ``size`` bytes and can be decoded."""
+    inside = readable_rows(dataset, size)
     for start in range(0, inside, _BLOCK):
         stop = min(start + _BLOCK, inside)
         try:
             dataset[start:stop]
-        except handles.READ_ERRORS:
+        except READ_ERRORS:
             return _readable_within(dataset, start, stop)
     return inside
 
@@ -185,36 +183,28 @@ def _readable_within(dataset: Any, start: int, stop: int) -> int:
         middle = (start + stop) // 2
         try:
             dataset[start:middle]
-        except handles.READ_ERRORS:
+        except READ_ERRORS:
             stop = middle
         else:
             start = middle
     return start
 
 
-def _last_readable_commit(handle: Handle, rows: int) -> Commit | None:
-    """Return the newest whole commit row among the readable ones."""
-    for row in handle.table("commit")[:rows][::-1]:
-        if (commit := Commit.unpack(row)) is not None:
-            return commit
-    return None
-
-
-def _consistent(handle: Handle, readable: dict[str, int], last: Commit | None) -> dict[str, int]:
+def _consistent(path: Path, file: h5py.File, readable: dict[str, int], last: Commit | None) -> dict[str, int]:
     """Return the longest table lengths at which every row has everything it points at."""
     kept = {table: min(readable[table], last.lengths[table]) if last else readable[table] for table in TABLES}
-    named = int(np.count_nonzero(handle.table("columns")[: kept["columns"]]))
+    named = int(np.count_nonzero(file["columns"][: kept["columns"]]))
     if named < len(STEP_COLUMNS) or (last is not None and named < last.lengths["columns"]):
-        raise DamagedRun(f"{handle.path}: the names of its columns are gone")
+        raise DamagedRun(f"{path}: the names of its columns are gone")
     kept["columns"] = named
     steps = min(kept["steps"], kept["loop_end"])
     if last is None:  # without a commit only rows that were really written count
-        steps = _leading(np.isfinite(handle.table("steps")[:steps, 0]))
-    steps = _leading(handle.table("loop_end")[:steps] <= kept["loops"])
-    passes = _leading(handle.table("probe_index")[: kept["probe_index"], 2] <= kept["probe"])
+        steps = _leading(np.isfinite(file["steps"][:steps, 0]))
+    steps = _leading(file["loop_end"][:steps] <= kept["loops"])
+    passes = _leading(file["probe_index"][: kept["probe_index"], 2] <= kept["probe"])
     kept |= {"steps": steps, "loop_end": steps, "probe_index": passes}
-    kept["loops"] = int(handle.table("loop_end")[steps - 1]) if steps else 0
-    kept["probe"] = int(handle.table("probe_index")[passes - 1, 2]) if passes else 0
+    kept["loops"] = int(file["loop_end"][steps - 1]) if steps else 0
+    kept["probe"] = int(file["probe_index"][passes - 1, 2]) if passes else 0
     return kept
 
 
@@ -223,9 +213,9 @@ def _leading(good: Any) -> int:
     return int(np.argmin(good)) if len(good) and not np.all(good) else len(good)
 
 
-def _last_generation(handle: Handle, steps: int) -> int:
+def _last_generation(file: h5py.File, steps: int) -> int:
     """Return the generation of the last step, 0 without any."""
-    value = float(handle.table("steps")[steps - 1, STEP_COLUMNS.index("generation")]) if steps else 0.0
+    value = float(file["steps"][steps - 1, STEP_COLUMNS.index("generation")]) if steps else 0.0
     return int(value) if math.isfinite(value) else 0
 
 

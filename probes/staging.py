@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from .layout import LOOP_COLUMNS
 
 
 class Table:
@@ -68,3 +70,20 @@ class EventTable(Table):
     def extend(self, rows: Any) -> None:
         """Add waiting rows."""
         super().extend(np.array(rows, dtype=self._buffer.dtype))
+
+
+def loop_rows(loops: ArrayLike) -> NDArray[np.float32]:
+    """Return loop rows as float32 ``(n, 4)``."""
+    with np.errstate(over="ignore"):  # a norm beyond float32 is recorded as infinite
+        rows = np.asarray(loops, dtype=np.float32)
+    if rows.ndim != 2 or rows.shape[1] != len(LOOP_COLUMNS):
+        raise ValueError(f"loops must have shape (depth + 1, {len(LOOP_COLUMNS)}) as {LOOP_COLUMNS}, got {rows.shape}")
+    return rows
+
+
+def count_nonfinite(rows: NDArray[np.float32]) -> int:
+    """Count NaN and infinite norms of loops that ran (the last row has no update; a cosine may be undefined)."""
+    ran = rows[:, 3] > 0
+    return int(
+        np.count_nonzero(ran & ~np.isfinite(rows[:, 0])) + np.count_nonzero(ran[:-1] & ~np.isfinite(rows[:-1, 1]))
+    )

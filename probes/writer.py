@@ -24,15 +24,13 @@ from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import handle as handles
 from .handle import LOCK, Handle
+from .integrity import check_hdf5, inspect, one_line
 from .layout import (
-    DESCRIPTIONS,
-    LOOP_COLUMNS,
     MAX_EIGENVALUES,
-    NAME_BYTES,
     SPARE_COLUMNS,
     STEP_COLUMNS,
     TABLES,
@@ -41,10 +39,11 @@ from .layout import (
     Event,
     RunFileError,
     pack_event,
+    wrong_scalar_name,
 )
 from .lease import Lease
 from .rewrite import copy_run, create_run, temporary_path
-from .staging import EventTable, Table
+from .staging import EventTable, Table, count_nonfinite, loop_rows
 
 _LOG: Final = logging.getLogger("loopscope")
 _FLUSH_AT: Final = 1024  # staged steps that force a flush
@@ -129,7 +128,7 @@ class RunWriter:
         target = Path(path)
         names = (*STEP_COLUMNS, *scalars)
         for position, name in enumerate(names):
-            if wrong := _wrong_name(name, names[:position]):
+            if wrong := wrong_scalar_name(name, names[:position]):
                 raise ValueError(f"scalar {name!r} {wrong}")
         if not 1 <= eigenvalues <= MAX_EIGENVALUES:
             raise ValueError(f"eigenvalues must be between 1 and {MAX_EIGENVALUES}, not {eigenvalues}")
@@ -140,7 +139,7 @@ class RunWriter:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFileError(
-                f"{target.parent}: cannot be created ({error.strerror}); choose another folder"
+                f"{target.parent}: cannot be created ({error.strerror}); choose a folder you can write to"
             ) from None
         lease = Lease(target)
         temporary = temporary_path(target)
@@ -152,9 +151,7 @@ class RunWriter:
         except OSError as error:
             lease.release()
             _remove(temporary)
-            raise RunFileError(
-                f"{target}: cannot be created ({handles.one_line(error)}); check folder and disk"
-            ) from None
+            raise RunFileError(f"{target}: cannot be created ({one_line(error)}); check folder and disk") from None
         except BaseException:
             lease.release()
             raise
@@ -171,14 +168,15 @@ class RunWriter:
         """
         target = Path(path)
         handles.file_key(target)
-        handles.check_hdf5(target)
+        check_hdf5(target)
         lease = Lease(target)
         try:
+            inspect(target)
             with LOCK:
                 handles.make_writable(target)
                 _restore_live_layout(target)
                 handle = handles.acquire_writing(target)
-                last, commits = handles.last_commit(handle)
+                last, commits = handle.last_commit()
                 if last is None:
                     handles.close(handle)
                     raise DamagedRun(f"{target}: holds no commit row; expected a whole run, try `loopscope repair`")
@@ -186,9 +184,7 @@ class RunWriter:
                 return cls(target, lease, handle, commit, commits)
         except OSError as error:
             lease.release()
-            raise RunFileError(
-                f"{target}: cannot be resumed ({handles.one_line(error)}); check folder and disk"
-            ) from None
+            raise RunFileError(f"{target}: cannot be resumed ({one_line(error)}); check folder and disk") from None
         except BaseException:
             lease.release()
             raise
@@ -219,14 +215,14 @@ class RunWriter:
         step = values.get("step", math.nan)
         if not math.isfinite(step):
             raise ValueError(f"append_step needs a finite 'step', got {step!r}")
-        measured = None if loops is None else _loop_rows(loops)
+        measured = None if loops is None else loop_rows(loops)
         if not self._accepting():
             self.rows_lost += 1
             return
         row = self._tables["steps"].next()
         row.fill(math.nan)
         index = self._index
-        nonfinite = 0 if measured is None else _count_nonfinite(measured)
+        nonfinite = 0 if measured is None else count_nonfinite(measured)
         for name, value in values.items():
             column = index.get(name)
             if column is None and (column := self._name_spare(name)) is None:
@@ -250,7 +246,7 @@ class RunWriter:
 
     def append_probe(self, step: int, loops: ArrayLike) -> None:
         """Stage one pass of the fixed probe batch: rows ``(depth + 1, 4)`` as ``LOOP_COLUMNS``."""
-        measured = _loop_rows(loops)
+        measured = loop_rows(loops)
         if self._accepting():
             self._probe_rows += len(measured)
             self._tables["probe"].extend(measured)
@@ -294,7 +290,7 @@ class RunWriter:
                 self._note_lost_rows()
                 self._write_out()
             except _WRITE_ERRORS as error:
-                self._fail(f"writing failed ({handles.one_line(error)})")
+                self._fail(f"writing failed ({one_line(error)})")
                 return False
         return True
 
@@ -323,7 +319,7 @@ class RunWriter:
                 try:
                     handles.close(self._handle)
                 except _WRITE_ERRORS as error:
-                    self._fail(f"closing failed ({handles.one_line(error)})")
+                    self._fail(f"closing failed ({one_line(error)})")
         self._lease.release()
 
     def __enter__(self) -> RunWriter:
@@ -345,7 +341,7 @@ class RunWriter:
         """Give a new scalar the next spare column, or refuse it once with an event."""
         if name in self._refused:
             return None
-        wrong = _wrong_name(name, self._index)
+        wrong = wrong_scalar_name(name, self._index)
         if not wrong and len(self._index) >= self._handle.table("columns").shape[0]:
             wrong = f"came after the run was created and all {SPARE_COLUMNS} spare columns are taken"
         if wrong:
@@ -447,7 +443,7 @@ class RunWriter:
             handles.close(self._handle)
             temporary.replace(self.path)
         except _WRITE_ERRORS as error:
-            _LOG.warning("%s: finished, but could not be compressed (%s)", self.path, handles.one_line(error))
+            _LOG.warning("%s: finished, but could not be compressed (%s)", self.path, one_line(error))
             _remove(temporary)
 
 
@@ -458,41 +454,13 @@ def _restore_live_layout(path: Path) -> None:
         assert handle.file is not None
         if handle.file.attrs.get("layout") != "sealed":
             return
-        commit, _ = handles.last_commit(handle)
+        commit, _ = handle.last_commit()
         if commit is None:
             raise DamagedRun(f"{path}: holds no commit row; try `loopscope repair`")
         copy_run(handle.file, temporary_path(path), commit, "live")
     finally:
         handles.release(handle)
     temporary_path(path).replace(path)
-
-
-def _loop_rows(loops: ArrayLike) -> NDArray[np.float32]:
-    """Return loop rows as float32 ``(n, 4)``."""
-    with np.errstate(over="ignore"):  # a norm beyond float32 is recorded as infinite
-        rows = np.asarray(loops, dtype=np.float32)
-    if rows.ndim != 2 or rows.shape[1] != len(LOOP_COLUMNS):
-        raise ValueError(f"loops must have shape (depth + 1, {len(LOOP_COLUMNS)}) as {LOOP_COLUMNS}, got {rows.shape}")
-    return rows
-
-
-def _count_nonfinite(rows: NDArray[np.float32]) -> int:
-    """Count NaN and infinite norms of loops that ran (the last row has no update; a cosine may be undefined)."""
-    ran = rows[:, 3] > 0
-    return int(
-        np.count_nonzero(ran & ~np.isfinite(rows[:, 0])) + np.count_nonzero(ran[:-1] & ~np.isfinite(rows[:-1, 1]))
-    )
-
-
-def _wrong_name(name: str, taken: Iterable[str]) -> str:
-    """Say what is wrong with a scalar's name, ``""`` when nothing is."""
-    if not name or len(name.encode()) > NAME_BYTES:
-        return f"must have 1 to {NAME_BYTES} bytes"
-    if name in taken:
-        return "is named twice"
-    if name in DESCRIPTIONS and name not in STEP_COLUMNS:
-        return "is taken by a number loopscope measures itself; choose another name"
-    return ""
 
 
 def _remove(path: Path) -> None:

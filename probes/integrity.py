@@ -1,0 +1,140 @@
+"""Whether a file is a run, of a version we know, and whole; looks only, changes nothing.
+
+Not covered: bit rot in the numbers of uncompressed live files, which carry no checksum.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+
+from .layout import FORMAT, TABLES, VERSION, Commit, DamagedRun, NotARun, RunFileError
+from .superblock import SIGNATURE, Superblock, open_clean
+
+READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+"""Everything HDF5 raises on a file that is not what it should be."""
+
+
+def check_hdf5(path: Path) -> None:
+    """Refuse what is certainly no run file, before HDF5 sees it."""
+    if path.is_dir():
+        raise NotARun(f"{path}: is a folder; expected a run file, name one in it")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(8)
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    if not head:
+        raise DamagedRun(f"{path}: is empty; expected a run file, nothing in it can be recovered")
+    if head != SIGNATURE:
+        short = head == SIGNATURE[: len(head)]
+        kind = DamagedRun if short else NotARun
+        said = "is cut off after a few bytes" if short else "is not an HDF5 file"
+        raise kind(f"{path}: {said}; expected a run file written by loopscope, check the path")
+
+
+def inspect(path: Path) -> None:
+    """Raise unless the file at ``path`` is a whole run; costs milliseconds. Not for files being written.
+
+    Raises:
+        NotARun: It is something else.
+        DamagedRun: Its first bytes, its tables or committed rows are missing.
+        RunFileError: It cannot be read, or is of a newer version.
+    """
+    check_hdf5(path)
+    try:
+        with open_clean(path) as file:
+            check_format(path, file)
+            _check_extents(path, file)
+    except READ_ERRORS as error:
+        raise damaged(path, one_line(error)) from None
+    if Superblock.read(path) is None:
+        raise damaged(path, "its first bytes are wrong")
+
+
+def check_format(path: Path, file: h5py.File) -> None:
+    """Raise unless the open file names our format, a version we know, and has every table."""
+    try:
+        name, version = file.attrs.get("format"), file.attrs.get("version")
+        missing = [table for table in (*TABLES, "commit") if table not in file]
+    except READ_ERRORS as error:
+        raise damaged(path, one_line(error)) from None
+    if name != FORMAT:
+        raise NotARun(f"{path}: is HDF5 but not a loopscope run (no format attribute {FORMAT!r}); check the path")
+    if not isinstance(version, (int, np.integer)) or int(version) > VERSION:
+        raise RunFileError(f"{path}: has format version {version}, this loopscope reads {VERSION}; upgrade loopscope")
+    if missing:
+        raise DamagedRun(f"{path}: table {missing[0]!r} is missing; expected a whole run file, try `loopscope repair`")
+
+
+def damaged(path: Path, what: str) -> DamagedRun:
+    """Return the error for a run that cannot be read as it is."""
+    return DamagedRun(f"{path}: is damaged ({what}); expected a whole run file, try `loopscope repair`")
+
+
+def last_commit(table: Any, end: int) -> tuple[Commit | None, int]:
+    """Return the newest whole row among the first ``end`` of the commit table, and how many rows lead up to it."""
+    while end > 0:
+        start = max(0, end - 64)
+        block = table[start:end]
+        for offset in range(end - start - 1, -1, -1):
+            if (commit := Commit.unpack(block[offset])) is not None:
+                return commit, start + offset + 1
+        end = start
+    return None, 0
+
+
+def _check_extents(path: Path, file: h5py.File) -> None:
+    """Raise where committed rows lie beyond the end of the file, which HDF5 would read as zeros."""
+    size = path.stat().st_size
+    commits = file["commit"]
+    found, _ = last_commit(commits, readable_rows(commits, size))
+    if found is None:
+        raise damaged(path, "no commit row is readable")
+    for table in TABLES:
+        whole, needed = readable_rows(file[table], size), found.lengths[table]
+        if whole < needed:
+            raise damaged(path, f"cut off, table {table} holds {whole} of {needed} rows")
+
+
+def readable_rows(dataset: Any, size: int) -> int:
+    """Return how many leading rows of a table lie wholly inside a file of ``size`` bytes."""
+    length = int(dataset.shape[0])
+    if dataset.chunks is None:
+        end = (dataset.id.get_offset() or 0) + dataset.id.get_storage_size()
+        return length if end <= size else 0
+    rows = dataset.chunks[0]
+    across = int(
+        np.prod([-(-n // c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)], dtype=np.int64)
+    )
+    whole = np.zeros(-(-length // rows), dtype=np.int64)
+
+    def count(chunk: Any) -> None:
+        block = chunk.chunk_offset[0] // rows
+        if block < len(whole) and chunk.byte_offset + chunk.size <= size:
+            whole[block] += 1
+
+    dataset.id.chunk_iter(count)
+    missing = np.flatnonzero(whole < across)
+    return length if len(missing) == 0 else min(length, int(missing[0]) * rows)
+
+
+def chunk_end(dataset: Any) -> int:
+    """Return the largest file address any chunk of the dataset reaches to."""
+    if dataset.chunks is None:
+        return int((dataset.id.get_offset() or 0) + dataset.id.get_storage_size())
+    ends = [0]
+    dataset.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
+    return max(ends)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message as one line; of HDF5's long ones, what the system said."""
+    said = re.search(r"error message = '([^']+)'", str(error))
+    if said:
+        return said[1]
+    return " ".join(str(error).split()) or type(error).__name__
