@@ -15,6 +15,7 @@ import dash
 import dash_mantine_components as dmc
 import waitress
 from dash import Dash, dcc, html
+from dash._callback_context import context_value
 from flask import Flask, Response, abort, request
 
 from .colours import css_variables
@@ -78,6 +79,8 @@ def create_app(paths: Iterable[str | Path], *, hosts: frozenset[str] | None = LO
     server: Flask = app.server
     server.config[CONFIG_KEY] = RunIndex(paths)
     _guard(server, hosts)
+    if context_value.get(None) is None:  # set by Dash in the thread that imported it only; registering a page reads it
+        context_value.set({})
     dash.register_page("loopscope.runs", path="/", title="Runs · loopscope", layout=runs_page.layout)
     dash.register_page("loopscope.run", path_template="/run/<run_id>", title="Run · loopscope", layout=run_page.layout)
     dash.register_page("not_found_404", path="/404", title="Not found · loopscope", layout=run_page.not_found)

@@ -60,7 +60,9 @@
   cells.LsRegime = (props) =>
     props.data.fault && props.colDef.field === "lti"
       ? element("span", { className: "ls-fault", title: props.data.fault }, element("i", null, "✕"), props.data.fault)
-      : props.value ? badge(props.value, glyphs[props.value], props.value) : null;
+      : props.value
+        ? badge(props.value, glyphs[props.value], props.value)
+        : badge("unreadable", "✕", "unreadable");
   cells.LsState = (props) => badge(props.value, props.value === "unreadable" ? "✕" : "●", props.value);
   const functions = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
   const worst = ["stable", "marginal", "unstable"];
@@ -76,7 +78,7 @@
   const fit = (api) => {
     const width = document.getElementById("runs").clientWidth;
     api.setColumnsVisible(["lti", "loop", "trajectory", "loss", "radius", "state_norm"], width >= 1000);
-    api.setColumnsVisible(["steps", "breach"], width >= 600);
+    api.setColumnsVisible(["steps", "breach", "state"], width >= 600);
     api.setColumnsVisible(["verdict"], width < 1000);
   };
   dash.loopscope.fit_columns = (id) => {

@@ -74,6 +74,21 @@ def write_run() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def training() -> Iterator[Callable[..., Training]]:
+    """Return a function that starts a run which stays live until the test writes its end."""
+    started: list[Training] = []
+
+    def start(path: Path, *, steps: int, start: float = 0.6, end: float = 1.4) -> Training:
+        writer = RunWriter.create(path, info={"model": "synthetic", "a_bar_learned": True}, eigenvalues=WIDTH)
+        started.append(Training(writer, start=start, end=end, steps=steps))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.writer.close()
+
+
+@pytest.fixture
 def runs(tmp_path: Path, write_run: Callable[..., Path]) -> Path:
     """Return a folder with a stable, a marginal and an unstable run, and two files that are none."""
     write_run(tmp_path / "parcae" / "seed0.h5", start=0.45, end=0.8, seed=1)
@@ -103,3 +118,62 @@ def serving() -> Iterator[Callable[..., str]]:
     for server, thread in servers:
         server.close()
         thread.join(timeout=5)
+
+
+class Client:
+    """The dashboard behind Flask's test client: fetches addresses and fires callbacks as a browser would."""
+
+    def __init__(self, *paths: Path) -> None:
+        from loopscope.dashboard.app import create_app
+        from loopscope.dashboard.index import CONFIG_KEY
+
+        self.app = create_app(paths)
+        self.index = self.app.server.config[CONFIG_KEY]
+        self.http = self.app.server.test_client()
+        self.get("/_dash-layout")  # Dash collects callbacks on the first request
+
+    def get(self, address: str, host: str = "127.0.0.1:8050"):
+        return self.http.get(address, headers={"Host": host})
+
+    def page(self, address: str) -> dict:
+        """The page that the browser is sent to show at an address."""
+        path, _, query = address.partition("?")
+        search = f"?{query}" if query else ""
+        return self.fire(
+            "_pages_content.children", {"_pages_location.pathname": path, "_pages_location.search": search}
+        )
+
+    def fire(self, output: str, values: dict[str, object]) -> dict:
+        """Fire the callback that writes ``output`` with these inputs and states; returns what it changed."""
+        key, callback = next((k, c) for k, c in self.app.callback_map.items() if output in k)
+        names = [part.split("@")[0] for part in key.strip(".").split("...")]
+        outputs = [dict(zip(("id", "property"), name.rsplit(".", 1), strict=True)) for name in names]
+
+        def given(group: str) -> list[dict]:
+            return [{**one, "value": values.get(f"{one['id']}.{one['property']}")} for one in callback[group]]
+
+        inputs = given("inputs")
+        body = {
+            "output": key,
+            "outputs": outputs if key.startswith("..") else outputs[0],
+            "inputs": inputs,
+            "changedPropIds": [f"{inputs[0]['id']}.{inputs[0]['property']}"],
+            "state": given("state"),
+        }
+        answer = self.http.post("/_dash-update-component", json=body, headers={"Host": "127.0.0.1:8050"})
+        assert answer.status_code in (200, 204), answer.text
+        return answer.get_json()["response"] if answer.status_code == 200 else {}
+
+
+@pytest.fixture
+def client() -> Iterator[Callable[..., Client]]:
+    """Return a function that builds a `Client` over some paths."""
+    made: list[Client] = []
+
+    def make(*paths: Path) -> Client:
+        made.append(Client(*paths))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.index.close()

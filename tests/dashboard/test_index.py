@@ -1,0 +1,89 @@
+"""Which runs are served: those under the paths, by id, and nothing else."""
+
+import os
+
+import pytest
+from loopscope.dashboard import index as index_module
+from loopscope.dashboard.index import RunIndex
+from loopscope.probes.layout import RunFileError
+
+
+@pytest.fixture(autouse=True)
+def scan_every_time(monkeypatch):
+    monkeypatch.setattr(index_module, "RESCAN_SECONDS", 0.0)
+
+
+def names(index: RunIndex) -> list[str]:
+    return [entry.name for entry in index.entries()]
+
+
+def test_folders_are_searched_at_any_depth_and_files_taken_as_given(runs):
+    assert names(RunIndex([runs])) == ["addition", "concatenation", "foreign", "no rows", "parcae/seed0"]
+    assert names(RunIndex([runs / "addition.h5", runs / "addition.h5"])) == ["addition.h5"]
+
+
+def test_new_runs_appear_and_deleted_ones_go(runs, write_run):
+    index = RunIndex([runs])
+    before = {entry.name: entry for entry in index.entries()}
+    index.open(before["addition"])
+    write_run(runs / "late.h5", steps=5)
+    assert "late" in names(index)
+    (runs / "addition.h5").unlink()
+    assert "addition" not in names(index) and index.find(before["addition"].id) is None
+
+
+def test_a_path_that_does_not_exist_yet_is_waited_for(tmp_path, write_run):
+    index = RunIndex([tmp_path / "runs", tmp_path / "one.h5"])
+    assert names(index) == []
+    write_run(tmp_path / "runs" / "a.h5", steps=3)
+    write_run(tmp_path / "one.h5", steps=3)
+    assert names(index) == ["a", "one.h5"]
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path, write_run):
+    secret = write_run(tmp_path / "secret" / "s.h5", steps=3)
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown" / "link.h5").symlink_to(secret)
+    (tmp_path / "shown" / "folder").symlink_to(secret.parent, target_is_directory=True)
+    assert names(RunIndex([tmp_path / "shown"])) == []
+
+
+@pytest.mark.parametrize("run_id", ["", "..", "../concatenation.h5", "/etc/passwd", "addition", "\x00", "a" * 10_000])
+def test_only_ids_from_the_list_name_a_run(runs, run_id):
+    assert RunIndex([runs]).find(run_id) is None
+
+
+def test_same_file_name_in_two_folders_is_two_runs(tmp_path, write_run):
+    for folder in ("a", "b"):
+        write_run(tmp_path / folder / "run.h5", steps=3)
+    entries = RunIndex([tmp_path]).entries()
+    assert [entry.name for entry in entries] == ["a/run", "b/run"] and len({entry.id for entry in entries}) == 2
+
+
+def test_ids_are_safe_in_an_address(tmp_path, write_run):
+    write_run(tmp_path / "a b?#%é&.h5", steps=3)
+    (entry,) = RunIndex([tmp_path]).entries()
+    assert entry.id.isascii() and not set(entry.id) & set(" ?#%&/")
+
+
+def test_a_run_is_opened_once_and_many_are_closed_again(tmp_path, write_run, monkeypatch):
+    monkeypatch.setattr(index_module, "KEPT_OPEN", 2)
+    for number in range(5):
+        write_run(tmp_path / f"{number}.h5", steps=3)
+    before = len(os.listdir("/proc/self/fd"))
+    index = RunIndex([tmp_path])
+    first = index.open(index.entries()[0])
+    assert index.open(index.entries()[0]) is first
+    for entry in index.entries():
+        index.open(entry)
+    assert len(os.listdir("/proc/self/fd")) - before <= 2
+    index.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_broken_runs_raise_one_line(runs):
+    index = RunIndex([runs])
+    broken = next(entry for entry in index.entries() if entry.name == "foreign")
+    with pytest.raises(RunFileError) as caught:
+        index.open(broken)
+    assert "\n" not in str(caught.value)
