@@ -1,6 +1,6 @@
 """Which runs are served: those under the paths, by id, and nothing else."""
 
-import os
+from pathlib import Path
 
 import pytest
 from loopscope.dashboard import index as index_module
@@ -11,6 +11,10 @@ from loopscope.probes.layout import RunFileError
 @pytest.fixture(autouse=True)
 def scan_every_time(monkeypatch):
     monkeypatch.setattr(index_module, "RESCAN_SECONDS", 0.0)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def names(index: RunIndex) -> list[str]:
@@ -70,15 +74,15 @@ def test_a_run_is_opened_once_and_many_are_closed_again(tmp_path, write_run, mon
     monkeypatch.setattr(index_module, "KEPT_OPEN", 2)
     for number in range(5):
         write_run(tmp_path / f"{number}.h5", steps=3)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     index = RunIndex([tmp_path])
     first = index.open(index.entries()[0])
     assert index.open(index.entries()[0]) is first
     for entry in index.entries():
         index.open(entry)
-    assert len(os.listdir("/proc/self/fd")) - before <= 2
+    assert open_files() - before <= 2
     index.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_broken_runs_raise_one_line(runs):
