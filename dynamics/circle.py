@@ -4,7 +4,8 @@ To know that nothing on the circle exceeds a level, ask at which angles the func
 eigenvalues, on the unit circle, of a pencil of twice the size. No such angle: the level is an upper bound. Otherwise
 the function is higher somewhere between neighbouring angles, and the midpoints give the next level.
 
-Not covered: widths beyond a few hundred in comfort; a pencil of size 2d costs about 100 d³ operations for each level.
+Not covered: widths beyond a few hundred in comfort; a pencil of size 2d costs a few hundred d³ operations for each
+level.
 """
 
 import math
@@ -18,8 +19,9 @@ Matrix = NDArray[np.float64]
 
 # Relative height above the best value at which the level is put; the accuracy of every maximum found here.
 LEVEL: Final = 1e-7
-# Tangential crossings are double eigenvalues, which rounding moves off the circle by about its square root.
-NEAR_CIRCLE: Final = 1e-5
+# Tangential crossings are double eigenvalues, which rounding moves off the circle by about its square root. An angle
+# taken in by mistake only costs an evaluation.
+NEAR_CIRCLE: Final = 1e-4
 
 
 class Peak(NamedTuple):

@@ -15,7 +15,7 @@ from .lti import LTISystem, require_stable
 def h_infinity_norm(system: LTISystem) -> Estimate:
     """How much can the loop amplify an input at its worst frequency? max over θ of σ_max(C_out (e^{iθ}I − A̅)⁻¹ B̅).
 
-    Cost: O(d) for a diagonal system, else a few pencils of size 2d (0.1 s at d = 50, minutes at d = 500).
+    Cost: O(d) for a diagonal system, else a few pencils of size 2d (0.02 s at d = 50, 1 s at d = 200).
 
     Args:
         system: The linear part, stable.

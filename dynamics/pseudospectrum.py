@@ -20,7 +20,7 @@ def pseudospectral_radius(system: LTISystem, epsilon: float) -> Estimate:
     """How large can ρ become if A̅ changes by at most ε in spectral norm?
 
     Cost: O(d) for diagonal A̅ (then ρ + ε, as for every normal matrix), else a few eigenproblems of size 2d per step,
-    usually three to five steps (0.2 s at d = 50).
+    usually three to five steps (0.05 s at d = 50, 2.5 s at d = 200).
 
     Args:
         system: The linear part; only A̅ matters.

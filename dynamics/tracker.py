@@ -220,10 +220,9 @@ class _Refresh(threading.Thread):
         quantity, matrix, tracked = self._job
         began = time.monotonic()
         try:
-            found = _exactly(quantity, matrix)
-            if abs(found.value - tracked) > TOLERANCE * found.value:
+            self.found = _exactly(quantity, matrix)
+            if abs(self.found.value - tracked) > TOLERANCE * self.found.value:
                 self.direction = _leading_direction(quantity, matrix)
-            self.found = found
         except (np.linalg.LinAlgError, ValueError, MemoryError) as error:
             self.error = f"exact refresh failed: {error}"
         self.seconds = time.monotonic() - began

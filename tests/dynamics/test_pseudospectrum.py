@@ -41,6 +41,18 @@ def test_jordan_block_in_closed_form() -> None:
         assert found.value == pytest.approx((epsilon**2 + epsilon) ** 0.5, rel=1e-6)
 
 
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-3, 1e-1])
+def test_strongly_non_normal_matrix(epsilon: float) -> None:
+    # The Grcar matrix, whose pseudospectra bulge far beyond its eigenvalues.
+    a = (np.eye(30) - np.diag(np.ones(29), -1) + sum(np.diag(np.ones(30 - k), k) for k in (1, 2, 3))) / 3
+    found = pseudospectral_radius(LTISystem(a), epsilon)
+    for scale, compare in ((1 + 1e-5, np.greater), (1 - 1e-3, np.less)):
+        points = found.value * scale * np.exp(1j * np.linspace(0, np.pi, 800))
+        lowest = min(np.linalg.svd(z * np.eye(30) - a, compute_uv=False)[-1] for z in points)
+        # Just outside nothing is within ε; a thousandth inside, wider than the grid is coarse, something is.
+        assert compare(lowest, epsilon), scale
+
+
 def test_grid_is_the_smallest_singular_value() -> None:
     a = RNG(1).normal(size=(5, 5))
     x, y = np.linspace(-2, 2, 5), np.linspace(-1, 1, 5)

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +161,47 @@ def test_nan_is_an_error_and_the_tracker_goes_on_after_it() -> None:
 def test_wrong_arguments_are_named(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(arguments)))):
         SpectralTracker(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantity", ["radius", "norm"])
+def test_the_path_of_other_devices_gives_the_same_values(quantity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without a GPU at hand: keep the tensor a tensor, so that everything runs through torch as it would there.
+    monkeypatch.setattr("loopscope.dynamics.tracker._on_its_device", lambda a: a.detach())
+    tracker = SpectralTracker(quantity, background=False, refresh_every=3)  # type: ignore[arg-type]
+    for a in drift("pair", 0.02)[:8]:
+        exact = (spectral_radius if quantity == "radius" else spectral_norm)(a).value
+        assert tracker.update(torch.tensor(a)).value == pytest.approx(exact, rel=1e-3)
+    assert isinstance(tracker._start, torch.Tensor) and tracker.error == ""
+
+
+def test_background_refreshes_rest_between_runs() -> None:
+    a = np.diag(np.linspace(0.0, 1.0, 200))
+    tracker = SpectralTracker("radius")
+    tracker.update(a)
+    tracker.wait()
+    began = time.monotonic()
+    assert tracker.exact is not None and tracker._not_before > began, "nine times its own duration of rest"
+    tracker._not_before = began + 3600
+    tracker.update(a)
+    # ρ = 1 asks for a refresh at every step; the thread must not be kept busy by it.
+    assert tracker._worker is None and tracker.exact[0] == 0
+    tracker._not_before = began
+    tracker.update(a)
+    tracker.wait()
+    assert tracker.exact[0] == 2
+
+
+def test_a_failing_refresh_is_reported_and_tracking_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(quantity: str, a: object) -> None:
+        raise np.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr("loopscope.dynamics.tracker._exactly", fail)
+    tracker = SpectralTracker("radius")
+    a = np.diag(np.linspace(0.0, 0.5, 100))
+    tracker.update(a)
+    tracker.wait()
+    assert tracker.error == "exact refresh failed: did not converge" and tracker.exact is None
+    assert tracker.update(a).value == pytest.approx(0.5)
 
 
 @pytest.mark.gpu
