@@ -59,7 +59,7 @@ def modes(system: LTISystem) -> Modes:
 def steady_state_gain(system: LTISystem) -> Matrix:
     """Where does a constant input take the read-out? The map e → y at rest, C_out (I − A̅)⁻¹ B̅.
 
-    Cost: O(d) for a diagonal system, one solve O(d³) for a dense one.
+    Cost: O(d) for a diagonal system, O(p d m) for diagonal A̅, one solve O(d³) for a dense one.
 
     Args:
         system: The linear part, stable.
@@ -80,7 +80,11 @@ def steady_state_gain(system: LTISystem) -> Matrix:
         a, b, c = system.diagonals()
         return c * b / (1 - a)
     a, b, c = system.dense()
-    gain: Matrix = c @ np.linalg.solve(np.eye(system.width) - a, b)
+    if system.a_bar.ndim < 2:
+        resting = b / (1 - np.diag(a))[:, None]
+    else:
+        resting = np.linalg.solve(np.eye(system.width) - a, b)
+    gain: Matrix = c @ resting
     return gain
 
 

@@ -63,6 +63,7 @@ def test_diagonal_and_dense_forms_agree() -> None:
     np.testing.assert_allclose(simulate(diagonal, 1.0, 6), simulate(dense, np.ones(4), 6), atol=1e-13)
     mixed = LTISystem(a, np.diag(b), c)
     np.testing.assert_allclose(impulse_response(mixed, 6), impulse_response(dense, 6), atol=1e-13)
+    np.testing.assert_allclose(steady_state_gain(mixed), steady_state_gain(dense), atol=1e-13)
 
 
 def test_addition_counts_its_inputs() -> None:
