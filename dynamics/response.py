@@ -81,9 +81,9 @@ def steady_state_gain(system: LTISystem) -> Matrix:
         return c * b / (1 - a)
     a, b, c = system.dense()
     if system.a_bar.ndim < 2:
-        resting = b / (1 - np.diag(a))[:, None]
+        resting: Matrix = b / (1 - np.diag(a))[:, None]
     else:
-        resting = np.linalg.solve(np.eye(system.width) - a, b)
+        resting = np.linalg.solve(np.eye(system.width) - a, b).astype(np.float64)
     gain: Matrix = c @ resting
     return gain
 
