@@ -35,7 +35,7 @@ from .config import GATE_CHANNELS, LoopedConfig
 HUGINN_SIGMA = 0.5  # spread of the log-normal in the log-normal Poisson depth distribution
 
 
-# Injections: u = A h + B e. `a_bar` and `b_bar` give the matrices in float32, differentiable where they are learned.
+# Injections: u = A h + B e. `a_bar` and `b_bar` give the matrices, in float32 or better, differentiable where learned.
 
 
 class LinearInjection(Protocol):
@@ -72,12 +72,12 @@ class AdditionInjection(nn.Module):
         return h + e
 
     def a_bar(self) -> Tensor:
-        """A̅ in float32."""
-        return self.one.float()
+        """A̅ as it is now."""
+        return self.one
 
     def b_bar(self) -> Tensor:
-        """B̅ in float32."""
-        return self.one.float()
+        """B̅ as it is now."""
+        return self.one
 
 
 class ConcatenationInjection(nn.Module):
@@ -98,12 +98,12 @@ class ConcatenationInjection(nn.Module):
         return cast(Tensor, self.adapter(torch.cat([h, e], dim=-1)))
 
     def a_bar(self) -> Tensor:
-        """A̅ in float32."""
-        return self.adapter.weight[:, : self.width].float()
+        """A̅ as it is now."""
+        return _precise(self.adapter.weight[:, : self.width])
 
     def b_bar(self) -> Tensor:
-        """B̅ in float32."""
-        return self.adapter.weight[:, self.width :].float()
+        """B̅ as it is now."""
+        return _precise(self.adapter.weight[:, self.width :])
 
 
 class ParcaeInjection(nn.Module):
@@ -128,15 +128,15 @@ class ParcaeInjection(nn.Module):
 
     def delta(self) -> Tensor:
         """Step size Δ = softplus(dt_bias), shape (D,)."""
-        return F.softplus(self.dt_bias.float())
+        return F.softplus(_precise(self.dt_bias))
 
     def a_bar(self) -> Tensor:
-        """A̅ in float32."""
-        return torch.exp(-self.delta() * torch.exp(self.log_a.float()))
+        """A̅ as it is now."""
+        return torch.exp(-self.delta() * torch.exp(_precise(self.log_a)))
 
     def b_bar(self) -> Tensor:
-        """B̅ in float32."""
-        return self.delta()[:, None] * self.b.float()
+        """B̅ as it is now."""
+        return self.delta()[:, None] * _precise(self.b)
 
 
 INJECTIONS: dict[str, type[AdditionInjection] | type[ConcatenationInjection] | type[ParcaeInjection]] = {
@@ -237,7 +237,7 @@ def rope_table(length: int, head_width: int, base: float) -> Tensor:
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turns neighbouring channels (2j, 2j+1) of ``(B, H, S, K)`` by their position's angle, in float32."""
     cos, sin = rope.unbind(0)
-    even, odd = rearrange(x.float(), "b h s (k pair) -> pair b h s k", pair=2)
+    even, odd = rearrange(_precise(x), "b h s (k pair) -> pair b h s k", pair=2)
     turned = [even * cos - odd * sin, odd * cos + even * sin]
     return cast(Tensor, rearrange(turned, "pair b h s k -> b h s (k pair)")).type_as(x)
 
@@ -319,8 +319,8 @@ class LoopedTransformer(nn.Module):
             initial_state: ``h_0`` of shape ``(B, S, D)``. Default: drawn as configured.
 
         Returns:
-            ``(B, S, V)`` float32 logits. Sequences with fewer loops skip the first ones, so that all finish
-            together; gradients flow through the last ``min(T, backward_depth)`` loops of each sequence.
+            ``(B, S, V)`` logits, float32 (float64 for a float64 model). Sequences with fewer loops skip the first ones,
+            so that all finish together; gradients flow through the last ``min(T, backward_depth)`` loops of each.
 
         Raises:
             ValueError: A depth below 1, or a shape that does not fit.
@@ -347,7 +347,7 @@ class LoopedTransformer(nn.Module):
         for layer, block in enumerate(self.coda, start=self.config.layers - self.config.coda_layers):
             x = block(x, rope, tables.get(layer))
         head = self.embedding if self.head is None else self.head
-        return F.linear(self.final_norm(x), head.weight).float()
+        return _precise(F.linear(self.final_norm(x), head.weight))
 
     def _recur(self, h: Tensor, e: Tensor, rope: Tensor, tables: dict[int, Tensor], depths: list[int]) -> Tensor:
         """Runs each sequence for its depth and returns the read-out of the final states, in the order of the batch.
@@ -355,7 +355,7 @@ class LoopedTransformer(nn.Module):
         Sequences are sorted, deepest first: those that take part in loop t are then always the first ``active`` ones.
         """
         longest, same = max(depths), len(set(depths)) == 1
-        order = torch.tensor(sorted(range(len(depths)), key=lambda b: -depths[b]), device=e.device)
+        order = sorted(range(len(depths)), key=lambda b: -depths[b])
         first = self.config.prelude_layers
         core_tables = [tables.get(layer) for layer in range(first, first + self.config.core_layers)]
         if not same:
@@ -375,7 +375,7 @@ class LoopedTransformer(nn.Module):
             else:
                 h = self.run_loop(*inputs)
         x = cast(Tensor, self.read_out(h))
-        return x if same else x[torch.argsort(order)]
+        return x if same else x[sorted(range(len(order)), key=order.__getitem__)]
 
     def loop(self, h: Tensor, e: Tensor, rope: Tensor, *tables: Tensor | None) -> Tensor:
         """One loop, ``h_t -> h_{t+1}``: the injection, then the core blocks, each with its value table or None."""
@@ -385,12 +385,16 @@ class LoopedTransformer(nn.Module):
         return h
 
     def compile_loop(self, **options: Any) -> None:
-        """Compiles one loop, so that the number of graphs does not grow with the depth. Attach probes before that.
+        """Compiles one loop, so that the number of graphs does not grow with the depth, and the blocks around the loop.
+
+        Attach probes before the first call: graphs that exist do not see later hooks.
 
         Args:
             options: Passed to ``torch.compile``.
         """
         self.run_loop = torch.compile(self.loop, **options)
+        for block in (*self.prelude, *self.coda):
+            block.compile(**options)
 
     def initial_state(self, like: Tensor) -> Tensor:
         """Draws ``h_0`` with the shape ``(B, S, D)``, dtype and device of ``like``, as ``state_init`` says."""
@@ -440,7 +444,13 @@ class LoopedTransformer(nn.Module):
             "c_out": (lambda: read_out.weight) if isinstance(read_out, nn.Linear) else None,
             "depth_argument": "num_loops",
             "mean_depth": self.config.mean_depth,
+            "sublayers": ("injection", *(f"core.{i}" for i in range(len(self.core)))),
         }
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 when it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _truncated_normal(tensor: Tensor, std: float) -> None:

@@ -91,7 +91,7 @@ class TrainConfig:
         clip: Largest gradient norm; larger gradients are scaled down to it.
         seed: Of depths and initial states. Weights and data have their own.
         precision: ``"fp32"``, or ``"bf16"`` for autocast with float32 weights.
-        compile: Compile the loop body.
+        compile: Compile the loop body, the other blocks and the loss.
         parallelism: Under ``torchrun``: ``"ddp"`` (a copy on each rank) or ``"fsdp"`` (sharded).
         eval_every: Steps between evaluations on held-out text; 0 for none.
         eval_depths: Test-time depths to evaluate; empty means the model's mean depth.
@@ -299,8 +299,10 @@ class _Run:
     def __init__(self, model: LoopedTransformer, data: Data, config: TrainConfig, observer: Observer) -> None:
         self.model, self.data, self.config, self.observer = model.train(), data, config, observer
         self.device = next(model.parameters()).device
+        self.cross_entropy = F.cross_entropy
         if config.compile:
             model.compile_loop()
+            self.cross_entropy = torch.compile(F.cross_entropy)
         self.callable = distributed.parallel(model, config.parallelism)
         self.optimizers = build_optimizers(model, config)
         self.step = 0
@@ -336,7 +338,7 @@ class _Run:
         torch.manual_seed(stream_seed(self.config.seed, "draws", index))
         with self._autocast():
             logits = self.callable(tokens[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()) / self.config.accumulation
+        loss = self.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()) / self.config.accumulation
         torch.autograd.backward(loss)
         return loss.detach()
 
