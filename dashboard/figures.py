@@ -163,7 +163,7 @@ def radius(
     Returns:
         The figure; `frame.empty` when none of the three was recorded.
     """
-    title = "Gain of the linear part"
+    title = "Gain per loop"
     if radius.empty and norm.empty and ratio.empty:
         return empty(
             title, "Neither A̅ nor a probe batch was recorded.", remedy="The loop site of this run did not name its A̅."
@@ -205,7 +205,12 @@ def _add_bands(chart: go.Figure, shown: Sequence[Series], tolerance: float, view
             line={"width": 0},
             fillcolor=colours.tint(colour, 0.5 if regime == "marginal" else 0.13),
         )
-    for regime, at, anchor in (("stable", 1 - tolerance, "top"), ("unstable", 1 + tolerance, "bottom")):
+    for regime, at, anchor, room in (
+        ("stable", 1 - tolerance, "top", 1 - tolerance - bottom),
+        ("unstable", 1 + tolerance, "bottom", top - 1 - tolerance),
+    ):
+        if room < 0.1 * (top - bottom):
+            continue  # too thin a band for its name
         chart.add_annotation(
             text=f"{colours.REGIME_GLYPHS[regime]} {regime}",
             xref="x domain",

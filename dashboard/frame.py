@@ -62,7 +62,7 @@ def figure(title: str, *, x: str, y: str, subtitle: str = "", legend: bool = Tru
                 "y": 1,
                 "yref": "container",
                 "yanchor": "top",
-                "pad": {"t": 28 if subtitle else 12, "l": 12},  # plotly lifts a title of two lines
+                "pad": {"t": 24 if subtitle else 12, "l": 12},  # plotly lifts a title of two lines
                 "font": {"size": 15},
             },
             "font": {"family": FONT, "size": 12, "color": INK},

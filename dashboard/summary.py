@@ -35,12 +35,17 @@ def _read(held: OpenRun) -> Row:
     run = held.run
     return {
         "state": run.state,
-        "fault": None if len(run) else "no step was recorded, so nothing can be said",
+        "fault": None if len(run) else _no_rows(run.state),
         "steps": len(run),
         "loss": cell(last(held, "loss")),
         "radius": cell(last(held, "a_bar_radius")),
         "state_norm": cell(last(held, "last_state_norm")),
     }
+
+
+def _no_rows(state: str) -> str:
+    """Say that a run is empty, and whether that may change."""
+    return "no step was recorded yet" if state == "live" else "no step was recorded, so nothing can be said"
 
 
 def _diagnosed(diagnosis: Diagnosis) -> Row:

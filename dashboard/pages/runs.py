@@ -20,7 +20,7 @@ _RIGHT = {"type": "rightAligned", "valueFormatter": _NUMBER}
 _REGIMES = 8  # columns that the error of a broken run takes up: from the linear part to the first breach
 _FAULT = {"function": f"params.data.fault ? {_REGIMES} : 1"}
 _COLUMNS: list[dict[str, Any]] = [
-    {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 120, "flex": 5},
+    {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 120, "flex": 4},
     {"field": "verdict", "headerName": "verdict", **_BADGE, "hide": True},
     {"field": "lti", "headerName": "linear part", **_BADGE, "colSpan": _FAULT},
     {"field": "loop", "headerName": "full loop", **_BADGE},
@@ -29,8 +29,8 @@ _COLUMNS: list[dict[str, Any]] = [
     {"field": "loss", "headerName": "last loss", "width": 94, **_RIGHT},
     {"field": "radius", "headerName": "ρ(A̅)", "width": 84, **_RIGHT},
     {"field": "state_norm", "headerName": "state norm", "width": 104, **_RIGHT},
-    {"field": "breach", "headerName": "first breach", "minWidth": 130, "flex": 4, "tooltipField": "breach"},
-    {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 130, "resizable": False},
+    {"field": "breach", "headerName": "first breach", "minWidth": 130, "flex": 5, "tooltipField": "breach"},
+    {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 126, "resizable": False},
 ]
 
 _THEME = (

@@ -1,5 +1,7 @@
 """Synthetic runs written with the real writer, and a server on a free port for browser tests."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +88,56 @@ def training() -> Iterator[Callable[..., Training]]:
     yield start
     for one in started:
         one.writer.close()
+
+
+class Elsewhere:
+    """A pretended training in a process of its own, as real ones are; it writes when told to."""
+
+    SCRIPT = """
+import importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("pretended", sys.argv[1])
+pretended = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pretended)
+writer = pretended.RunWriter.create(pathlib.Path(sys.argv[2]), info={}, eigenvalues=pretended.WIDTH)
+training = pretended.Training(writer, start=0.6, end=1.4, steps=400)
+done = 0
+for line in sys.stdin:
+    if line.strip() == "end":
+        writer.seal()
+        writer.close()
+    else:
+        for step in range(done, int(line)):
+            training.step(step)
+        done = int(line)
+        writer.flush()
+    print("written", flush=True)
+"""
+
+    def __init__(self, path: Path) -> None:
+        command = [sys.executable, "-c", self.SCRIPT, __file__, str(path)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def tell(self, what: str) -> None:
+        """Write rows up to a step number, or end the run; returns once they are on disk."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "written\n"
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[[Path], Elsewhere]]:
+    """Return a function that starts a training in another process."""
+    started: list[Elsewhere] = []
+
+    def start(path: Path) -> Elsewhere:
+        started.append(Elsewhere(path))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from loopscope.dashboard import index as index_module
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -134,20 +133,15 @@ def test_slider_and_findings_select_steps_too(screen, runs):
     assert page.url.endswith(f"?step={step + 1}")
 
 
-def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, training, monkeypatch):
-    monkeypatch.setattr(index_module, "RESCAN_SECONDS", 0.0)
-    pretended = training(tmp_path / "live.h5", steps=400)
-    for step in range(100):
-        pretended.step(step)
-    pretended.writer.flush()
+def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewhere):
+    training = elsewhere(tmp_path / "live.h5")
+    training.tell("100")
     shown = screen(tmp_path)
     page = shown.open()
     page.wait_for_selector(".ag-row >> [col-id=state] >> text=live")
     page.locator(".ag-row").locator("[col-id=steps]").click()
     shown.wait_for_title("profile", "training step 99")
-    for step in range(100, 150):
-        pretended.step(step)
-    pretended.writer.flush()
+    training.tell("150")
     shown.wait_for_title("profile", "training step 149")  # it grew on screen without any action
     points = "document.querySelector('#plot-loss .js-plotly-plot').data[0].x"
     length = f"(({points}).length ?? ({points})._inputArray.length)"
@@ -161,13 +155,10 @@ def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, traini
     span = "document.querySelector('#plot-state .js-plotly-plot')._fullLayout.xaxis.range.map(Math.round)"
     page.wait_for_function(f"({span})[1] < 100")
     before = page.evaluate(span)
-    for step in range(150, 200):
-        pretended.step(step)
-    pretended.writer.flush()
+    training.tell("200")
     shown.wait_for_title("profile", "training step 199")
     assert page.evaluate(span) == before
-    pretended.writer.seal()
-    pretended.writer.close()
+    training.tell("end")
     sync_api.expect(page.locator("#state")).to_have_text(re.compile("finished"), timeout=PATIENCE)
     page.wait_for_timeout(1500)
     asked = []
