@@ -5,6 +5,7 @@ Not covered: bit rot in the numbers of uncompressed live files, which carry no c
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -93,8 +94,8 @@ def _check_extents(path: Path, file: h5py.File) -> None:
     size = path.stat().st_size
     commits = file["commit"]
     found, _ = last_commit(commits, readable_rows(commits, size))
-    if found is None:
-        raise damaged(path, "no commit row is readable")
+    if found is None or not commits_whole(commits, size):
+        raise damaged(path, "commit rows are missing")
     for table in TABLES:
         whole, needed = readable_rows(file[table], size), found.lengths[table]
         if whole < needed:
@@ -102,25 +103,33 @@ def _check_extents(path: Path, file: h5py.File) -> None:
 
 
 def readable_rows(dataset: Any, size: int) -> int:
-    """Return how many leading rows of a table lie wholly inside a file of ``size`` bytes."""
+    """Return how many leading rows of a table lie inside a file of ``size`` bytes."""
     length = int(dataset.shape[0])
     if dataset.chunks is None:
         end = (dataset.id.get_offset() or 0) + dataset.id.get_storage_size()
         return length if end <= size else 0
-    rows = dataset.chunks[0]
-    across = int(
-        np.prod([-(-n // c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)], dtype=np.int64)
-    )
-    whole = np.zeros(-(-length // rows), dtype=np.int64)
+    rows, *width = dataset.chunks
+    across = math.prod(-(-n // c) for n, c in zip(dataset.shape[1:], width, strict=True))
+    row_bytes = math.prod(width) * dataset.dtype.itemsize
+    inside = np.zeros((-(-length // rows), 2), dtype=np.int64)  # whole chunks; rows inside of one cut in half
 
     def count(chunk: Any) -> None:
         block = chunk.chunk_offset[0] // rows
-        if block < len(whole) and chunk.byte_offset + chunk.size <= size:
-            whole[block] += 1
+        if block >= len(inside):
+            return
+        if chunk.byte_offset + chunk.size <= size:
+            inside[block, 0] += 1
+        elif across == 1 and dataset.compression is None:
+            inside[block, 1] = max(0, size - chunk.byte_offset) // row_bytes
 
     dataset.id.chunk_iter(count)
-    missing = np.flatnonzero(whole < across)
-    return length if len(missing) == 0 else min(length, int(missing[0]) * rows)
+    missing = np.flatnonzero(inside[:, 0] < across)
+    return length if len(missing) == 0 else min(length, int(missing[0]) * rows + int(inside[missing[0], 1]))
+
+
+def commits_whole(commits: Any, size: int) -> bool:
+    """Whether the newest commit row is in the file; a kill may leave room for one that was never written."""
+    return readable_rows(commits, size) >= int(commits.shape[0]) - 1
 
 
 def chunk_end(dataset: Any) -> int:

@@ -86,7 +86,8 @@ Severity = Literal["info", "warning", "error"]
 # Tables whose lengths a commit row publishes, in flush order: what a row points at is written before the row.
 TABLES: Final = ("columns", "loops", "loop_end", "steps", "probe", "probe_index", "spectra", "events")
 COMMIT_COLUMNS: Final = (*TABLES, "generation", "finished", "time_ns", "check")
-CHUNK_BYTES: Final = 32 * 1024  # live chunks are rewritten whole at every flush: small ones keep flushes cheap
+CHUNK_BYTES: Final = {"steps": 128 * 1024, "loops": 128 * 1024}  # large ones are read faster; flushes rewrite the last
+SMALL_CHUNK_BYTES: Final = 16 * 1024
 
 EVENT_DTYPE: Final = np.dtype(
     [
@@ -226,9 +227,9 @@ def table_shapes(step_columns: int, eigenvalues: int) -> dict[str, tuple[tuple[i
     }
 
 
-def chunk_rows(row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+def chunk_rows(table: str, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Return how many rows one live chunk of a table holds."""
-    return max(8, CHUNK_BYTES // (math.prod(row_shape) * dtype.itemsize))
+    return max(8, CHUNK_BYTES.get(table, SMALL_CHUNK_BYTES) // (math.prod(row_shape) * dtype.itemsize))
 
 
 def wrong_scalar_name(name: str, taken: Iterable[str]) -> str:

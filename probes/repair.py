@@ -23,7 +23,7 @@ import numpy as np
 
 from . import handle as handles
 from .handle import LOCK
-from .integrity import READ_ERRORS, check_format, check_hdf5, last_commit, one_line, readable_rows
+from .integrity import READ_ERRORS, check_format, check_hdf5, commits_whole, last_commit, one_line, readable_rows
 from .layout import STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
 from .lease import Lease, is_held, lease_path
 from .rewrite import copy_run, temporary_path
@@ -145,7 +145,9 @@ def _examine(path: Path, file: h5py.File) -> tuple[dict[str, int], dict[str, int
     """Read everything; return the lengths that can be kept, those that were committed, and the last commit."""
     size = path.stat().st_size
     readable = {table: _readable(file[table], size) for table in (*TABLES, "commit")}
-    commit, _ = last_commit(file["commit"], readable["commit"])
+    commit = None
+    if commits_whole(file["commit"], size):  # otherwise newer rows than its last readable one were published
+        commit, _ = last_commit(file["commit"], readable["commit"])
     wanted = commit.lengths if commit is not None else {table: int(file[table].shape[0]) for table in TABLES}
     return _consistent(path, file, readable, commit), wanted, commit
 

@@ -23,7 +23,7 @@ from .layout import Commit
 
 Layout = Literal["live", "sealed"]
 _BLOCK: Final = 65536  # rows copied at a time; a multiple of every sealed chunk, so each chunk is compressed once
-_SEALED_ROWS: Final = 16384
+_SEALED_ROWS: Final = {"loops": 65536}
 _BY_COLUMN: Final = ("steps", "loops", "probe")
 
 
@@ -96,7 +96,7 @@ def _create_table(
             name,
             shape=(length, *shape),
             maxshape=(None, *shape),
-            chunks=(layout.chunk_rows(shape, dtype), *shape),
+            chunks=(layout.chunk_rows(name, shape, dtype), *shape),
             dtype=dtype,
             fillvalue=np.nan if dtype.kind == "f" else None,
         )
@@ -106,7 +106,7 @@ def _create_table(
             name,
             shape=(length, *shape),
             maxshape=(None, *shape),
-            chunks=(min(max(length, 1), _SEALED_ROWS), *width),
+            chunks=(min(max(length, 1), _SEALED_ROWS.get(name, 16384)), *width),
             dtype=dtype,
             compression="gzip",
             compression_opts=4,

@@ -72,12 +72,16 @@ class Superblock:
             os.pwrite(stream.fileno(), self.closed(end_of_file), 0)
 
 
-class _CleanView(io.RawIOBase):
-    """A file read as it is, except that its superblock says it was closed cleanly."""
+_BEHIND: Final = 1 << 20  # more than any chunk, so that one cut in half can be read up to the cut
 
-    def __init__(self, path: Path, head: bytes) -> None:
+
+class _CleanView(io.RawIOBase):
+    """A file read as it is, except that its superblock says it was closed cleanly, and zeros follow its end."""
+
+    def __init__(self, path: Path, block: Superblock) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._head, self._position = head, 0
+        self._size = os.fstat(self._fd).st_size + _BEHIND
+        self._head, self._position = block.closed(self._size), 0
 
     def readable(self) -> bool:
         return True
@@ -86,7 +90,7 @@ class _CleanView(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: os.fstat(self._fd).st_size}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = start + offset
         return self._position
 
@@ -99,7 +103,8 @@ class _CleanView(io.RawIOBase):
         if self._position < len(self._head):
             ours = self._head[self._position : self._position + len(data)]
             data = ours + data[len(ours) :]
-        target[: len(data)] = data
+        data = data.ljust(len(target), b"\0")
+        target[:] = data
         self._position += len(data)
         return len(data)
 
@@ -111,7 +116,9 @@ class _CleanView(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_clean(path: Path) -> Iterator[h5py.File]:
-    """Open a file for looking at it, whatever state a kill or a cut left its superblock in.
+    """Open a file for looking at it, whatever state a kill or a cut left it in.
+
+    What a cut took reads as zeros: compare with the file's real size (``integrity.readable_rows``).
 
     Raises:
         OSError: HDF5 cannot make sense of it (or RuntimeError, KeyError, ValueError: HDF5 is not consistent here).
@@ -121,7 +128,7 @@ def open_clean(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             yield file
         return
-    with _CleanView(path, block.closed(path.stat().st_size)) as view, h5py.File(view, "r") as file:
+    with _CleanView(path, block) as view, h5py.File(view, "r") as file:
         yield file
 
 
