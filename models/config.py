@@ -105,6 +105,7 @@ class LoopedConfig:
         for name, choices in _CHOICES.items():
             self._expect(name, getattr(self, name) in choices, "one of " + ", ".join(choices))
         self._expect("width", self.width % (2 * self.heads) == 0, f"a multiple of 2 * heads = {2 * self.heads}")
+        self._expect("value_embeddings", isinstance(self.value_embeddings, tuple | list), "a list of layers")
         object.__setattr__(self, "value_embeddings", tuple(self.value_embeddings))
         inside = all(_is_count(layer, least=0) and layer < self.layers for layer in self.value_embeddings)
         self._expect("value_embeddings", inside, f"layers from 0 to {self.layers - 1}")

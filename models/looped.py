@@ -422,7 +422,10 @@ class LoopedTransformer(nn.Module):
         """The depth of every sequence as plain integers."""
         if num_loops is None:
             return self.sample_depths(batch) if self.training else [self.config.mean_depth] * batch
-        depths = [num_loops] * batch if isinstance(num_loops, int) else [int(depth) for depth in num_loops.tolist()]
+        if isinstance(num_loops, Tensor) and num_loops.ndim == 1:
+            depths = [int(depth) for depth in num_loops.tolist()]
+        else:
+            depths = [int(num_loops)] * batch
         if len(depths) != batch or min(depths) < 1:
             raise ValueError(f"num_loops: expected one depth or {batch}, all at least 1, found {num_loops}")
         return depths

@@ -103,7 +103,7 @@ class TrainConfig:
 
     >>> TrainConfig(steps=0)
     Traceback (most recent call last):
-    ValueError: steps: expected at least 1, found 0
+    ValueError: steps: expected a whole number from 1, found 0
     """
 
     steps: int = 200
@@ -131,29 +131,42 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        object.__setattr__(self, "betas", tuple(self.betas))
-        object.__setattr__(self, "eval_depths", tuple(self.eval_depths))
+        for name in ("betas", "eval_depths"):
+            self._expect(name, isinstance(getattr(self, name), tuple | list), "a list of numbers")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("steps", "batch_size", "accumulation", "eval_batches"):
-            self._expect(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup_steps", "checkpoint_every", "eval_every", "weight_decay", "muon_weight_decay"):
-            self._expect(name, getattr(self, name) >= 0, "at least 0")
+            self._expect(name, _is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number from 1")
+        for name in ("warmup_steps", "checkpoint_every", "eval_every", "seed"):
+            self._expect(name, _is_whole(getattr(self, name)) and getattr(self, name) >= 0, "a whole number from 0")
         for name in ("lr", "eps", "clip", "muon_lr"):
-            self._expect(name, getattr(self, name) > 0, "a positive number")
-        self._expect("cooldown", 0 <= self.cooldown <= 1, "a fraction from 0 to 1")
-        self._expect("muon_momentum", 0 <= self.muon_momentum < 1, "a number in [0, 1)")
-        self._expect("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
-        self._expect("eval_depths", all(depth >= 1 for depth in self.eval_depths), "depths of at least 1")
-        for name, choices in (
-            ("optimizer", ("adamw", "muon")),
-            ("precision", ("fp32", "bf16")),
-            ("parallelism", ("ddp", "fsdp")),
-        ):
-            self._expect(name, getattr(self, name) in choices, f"{choices[0]} or {choices[1]}")
+            self._expect(name, _is_number(getattr(self, name)) and getattr(self, name) > 0, "a positive number")
+        for name in ("weight_decay", "muon_weight_decay"):
+            self._expect(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number from 0")
+        self._expect("cooldown", _is_number(self.cooldown) and 0 <= self.cooldown <= 1, "a fraction from 0 to 1")
+        momentum = self.muon_momentum
+        self._expect("muon_momentum", _is_number(momentum) and 0 <= momentum < 1, "a number in [0, 1)")
+        fine = len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas)
+        self._expect("betas", fine, "two numbers in [0, 1)")
+        self._expect("eval_depths", all(_is_whole(d) and d >= 1 for d in self.eval_depths), "whole numbers from 1")
+        self._expect("compile", isinstance(self.compile, bool), "true or false")
+        choices = {"optimizer": ("adamw", "muon"), "precision": ("fp32", "bf16"), "parallelism": ("ddp", "fsdp")}
+        for name, (one, other) in choices.items():
+            self._expect(name, getattr(self, name) in (one, other), f"{one} or {other}")
 
     def _expect(self, name: str, fine: bool, expected: str) -> None:
         """The one place where a bad field is reported."""
         if not fine:
             raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value from a file is an integer (``True`` is not)."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value from a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)

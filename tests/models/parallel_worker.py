@@ -9,6 +9,7 @@ from loopscope.models.distributed import rank, started, whole
 from loopscope.models.train import train
 
 MODEL = {"mean_depth": 4, "backward_depth": 2, "depth_sampling": "per-sequence", "value_embeddings": (0, 2)}
+MODEL |= {"activation_checkpointing": "non-reentrant"}
 CASES = {
     "ddp-adamw": {"parallelism": "ddp"},
     "fsdp-adamw": {"parallelism": "fsdp"},

@@ -261,6 +261,7 @@ def test_compiled_loop_gives_the_same_with_few_graphs():
         ("prelude_norm", 1),
         ("read_out", "yes"),
         ("value_embeddings", (3,)),
+        ("value_embeddings", 1),
         ("qk_norm", None),
         ("tie_embeddings", 0),
         ("rope_base", -1),
@@ -287,6 +288,12 @@ def test_bad_arguments_are_named():
         model(tokens(), num_loops=0)
     with pytest.raises(ValueError, match=r"^num_loops: "):
         model(tokens(), num_loops=torch.tensor([1, 2]))
+    h = torch.randn(3, 7, 32)
+    model.eval()
+    assert torch.equal(
+        model(tokens(), num_loops=np.int64(2), initial_state=h),
+        model(tokens(), num_loops=torch.tensor(2), initial_state=h),
+    )
     with pytest.raises(ValueError, match=r"^initial_state: "):
         model(tokens(), initial_state=torch.zeros(1, 7, 32))
     with pytest.raises(ValueError, match=r"^tokens: "):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loopscope.models import build, from_parcae_lm, to_parcae_lm
+from loopscope.models import build, from_parcae_lm, from_pretrained, to_parcae_lm
 
 HERE = Path(__file__).parent
 CASES = ("diagonal", "linear", "add")
@@ -124,3 +124,24 @@ def test_misfits_are_refused_by_name():
         to_parcae_lm(build("demo", read_out=False))
     with pytest.raises(ValueError, match=r"value_embeddings: .* layers \[2\], found \(1,\)"):
         to_parcae_lm(build("demo", value_embeddings=(1,)))
+
+
+def test_from_pretrained_reads_the_hubs_files(tmp_path, monkeypatch):
+    """The download itself is replaced: which files are asked for, and what becomes of them."""
+    hub = pytest.importorskip("huggingface_hub")
+    model = build("parcae-tiny")
+    state, config = to_parcae_lm(model)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "_class_name": "ParcaeConfig", "hf_config": {}}))
+    torch.save(state, tmp_path / "model.pt")
+    asked = []
+
+    def download(repository, name):
+        asked.append((repository, name))
+        if not (tmp_path / name).exists():
+            raise hub.errors.EntryNotFoundError(name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    again = from_pretrained("SandyResearch/parcae-140m")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert [name for _, name in asked] == ["config.json", "pytorch_model.bin", "model.pt"]

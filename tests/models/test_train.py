@@ -1,5 +1,6 @@
 """The training loop: resuming, stopping, observing."""
 
+import dataclasses
 import os
 import signal
 
@@ -121,26 +122,40 @@ def test_refusals_say_what_and_where(tmp_path, text):
         load(tmp_path / "c")
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("steps", 0),
-        ("batch_size", 0),
-        ("accumulation", 0),
-        ("lr", 0.0),
-        ("betas", (0.9, 1.0)),
-        ("eps", 0.0),
-        ("weight_decay", -1.0),
-        ("warmup_steps", -1),
-        ("cooldown", 1.5),
-        ("clip", 0.0),
-        ("precision", "fp16"),
-        ("checkpoint_every", -1),
-    ],
-)
+BAD_FIELDS = {
+    "steps": [0, 1.5, "9"],
+    "batch_size": [0],
+    "accumulation": [0, True],
+    "lr": [0.0, "0.1", float("nan")],
+    "betas": [(0.9, 1.0), (0.9,), 0.9],
+    "eps": [0.0],
+    "weight_decay": [-1.0, None],
+    "muon_lr": [-1],
+    "muon_momentum": [1.0],
+    "muon_weight_decay": [-0.1],
+    "warmup_steps": [-1],
+    "cooldown": [1.5],
+    "clip": [0.0],
+    "seed": [-1],
+    "optimizer": ["sgd"],
+    "precision": ["fp16"],
+    "compile": ["yes"],
+    "parallelism": ["tp"],
+    "eval_every": [-1],
+    "eval_depths": [(0,), 8],
+    "eval_batches": [0],
+    "checkpoint_every": [-1],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in BAD_FIELDS.items() for v in values])
 def test_a_bad_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}: expected"):
         TrainConfig(**{field: value})
+
+
+def test_every_field_is_checked():
+    assert set(BAD_FIELDS) == {f.name for f in dataclasses.fields(TrainConfig)}
 
 
 def test_muon_run_resumes_bit_for_bit(tmp_path, text):
