@@ -82,7 +82,7 @@ def create_app(paths: Iterable[str | Path], *, hosts: frozenset[str] | None = LO
     if context_value.get(None) is None:  # set by Dash in the thread that imported it only; registering a page reads it
         context_value.set({})
     dash.register_page("loopscope.runs", path="/", title="Runs · loopscope", layout=runs_page.layout)
-    dash.register_page("loopscope.run", path_template="/run/<run_id>", title="Run · loopscope", layout=run_page.layout)
+    dash.register_page("loopscope.run", path_template="/run/<run_id>", title=run_page.title, layout=run_page.layout)
     dash.register_page("not_found_404", path="/404", title="Not found · loopscope", layout=run_page.not_found)
     app.layout = shell
     runs_page.register(app)

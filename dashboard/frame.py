@@ -17,6 +17,7 @@ _CONFIG: Final[dict[str, Any]] = {
     "showSendToCloud": False,
     "plotlyServerURL": "",
     "displaylogo": False,
+    "showTips": False,  # its note on double-clicks covers the header; "reset zoom" is always on the page
     "doubleClick": "autosize",
     "responsive": True,
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "resetScale2d"],
@@ -82,7 +83,7 @@ def figure(title: str, *, x: str, y: str, subtitle: str = "", legend: bool = Tru
             "showlegend": legend,
             "hovermode": "closest",
             "uirevision": revision,
-            "separators": ".\u202f",
+            "separators": ".,",
         }
     )
 
@@ -92,6 +93,7 @@ def over_steps(chart: go.Figure, view: View, selected: float | None) -> go.Figur
 
     The cursor is always ``layout.shapes[0]``, so that moving it is a patch of three numbers.
     """
+    chart.update_xaxes(exponentformat="none", separatethousands=True, hoverformat=",d")
     if view is None:
         chart.update_xaxes(autorange=True)
     else:

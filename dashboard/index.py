@@ -17,6 +17,7 @@ from .opened import OpenRun
 
 CONFIG_KEY = "LOOPSCOPE_INDEX"
 RESCAN_SECONDS = 1.0
+RESCAN_REST = 20.0  # a folder that takes long to search is searched again only after this many times as long
 KEPT_OPEN = 24  # finished runs kept open for a quick return to their page; live ones are always kept
 
 
@@ -41,15 +42,17 @@ class RunIndex:
         self._roots = [Path(path) for path in paths]
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
-        self._scanned = -float("inf")
+        self._due = -float("inf")
         self._opened: dict[str, OpenRun] = {}
 
     def entries(self) -> list[Entry]:
         """Return the runs that exist now, by name; reads the folders at most once a second."""
         with self._lock:
-            if time.monotonic() - self._scanned >= RESCAN_SECONDS:
+            began = time.monotonic()
+            if began >= self._due:
                 self._entries = {entry.id: entry for root in self._roots for entry in _scan(root)}
-                self._scanned = time.monotonic()
+                now = time.monotonic()
+                self._due = now + max(RESCAN_SECONDS, RESCAN_REST * (now - began))
                 for gone in set(self._opened) - set(self._entries):
                     self._opened.pop(gone).close()
             return sorted(self._entries.values(), key=lambda entry: entry.name)

@@ -5,6 +5,7 @@ A run that cannot be read is a row too, with its one-line error.
 
 import math
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..probes.diagnosis import Diagnosis
 from ..probes.layout import RunFileError
@@ -12,6 +13,10 @@ from .index import Entry, RunIndex
 from .opened import OpenRun
 
 Row = dict[str, Any]
+Stamp = tuple[int, int, int]
+
+# Rows of runs that nobody writes, with the stamp of the file they were made of: an old run costs one stat, not a read.
+_KNOWN: WeakKeyDictionary[RunIndex, dict[str, tuple[Stamp, Row]]] = WeakKeyDictionary()
 
 
 def rows(index: RunIndex) -> list[Row]:
@@ -20,7 +25,30 @@ def rows(index: RunIndex) -> list[Row]:
 
 
 def row(index: RunIndex, entry: Entry) -> Row:
-    """Return one row; numbers that are not finite become None or words, since JSON has neither."""
+    """Return one row, made anew only if the run is live or its file has changed."""
+    known = _KNOWN.setdefault(index, {})
+    stamp = _stamp(entry)
+    if entry.id in known and known[entry.id][0] == stamp:
+        return known[entry.id][1]
+    made = _make(index, entry)
+    if made["state"] == "live":
+        known.pop(entry.id, None)
+    else:
+        known[entry.id] = (stamp, made)
+    return made
+
+
+def _stamp(entry: Entry) -> Stamp:
+    """Return what changes whenever somebody writes the file."""
+    try:
+        status = entry.path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _make(index: RunIndex, entry: Entry) -> Row:
+    """Read one row off its run; numbers that are not finite become None or words, since JSON has neither."""
     identity: Row = {"id": entry.id, "name": entry.name, "path": str(entry.path), "href": f"/run/{entry.id}"}
     try:
         held = index.open(entry)

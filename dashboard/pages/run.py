@@ -35,6 +35,12 @@ def layout(run_id: str = "", step: str | None = None, **_: Any) -> html.Div:
         return html.Div([_title(entry.name, "unreadable"), components.problem("This run cannot be read", str(error))])
 
 
+def title(run_id: str = "", **_: Any) -> str:
+    """Return the title of the browser's tab."""
+    entry = current_index().find(run_id)
+    return f"{entry.name if entry else 'no such run'} · loopscope"
+
+
 def not_found(**_: Any) -> html.Div:
     """Return the page of an address that is none."""
     return html.Div(components.problem("No such page", "The address leads nowhere."))

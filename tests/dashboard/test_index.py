@@ -11,6 +11,7 @@ from loopscope.probes.layout import RunFileError
 @pytest.fixture(autouse=True)
 def scan_every_time(monkeypatch):
     monkeypatch.setattr(index_module, "RESCAN_SECONDS", 0.0)
+    monkeypatch.setattr(index_module, "RESCAN_REST", 0.0)
 
 
 def open_files() -> int:

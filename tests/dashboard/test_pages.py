@@ -11,6 +11,7 @@ from loopscope.probes.writer import RunWriter
 @pytest.fixture(autouse=True)
 def scan_every_time(monkeypatch):
     monkeypatch.setattr(index_module, "RESCAN_SECONDS", 0.0)
+    monkeypatch.setattr(index_module, "RESCAN_REST", 0.0)
 
 
 def rows(client) -> dict[str, dict]:
@@ -66,6 +67,28 @@ def test_poll_of_the_table_sends_rows_only_when_something_changed(client, runs, 
     write_run(runs / "late.h5", steps=5)
     fresh = served.fire("runs.rowData", {"runs-poll.n_intervals": 2, "runs.rowData": shown})
     assert "late" in [row["name"] for row in fresh["runs"]["rowData"]]
+
+
+def test_old_runs_are_not_read_again_for_the_table(client, runs, write_run, monkeypatch):
+    served = client(runs)
+    before = rows(served)
+    monkeypatch.setattr(type(served.index), "open", lambda *_: pytest.fail("a run nobody wrote was opened again"))
+    assert rows(served) == before
+    monkeypatch.undo()
+    write_run(runs / "other.h5", steps=7)
+    (runs / "other.h5").replace(runs / "addition.h5")
+    assert rows(served)["addition"]["steps"] == 7
+
+
+def test_losses_that_are_not_finite_are_marked_and_do_not_break_the_table(client, tmp_path):
+    with RunWriter.create(tmp_path / "nan.h5", info={}) as writer:
+        for step, loss in enumerate((3.0, float("nan"), float("inf"))):
+            writer.append_step({"step": step, "loss": loss})
+    served = client(tmp_path)
+    assert rows(served)["nan"]["loss"] == "inf"
+    page = served.page(f"/run/{run_id(served, 'nan')}")["_pages_content"]["children"]
+    marked = find(page, "plot-loss")["figure"]["data"][1]
+    assert marked["name"] == "loss not finite" and len(marked["y"]) > 0
 
 
 def test_run_page_has_verdict_findings_and_every_plot(client, runs):
