@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +60,13 @@ def test_live_chunks_stay_small_whatever_the_row() -> None:
     for table, (shape, dtype) in layout.table_shapes(step_columns=200, eigenvalues=64).items():
         rows = layout.chunk_rows(table, shape, dtype)
         assert rows >= 8 and rows * math.prod(shape) * dtype.itemsize <= 128 * 1024
+
+
+def test_the_format_page_names_everything_in_the_file() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run-file.md").read_text(encoding="utf-8")
+    for name in (*layout.TABLES, "commit", *layout.LOOP_COLUMNS, *(layout.EVENT_DTYPE.names or ())):
+        assert f"`{name}`" in page
+    for name in layout.STEP_COLUMNS:
+        unit, meaning = layout.DESCRIPTIONS[name]
+        assert f"| `{name}` | {unit} | {meaning} |" in page
+    assert f"{len(layout.COMMIT_COLUMNS)} × int64" in page and f"{layout.EVENT_DTYPE.itemsize} bytes" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -271,6 +272,36 @@ else:
         subprocess.run([*command, "write"], env=environment, check=True)
         reading.communicate()
     assert reading.returncode == 0
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_reader_written_from_the_format_page_agrees(tmp_path: Path, sealed: bool) -> None:
+    writer = RunWriter.create(tmp_path / "a.h5", info={}, scalars=("mine",))
+    write_ragged(writer, range(200))
+    writer.append_step({"step": 150, "loss": -1.0})  # a rollback
+    writer.append_step({"step": 151, "mine": 4.0}, np.ones((2, 4)))
+    writer.seal() if sealed else writer.flush()
+    code = """
+import json, sys, zlib
+import h5py, numpy as np
+with h5py.File(sys.argv[1], "r", swmr=True, locking=False) as file:
+    assert file.attrs["format"] == "loopscope-run" and file.attrs["version"] <= 1
+    row = next(row for row in file["commit"][:][::-1] if row[11] == zlib.crc32(row[:11].astype("<i8").tobytes()))
+    columns, loops, loop_end, steps = row[:4]
+    names = [name.decode() for name in file["columns"][:columns]]
+    table, ends = file["steps"][:steps], file["loop_end"][:loop_end]
+    step = table[:, 0]
+    visible = [i for i in range(steps) if all(step[i] < later for later in step[i + 1:])]
+    state = file["loops"][:loops, 0]
+    last = [float(state[ends[i] - 1]) if ends[i] > (ends[i - 1] if i else 0) else None for i in visible]
+    print(json.dumps([step[visible].tolist(), np.nan_to_num(table[visible][:, names.index("mine")]).tolist(), last]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(writer.path)], capture_output=True, text=True, check=True)
+    steps, mine, last = json.loads(done.stdout)
+    with open_run(writer.path) as run:
+        assert steps == run["step"].tolist() == list(range(152)) and mine == np.nan_to_num(run["mine"]).tolist()
+        assert last == [None if np.isnan(value) else value for value in run["last_state_norm"]]
+    writer.close()
 
 
 def make_text(path: Path) -> None:
