@@ -127,19 +127,16 @@ class LoopJacobian:
                 ) from error
         return weight, gradient
 
-    def eigenvalues(
-        self, count: int = 6, *, steps: int = 40, restarts: int = 3, tol: float = 1e-6
-    ) -> LeadingEigenvalues:
+    def eigenvalues(self, count: int = 6, *, limit: int = 160, tol: float = 1e-6) -> LeadingEigenvalues:
         """Leading eigenvalues of the whole J, by Arnoldi on Jᵀ: the eigenvectors returned are left eigenvectors of J.
 
         Args:
             count: How many.
-            steps: Krylov dimension per round.
-            restarts: Further rounds allowed.
+            limit: Products allowed.
             tol: Relative residual wanted of the leading one.
 
         Returns:
-            A batch of one. Costs at most ``steps * (restarts + 1)`` backward passes of one step.
+            A batch of one. Costs at most ``limit`` backward passes of one step.
 
         >>> jacobian = LoopJacobian(lambda h: torch.stack([-h[1], h[0]]) * 0.9, torch.ones(2))
         >>> jacobian.eigenvalues(2).values[0].imag.round(4).tolist()
@@ -149,8 +146,7 @@ class LoopJacobian:
             lambda v: self._transpose_flat(v[0])[None],
             random_start(1, self.size, self.state),
             count=count,
-            steps=steps,
-            restarts=restarts,
+            limit=limit,
             tol=tol,
         )
 
@@ -204,7 +200,8 @@ class LoopJacobian:
     def numerical_abscissa(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
         """Largest eigenvalue of ``(J + Jᵀ)/2``: above ρ(J) where the loop amplifies before it contracts.
 
-        Cost: ``steps`` products with J and Jᵀ each (Lanczos on the symmetric part). A lower bound always.
+        Cost: at most ``2 * steps`` products with J and Jᵀ each, and ten for a shift (Lanczos on the symmetric part). A
+            lower bound always.
 
         >>> shear = torch.tensor([[0.5, 4.0], [0.0, 0.5]])
         >>> round(float(LoopJacobian(lambda h: shear @ h, torch.ones(2)).numerical_abscissa()), 4)
@@ -217,7 +214,7 @@ class LoopJacobian:
             random_start(1, self.size, self.state),
             count=1,
             steps=steps,
-            restarts=1,
+            limit=2 * steps,
             tol=tol,
         )
         value = float(found.values[0, 0].real) - shift

@@ -12,7 +12,7 @@ the *leading* one: a small residual proves an eigenvalue only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from torch import Tensor
 __all__ = ["LeadingEigenvalues", "leading_eigenvalues", "random_start"]
 
 Apply = Callable[[Tensor], Tensor]
-RESTART_VECTORS = 6
-"""A restart keeps this many Ritz vectors, so that neighbours of the leading eigenvalue do not have to be found
-again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +59,21 @@ def random_start(count: int, width: int, like: Tensor, seed: int = 0) -> Tensor:
 
 
 def leading_eigenvalues(
-    apply: Apply, start: Tensor, *, count: int = 6, steps: int = 40, restarts: int = 3, tol: float = 1e-6
+    apply: Apply, start: Tensor, *, count: int = 6, steps: int = 40, limit: int = 160, tol: float = 1e-6
 ) -> LeadingEigenvalues:
-    """Largest eigenvalues of many operators at once, by restarted Arnoldi.
+    """Largest eigenvalues of many operators at once, by Arnoldi without restarts.
 
-    Builds an orthonormal Krylov basis (twice-applied Gram-Schmidt) and takes the eigenvalues of the projection. Where
-    the leading residual is above ``tol`` it restarts from the sum of the real and imaginary parts of the leading Ritz
-    vectors. Cost: at most ``steps * (restarts + 1)`` products, each serving all N operators, and O(N D steps²)
-    arithmetic. Memory N D steps.
+    Builds an orthonormal Krylov basis (twice-applied Gram-Schmidt), looks at the eigenvalues of the projection after
+    every ``steps`` products, and goes on until all operators meet ``tol`` or ``limit`` is reached: the same products
+    spent on restarts would throw away what the basis knows. Each product serves all N operators. Arithmetic O(N D m²)
+    and memory N D m for m products; lower ``limit`` where a long batch does not fit.
 
     Args:
         apply: ``(N, D) -> (N, D)``, linear, each row by its own operator.
         start: ``(N, D)``, real, non-zero rows.
         count: Eigenvalues wanted per operator.
-        steps: Krylov dimension, at most D.
-        restarts: Further rounds allowed.
+        steps: Products between two looks.
+        limit: Products allowed; never more than D.
         tol: Wanted relative residual of the leading eigenvalue.
 
     Returns:
@@ -85,42 +82,31 @@ def leading_eigenvalues(
     Raises:
         FloatingPointError: A product was not finite.
 
-    Source: Arnoldi, Quart. Appl. Math. 9 (1951); restart as in Saad, Numerical Methods for Large Eigenvalue Problems
-    (2011), ch. 6.
+    Source: Arnoldi, Quart. Appl. Math. 9 (1951) 17-29; Saad, Numerical Methods for Large Eigenvalue Problems (2011),
+    ch. 6.
 
     >>> a = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
     >>> found = leading_eigenvalues(lambda v: v @ a, random_start(1, 3, a), count=2)
     >>> found.values[0].real.round(6).tolist()
     [3.0, 2.0]
     """
-    steps = min(steps, start.shape[1])
-    products = 0
-    for attempt in range(restarts + 1):
-        basis, hessenberg = _arnoldi(apply, start, steps)
-        products += steps
-        found = _ritz(basis, hessenberg, min(max(count, RESTART_VECTORS), steps), tol, products)
-        if found.converged.all() or steps == start.shape[1] or attempt == restarts:
-            break
-        combined = (found.vectors.real + found.vectors.imag).sum(axis=1)
-        start = torch.as_tensor(combined, dtype=start.dtype, device=start.device)
-    return replace(
-        found,
-        values=found.values[:, :count],
-        residual=found.residual[:, :count],
-        vectors=found.vectors[:, :count],
-    )
+    limit = min(limit, start.shape[1])
+    basis = (start / torch.linalg.vector_norm(start, dim=-1, keepdim=True))[:, None]
+    hessenberg = start.new_zeros(len(start), 1, 0)
+    while True:
+        basis, hessenberg = _extended(apply, basis, hessenberg, min(steps, limit - hessenberg.shape[2]))
+        found = _ritz(basis, hessenberg, min(count, limit), tol)
+        if found.converged.all() or found.products >= limit:
+            return found
 
 
-def _arnoldi(apply: Apply, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis ``(N, m + 1, D)`` and Hessenberg ``(N, m + 1, m)``; a basis that cannot be extended goes on
-    with zeros.
-    """
-    n, width = start.shape
-    basis = start.new_zeros(n, steps + 1, width)
-    hessenberg = start.new_zeros(n, steps + 1, steps)
-    basis[:, 0] = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-    eps = torch.finfo(start.dtype).eps
-    for j in range(steps):
+def _extended(apply: Apply, basis: Tensor, hessenberg: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Basis ``(N, m + 1, D)`` and Hessenberg ``(N, m + 1, m)``, further steps on; where nothing new is left, zeros."""
+    n, known, width = basis.shape
+    basis = torch.cat([basis, basis.new_zeros(n, steps, width)], dim=1)
+    hessenberg = torch.nn.functional.pad(hessenberg, (0, steps, 0, steps))
+    eps = torch.finfo(basis.dtype).eps
+    for j in range(known - 1, known - 1 + steps):
         w = apply(basis[:, j])
         if not torch.isfinite(w).all():
             raise FloatingPointError(f"product {j} of the Arnoldi iteration is not finite")
@@ -137,7 +123,7 @@ def _arnoldi(apply: Apply, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return basis, hessenberg
 
 
-def _ritz(basis: Tensor, hessenberg: Tensor, count: int, tol: float, products: int) -> LeadingEigenvalues:
+def _ritz(basis: Tensor, hessenberg: Tensor, count: int, tol: float) -> LeadingEigenvalues:
     """Ritz pairs of largest modulus with their residuals."""
     h = hessenberg.double().cpu().numpy()
     steps = h.shape[2]
@@ -149,4 +135,4 @@ def _ritz(basis: Tensor, hessenberg: Tensor, count: int, tol: float, products: i
     residual = np.abs(h[:, steps, steps - 1])[:, None] * np.abs(vectors[:, -1, :]) / scale
     full = np.einsum("njd,njk->nkd", basis[:, :steps].double().cpu().numpy(), vectors)
     full = full / np.maximum(np.linalg.norm(full, axis=2, keepdims=True), np.finfo(np.float64).tiny)
-    return LeadingEigenvalues(values, residual, full, residual[:, 0] <= tol, products)
+    return LeadingEigenvalues(values, residual, full, residual[:, 0] <= tol, steps)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ __all__ = [
 DENSE_WIDTH = 128
 """Up to this width the blocks are formed; beyond it batched Arnoldi is cheaper and no less exact for leading
 eigenvalues."""
+_FUSED = functional.scaled_dot_product_attention
 CHUNK = 512
 """Query rows whose full attention row is in memory at a time when ``P_ii`` is computed."""
 
@@ -277,19 +279,19 @@ def _blocks(jacobian: TokenJacobian) -> Tensor:
 
 
 def token_spectra(
-    step: Step | TokenJacobian, state: Tensor | None = None, *, count: int = 6, steps: int = 40, tol: float = 1e-5
+    step: Step | TokenJacobian, state: Tensor | None = None, *, count: int = 6, limit: int = 160, tol: float = 1e-4
 ) -> TokenSpectra:
     """The exact eigenvalues of a causal loop, as the leading ones of every token.
 
     Their union over tokens is the spectrum of the full Jacobian. Up to width 128 the blocks are formed (D backward
-    passes and dense eigenvalues); beyond, a batched Arnoldi in which each backward pass serves all tokens (``steps``
-    per round).
+    passes and dense eigenvalues); beyond, a batched Arnoldi in which each backward pass serves all tokens (40
+    to ``limit`` of them).
 
     Args:
         step: One causal loop ``(B, S, D) -> (B, S, D)``, or a ready `TokenJacobian`.
         state: Where to linearise (with a step).
         count: Eigenvalues per token.
-        steps: Krylov dimension per round, at most 4 rounds.
+        limit: Backward passes allowed.
         tol: Relative residual wanted of each leading eigenvalue.
 
     Returns:
@@ -316,7 +318,7 @@ def token_spectra(
         lambda v: step.transpose(v.reshape(batch, positions, width)).reshape(-1, width),
         random_start(batch * positions, width, step.state),
         count=count,
-        steps=steps,
+        limit=limit,
         tol=tol,
     )
     return TokenSpectra(
@@ -352,8 +354,12 @@ class _OwnTokenAttention(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replaces scaled_dot_product_attention; everything else passes."""
-        if func is functional.scaled_dot_product_attention:
+        if func is _FUSED:
             return _own_token_attention(*args, **(kwargs or {}))
+        if func is functional.multi_head_attention_forward:
+            # It runs with this mode switched off and looks its attention up in its own module.
+            with patch.object(functional, "scaled_dot_product_attention", _own_token_attention):
+                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -373,7 +379,7 @@ def _own_token_attention(
     if dropout_p > 0:
         raise ValueError(f"attention dropout is {dropout_p}: a random step has no Jacobian; call model.eval() first")
     options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    out = functional.scaled_dot_product_attention(query, key.detach(), value.detach(), **options)
+    out = _FUSED(query, key.detach(), value.detach(), **options)
     if not (key.requires_grad or value.requires_grad):
         return out
     if query.shape[-2] != key.shape[-2]:

@@ -7,7 +7,9 @@ as that is less than the margin, the answer stands.
 Numpy only. Legend: T loops run, tokens are any leading axes.
 
 Not covered: answers that change for reasons the last loops do not show (a slow instability hidden under a larger
-decaying transient); whether the answer is *right*, which only a loss can say.
+decaying transient); whether the answer is *right*, which only a loss can say. A read-out that normalises its input
+turns ever more slowly while the state drifts away, so that predictions for drifting loops are on the safe side (28
+predicted, 64 measured was seen); for exploding loops they were off by up to a third either way.
 """
 
 from __future__ import annotations

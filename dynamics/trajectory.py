@@ -28,13 +28,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .regime import Regime
+
 __all__ = ["Kind", "TrajectoryLaw", "TrajectoryMap", "classify", "classify_map", "late_window"]
 
 Kind = Literal["settling", "drifting", "orbiting", "exploding", "unknown"]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-REGIME_OF: dict[str, Literal["stable", "marginal", "unstable", "unknown"]] = {
+REGIME_OF: dict[str, Regime] = {
     "settling": "stable",
     "drifting": "marginal",
     "orbiting": "marginal",
@@ -81,7 +83,7 @@ class TrajectoryLaw:
     """
 
     kind: Kind
-    regime: Literal["stable", "marginal", "unstable", "unknown"]
+    regime: Regime
     residual_ratio: float
     growth_ratio: float
     rate: float

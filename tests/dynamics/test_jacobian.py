@@ -56,7 +56,7 @@ def test_jordan_block_has_small_radius_and_large_norm():
 def test_residual_says_when_arnoldi_has_not_converged():
     # Ginibre matrix: the edge of its disc has no gap, ten steps cannot resolve it.
     matrix = torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) / 300**0.5
-    found = leading_eigenvalues(lambda v: v @ matrix, random_start(1, 300, matrix), count=1, steps=10, restarts=0)
+    found = leading_eigenvalues(lambda v: v @ matrix, random_start(1, 300, matrix), count=1, steps=10, limit=10)
     assert not found.converged[0]
     assert found.residual[0, 0] > 1e-3
 

@@ -5,17 +5,11 @@ import pytest
 import torch
 from loopscope.dynamics import per_token
 from loopscope.dynamics.per_token import CausalityError, TokenJacobian, check_causality, token_jacobians, token_spectra
+from torch import nn
 from torch.nn import functional
 
 # float64 blocks of size 8 with entries of order 1: a few hundred operations each.
 ROUND_OFF = 1e-12
-
-
-def diagonal_blocks(matrix, state):
-    b, s, d = state.shape
-    return matrix.reshape(b, s, d, b, s, d)[:, torch.arange(s), :, :, torch.arange(s)].permute(1, 0, 2, 3, 4)[
-        torch.arange(b), :, :, torch.arange(b)
-    ]
 
 
 def dense_blocks(step, state, dense):
@@ -106,7 +100,7 @@ def test_batched_arnoldi_agrees_with_the_formed_blocks(loop, monkeypatch):
     state = torch.randn(2, 6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     exact = token_spectra(step, state, count=2)
     monkeypatch.setattr(per_token, "DENSE_WIDTH", 8)
-    found = token_spectra(step, state, count=2, steps=40, tol=1e-8)
+    found = token_spectra(step, state, count=2, tol=1e-8)
     assert (exact.method, found.method) == ("exact", "Arnoldi")
     assert found.converged.all()
     # The residual tolerance of 1e-8 times an eigenvalue condition of at most 100 for these blocks.
@@ -129,3 +123,16 @@ def test_float32_is_accurate_to_its_round_off(loop, state):
     exact = token_spectra(step, state).radius
     single = token_spectra(lambda h: step(h.double()).float(), state.float()).radius
     assert np.allclose(single, exact, rtol=1e-4)  # 24 bits, conditioning as above
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torch_own_transformer_layers_need_no_sweep(dense, state, norm_first):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first, dtype=torch.float64).eval()
+    mask = nn.Transformer.generate_square_subsequent_mask(6, dtype=torch.float64)
+    step = lambda h: layer(h, src_mask=mask, is_causal=True)  # noqa: E731
+    jacobian = TokenJacobian(step, state)
+    assert not jacobian.coupled
+    exact = dense_blocks(step, state, dense)
+    assert torch.allclose(token_jacobians(step, state), exact, atol=ROUND_OFF * 100, rtol=ROUND_OFF)
+    assert functional.scaled_dot_product_attention is per_token._FUSED  # put back
