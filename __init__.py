@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .probes.analysis import linearize
     from .probes.diagnosis import Diagnosis, diagnose
     from .probes.probe import Probe, attach
     from .probes.reader import Run, RunFileError, open_run
@@ -31,10 +32,11 @@ _EXPORTS = {
     "RunFileError": "probes.reader",
     "attach": "probes.probe",
     "diagnose": "probes.diagnosis",
+    "linearize": "probes.analysis",
     "open_run": "probes.reader",
 }
 
-__all__ = ["Diagnosis", "LoopSite", "Probe", "Run", "RunFileError", "attach", "diagnose", "open_run"]
+__all__ = ["Diagnosis", "LoopSite", "Probe", "Run", "RunFileError", "attach", "diagnose", "linearize", "open_run"]
 __version__ = "0.1.0"
 
 

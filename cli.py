@@ -49,6 +49,16 @@ class CheckFormat(StrEnum):
     json = "json"
 
 
+class Table(StrEnum):
+    """Tables of a run."""
+
+    steps = "steps"
+    loops = "loops"
+    probe = "probe"
+    spectra = "spectra"
+    events = "events"
+
+
 class Injection(StrEnum):
     """How the input enters the loop."""
 
@@ -101,18 +111,19 @@ def demo(
 
 @app.command(
     epilog="Example: loopscope train --preset demo --injection concatenation --norm pre --lr 0.05 --steps 200 "
-    "--seed 0 --out runs/a.h5"
+    "--seed 0 --device auto --out runs/a.h5. Several GPUs: torchrun --nproc-per-node 8 -m loopscope.cli train ..."
 )
 def train(
     out: Annotated[Path, typer.Option(help="The run file to write; the checkpoint goes beside it.")],
-    preset: Annotated[str, typer.Option(help="Model preset.")] = "demo",
+    config: Annotated[Path | None, typer.Option(help="TOML file of the run; flags win over it.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Model preset; default: demo.")] = None,
     injection: Annotated[Injection | None, typer.Option(help="Default: the preset's.")] = None,
     norm: Annotated[Norm | None, typer.Option(help="Default: the preset's.")] = None,
-    lr: Annotated[float, typer.Option(min=0.0, help="Learning rate after warm-up.")] = 0.01,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps in all, over resumes.")] = 200,
-    seed: Annotated[int, typer.Option(help="Seed of weights, data and depths.")] = 0,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the preset's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all, over resumes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, data and depths; default: 0.")] = None,
     device: Device = "auto",
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: 50.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run of --out where its checkpoint ends.")
     ] = False,
@@ -123,27 +134,23 @@ def train(
 
     Ctrl-C saves a checkpoint and seals the run file; --resume goes on from there, also after a kill.
     """
+    from .models.run_config import RunConfig, load_run_config
     from .progress import step_progress
     from .training import train_run
 
-    overrides = {"injection": injection and injection.value, "norm": norm and norm.value}
-    with step_progress(steps) as report:
+    run = load_run_config(config) if config is not None else RunConfig(train={"checkpoint_every": 50})
+    run = run.updated(
+        **_given(preset=preset, seed=seed),
+        model=_given(injection=injection and injection.value, norm=norm and norm.value),
+        train=_given(lr=lr, steps=steps, checkpoint_every=checkpoint_every),
+    )
+    total = run.train_config().steps
+    with step_progress(total) as report:
         result = train_run(
-            out,
-            preset=preset,
-            overrides={name: value for name, value in overrides.items() if value is not None},
-            lr=lr,
-            steps=steps,
-            seed=seed,
-            device=device,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            overwrite=overwrite,
-            probes=probes,
-            on_progress=report,
+            out, run, device=device, resume=resume, overwrite=overwrite, probes=probes, on_progress=report
         )
     if result.interrupted:
-        typer.echo(f"interrupted after step {result.step} of {steps}; go on with the same command and --resume")
+        typer.echo(f"interrupted after step {result.step} of {total}; go on with the same command and --resume")
         raise typer.Exit(130)
     typer.echo(f"{result.step} steps, loss {result.loss:.3f}, {result.tokens} tokens in {result.seconds:.0f} s")
     if probes:
@@ -187,17 +194,62 @@ def check(
     raise typer.Exit(result.exit_code)
 
 
+@app.command(epilog="Example: loopscope linearize runs/a.checkpoint --loops 32 --json")
+def linearize(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder that train wrote.")],
+    loops: Annotated[int, typer.Option(min=1, help="Loops run before the loop is linearised.")] = 16,
+    text: Annotated[
+        Path | None, typer.Option(help="File whose first bytes are the input; default: held-out text.")
+    ] = None,
+    positions: Annotated[int, typer.Option(min=1, help="Length of the input in tokens.")] = 32,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences of the input.")] = 1,
+    budget: Annotated[float, typer.Option(min=0.0, help="Seconds after which no further part is begun.")] = 150.0,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print every number as one JSON object.")] = False,
+) -> None:
+    """Say what kind of dynamical system a checkpoint's loop is.
+
+    Spectra of the linear part and of the full loop, Lyapunov exponents, fixed points, safe depth: each number with its
+    method and whether it converged; what was left out is named with its reason.
+    """
+    from .progress import part_progress
+    from .training import linearize_checkpoint
+
+    with part_progress() as report:
+        found = linearize_checkpoint(
+            checkpoint,
+            num_loops=loops,
+            text=text,
+            shape=(sequences, positions),
+            budget=budget,
+            device=device,
+            progress=report,
+        )
+    typer.echo(found.to_json() if as_json else found.verdict)
+    if not as_json:
+        for part, reason in found.skipped.items():
+            typer.echo(f"left out: {part}: {reason}")
+
+
 @app.command(epilog="Example: loopscope export runs/a.h5 -o a.csv")
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write; its ending chooses: .csv, .parquet, .json.")],
+    table: Annotated[Table | None, typer.Option(help="Table of a CSV or Parquet file; default: steps.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file where there is one.")] = False,
 ) -> None:
-    """Write a run as a table for other programs."""
-    from .probes.export import export_run
+    """Write a run as a table for other programs.
 
-    written = export_run(run, out, force=force)
-    typer.echo(f"{out}: {written} rows")
+    CSV and Parquet hold one table: steps (one row per step) or one of the tidy ones; JSON holds everything.
+    """
+    from .probes.export import export as export_run
+    from .probes.reader import open_run
+
+    if out.exists() and not force:
+        raise FileExistsError(f"{out}: exists; replace it with --force")
+    with open_run(run) as opened:
+        export_run(opened, out, table=None if table is None else table.value, force=force)
+        typer.echo(f"{out}: {len(opened)} steps")
 
 
 @app.command(epilog="Example: loopscope repair runs/a.h5")
@@ -208,7 +260,16 @@ def repair(run: RunPath) -> None:
     """
     from .probes.repair import repair as repair_run
 
-    typer.echo(str(repair_run(run)))
+    report = repair_run(run, in_place=True)
+    for action in report.actions:
+        typer.echo(action)
+    kept = f"; the file as it was is {report.backup}" if report.backup else ""
+    typer.echo(f"{report.path}: was {report.found}, holds {report.rows} rows, lost {report.rows_lost}{kept}")
+
+
+def _given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _serve(paths: list[Path], *, host: str, port: int | None) -> None:

@@ -84,20 +84,17 @@ def _train_one(run: DemoRun) -> None:
     """Body of a worker process: one thread each, so that two runs use two cores."""
     import torch
 
+    from .models.run_config import RunConfig
     from .training import train_run
 
     torch.set_num_threads(1)
-    train_run(
-        run.path,
+    config = RunConfig(
         preset="demo",
-        overrides={"injection": run.injection, "norm": "pre"},
-        lr=LEARNING_RATE,
-        steps=STEPS,
         seed=run.seed,
-        device="cpu",
-        checkpoint_every=STEPS,
-        overwrite=True,
+        model={"injection": run.injection, "norm": "pre"},
+        train={"lr": LEARNING_RATE, "steps": STEPS},
     )
+    train_run(run.path, config, device="cpu", overwrite=True)
 
 
 @contextmanager

@@ -35,6 +35,16 @@ def step_progress(steps: int) -> Iterator[Callable[[Progress], None]]:
         yield lambda progress: bar.update(task, completed=progress.step, loss=progress.loss)
 
 
+@contextmanager
+def part_progress() -> Iterator[Callable[[str, float], None]]:
+    """A function that shows which part of an analysis is under way; on stderr, and only on a terminal."""
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda part, fraction: bar.update(task, completed=fraction, description=part)
+
+
 def _lines(console: Console) -> Callable[[Progress], None]:
     """A plain line every half minute."""
     last = 0.0

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .analysis import linearize
+    from .bound import BoundLoop, bound_loop
     from .diagnosis import Diagnosis, diagnose
     from .layout import Event
     from .probe import Probe, attach
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .site import LoopSite, LoopSiteError
 
 _EXPORTS = {
+    "BoundLoop": "bound",
     "Diagnosis": "diagnosis",
     "Event": "layout",
     "Finding": "rules",
@@ -29,13 +32,16 @@ _EXPORTS = {
     "Run": "reader",
     "RunFileError": "reader",
     "attach": "probe",
+    "bound_loop": "bound",
     "diagnose": "diagnosis",
     "every": "schedule",
+    "linearize": "analysis",
     "load_rules": "rules",
     "open_run": "reader",
 }
 
 __all__ = [
+    "BoundLoop",
     "Diagnosis",
     "Event",
     "Finding",
@@ -47,8 +53,10 @@ __all__ = [
     "Run",
     "RunFileError",
     "attach",
+    "bound_loop",
     "diagnose",
     "every",
+    "linearize",
     "load_rules",
     "open_run",
 ]

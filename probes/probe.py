@@ -167,8 +167,9 @@ class Probe:
         try:
             if step is not None:
                 self._step = int(step)
-            named = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
-            self._end_step({name: v for name, v in named.items() if v is not None} | scalars, began)
+            named: dict[str, Tensor | float | None] = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+            given = {name: v for name, v in named.items() if v is not None} | scalars
+            self._end_step({name: _whole(v) if isinstance(v, Tensor) else v for name, v in given.items()}, began)
         except Exception as error:
             self._give_up(error)
 
@@ -283,7 +284,7 @@ class Probe:
         for name in ("a_bar", "b_bar", "c_out"):
             read = getattr(self._site, name)
             if read is not None and (due or (name == "a_bar" and self._a_bar_is_cheap)):
-                found[name] = read().detach().float().clone()
+                found[name] = _whole(read()).detach().float().clone()
         return found
 
     @property
@@ -332,6 +333,12 @@ class Probe:
         if self._tap is not None:
             log.error("loopscope: the probe failed and is off, training goes on: %r", error, exc_info=error)
         self._detach()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one (FSDP2): a collective, so every rank must carry a probe, and the same preset."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def _interval(site: LoopSite) -> int:

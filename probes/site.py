@@ -36,6 +36,7 @@ class LoopSite:
         c_out: The same for the read-out matrix.
         depth_argument: Keyword of the model's ``forward`` that sets the number of loops; ``None`` when there is none.
         mean_depth: Mean number of loops in training (μ_rec of the Parcae paper).
+        sublayers: Dotted names of the modules of the body whose output is the whole state, in running order.
 
     >>> LoopSite(body="injection", after="head", mean_depth=8).state_argument
     0
@@ -50,6 +51,7 @@ class LoopSite:
     c_out: Callable[[], Tensor] | None = None
     depth_argument: str | None = None
     mean_depth: int | None = None
+    sublayers: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """The site as plain values, for the run file: callables become whether they are there."""
@@ -64,6 +66,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
         model = inner
     return model
+
+
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str) -> Tensor:
+    """The tensor a module received at a position or under a keyword."""
+    found: Tensor = kwargs[place] if isinstance(place, str) else args[place]
+    return found
 
 
 def _is_parallel(model: nn.Module) -> bool:

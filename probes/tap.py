@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .site import LoopSite, argument
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.utils.hooks import RemovableHandle
 
-    from .site import LoopSite
 
 # Columns of a raw row. Counts are tokens; the last four are written once per forward, in its first row.
 STATE_SUM, STATE_COUNT, STEP_SUM, STEP_COUNT, COSINE_SUM, COSINE_COUNT = range(6)
@@ -140,10 +141,10 @@ class LoopTap:
         if self._target is None:
             return
         try:
-            state = _argument(args, kwargs, self._site.state_argument)
+            state = argument(args, kwargs, self._site.state_argument)
             injected = None
             if self._previous is None and self._site.input_argument is not None:
-                injected = _argument(args, kwargs, self._site.input_argument)
+                injected = argument(args, kwargs, self._site.input_argument)
             self._record(self._target, state, injected)
         except Exception as error:
             self._fail(error)
@@ -190,18 +191,14 @@ class LoopTap:
         """``B̅ e`` for the three forms B̅ can have."""
         assert self._site.b_bar is not None
         b_bar = self._site.b_bar().detach().float()
-        return e @ b_bar.mT if b_bar.ndim == 2 else b_bar * e
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str) -> Tensor:
-    """The tensor a module received at a position or under a keyword."""
-    found: Tensor = kwargs[place] if isinstance(place, str) else args[place]
-    return found
+        injected: Tensor = e @ b_bar.mT if b_bar.ndim == 2 else b_bar * e
+        return injected
 
 
 def _norm_sum(x: Tensor) -> Tensor:
     """Sum over tokens of the Euclidean norm."""
-    return torch.linalg.vector_norm(x, dim=-1).sum()
+    total: Tensor = torch.linalg.vector_norm(x, dim=-1).sum()
+    return total
 
 
 def _cosine_sum(now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> Tensor:
