@@ -148,7 +148,9 @@ def make_writable(path: Path) -> bool:
         key = file_key(path)
         handle = _HANDLES.get(key)
         if handle is not None and handle.writing:
-            raise RunInUse(f"{path}: this process is writing the run already; close its writer first")
+            raise RunInUse(
+                f"{path}: this process has the run open for writing; close its writer, or resume it from a new process"
+            )
         if handle is not None:
             close(handle)
         block = Superblock.read(path)

@@ -146,4 +146,5 @@ def one_line(error: BaseException) -> str:
     said = re.search(r"error message = '([^']+)'", str(error))
     if said:
         return said[1]
-    return " ".join(str(error).split()) or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

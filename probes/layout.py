@@ -88,6 +88,7 @@ TABLES: Final = ("columns", "loops", "loop_end", "steps", "probe", "probe_index"
 COMMIT_COLUMNS: Final = (*TABLES, "generation", "finished", "time_ns", "check")
 CHUNK_BYTES: Final = {"steps": 128 * 1024, "loops": 128 * 1024}  # large ones are read faster; flushes rewrite the last
 SMALL_CHUNK_BYTES: Final = 16 * 1024
+DISK_RESERVE: Final = 2 << 20  # free bytes every write leaves: a new chunk and index block of each table, with margin
 
 EVENT_DTYPE: Final = np.dtype(
     [

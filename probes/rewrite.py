@@ -8,6 +8,8 @@ Not covered: replacing the original by the copy, which its callers do with ``os.
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import time
 import uuid
@@ -30,6 +32,7 @@ _BY_COLUMN: Final = ("steps", "loops", "probe")
 def create_run(path: Path, *, info: str, names: tuple[str, ...], eigenvalues: int) -> Commit:
     """Write a run file with all tables, no rows but a first commit, in the live layout; return that commit."""
     columns = len(names) + layout.SPARE_COLUMNS
+    _require_room(path, len(info))
     commit = Commit(dict.fromkeys(layout.TABLES, 0) | {"columns": len(names)}, 0, False, time.time_ns())
     with create_file(path) as file:
         _write_attributes(file, {"info": info, "run_id": uuid.uuid4().hex, "eigenvalues": eigenvalues}, "live")
@@ -45,11 +48,14 @@ def create_run(path: Path, *, info: str, names: tuple[str, ...], eigenvalues: in
 
 def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> None:
     """Copy the committed rows of an open run into a new file at ``target`` and bring it safely to disk."""
+    shapes = layout.table_shapes(int(source["columns"].shape[0]), int(source.attrs["eigenvalues"]))
+    sizes = (commit.lengths[name] * math.prod(shapes[name][0]) * shapes[name][1].itemsize for name in layout.TABLES)
+    _require_room(target, sum(sizes))
     with create_file(target) as file:
         kept = {key: source.attrs[key] for key in ("info", "run_id", "eigenvalues")}
         _write_attributes(file, kept, kind)
         columns = int(source["columns"].shape[0])
-        for name, (shape, dtype) in layout.table_shapes(columns, int(kept["eigenvalues"])).items():
+        for name, (shape, dtype) in shapes.items():
             if name == "commit":
                 continue
             length = commit.lengths[name]
@@ -57,7 +63,7 @@ def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> N
             for start in range(0, length, _BLOCK):
                 stop = min(start + _BLOCK, length)
                 table[start:stop] = source[name][start:stop]
-        row_shape, dtype = layout.table_shapes(columns, 0)["commit"]
+        row_shape, dtype = shapes["commit"]
         _create_table(file, "commit", 1, row_shape, dtype, kind, columns)[0] = commit.pack()
     sync(target)
 
@@ -74,6 +80,13 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _require_room(path: Path, needed: int) -> None:
+    """Raise before HDF5 meets a full disk: a file it cannot finish writing can crash the process when it is closed."""
+    disk = os.statvfs(path.parent)
+    if disk.f_bavail * disk.f_frsize < needed + layout.DISK_RESERVE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_attributes(file: h5py.File, kept: dict[str, Any], kind: Layout) -> None:

@@ -30,6 +30,7 @@ from . import handle as handles
 from .handle import LOCK, Handle
 from .integrity import check_hdf5, inspect, one_line
 from .layout import (
+    DISK_RESERVE,
     MAX_EIGENVALUES,
     SPARE_COLUMNS,
     STEP_COLUMNS,
@@ -48,7 +49,6 @@ from .staging import EventTable, Table, count_nonfinite, loop_rows
 _LOG: Final = logging.getLogger("loopscope")
 _FLUSH_AT: Final = 1024  # staged steps that force a flush
 _KEEP_AT_MOST: Final = 4096  # staged steps kept while the disk is full; later ones are counted as lost
-_RESERVE: Final = 2 << 20  # free bytes a flush must leave: a new chunk and index block of every table, with margin
 _WRITE_ERRORS: Final = (OSError, RuntimeError, ValueError, KeyError, RunFileError)
 _WRITERS: weakref.WeakSet[RunWriter] = weakref.WeakSet()
 
@@ -389,7 +389,7 @@ class RunWriter:
         if needed is None:
             needed = 2 * sum(table.staged_bytes for table in self._tables.values())
         disk = os.statvfs(self.path.parent)
-        enough = disk.f_bavail * disk.f_frsize >= needed + _RESERVE
+        enough = disk.f_bavail * disk.f_frsize >= needed + DISK_RESERVE
         if not enough and not self._starved:
             _LOG.warning("%s: the disk is nearly full; recording waits until there is room", self.path)
         self._starved = not enough
@@ -435,7 +435,7 @@ class RunWriter:
     def _compress(self) -> None:
         """Replace the finished live file by its sealed copy; without room for both, the live one stays as it is."""
         file = self._handle.file
-        if file is None or not self._enough_room(self.path.stat().st_size):
+        if file is None:
             return
         temporary = temporary_path(self.path)
         try:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from loopscope.probes import writer as writer_module
-from loopscope.probes.layout import SPARE_COLUMNS, Event, RunFileError, RunInUse
+from loopscope.probes.layout import DISK_RESERVE, SPARE_COLUMNS, Event, RunFileError, RunInUse
 from loopscope.probes.reader import open_run
 from loopscope.probes.writer import RunWriter
 
@@ -200,12 +200,30 @@ def test_a_disk_that_stays_full_costs_rows_and_nothing_else(tmp_path: Path, monk
         assert len(run) == 1 and run.state == "interrupted"
 
 
+def test_a_run_that_cannot_be_compressed_for_want_of_room_is_finished_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = RunWriter.create(tmp_path / "a.h5", info={})
+    for step in range(100):
+        writer.append_step({"step": step})
+    assert writer.flush()
+    little = SimpleNamespace(f_bavail=DISK_RESERVE // 4096 + 1, f_frsize=4096)  # room for a commit row, not for a copy
+    monkeypatch.setattr(writer_module.os, "statvfs", lambda folder: little)
+    writer.seal()
+    assert any("could not be compressed (No space left" in record.message for record in caplog.records)
+    with open_run(writer.path) as run:
+        assert run.state == "finished" and len(run) == 100
+    with pytest.raises(RunFileError, match="No space left"):
+        RunWriter.create(tmp_path / "b.h5", info={"config": "x" * 10_000})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
+
+
 FAILING = """
 import logging, resource, sys
 import numpy as np
 from loopscope.probes import writer as module
 logging.basicConfig(format="%(message)s")
-module._RESERVE = -1 << 40  # let the failure happen inside HDF5, as a quota does, which statvfs does not show
+module.DISK_RESERVE = -1 << 40  # let the failure happen inside HDF5, as a quota does, which statvfs does not show
 writer = module.RunWriter.create(sys.argv[1], info={})
 limit = int(sys.argv[2])
 if limit:
