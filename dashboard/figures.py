@@ -68,9 +68,14 @@ def _log_axis(chart: go.Figure, *series: Series) -> go.Figure:
     """Use a logarithmic vertical axis, at least one decade high so that a flat line is not drawn as noise."""
     chart.update_yaxes(type="log")
     seen = np.concatenate([s.values[np.isfinite(s.values) & (s.values > 0)] for s in series])
-    if seen.size and seen.max() < 10 * seen.min():
-        middle = np.log10(np.sqrt(seen.max() * seen.min()))
+    if seen.size == 0:
+        return chart
+    low, high = np.log10(seen.min()), np.log10(seen.max())
+    if high - low < 1:
+        middle = (low + high) / 2
         chart.update_yaxes(range=[middle - 0.5, middle + 0.5])
+    elif 2 <= high - low <= 8:
+        chart.update_yaxes(dtick=1)  # whole powers of ten; plotly's own choice adds 2s and 5s
     return chart
 
 

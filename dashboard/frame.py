@@ -94,6 +94,7 @@ def over_steps(chart: go.Figure, view: View, selected: float | None) -> go.Figur
     The cursor is always ``layout.shapes[0]``, so that moving it is a patch of three numbers.
     """
     chart.update_xaxes(exponentformat="none", separatethousands=True, hoverformat=",d")
+    chart.update_xaxes(spikethickness=1, spikecolor=INK, spikedash="solid")  # the line under the pointer
     if view is None:
         chart.update_xaxes(autorange=True)
     else:
