@@ -8,11 +8,12 @@
             state.pt           optimizers, position, random state (tensors and plain values only)
 
 A step is written beside its place and renamed, then ``latest`` is replaced: a kill at any moment leaves a complete
-checkpoint behind. The last two steps are kept.
+checkpoint behind. The newest step and the one before are kept.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -28,14 +29,13 @@ from .config import LoopedConfig
 from .distributed import shard_like, whole
 from .looped import LoopedTransformer
 
-KEPT = 2
-
 
 class TrainState(TypedDict):
     """What a run needs beside its weights; ``torch.load(weights_only=True)`` reads it."""
 
     step: int
     tokens: int
+    loss: float
     optimizers: list[dict[str, Any]]
     rng: list[Tensor]
     config: dict[str, Any]
@@ -46,7 +46,7 @@ class CheckpointError(ValueError):
 
 
 def save(folder: str | os.PathLike[str], weights: dict[str, Tensor], config: LoopedConfig, state: TrainState) -> Path:
-    """Writes one step atomically and removes all but the last two.
+    """Writes one step atomically and removes all but it and the one before.
 
     Args:
         folder: The run's checkpoint folder; made when missing.
@@ -58,25 +58,29 @@ def save(folder: str | os.PathLike[str], weights: dict[str, Tensor], config: Loo
         The folder of the step.
     """
     root = Path(folder)
-    name = f"step-{state['step']:08d}"
-    partial = root / f".{name}.{os.getpid()}"
-    partial.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial / "model.safetensors"
-    )
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".step-*"):  # of a process that was killed while writing
+        shutil.rmtree(leftover, ignore_errors=True)
+    step = _unused(root, f"step-{state['step']:08d}")
+    partial = root / f".{step.name}"
+    partial.mkdir()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(weights, partial / "model.safetensors")
     (partial / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     torch.save(state, partial / "state.pt")
-    for file in partial.iterdir():
+    for file in (*partial.iterdir(), partial):
         _sync(file)
-    shutil.rmtree(root / name, ignore_errors=True)  # the same step written again: after a resume that stopped at once
-    partial.replace(root / name)
-    pointer = root / f".latest.{os.getpid()}"
-    pointer.write_text(name + "\n")
+    partial.replace(step)
+    before = (root / "latest").read_text().strip() if exists(root) else step.name
+    pointer = root / ".latest"
+    pointer.write_text(step.name + "\n")
     _sync(pointer)
     pointer.replace(root / "latest")
-    for old in sorted(root.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    return root / name
+    _sync(root)
+    for old in root.glob("step-*"):
+        if old.name not in (before, step.name):
+            shutil.rmtree(old, ignore_errors=True)
+    return step
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
@@ -156,7 +160,16 @@ def _step_folder(folder: Path) -> Path:
     return folder / (folder / "latest").read_text().strip()
 
 
+def _unused(root: Path, name: str) -> Path:
+    """A folder of that name, or with a number behind it: the same step may be there from before, and is in use."""
+    candidates = (root / (f"{name}.{number}" if number else name) for number in itertools.count())
+    return next(path for path in candidates if not path.exists())
+
+
 def _sync(path: Path) -> None:
-    """Forces a file to the disk, so that a rename never exposes an empty one after a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Forces a file or folder to the disk, so that a rename never exposes half of it after a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

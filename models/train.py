@@ -379,6 +379,7 @@ class _Run:
         state = checkpoint.TrainState(
             step=self.step,
             tokens=self.tokens,
+            loss=float(self.loss),
             optimizers=[checkpoint.gathered(optimizer) for optimizer in self.optimizers],
             rng=[torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [])],
             config=self._identity(),
@@ -398,7 +399,7 @@ class _Run:
         self.model.load_state_dict({name: distributed.shard_like(t, layout[name]) for name, t in weights.items()})
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             checkpoint.scatter(optimizer, saved)
-        self.step, self.tokens = state["step"], state["tokens"]
+        self.step, self.tokens, self.loss = state["step"], state["tokens"], torch.tensor(state["loss"])
         torch.set_rng_state(state["rng"][0])
         if self.device.type == "cuda" and len(state["rng"]) == 1 + torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"][1:])

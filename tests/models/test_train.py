@@ -103,6 +103,38 @@ def test_old_checkpoints_go(tmp_path, text):
     assert sorted(p.name for p in (tmp_path / "c").glob("step-*")) == ["step-00000004", "step-00000005"]
 
 
+def test_a_new_run_in_an_old_folder_wins(tmp_path, text):
+    """Steps of an older, longer run must not outlive the new one's."""
+    train(model_of(), text, TrainConfig(steps=4, batch_size=2, checkpoint_every=2), checkpoint_path=tmp_path / "c")
+    fresh = model_of(seed=1)
+    train(fresh, text, TrainConfig(steps=2, batch_size=2), checkpoint_path=tmp_path / "c")
+    assert load(tmp_path / "c")[2]["step"] == 2 and same_weights(load_model(tmp_path / "c"), fresh)
+
+
+@pytest.mark.parametrize("victim", ["save_file", "torch.save", "_sync"])
+def test_a_kill_while_saving_leaves_the_step_before(tmp_path, text, monkeypatch, victim):
+    config = TrainConfig(steps=3, batch_size=2, checkpoint_every=2)
+    train(model_of(), text, TrainConfig(steps=2, batch_size=2), checkpoint_path=tmp_path / "c")
+
+    def killed(*args, **kwargs):
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"loopscope.models.checkpoint.{victim}", killed)
+        with pytest.raises(SystemExit):
+            train(model_of(), text, config, checkpoint_path=tmp_path / "c", resume=True)
+    assert load(tmp_path / "c")[2]["step"] == 2
+    assert train(model_of(), text, config, checkpoint_path=tmp_path / "c", resume=True).step == 3
+    assert not list((tmp_path / "c").glob(".step-*"))
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path, text):
+    config = TrainConfig(steps=2, batch_size=2)
+    first = train(model_of(), text, config, checkpoint_path=tmp_path / "c")
+    again = train(model_of(seed=4), text, config, checkpoint_path=tmp_path / "c", resume=True)
+    assert (again.step, again.loss, again.tokens, again.interrupted) == (2, first.loss, first.tokens, False)
+
+
 def test_refusals_say_what_and_where(tmp_path, text):
     config = TrainConfig(steps=1, batch_size=2)
     with pytest.raises(ValueError, match=r"^resume: "):
