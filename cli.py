@@ -196,7 +196,9 @@ def check(
 
 @app.command(epilog="Example: loopscope linearize runs/a.checkpoint --loops 32 --json")
 def linearize(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder that train wrote.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder that train wrote, or its run.")
+    ],
     loops: Annotated[int, typer.Option(min=1, help="Loops run before the loop is linearised.")] = 16,
     text: Annotated[
         Path | None, typer.Option(help="File whose first bytes are the input; default: held-out text.")
@@ -212,8 +214,8 @@ def linearize(
     Spectra of the linear part and of the full loop, Lyapunov exponents, fixed points, safe depth: each number with its
     method and whether it converged; what was left out is named with its reason.
     """
+    from .checkpoints import linearize_checkpoint
     from .progress import part_progress
-    from .training import linearize_checkpoint
 
     with part_progress() as report:
         found = linearize_checkpoint(
@@ -229,6 +231,47 @@ def linearize(
     if not as_json:
         for part, reason in found.skipped.items():
             typer.echo(f"left out: {part}: {reason}")
+
+
+@app.command(epilog="Example: loopscope depth runs/a.h5 --depths 1,2,4,8,16,32")
+def depth(
+    checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, or its checkpoint folder.")],
+    depths: Annotated[str, typer.Option(help="Numbers of loops, with commas; default: up to 4 times the mean.")] = "",
+    batches: Annotated[int, typer.Option(min=1, help="Held-out batches of 8 sequences.")] = 32,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure held-out loss against test-time depth.
+
+    Fits L(T) = L_inf + Z exp(-z T) and says whether the depths determine it.
+    """
+    import json
+
+    from .checkpoints import depth_curve
+
+    try:
+        chosen = [int(word) for word in depths.split(",") if word.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"--depths {depths}: expected whole numbers with commas, as 1,2,4,8") from None
+    curve = depth_curve(checkpoint, chosen, batches=batches, device=device)
+    typer.echo(json.dumps(curve.as_dict(), indent=2) if as_json else curve.text())
+
+
+@app.command(epilog="Example: loopscope tokenize my-text/ -o corpora/mine --vocab-size 32768")
+def tokenize(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Text, JSONL or parquet files, or a hub data set.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; give it to train as [data] source.")],
+    vocab_size: Annotated[int, typer.Option(min=257, help="Tokens of the tokenizer that is trained.")] = 32768,
+    tokenizer: Annotated[Path | None, typer.Option(help="Use this tokenizer file instead of training one.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after so many tokens.")] = None,
+) -> None:
+    """Turn text into tokens for training.
+
+    Needs the optional packages of loopscope[text].
+    """
+    from .corpus import tokenize as tokenize_source
+
+    typer.echo(tokenize_source(source, out, vocab_size=vocab_size, tokenizer=tokenizer, max_tokens=max_tokens))
 
 
 @app.command(epilog="Example: loopscope export runs/a.h5 -o a.csv")

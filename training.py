@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from .models import distributed
-from .models.checkpoint import exists, load_model
-from .models.data import ByteText, standard_library
+from .models.checkpoint import exists
 from .models.run_config import RunConfig
 from .models.train import Progress, TrainResult, train
-from .probes.analysis import linearize
 from .probes.probe import Probe, attach
-
-if TYPE_CHECKING:
-    from .dynamics.linearization import Linearization
 
 
 def train_run(
@@ -56,7 +50,7 @@ def train_run(
     if not resume and not overwrite and (out.exists() or exists(checkpoints)):
         raise FileExistsError(f"{out}: this run exists; continue it with --resume or replace it with --overwrite")
     data = config.open_data()
-    with distributed.started(_device(device)) as here:
+    with distributed.started(checked_device(device)) as here:
         with here:
             model = config.build_model()
         path = out if distributed.rank() == 0 else out.with_suffix(f".rank{distributed.rank()}{out.suffix}")
@@ -79,47 +73,7 @@ def train_run(
                 probe.close()
 
 
-def linearize_checkpoint(
-    checkpoint: Path,
-    *,
-    num_loops: int,
-    text: Path | None,
-    shape: tuple[int, int],
-    budget: float,
-    device: str,
-    progress: Callable[[str, float], None] | None = None,
-) -> Linearization:
-    """Analyses the loop of a checkpoint on text.
-
-    Args:
-        checkpoint: Folder that a training run wrote.
-        num_loops: Loops run before the loop is linearised.
-        text: File whose first bytes are the input; default: the held-out part of the standard library's source.
-        shape: Sequences and positions of the input.
-        budget: Seconds after which no further part of the analysis is begun.
-        device: As torch names it, or ``auto``.
-        progress: Told which part is under way.
-
-    Raises:
-        ValueError: The checkpoint cannot be read, or the text is too short.
-    """
-    sequences, positions = shape
-    model = load_model(checkpoint)
-    if text is None:
-        tokens = next(standard_library(sequence_length=positions).held_out(sequences))[:, :-1]
-    else:
-        needed = sequences * positions
-        content = text.read_bytes()[:needed]
-        if len(content) < needed:
-            raise ValueError(f"{text}: has {len(content)} bytes, {sequences} x {positions} are needed")
-        tokens = torch.frombuffer(bytearray(content), dtype=torch.uint8).long().view(sequences, positions)
-    if model.config.vocab_size < ByteText.vocab_size:
-        raise ValueError(f"{checkpoint}: its vocabulary of {model.config.vocab_size} does not hold bytes")
-    chosen = torch.device(_device(device) if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
-    return linearize(model.to(chosen), tokens.to(chosen), num_loops=num_loops, budget=budget, progress=progress)
-
-
-def _device(name: str) -> str:
+def checked_device(name: str) -> str:
     """The name of a device that is there, or ``auto``.
 
     Raises:
