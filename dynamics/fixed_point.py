@@ -127,14 +127,14 @@ def find_fixed_point(
 
 def _mixed(step: Step, h: Tensor, tol: float, max_calls: int, method: Method) -> Search:
     """Plain iteration, then Anderson mixing where asked for."""
-    limit = _limit(h, step(h))
+    first = torch.maximum(_sizes(h), _sizes(step(h)))
     points: list[Tensor] = []
     steps: list[Tensor] = []
     residual, best, best_residual = float("inf"), h, float("inf")
     for call in range(1, max_calls + 1):
         f = step(h) - h
-        residual = _relative(f, h)
-        if not np.isfinite(residual) or bool((_sizes(h) > limit).any()):
+        residual = _relative(f, h, first)
+        if not np.isfinite(residual) or bool((_sizes(h) > RUNAWAY * first).any()):
             return Search(best, best_residual, call, False, method)
         if residual < best_residual:
             best, best_residual = h, residual
@@ -165,16 +165,16 @@ def _anderson(points: list[Tensor], steps: list[Tensor]) -> Tensor:
 def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
     """Newton's method with GMRES for the linear systems and a backtracking line search."""
     calls, residual = 0, float("inf")
-    limit: Tensor | None = None
+    first: Tensor | None = None
     while calls < max_calls:
         try:
             jacobian = LoopJacobian(step, h)
         except FloatingPointError:
             return Search(h, residual, calls + 1, False, "newton")
         f = jacobian.next_state - h
-        residual, calls = _relative(f, h), calls + 1
-        limit = _limit(h, jacobian.next_state) if limit is None else limit
-        if bool((_sizes(h) > limit).any()):
+        first = torch.maximum(_sizes(h), _sizes(jacobian.next_state)) if first is None else first
+        residual, calls = _relative(f, h, first), calls + 1
+        if bool((_sizes(h) > RUNAWAY * first).any()):
             return Search(h, residual, calls, False, "newton")
         if residual <= tol:
             return Search(h, residual, calls, True, "newton")
@@ -185,7 +185,7 @@ def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
             trial = h + size * delta
             with torch.no_grad():
                 calls += 1
-                if _relative(step(trial) - trial, trial) < (1 - 0.1 * size) * residual:
+                if _relative(step(trial) - trial, trial, first) < (1 - 0.1 * size) * residual:
                     break
             size /= 2
         else:
@@ -218,15 +218,10 @@ def _sizes(h: Tensor) -> Tensor:
     return norms
 
 
-def _limit(first: Tensor, second: Tensor) -> Tensor:
-    """Norm beyond which a search has run away, ``(B,)``."""
-    return RUNAWAY * torch.maximum(_sizes(first), _sizes(second))
-
-
-def _relative(f: Tensor, h: Tensor) -> float:
-    """Largest ``‖f‖ / ‖h‖`` over sequences; absolute where the state is zero."""
-    size = _sizes(h)
-    return float((_sizes(f) / torch.where(size > 0, size, 1.0)).max())
+def _relative(f: Tensor, h: Tensor, first: Tensor) -> float:
+    """Largest ``‖f‖ / ‖h‖`` over sequences; a state that goes to zero is measured by a thousandth of the first ones."""
+    scale = torch.maximum(_sizes(h), 1e-3 * first)
+    return float((_sizes(f) / torch.where(scale > 0, scale, 1.0)).max())
 
 
 def fixed_points(

@@ -51,6 +51,9 @@ class LeadingEigenvalues:
 def random_start(count: int, width: int, like: Tensor, seed: int = 0) -> Tensor:
     """Unit start vectors ``(count, width)`` from a generator of their own, so that no global random state is
     touched.
+
+    >>> bool(torch.allclose(random_start(2, 3, torch.zeros(1)).norm(dim=1), torch.ones(2)))
+    True
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(count, width, generator=generator, dtype=torch.float64)

@@ -17,7 +17,8 @@ states or the step itself.
 
 Accuracy: on held-out synthetic loops with a first-loop jump, a decaying transient and up to 3 % noise, 99 % or more of
 each kind are recognised from 12 loops on; with 8 loops 81 % of the drifts (the transient passes for settling), with 4
-to 6 half or fewer. Give it twice the mean training depth.
+to 6 half or fewer. Of models trained in the demo setting at the hot learning rate, 15 of 15 on seeds not used for the
+thresholds come out as they should at 16 loops, and the same at 64. Give it twice the mean training depth.
 """
 
 from __future__ import annotations
@@ -113,7 +114,11 @@ class TrajectoryMap:
     loops: int
 
     def law(self, *index: int) -> TrajectoryLaw:
-        """The verdict of one series, with its sentence."""
+        """The verdict of one series, with its sentence.
+
+        >>> print(classify_map(np.ones((2, 16))).law(1).sentence)
+        The loop drifts: late steps keep their size (factor 1.000 per loop); the last of 16 is 1.
+        """
         kind: Kind = str(self.kind[index])  # type: ignore[assignment]
         law = TrajectoryLaw(
             kind=kind,
@@ -130,7 +135,11 @@ class TrajectoryMap:
         return replace(law, sentence=_sentence(law, self.loops, float(self.mean_cosine[index])))
 
     def counts(self) -> dict[str, int]:
-        """How many series are of each kind (kinds that do not occur are left out)."""
+        """How many series are of each kind (kinds that do not occur are left out).
+
+        >>> classify_map(np.ones((2, 16))).counts()
+        {'drifting': 2}
+        """
         names, numbers = np.unique(self.kind, return_counts=True)
         return {str(name): int(number) for name, number in zip(names, numbers, strict=True)}
 

@@ -95,3 +95,25 @@ def test_at_every_point_found_the_exponent_is_the_log_of_the_radius(loop, state)
             pair = np.isclose(abs(point.multipliers[0]), abs(point.multipliers[1]), rtol=1e-9)
             largest = found.asymptotic[token].mean() if pair else found.asymptotic[token][0]
             assert largest == pytest.approx(np.log(point.radius), abs=1e-6)
+
+
+def test_it_holds_at_unstable_points_too():
+    # e -> saddle: each channel has a pitchfork's unstable point at zero, with its own rate; mixed in turned
+    # coordinates.
+    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    rates = torch.tensor([1.7, 1.2, 0.6, -0.3], dtype=torch.float64)
+
+    def step(h):
+        return (torch.tanh(h @ turn * rates)) @ turn.T
+
+    start = 0.01 * torch.ones(1, 2, 4, dtype=torch.float64)
+    (point,) = fixed_points(step, [start], methods=("newton",), tol=1e-13)
+    assert point.kind == "saddle"
+
+    def pinned(h):
+        """The same derivative, without moving off the unstable point."""
+        moved = step(h)
+        return point.state + moved - moved.detach()
+
+    found = token_exponents(pinned, point.state, iterations=100, warmup=150)
+    assert found.asymptotic.max() == pytest.approx(np.log(point.radius), abs=1e-6)  # aligned like (1.2 / 1.7)^150
