@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,23 +35,9 @@ from .config import GATE_CHANNELS, LoopedConfig
 HUGINN_SIGMA = 0.5  # spread of the log-normal in the log-normal Poisson depth distribution
 
 
-# Injections: u = A h + B e. `a_bar` and `b_bar` give the matrices, in float32 or better, differentiable where learned.
-
-
-class LinearInjection(Protocol):
-    """What the three injections have in common."""
-
-    def __call__(self, h: Tensor, e: Tensor) -> Tensor:
-        """State and input, both ``(B, S, D)``, to the input of the first core block."""
-        ...
-
-    def a_bar(self) -> Tensor:
-        """A̅: 0-d (scaled identity), 1-D (diagonal) or 2-D (dense, acting as ``A @ h``)."""
-        ...
-
-    def b_bar(self) -> Tensor:
-        """B̅ in the same forms."""
-        ...
+# Injections: ``injection(h, e)`` is called once per loop with ``(B, S, D)`` tensors and returns A̅ h + B̅ e. The methods
+# `a_bar` and `b_bar` give the matrices in float32 or better, differentiable where they are learned, in the form they
+# have: 0-d (a scaled identity), 1-D (a diagonal) or 2-D (dense, acting on column vectors).
 
 
 class AdditionInjection(nn.Module):
@@ -73,11 +59,11 @@ class AdditionInjection(nn.Module):
 
     def a_bar(self) -> Tensor:
         """A̅ as it is now."""
-        return self.one
+        return _precise(self.one)
 
     def b_bar(self) -> Tensor:
         """B̅ as it is now."""
-        return self.one
+        return _precise(self.one)
 
 
 class ConcatenationInjection(nn.Module):
@@ -354,11 +340,10 @@ class LoopedTransformer(nn.Module):
 
         Sequences are sorted, deepest first: those that take part in loop t are then always the first ``active`` ones.
         """
-        longest, same = max(depths), len(set(depths)) == 1
-        order = sorted(range(len(depths)), key=lambda b: -depths[b])
-        first = self.config.prelude_layers
+        longest, first = max(depths), self.config.prelude_layers
         core_tables = [tables.get(layer) for layer in range(first, first + self.config.core_layers)]
-        if not same:
+        order = torch.tensor(sorted(range(len(depths)), key=lambda b: -depths[b]), device=e.device)
+        if mixed := len(set(depths)) > 1:
             h, e = h[order], e[order]
             core_tables = [None if table is None else table[order] for table in core_tables]
         waiting, h = h, h[:0]
@@ -375,7 +360,7 @@ class LoopedTransformer(nn.Module):
             else:
                 h = self.run_loop(*inputs)
         x = cast(Tensor, self.read_out(h))
-        return x if same else x[sorted(range(len(order)), key=order.__getitem__)]
+        return x[torch.argsort(order)] if mixed else x
 
     def loop(self, h: Tensor, e: Tensor, rope: Tensor, *tables: Tensor | None) -> Tensor:
         """One loop, ``h_t -> h_{t+1}``: the injection, then the core blocks, each with its value table or None."""
