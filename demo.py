@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 LEARNING_RATE = 0.05
 STEPS = 200
 
-STYLES = {"stable": "green", "marginal": "yellow", "unstable": "red", "unknown": "dim"}
+STYLES = {"stable": "dodger_blue1", "marginal": "orange3", "unstable": "red", "unknown": "dim"}  # as the dashboard
 
 
 @dataclass(frozen=True, slots=True)
