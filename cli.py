@@ -161,7 +161,7 @@ def train(
 
 @app.command(epilog="Example: loopscope dash runs/")
 def dash(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Run files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Run files, or folders of them.")],
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but 127.0.0.1 lets others in.")
     ] = "127.0.0.1",
@@ -179,7 +179,7 @@ def dash(
     "4 unreadable or damaged run, 5 nothing could be evaluated. Example: loopscope check runs/*.h5 --format json"
 )
 def check(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run files.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = Severity.error,
     output: Annotated[
