@@ -51,6 +51,19 @@ def export(run: Run, output: str | os.PathLike[str], *, table: TableName | None 
     Raises:
         ValueError: The ending or the table is none of those.
         RunFileError: The file exists, cannot be written, or pyarrow is missing for Parquet.
+
+    >>> import tempfile
+    >>> from loopscope.probes.reader import open_run
+    >>> from loopscope.probes.writer import RunWriter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with RunWriter.create(Path(folder) / "a.h5", info={}) as writer:
+    ...         writer.append_step({"step": 7, "loss": 2.5}, [[1.0, 0.5, math.nan, 64], [1.25, math.nan, math.nan, 64]])
+    ...     with open_run(writer.path) as run:
+    ...         print(export(run, Path(folder) / "a.csv", table="loops").read_text())
+    step,generation,loop,state_norm,residual_norm,step_cosine,tokens
+    7,0,0,1.0,0.5,,64.0
+    7,0,1,1.25,,,64.0
+    <BLANKLINE>
     """
     target = Path(output)
     writers: dict[str, Callable[[Run, Path, TableName | None], None]] = {

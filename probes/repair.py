@@ -66,6 +66,16 @@ def repair(path: str | os.PathLike[str], *, in_place: bool = False) -> RepairRep
         NotARun: The path is something else.
         DamagedRun: Nothing can be recovered.
         RunFileError: There is no such file, the copy exists already, or the folder cannot be written to.
+
+    Reads the whole file once; copies it first unless ``in_place``.
+
+    >>> import tempfile
+    >>> from loopscope.probes.writer import RunWriter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with RunWriter.create(Path(folder) / "a.h5", info={}) as writer:
+    ...         writer.append_step({"step": 0, "loss": 2.5})
+    ...     repair(writer.path, in_place=True).actions
+    ('nothing to repair',)
     """
     original = Path(path)
     handles.file_key(original)

@@ -67,11 +67,11 @@ class RunWriter:
         failure: Why the writer is dead, ``""`` while it is well.
 
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "run.h5"
-    >>> with RunWriter.create(path, info={"model": "toy"}, scalars=("accuracy",)) as writer:
-    ...     one_loop = [[1.0, 0.5, math.nan, 64], [1.2, math.nan, math.nan, 64]]
-    ...     writer.append_step({"step": 0, "loss": 2.5, "accuracy": 0.1}, one_loop)
-    ...     writer.flush()
+    >>> one_loop = [[1.0, 0.5, math.nan, 64], [1.2, math.nan, math.nan, 64]]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with RunWriter.create(Path(folder) / "run.h5", info={"model": "toy"}, scalars=("accuracy",)) as writer:
+    ...         writer.append_step({"step": 0, "loss": 2.5, "accuracy": 0.1}, one_loop)
+    ...         writer.flush()
     True
     """
 
@@ -165,6 +165,14 @@ class RunWriter:
         Raises:
             RunInUse: A live process is writing the run.
             NotARun, DamagedRun, RunFileError: As ``open_run``.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with RunWriter.create(Path(folder) / "a.h5", info={}) as writer:
+        ...         writer.append_step({"step": 0})
+        ...     with RunWriter.resume(writer.path) as writer:
+        ...         writer.generation, writer.rows
+        (1, 1)
         """
         target = Path(path)
         handles.file_key(target)
