@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .depth import loss_at_depths
     from .documents import read_documents, stream_documents
     from .looped import LoopedTransformer
-    from .packed import PackedText, write_corpus
+    from .packed import PackedText, tokenize, write_corpus
     from .parcae_lm import from_parcae_lm, from_pretrained, to_parcae_lm
     from .presets import PRESETS, build, recipe
     from .run_config import RunConfig, load_run_config
@@ -51,6 +51,7 @@ _EXPORTS = {
     "stream_documents": "documents",
     "LoopedTransformer": "looped",
     "PackedText": "packed",
+    "tokenize": "packed",
     "write_corpus": "packed",
     "from_parcae_lm": "parcae_lm",
     "from_pretrained": "parcae_lm",
@@ -94,6 +95,7 @@ __all__ = [
     "standard_library",
     "stream_documents",
     "to_parcae_lm",
+    "tokenize",
     "train_tokenizer",
     "write_corpus",
 ]

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data import HELD_OUT_EVERY, stream_seed
-from .tokenizer import TextTokenizer
+from .documents import HUB, read_documents, stream_documents
+from .tokenizer import TextTokenizer, train_tokenizer
 
 BUFFER = 1000  # documents among which the best fit is looked for
 ENCODED_AT_ONCE = 512
+TOKENIZER_DOCUMENTS = 100_000
 Segment = tuple[int, int]  # first token and number of tokens of a piece of a document
 
 
@@ -79,6 +81,45 @@ def write_corpus(
     said |= {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id, "tokenizer_sha256": tokenizer.sha256}
     (root / "corpus.json").write_text(json.dumps(said, indent=2) + "\n")
     return root
+
+
+def tokenize(
+    source: str,
+    folder: str | os.PathLike[str],
+    *,
+    vocab_size: int = 32_768,
+    tokenizer: str | os.PathLike[str] | None = None,
+    max_tokens: int | None = None,
+    column: str = "text",
+) -> Path:
+    """From text to a corpus in one call: trains a tokenizer unless one is given, then writes the tokens.
+
+    Args:
+        source: A file or folder (see `read_documents`), or a name of the hub (`HUB`: ``"fineweb-edu"``, ``"huginn"``).
+        folder: For ``tokenizer.json`` and the corpus.
+        vocab_size: Of a tokenizer trained here, on at most the first 100 000 documents.
+        tokenizer: A tokenizer file to use in its place.
+        max_tokens: Stop after the document that reaches so many tokens; needed for sources that do not fit your disk.
+        column: Field that holds the text, for JSONL and parquet files.
+
+    Returns:
+        The folder, ready for `PackedText`.
+
+    Raises:
+        ValueError: Nothing readable at the source, or a vocabulary that is too small.
+        ModuleNotFoundError: An optional package is missing (the message says which).
+    """
+    root = Path(folder)
+
+    def documents() -> Iterator[str]:
+        return stream_documents(source) if source in HUB else read_documents(source, column=column)
+
+    if tokenizer is None:
+        trained_on = itertools.islice(documents(), TOKENIZER_DOCUMENTS)
+        chosen = train_tokenizer(trained_on, root / "tokenizer.json", vocab_size=vocab_size)
+    else:
+        chosen = TextTokenizer(tokenizer)
+    return write_corpus(documents(), chosen, root, source=source, max_tokens=max_tokens)
 
 
 class PackedText:

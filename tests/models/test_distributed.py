@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loopscope.models import build, distributed
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 CASES = ("ddp-adamw", "fsdp-adamw", "ddp-muon", "fsdp-muon")
@@ -72,3 +73,18 @@ def test_one_process_continues_what_two_began(two_processes, worker, tmp_path, c
     assert torch.allclose(rest["told"][:, :2], whole["told"][4:, :2], rtol=2e-6)  # as above, over twice the steps
     worst = max((rest["weights"][name] - whole["weights"][name]).abs().max().item() for name in whole["weights"])
     assert worst < 1e-5, worst
+
+
+def test_alone_nothing_is_wrapped_and_nothing_is_started(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    model = build("demo")
+    with distributed.started("cpu") as device:
+        assert device == torch.device("cpu") and not torch.distributed.is_initialized()
+        assert distributed.parallel(model, "ddp") is model and distributed.parallel(model, "fsdp") is model
+        assert (distributed.rank(), distributed.world_size()) == (0, 1) and distributed.any_rank(True, device)
+
+
+def test_reentrant_checkpointing_is_refused_with_several_processes(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match="activation_checkpointing: expected 'non-reentrant'"):
+        distributed.parallel(build("demo", activation_checkpointing="reentrant"), "ddp")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loopscope.models import TrainConfig, build
-from loopscope.models.packed import PackedText, pack, write_corpus
+from loopscope.models.packed import PackedText, pack, tokenize, write_corpus
 from loopscope.models.train import train
 
 pytest.importorskip("tokenizers")
@@ -108,6 +108,19 @@ def test_a_model_trains_on_it(corpus, tokenizer):
     data = PackedText(corpus, sequence_length=24)
     model = build("demo", vocab_size=tokenizer.vocab_size)
     assert train(model, data, TrainConfig(steps=30, batch_size=4, lr=0.01, eval_every=30)).loss < 5
+
+
+def test_from_files_to_batches_in_one_call(tmp_path, tokenizer):
+    (tmp_path / "text").mkdir()
+    for i, text in enumerate(texts()):
+        (tmp_path / "text" / f"{i:03}.txt").write_text(text)
+    own = tokenize(str(tmp_path / "text"), tmp_path / "own", vocab_size=290)
+    assert PackedText(own, sequence_length=16).vocab_size == 290 and (own / "tokenizer.json").exists()
+    given = tokenize(str(tmp_path / "text"), tmp_path / "given", tokenizer=tokenizer.path)
+    said = PackedText(given, sequence_length=16).describe()
+    assert said["tokenizer_sha256"] == tokenizer.sha256 and said["documents"] == len(texts())
+    with pytest.raises(ValueError, match="expected a file or folder with text"):
+        tokenize(str(tmp_path / "missing"), tmp_path / "none")
 
 
 def test_refusals(tmp_path, tokenizer):
