@@ -93,6 +93,7 @@ _EXPORTS = {
     "depth_law": "scaling",
     "training_law": "scaling",
     "unified_law": "scaling",
+    "SublayerError": "attribution",
 }
 
 __all__ = [
@@ -119,6 +120,7 @@ __all__ = [
     "Search",
     "SpectralTracker",
     "StartDependence",
+    "SublayerError",
     "SublayerGain",
     "TokenJacobian",
     "TokenMap",
@@ -182,6 +184,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .attribution import SublayerError as SublayerError
     from .attribution import SublayerGain as SublayerGain
     from .attribution import sublayer_gains as sublayer_gains
     from .certificate import certify_radius as certify_radius

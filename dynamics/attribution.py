@@ -22,7 +22,11 @@ from torch import Tensor, nn
 
 from .jacobian import Step
 
-__all__ = ["SublayerGain", "sublayer_gains"]
+__all__ = ["SublayerError", "SublayerGain", "sublayer_gains"]
+
+
+class SublayerError(ValueError):
+    """A module named as a sublayer does not carry the whole state through the loop once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def sublayer_gains(
         One entry per sublayer in order, and a last one named ``rest`` when the step goes on after the last of them.
 
     Raises:
-        ValueError: A sublayer was not run exactly once, or part of the state goes past it (the message names it).
+        SublayerError: A sublayer was not run exactly once, or part of the state goes past it (the message names it).
 
     Source: telescoping of reverse-mode products over cuts of the computational graph; Fig. 21 of arXiv 2604.12946 for
     the state norms.
@@ -119,7 +123,9 @@ def _require_whole(step: Step, state: Tensor, name: str, module: nn.Module) -> N
     finally:
         handle.remove()
     if past is not None and bool((past != 0).any()):
-        raise ValueError(f"sublayer {name!r}: part of the state goes past it, so its gain is not a share of the growth")
+        raise SublayerError(
+            f"sublayer {name!r}: part of the state goes past it, so its gain is not a share of the growth"
+        )
 
 
 @contextmanager
@@ -130,7 +136,7 @@ def _outputs(sublayers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
             if name in seen:
-                raise ValueError(f"sublayer {name!r}: expected to run once per loop, ran again")
+                raise SublayerError(f"sublayer {name!r}: expected to run once per loop, ran again")
             seen[name] = output
 
         return hook
@@ -143,4 +149,4 @@ def _outputs(sublayers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
     for name in sublayers:
         if name not in seen:
-            raise ValueError(f"sublayer {name!r}: expected to run once per loop, did not run")
+            raise SublayerError(f"sublayer {name!r}: expected to run once per loop, did not run")

@@ -181,7 +181,18 @@ def test_measuring_changes_nothing():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_branch_named_as_a_sublayer_costs_only_that_part():
+    model = small("parcae")
+    step, e = bound(model, TOKENS)
+    found = linearize_loop(step, torch.zeros_like(e), sublayers={"attention": model.core[0].attention})
+    assert "goes past it" in found.skipped["sublayers"]
+    assert found.loop.sublayers == []
+    assert found.loop.radius.converged
+
+
 def test_wrong_states_are_named():
+    with pytest.raises(ValueError, match="finite"):
+        linearize_loop(lambda h: h, torch.full((1, 2, 3), torch.nan))
     with pytest.raises(ValueError, match=r"\(B, S, D\)"):
         linearize_loop(lambda h: h, torch.ones(2, 3))
     with pytest.raises(ValueError, match="bfloat16"):
