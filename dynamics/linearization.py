@@ -171,7 +171,7 @@ class Linearization:
         # Where perturbations grow for ever there is no transient to speak of.
         if self.loop and self.loop.radius.value < 1 and not math.isnan(self.loop.growth):
             parts.append(f"transient ×{self.loop.growth:.3g}")
-        parts.append(_trajectory_words(self.trajectory))
+        parts.append(_trajectory_words(self.trajectory) + self._period_words())
         if self.depth is not None:
             at_least = self.depth.depth >= self.depth.horizon
             parts.append(f"safe depth {'≥ ' if at_least else ''}{self.depth.depth}")
@@ -193,6 +193,12 @@ class Linearization:
         where = f" for {100 * share:.0f} % of tokens" if 0 < share < 1 else ""
         doubt = "" if self.loop.radius.converged else ", not converged"
         return f"full loop {self.loop.regime}{where} (ρ_J {self.loop.radius.value:.3g}{doubt}{exponent})"
+
+    def _period_words(self) -> str:
+        """The period of an orbit that most tokens share."""
+        periods, counts = np.unique(self.tokens.period[self.tokens.pattern == "orbit"], return_counts=True)
+        common = int(periods[counts.argmax()]) if self.trajectory.kind == "orbiting" and len(periods) else 0
+        return f" with period {common}" if common else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries; states are left out, NaN and infinities become None."""

@@ -181,6 +181,16 @@ def test_measuring_changes_nothing():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_an_attracting_orbit_is_stable_as_a_loop_and_still_an_orbit():
+    # The logistic map at 3.2: period 2, multiplier of the orbit f'(x1) f'(x2) = 0.16.
+    found = linearize_loop(lambda h: 3.2 * h * (1 - h), torch.full((1, 2, 3), 0.3, dtype=torch.float64), loops=64)
+    assert found.regimes == {"lti": "unknown", "loop": "stable", "trajectory": "marginal"}
+    assert found.loop.lyapunov_max == pytest.approx(math.log(0.16) / 2, abs=0.02)  # 33 loops, half a period over
+    assert "orbits with period 2" in found.verdict
+    assert [p.near for p in found.fixed_points] == [()]
+    assert found.fixed_points[0].kind.startswith("unstable")  # 1 - 1/3.2, multiplier -1.2
+
+
 def test_a_branch_named_as_a_sublayer_costs_only_that_part():
     model = small("parcae")
     step, e = bound(model, TOKENS)
