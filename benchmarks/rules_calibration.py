@@ -52,6 +52,13 @@ def is_bad(loss: np.ndarray, entropy: float) -> bool:
     return bool(not np.isfinite(end) or end >= entropy or end > smooth.min() + 0.5)
 
 
+def shows_at(loss: np.ndarray) -> int | None:
+    """Step at which the loss first stands half a nat above its best so far; None when it never does."""
+    smooth = np.convolve(loss, np.ones(LAST) / LAST, mode="valid")
+    risen = np.flatnonzero(smooth >= np.minimum.accumulate(smooth) + 0.5)
+    return int(risen[0]) + LAST - 1 if len(risen) else None
+
+
 def _count(group: list[tuple[bool, dict[str, int]]], rule: str) -> str:
     """Hits of the bad runs and alarms on the healthy ones."""
     hits = sum(bad and rule in fired for bad, fired in group)
@@ -74,10 +81,11 @@ def main() -> None:
         list(pool.map(train_one, paths.values(), *zip(*cells, strict=True)))
     entropy = unigram_entropy()
     print(f"{len(cells)} runs of {STEPS} steps; unigram entropy {entropy:.2f} nats")
-    rows = {}
+    rows, shown = {}, {}
     for cell, path in paths.items():
         with open_run(path) as run:
             rows[cell] = (is_bad(run["loss"], entropy), {f.rule: f.step for f in diagnose(run).findings})
+            shown[cell] = shows_at(run["loss"])
     rules = sorted({rule for _, fired in rows.values() for rule in fired})
     for parity, name in ((0, "even seeds (thresholds may be chosen here)"), (1, "odd seeds (reported)")):
         print(f"\n{name}\n{'runs':24} {'n':>3} {'bad':>4}  " + "  ".join(f"{rule:>12}" for rule in rules))
@@ -86,6 +94,15 @@ def main() -> None:
             bad = sum(is_bad_run for is_bad_run, _ in group)
             counts = [_count(group, rule) for rule in rules]
             print(f"{kind + ', ' + norm:24} {len(group):3d} {bad:4d}  " + "  ".join(f"{c:>12}" for c in counts))
+    for rule in ("LS020", "LS030"):
+        leads = [
+            step - rows[cell][1][rule]
+            for cell, step in shown.items()
+            if cell[1] == "pre" and step is not None and rule in rows[cell][1]
+        ]
+        if leads:
+            print(f"\n{rule}: {len(leads)} pre-norm runs whose loss rose by half a nat; it fired "
+                  f"{np.median(leads):.0f} steps before (median), {min(leads)} to {max(leads)}")  # fmt: skip
     print("\ncolumns: hits/bad runs +alarms on runs whose loss stayed healthy")
 
 
