@@ -9,6 +9,7 @@
     tokenizer.py    a byte-pair tokenizer
     packed.py       tokenised text in a file, packed into sequences
     train.py        the training loop, which knows an observer and no probe
+    train_config.py every choice that defines a training run
     run_config.py   a run described in TOML
     optimizers.py   parameter groups and schedules
     muon.py         orthogonalised momentum
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from .presets import PRESETS, build, recipe
     from .run_config import RunConfig, load_run_config
     from .tokenizer import TextTokenizer, train_tokenizer
-    from .train import NullObserver, Observer, Progress, TrainConfig, TrainResult
+    from .train import NullObserver, Observer, Progress, TrainResult
+    from .train_config import TrainConfig
 
 _EXPORTS = {
     "load_model": "checkpoint",
@@ -66,7 +68,7 @@ _EXPORTS = {
     "NullObserver": "train",
     "Observer": "train",
     "Progress": "train",
-    "TrainConfig": "train",
+    "TrainConfig": "train_config",
     "TrainResult": "train",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .config import LoopedConfig
 from .looped import LoopedTransformer
-from .train import TrainConfig
+from .train_config import TrainConfig
 
 # The Parcae paper's set-up for language models at scale; a preset adds blocks, width and heads.
 _PARCAE = {

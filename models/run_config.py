@@ -33,7 +33,7 @@ from .documents import read_documents
 from .looped import LoopedTransformer
 from .packed import PackedText
 from .presets import build, preset, recipe
-from .train import TrainConfig
+from .train_config import TrainConfig
 
 STANDARD_LIBRARY = "standard-library"
 _TABLES = ("model", "data", "train")
