@@ -269,9 +269,13 @@ def tokenize(
 
     Needs the optional packages of loopscope[text].
     """
-    from .corpus import tokenize as tokenize_source
+    import json
 
-    typer.echo(tokenize_source(source, out, vocab_size=vocab_size, tokenizer=tokenizer, max_tokens=max_tokens))
+    from .models.packed import tokenize as write_tokens
+
+    folder = write_tokens(source, out, vocab_size=vocab_size, tokenizer=tokenizer, max_tokens=max_tokens)
+    said = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    typer.echo(f"{folder}: {said['documents']} documents, {said['tokens']} tokens, vocabulary {said['vocab_size']}")
 
 
 @app.command(epilog="Example: loopscope export runs/a.h5 -o a.csv")

@@ -35,7 +35,7 @@ def thinning(first: int, last: int) -> Schedule:
     Raises:
         ValueError: ``last`` is not ``first`` times a power of two.
 
-    >>> [step for step in range(16) if thinning(5, 80)(step)], thinning(5, 80)(205), thinning(5, 80)(210)
+    >>> [step for step in range(16) if thinning(5, 80)(step)], thinning(5, 80)(405), thinning(5, 80)(410)
     ([0, 5, 10, 15], False, True)
     """
     doublings, rest = divmod(last, first) if first >= 1 else (0, 1)

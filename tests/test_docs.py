@@ -44,7 +44,7 @@ def test_every_command_of_the_readme_exists() -> None:
     assert used, "the README shows no command"
     for words in used:
         command = commands[words[1]]
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.split("=")[0] for word in words[2:] if word.startswith("--")} <= known, words
 
 
