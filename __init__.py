@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .probes.analysis import linearize
+    from .probes.description import LoopDescription, describe
     from .probes.diagnosis import Diagnosis, diagnose
     from .probes.probe import Probe, attach
     from .probes.reader import Run, RunFileError, open_run
@@ -26,17 +27,31 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "Diagnosis": "probes.diagnosis",
+    "LoopDescription": "probes.description",
     "LoopSite": "probes.site",
     "Probe": "probes.probe",
     "Run": "probes.reader",
     "RunFileError": "probes.reader",
     "attach": "probes.probe",
+    "describe": "probes.description",
     "diagnose": "probes.diagnosis",
     "linearize": "probes.analysis",
     "open_run": "probes.reader",
 }
 
-__all__ = ["Diagnosis", "LoopSite", "Probe", "Run", "RunFileError", "attach", "diagnose", "linearize", "open_run"]
+__all__ = [
+    "Diagnosis",
+    "LoopDescription",
+    "LoopSite",
+    "Probe",
+    "Run",
+    "RunFileError",
+    "attach",
+    "describe",
+    "diagnose",
+    "linearize",
+    "open_run",
+]
 __version__ = "0.1.0"
 
 

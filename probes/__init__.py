@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .analysis import linearize
     from .bound import BoundLoop, bound_loop
+    from .description import LoopDescription, describe
     from .diagnosis import Diagnosis, diagnose
     from .layout import Event
     from .probe import Probe, attach
@@ -24,6 +25,7 @@ _EXPORTS = {
     "Diagnosis": "diagnosis",
     "Event": "layout",
     "Finding": "rules",
+    "LoopDescription": "description",
     "LoopSite": "site",
     "LoopSiteError": "site",
     "Preset": "schedule",
@@ -33,6 +35,7 @@ _EXPORTS = {
     "RunFileError": "reader",
     "attach": "probe",
     "bound_loop": "bound",
+    "describe": "description",
     "diagnose": "diagnosis",
     "every": "schedule",
     "linearize": "analysis",
@@ -45,6 +48,7 @@ __all__ = [
     "Diagnosis",
     "Event",
     "Finding",
+    "LoopDescription",
     "LoopSite",
     "LoopSiteError",
     "Preset",
@@ -54,6 +58,7 @@ __all__ = [
     "RunFileError",
     "attach",
     "bound_loop",
+    "describe",
     "diagnose",
     "every",
     "linearize",

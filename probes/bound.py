@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .neutral import undisturbed
-from .site import LoopSite, LoopSiteError, argument, find_site, unwrap
+from .site import LoopSite, LoopSiteError, Part, Place, argument, find_site, unwrap
 
 Step = Callable[[Tensor], Tensor]
 
@@ -77,7 +77,12 @@ def bound_loop(model: nn.Module, tokens: Tensor, *, site: LoopSite | None = None
     (torch.Size([1, 4, 32]), True)
     """
     inner = unwrap(model)
-    found = find_site(inner, site)
+    found = find_site(inner, site, tokens)
+    if found.state_argument is None or found.shared:
+        raise LoopSiteError(
+            f"the state of this loop does not enter it at one module ({found.body!r} is the first), so it can be "
+            "watched but not linearised: call an nn.Identity on the state at the top of the loop and name it as body"
+        )
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     with undisturbed(inner, device, seed), torch.enable_grad():
@@ -169,9 +174,10 @@ class _Interception:
         if self.loops == 0:
             place = self.site.input_argument
             e = None if place is None else argument(args, kwargs, place)
+            assert self.site.state_argument is not None  # else `bound_loop` refuses the site
             self.seen.append((argument(args, kwargs, self.site.state_argument), e))
             return None
-        if self.calls != self.loops or self.state is None:
+        if self.calls != self.loops or self.state is None or self.site.state_argument is None:
             return None
         args, kwargs = _replaced(args, kwargs, self.site.state_argument, self.state)
         if self.e is not None and self.site.input_argument is not None:
@@ -185,9 +191,13 @@ class _Interception:
 
 
 def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str, value: Tensor
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a module with one of them exchanged."""
+    if isinstance(place, Part):
+        whole = argument(args, kwargs, place.argument)
+        value = torch.cat([whole[..., : place.start], value, whole[..., place.stop :]], dim=-1)
+        place = place.argument
     if isinstance(place, str):
         return args, kwargs | {place: value}
     return (*args[:place], value, *args[place + 1 :]), kwargs

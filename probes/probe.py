@@ -27,6 +27,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .least_squares import linear_estimate
 from .neutral import undisturbed
 from .recorder import Record, Recorder
 from .schedule import Preset, every, find_preset, matrix_interval
@@ -117,13 +118,15 @@ class Probe:
         overwrite: bool,
     ) -> None:
         self._model = unwrap(model)
-        self._site = find_site(self._model, site)
+        self._site = find_site(self._model, site, probe_batch)
         self._preset = find_preset(preset)
         self._device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
         info = _run_info(self._model, self._site, self._preset, config)
+        if self._site.a_bar is None and self._site.was_found:  # a model that said where its loop is, is not run
+            info["linear_estimate"] = linear_estimate(self._model, self._site, probe_batch)
         self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite)
         self._step = self._recorder.next_step
         self._scalars = frozenset(scalars)

@@ -2,16 +2,17 @@
 
 A `LoopSite` is the whole interface between a looped model and everything that measures it. A model of any origin may
 state its own with a method ``loop_site()`` that returns the keyword arguments of `LoopSite`, so that the model imports
-nothing of ours; anybody else writes one by hand.
+nothing of ours; the loops of some known models are described by ``adapters``; others are found by ``discovery``; and
+whatever cannot be found is told by hand.
 
-Not covered: finding the loop of a model that does not state it. `find_site` says so and shows the call that settles it.
+Not covered: models with several loops. They have one `LoopSite` each, and the user says which one is meant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,15 +22,40 @@ class LoopSiteError(ValueError):
     """The loop of a model could not be located; the message says what was seen and how to name it by hand."""
 
 
+class Part(NamedTuple):
+    """Some channels of an argument, for a module that receives state and input side by side in one tensor.
+
+    >>> Part(0, 0, 64)
+    Part(argument=0, start=0, stop=64)
+    """
+
+    argument: int | str
+    start: int
+    stop: int
+
+
+Place = int | str | Part
+"""Where a module receives a tensor: position, keyword, or channels of either."""
+
+
+BY_HAND, BY_MODEL = "given by hand", "stated by the model"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSite:
     """The places of one loop ``h[t+1] = step(h[t], e)`` in a model.
 
     Args:
         body: Dotted name of the first module of the loop body. It is called once per loop and receives ``h_t``.
-        after: Dotted name of the first module after the loop. It is called once per forward and receives ``h_T``.
-        state_argument: Where ``body`` receives the state: position or keyword.
+        after: Dotted name of the first module after the loop. Its first call receives ``h_T``.
+        state_argument: Where ``body`` receives the state: position, keyword, or a `Part` of either. ``None`` when the
+            state passes through operations first, so that no module receives it; then ``output`` is needed.
         input_argument: Where ``body`` receives the injected input ``e``; ``None`` when it does not receive it.
+        output: Dotted name of the module that returns ``h_{t+1}``, once per loop. When given, the states are read there
+            and ``body`` gives ``h_0`` only (nothing does when ``state_argument`` is ``None``: ``h_0`` is then missing
+            from the record); for loops whose final state reaches no module, or not on its first call.
+        shared: Whether the state reaches the loop by another way than ``body`` too. Such a loop can be watched, but not
+            run from another state, which linearising it needs.
         a_bar: Returns A̅ as it is now: 0-d for a scaled identity, 1-D for a diagonal, 2-D for a dense matrix that acts
             on column vectors. ``None`` when the loop has no linear part that can be read.
         b_bar: The same for B̅.
@@ -37,6 +63,8 @@ class LoopSite:
         depth_argument: Keyword of the model's ``forward`` that sets the number of loops; ``None`` when there is none.
         mean_depth: Mean number of loops in training (μ_rec of the Parcae paper).
         sublayers: Dotted names of the modules of the body whose output is the whole state, in running order.
+        found: How the site was found.
+        notes: What is not as usual about this loop, in sentences for the user.
 
     >>> LoopSite(body="injection", after="head", mean_depth=8).state_argument
     0
@@ -44,14 +72,23 @@ class LoopSite:
 
     body: str
     after: str
-    state_argument: int | str = 0
-    input_argument: int | str | None = None
+    state_argument: Place | None = 0
+    input_argument: Place | None = None
+    output: str | None = None
+    shared: bool = False
     a_bar: Callable[[], Tensor] | None = None
     b_bar: Callable[[], Tensor] | None = None
     c_out: Callable[[], Tensor] | None = None
     depth_argument: str | None = None
     mean_depth: int | None = None
     sublayers: tuple[str, ...] = ()
+    found: str = BY_HAND
+    notes: tuple[str, ...] = ()
+
+    @property
+    def was_found(self) -> bool:
+        """Whether the loop had to be found, by an adapter or by discovery."""
+        return self.found not in (BY_HAND, BY_MODEL)
 
     def describe(self) -> dict[str, Any]:
         """The site as plain values, for the run file: callables become whether they are there."""
@@ -68,8 +105,10 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str) -> Tensor:
-    """The tensor a module received at a position or under a keyword."""
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
+    """The tensor a module received at a position or under a keyword, or the channels of it that are meant."""
+    if isinstance(place, Part):
+        return argument(args, kwargs, place.argument)[..., place.start : place.stop]
     found: Tensor = kwargs[place] if isinstance(place, str) else args[place]
     return found
 
@@ -81,18 +120,19 @@ def _is_parallel(model: nn.Module) -> bool:
     return isinstance(model, DataParallel | DistributedDataParallel)
 
 
-def find_site(model: nn.Module, site: LoopSite | None = None) -> LoopSite:
-    """Locates the loop of a model: the site given by hand, else the one the model states.
+def find_site(model: nn.Module, site: LoopSite | None = None, example: Tensor | None = None) -> LoopSite:
+    """Locates the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
 
     Args:
         model: The user's module, unwrapped.
         site: A site given by hand; it wins.
+        example: Input for the small forward of discovery; default: random tokens.
 
     Returns:
         A site whose modules exist in ``model``.
 
     Raises:
-        LoopSiteError: The model states no site, states one that does not fit, or names a module it does not have.
+        LoopSiteError: The loop cannot be found for certain, or a site names a module that the model does not have.
 
     >>> from torch import nn
     >>> model = nn.ModuleDict({"inject": nn.Identity(), "head": nn.Identity()})
@@ -101,31 +141,34 @@ def find_site(model: nn.Module, site: LoopSite | None = None) -> LoopSite:
     """
     if site is None:
         site = _stated_site(model)
+    if site is None:
+        from .adapters import adapted_site
+        from .discovery import discover
+
+        site = adapted_site(model) or discover(model, example)
     modules = dict(model.named_modules())
-    for role in ("body", "after"):
+    for role in ("body", "after", "output"):
         name = getattr(site, role)
-        if name not in modules:
+        if name is not None and name not in modules:
             known = ", ".join(n for n in modules if n and "." not in n) or "none"
             raise LoopSiteError(
                 f"LoopSite({role}={name!r}): {type(model).__name__} has no module of that name; it has {known}"
             )
+    if site.state_argument is None and site.output is None:
+        raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
     return site
 
 
-def _stated_site(model: nn.Module) -> LoopSite:
-    """The site a model states about itself."""
+def _stated_site(model: nn.Module) -> LoopSite | None:
+    """The site a model states about itself, if it does."""
     state = getattr(model, "loop_site", None)
-    name = type(model).__name__
     if not callable(state):
-        raise LoopSiteError(
-            f"{name} does not state where its loop is: give it a method loop_site(), or pass "
-            "site=LoopSite(body='<first module of the loop>', after='<first module after the loop>', ...)"
-        )
+        return None
     stated = state()
     try:
-        return LoopSite(**stated)
+        return LoopSite(**{"found": BY_MODEL, **stated})
     except TypeError as error:
         known = ", ".join(f.name for f in fields(LoopSite))
         raise LoopSiteError(
-            f"{name}.loop_site() must return keyword arguments of LoopSite ({known}): {error}"
+            f"{type(model).__name__}.loop_site() must return keyword arguments of LoopSite ({known}): {error}"
         ) from None

@@ -105,7 +105,11 @@ class LoopTap:
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(Hook(self._begin)),
             modules[site.body].register_forward_pre_hook(Hook(self._loop), with_kwargs=True),
-            modules[site.after].register_forward_pre_hook(Hook(self._finish)),
+            (
+                modules[site.after].register_forward_pre_hook(Hook(self._finish))
+                if site.output is None
+                else modules[site.output].register_forward_hook(Hook(self._leave))
+            ),
             model.register_forward_hook(Hook(self._end), always_call=True),
         ]
 
@@ -138,8 +142,10 @@ class LoopTap:
         self._target = self._previous = self._step = None
 
     def _loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._target is None:
+        if self._target is None or self._site.state_argument is None:
             return
+        if self._site.output is not None and self._previous is not None:
+            return  # only h_0 is read here
         try:
             state = argument(args, kwargs, self._site.state_argument)
             injected = None
@@ -155,6 +161,18 @@ class LoopTap:
         try:
             self._record(self._target, args[0], None)
             self._target = None  # what a second call of this module receives is not h_T
+        except Exception as error:
+            self._fail(error)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Reads ``h_{t+1}`` where it is returned, for a loop whose states no module receives."""
+        if self._target is None:
+            return
+        try:
+            state = output[0] if isinstance(output, tuple) else output
+            if self._previous is None:  # nothing received h_0: what is missing is recorded as such
+                self._record(self._target, torch.full_like(state, torch.nan), None)
+            self._record(self._target, state, None)
         except Exception as error:
             self._fail(error)
 
@@ -245,7 +263,7 @@ def loop_means(raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str,
     ran = [f[:-1, STATE_COUNT] for f in forwards]
     tokens = [f[-1, STATE_COUNT] for f in forwards]
     once = {
-        "depth": sum(r.sum() for r in ran) / sum(tokens),
+        "depth": float(sum(r.sum() for r in ran) / sum(tokens)),
         "depth_min": float(min((r == n).sum() for r, n in zip(ran, tokens, strict=True))),
         "depth_max": float(loops - 1),
     }

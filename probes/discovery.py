@@ -1,0 +1,258 @@
+"""Finding the loop of an unknown model from one small forward.
+
+A loop is a run of module calls that repeats: the same modules in the same order, at least twice, with one tensor that
+links each period to the next. The forward is written down by `trace`; nothing is guessed. Whatever is not certain is an
+error that says what was seen, what is missing, and which `LoopSite` settles it.
+
+Not covered: loops inside compiled modules or in one module's own operations, and states that are several tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from .linear_part import known_linear_part, traced_linear_part
+from .periods import Link, Loop, Periods
+from .site import LoopSite, LoopSiteError, Place
+from .trace import Event, example_tokens, on_the_side, trace
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One loop that was seen: its site where it can be recorded, else what stands in the way."""
+
+    loops: int
+    modules: tuple[str, ...]
+    site: LoopSite | None
+    problem: str = ""
+
+
+def discover(model: nn.Module, example: Tensor | None = None) -> LoopSite:
+    """Where is the loop of this model, as one small forward shows it?
+
+    Runs the model once or twice on the side; random states, buffers and training flags are as before afterwards.
+
+    Args:
+        model: The user's module, unwrapped, not compiled.
+        example: Input for the forward; default: ``(2, 16)`` random tokens of its first embedding.
+
+    Returns:
+        The site, with A̅, B̅ and C_out where they can be read, and with notes on what is not as usual.
+
+    Raises:
+        LoopSiteError: There is no loop, there are several, or its state is not certain; the message lists what was
+            seen and the ``LoopSite(...)`` calls that settle it.
+
+    >>> from torch import nn
+    >>> class Looped(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.embed, self.block, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9)
+    ...     def forward(self, tokens, n_loops=3):
+    ...         h = self.embed(tokens)
+    ...         for _ in range(n_loops):
+    ...             h = self.block(h)
+    ...         return self.head(h)
+    >>> site = discover(Looped())
+    >>> site.body, site.after, site.depth_argument, site.mean_depth
+    ('block', 'head', 'n_loops', 3)
+    """
+    example = example_tokens(model) if example is None else example
+    levels = find_levels(model, example)
+    sites = [level.site for level in levels if level.site is not None]
+    if len(levels) == 1 and len(sites) == 1:
+        return _with_depth(model, sites[0], levels[0].loops, example)
+    raise LoopSiteError(_explanation(model, levels))
+
+
+def find_levels(model: nn.Module, example: Tensor) -> list[Level]:
+    """All loops that a forward shows, outer ones first."""
+    root = trace(model, example)
+    periods = Periods(root)
+    first = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    return [_level(model, periods, loop, first) for loop in periods.loops()]
+
+
+def site_call(site: LoopSite) -> str:
+    """The Python call that makes a site, without what cannot be written down.
+
+    >>> site_call(LoopSite(body="block", after="head", found="discovered"))
+    "LoopSite(body='block', after='head')"
+    """
+    shown = [
+        f"{f.name}={value!r}"
+        for f in fields(site)
+        if f.name not in ("found", "notes", "sublayers") and not callable(value := getattr(site, f.name))
+        if value != f.default
+    ]
+    return f"LoopSite({', '.join(shown)})"
+
+
+def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embedding | None) -> Level:
+    """The site of one loop, or why it has none."""
+    modules = tuple(event.name for event in periods.calls(loop, 1) if event.learns)
+    links = periods.links(loop)
+    if not links:
+        carried = periods.carried(loop)
+        what = f"{len(carried)} tensors are" if len(carried) != 1 else "a tensor is"
+        offered = _output_site(periods, loop)
+        made = ", ".join(repr(name) for name in carried) or "operations outside of modules"
+        problem = f"{what} carried from one period to the next (made by {made})"
+        return Level(loop.count, modules, offered, problem)
+    sites = [site for link in links if (site := _site(periods, loop, link)) is not None]
+    if not sites:
+        problem = "no module receives or returns the state itself: call an nn.Identity on it at the top of the loop"
+        return Level(loop.count, modules, None, problem)
+    best = min(sites, key=lambda site: (site.output is not None, site.state_argument is None))
+    return Level(loop.count, modules, _with_linear_part(model, periods, loop, best, embedding))
+
+
+def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
+    """The site for one way of reading the state: where it is received, or failing that, where it is returned."""
+    received = periods.receiver(loop, link)
+    after = periods.after(loop, link)
+    if received is None or after is None:
+        return _returned_site(periods, loop, link, received, after)
+    place, body = received
+    calls_before = periods.calls_until(body.name, loop, after)
+    if calls_before != loop.count:
+        return None
+    again = periods.calls_of(body.name) > loop.count
+    return LoopSite(
+        body=body.name,
+        after=after.name,
+        state_argument=place,
+        input_argument=periods.input_place(loop, link, body),
+        shared=periods.reached_otherwise(loop, link, body),
+        sublayers=periods.chain(loop, link, body),
+        found="discovered from one forward",
+        notes=("it runs again later in the forward: the first run is recorded",) if again else (),
+    )
+
+
+def _returned_site(
+    periods: Periods, loop: Loop, link: Link, received: tuple[Place, Event] | None, after: Event | None
+) -> LoopSite | None:
+    """The site of a state that is read from the module that returns it."""
+    returns = periods.returner(loop, link)
+    following = after or periods.next_call(loop)
+    if returns is None or following is None or periods.calls_of(returns) != loop.count:
+        return None
+    notes = ["the state is read where it is returned, because no module after the loop receives it"]
+    if received is None:
+        notes = [
+            "no module receives the state itself (it is combined with other tensors first): "
+            "it is read where it is returned, and h_0 is not recorded"
+        ]
+    body = received[1] if received is not None else periods.calls(loop, 1)[0]
+    return LoopSite(
+        body=body.name,
+        after=following.name,
+        state_argument=received[0] if received is not None else None,
+        input_argument=periods.input_place(loop, link, body) if received is not None else None,
+        output=returns,
+        # Run from another state, the loop would be caught where `after` is called, which does not receive h_T here.
+        shared=received is None or after is None or periods.reached_otherwise(loop, link, body),
+        found="discovered from one forward",
+        notes=tuple(notes),
+    )
+
+
+def _output_site(periods: Periods, loop: Loop) -> LoopSite | None:
+    """A site for the slowest of several carried states: the module that runs once per period, last."""
+    once = [name for name in periods.carried(loop) if periods.calls_of(name) == loop.count]
+    following = periods.next_call(loop)
+    if not once or following is None:
+        return None
+    return LoopSite(
+        body=once[-1],
+        after=following.name,
+        state_argument=None,
+        output=once[-1],
+        shared=True,
+        found="discovered from one forward",
+        notes=(f"of these, the state that {once[-1]!r} returns can be recorded, without its h_0",),
+    )
+
+
+def _with_linear_part(
+    model: nn.Module, periods: Periods, loop: Loop, site: LoopSite, embedding: nn.Embedding | None
+) -> LoopSite:
+    """Adds A̅, B̅ and C_out where they can be read."""
+    modules = dict(model.named_modules())
+    body, after = modules[site.body], modules[site.after]
+    if site.state_argument is not None:
+        linear = known_linear_part(body) or traced_linear_part(periods, loop, site)
+        if linear is not None:
+            site = replace(site, a_bar=linear.a_bar, b_bar=linear.b_bar)
+    vocabulary = embedding.num_embeddings if embedding is not None else -1
+    if site.output is None and isinstance(after, nn.Linear) and after.out_features != vocabulary:
+        site = replace(site, c_out=lambda: after.weight)
+    return site
+
+
+def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Tensor) -> LoopSite:
+    """Adds the argument that sets the depth, once a forward has shown that it does."""
+    accepted = inspect.signature(model.forward).parameters
+    counted = site.output or site.body
+    for name in DEPTH_ARGUMENTS:
+        if name in accepted and _calls(model, counted, example, {name: loops + 1}) == loops + 1:
+            return replace(site, depth_argument=name, mean_depth=loops)
+    return replace(site, mean_depth=loops)
+
+
+def _calls(model: nn.Module, name: str, example: Tensor, keywords: dict[str, int]) -> int:
+    """How often a module is called by a forward; 0 when the forward fails."""
+    seen: Counter[str] = Counter()
+
+    def count(module: nn.Module, args: object) -> None:
+        seen[name] += 1
+
+    handle: RemovableHandle = dict(model.named_modules())[name].register_forward_pre_hook(count)
+    try:
+        with on_the_side(model):
+            model(example, **keywords)
+    except Exception:  # whatever the model raises, this argument is not its number of loops
+        return 0
+    finally:
+        handle.remove()
+    return seen[name]
+
+
+def _explanation(model: nn.Module, levels: Sequence[Level]) -> str:
+    """What was seen, what is missing, and what to write."""
+    name = type(model).__name__
+    by_hand = "site=LoopSite(body='<first module of the loop>', after='<first module after the loop>')"
+    if not levels:
+        return (
+            f"{name} does not state where its loop is, and one forward in evaluation mode shows none: no module with "
+            "parameters runs twice on what it made itself. If the model loops only when asked to, or over operations "
+            f"outside of modules, say where: {by_hand}"
+        )
+    seen = "several loops were seen" if len(levels) > 1 else "a loop was seen"
+    lines = [f"{name}: {seen}, and a probe records one state of one loop:"]
+    for number, level in enumerate(levels, 1):
+        line = f"  {number}. {level.loops} times ({', '.join(level.modules)})"
+        line += f"; {level.problem}" if level.problem else ""
+        if level.site is not None:
+            line += "".join(f"; {note}" for note in level.site.notes) + f"; to record it: site={site_call(level.site)}"
+        lines.append(line)
+    if len(levels) > 1:
+        lines.append("Pass the site you mean; for all of them attach one probe each, with a file each.")
+    elif levels[0].site is None:
+        lines.append(f"Say where it is: {by_hand}")
+    return "\n".join(lines)
+
+
+__all__ = ["Level", "discover", "find_levels", "site_call"]

@@ -1,0 +1,189 @@
+"""One forward of a model written down: which modules and functions ran, in order, on which tensors.
+
+Modules are seen through hooks, functions through torch's own function overrides; the model is not changed and computes
+what it always does. The result is a tree of `Event`, the model's own call at its root.
+
+Not covered: compiled modules (their functions run unseen), and operations outside torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .neutral import undisturbed
+from .site import LoopSiteError
+
+EXAMPLE_SHAPE = (2, 16)  # sequences and positions of the default input: small, yet more positions than sequences
+
+
+@dataclass(eq=False, slots=True)
+class Event:
+    """A call of a module, or of a function (then ``module`` is None).
+
+    Args:
+        name: Dotted name of the module, or the function's own name.
+        module: The module.
+        places: The tensors among its own arguments, by position or keyword.
+        reads: All tensors it was given, nested ones too.
+        writes: The tensors it returned.
+        children: The calls made inside a module's call.
+    """
+
+    name: str
+    module: nn.Module | None
+    places: dict[int | str, Tensor]
+    reads: list[Tensor]
+    writes: list[Tensor] = field(default_factory=list)
+    children: list[Event] = field(default_factory=list)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is a call of a module with parameters."""
+        return self.module is not None and any(True for _ in self.module.parameters())
+
+    def walk(self) -> Iterator[Event]:
+        """The event and everything inside it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+def example_tokens(model: nn.Module) -> Tensor:
+    """Random tokens for a model's first embedding.
+
+    Raises:
+        LoopSiteError: The model has no embedding.
+
+    >>> example_tokens(nn.Embedding(10, 4)).shape
+    torch.Size([2, 16])
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            own = torch.Generator().manual_seed(0)
+            tokens = torch.randint(0, module.num_embeddings, EXAMPLE_SHAPE, generator=own)
+            return tokens.to(module.weight.device)
+    raise LoopSiteError(
+        f"{type(model).__name__} does not state where its loop is, and has no nn.Embedding to make tokens for "
+        "a forward that would show it: give an input it accepts "
+        "(attach(..., probe_batch=input), describe(model, input)), or site=LoopSite(...)"
+    )
+
+
+@contextmanager
+def on_the_side(model: nn.Module) -> Iterator[None]:
+    """A block in which the model may run without a trace: as `undisturbed`, and buffers and attributes are put back.
+
+    Compiled parts run uncompiled inside, for a graph that exists before a probe's hooks would never see them.
+
+    >>> model = nn.BatchNorm1d(2)
+    >>> with on_the_side(model):
+    ...     _, model.calls = model.running_mean.fill_(3.0), 1
+    >>> model.running_mean, hasattr(model, "calls")
+    (tensor([0., 0.]), False)
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    held = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    contents = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    compiling = "torch._dynamo" in sys.modules  # nothing is compiled where that was never imported
+    eager = torch.compiler.set_stance("force_eager") if compiling else nullcontext()
+    try:
+        with eager, undisturbed(model, device):
+            yield
+    finally:
+        for module, attributes, buffers in held:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, content in contents:
+                buffer.copy_(content)
+
+
+def trace(model: nn.Module, example: Tensor) -> Event:
+    """Runs a model once on the side and writes down what happens.
+
+    Args:
+        model: The user's module, unwrapped and not compiled.
+        example: Its input.
+
+    Raises:
+        LoopSiteError: The model does not accept this input (its own error is quoted).
+
+    >>> root = trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2))
+    >>> [child.name for child in root.children]
+    ['0', '1']
+    """
+    recorder = _Recorder()
+    names = {module: name for name, module in model.named_modules()}
+    handles = []
+    for module, name in names.items():
+        handles.append(module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(recorder.leaving))
+    try:
+        with on_the_side(model), recorder:
+            model(example)
+    except Exception as error:
+        raise LoopSiteError(
+            f"{type(model).__name__} failed on an example input of shape {tuple(example.shape)} ({error!r}): give an "
+            "input it accepts (attach(..., probe_batch=input), describe(model, input)), or site=LoopSite(...)"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return recorder.root.children[0]
+
+
+class _Recorder(TorchFunctionMode):
+    """Builds the tree while a model runs; every tensor stays alive in it, so identities are never reused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Event("", None, {}, [])
+        self.stack = [self.root]
+
+    def entering(self, name: str) -> Callable[..., None]:
+        """A pre-hook for the module of this name."""
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            own: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+            places = {place: value for place, value in own if isinstance(value, Tensor)}
+            self._add(Event(name, module, places, _tensors([args, kwargs])), open_=True)
+
+        return enter
+
+    def leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The hook that closes a module's call."""
+        self.stack.pop().writes = _tensors(output)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        written = _tensors(output)
+        if written:
+            name = getattr(func, "__name__", str(func))
+            self._add(Event(name, None, {}, _tensors([args, kwargs or {}]), written), open_=False)
+        return output
+
+    def _add(self, event: Event, *, open_: bool) -> None:
+        self.stack[-1].children.append(event)
+        if open_:
+            self.stack.append(event)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
