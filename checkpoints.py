@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .dynamics.safe_depth import SafeDepth, measured_depth, predicted_depth
 from .dynamics.scaling import DepthLaw, depth_law
 from .models.checkpoint import load_model
 from .models.data import Data
@@ -22,12 +24,15 @@ from .models.depth import loss_at_depths
 from .models.looped import LoopedTransformer
 from .models.run_config import RunConfig
 from .probes.analysis import linearize
+from .probes.bound import bound_loop
 from .probes.reader import open_run
 from .training import checked_device
 
 if TYPE_CHECKING:
     from .dynamics.linearization import Linearization
 
+SEQUENCES = 8  # of the batch whose answers are followed
+HORIZON = 64  # loops they are followed for
 MIN_DEPTHS = 4  # a law with three coefficients and one point to spare
 
 
@@ -38,10 +43,16 @@ class DepthCurve:
     Args:
         losses: Nats per token by depth.
         law: ``L(T) = L_∞ + Z e^{−zT}`` fitted to them; ``None`` with fewer than four depths.
+        predicted: Safe depth predicted from the first loops of one held-out batch.
+        measured: Depth up to which 95 % of that batch's answers stand, of ``horizon`` loops that were run.
+        horizon: Loops run to measure it.
     """
 
     losses: dict[int, float]
     law: DepthLaw | None
+    predicted: SafeDepth
+    measured: int
+    horizon: int
 
     def as_dict(self) -> dict[str, Any]:
         """The curve for JSON."""
@@ -50,7 +61,9 @@ class DepthCurve:
             "limit": law.limit, "amplitude": law.amplitude, "rate": law.rate, "identified": law.identified,
             "standard_errors": dict(law.quality.standard_errors),
         }  # fmt: skip
-        return {"losses": {str(depth): loss for depth, loss in self.losses.items()}, "law": fitted}
+        losses = {str(depth): loss for depth, loss in self.losses.items()}
+        safe = {"predicted": self.predicted.depth, "measured": self.measured, "horizon": self.horizon}
+        return {"losses": losses, "law": fitted, "safe_depth": safe}
 
     def text(self) -> str:
         """The curve for people."""
@@ -58,6 +71,11 @@ class DepthCurve:
         if (law := self.law) is not None:
             fit = f"L(T) = {law.limit:.4f} {law.amplitude:+.4f} · exp(−{law.rate:.4f} T)"
             lines.append(fit if law.identified else f"{fit}  (these depths do not determine all coefficients)")
+        predicted, measured = (
+            f"≥ {self.horizon}" if depth >= self.horizon else str(depth)
+            for depth in (self.predicted.depth, self.measured)
+        )
+        lines.append(f"safe depth: predicted {predicted}, measured {measured} (95 % of the answers stand)")
         return "\n".join(lines)
 
 
@@ -113,7 +131,33 @@ def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, devic
         mean = model.config.mean_depth
         depths = sorted({1, 2, 3, *(max(1, round(mean * share)) for share in (0.5, 0.75, 1, 1.5, 2, 3, 4))})
     losses = loss_at_depths(model, data, depths, batches=batches)
-    return DepthCurve(losses, depth_law(list(losses), list(losses.values())) if len(losses) >= MIN_DEPTHS else None)
+    law = depth_law(list(losses), list(losses.values())) if len(losses) >= MIN_DEPTHS else None
+    predicted, measured = _safe_depth(model, next(data.held_out(SEQUENCES))[:, :-1])
+    return DepthCurve(losses, law, predicted, measured, HORIZON)
+
+
+@torch.no_grad()
+def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, int]:
+    """Safe depth predicted from twice the training depth, and measured by running on to the horizon."""
+    seen = 2 * model.config.mean_depth
+    with bound_loop(model, tokens) as loop, torch.no_grad():
+        states, logits = [loop.state], []
+        answers = [loop.read_out(loop.state).argmax(-1).cpu().numpy()]
+        for depth in range(1, max(HORIZON, seen) + 1):
+            states.append(loop.step(states[-1]))
+            output = loop.read_out(states[-1])
+            answers.append(output.argmax(-1).cpu().numpy())
+            if depth in (seen - 1, seen):
+                logits.append(output.cpu().numpy())
+    path = torch.stack(states[: seen + 1]).double()
+    steps = (path[1:] - path[:-1]).norm(dim=-1).permute(1, 2, 0).cpu().numpy()
+    predicted = predicted_depth(
+        steps,
+        state_norm=path.norm(dim=-1).permute(1, 2, 0).cpu().numpy(),
+        logits=(logits[0], logits[1]),
+        horizon=max(HORIZON, seen),
+    )
+    return predicted, measured_depth(np.stack(answers), seen)
 
 
 def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
@@ -127,7 +171,9 @@ def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
     if run.exists():
         with open_run(run) as opened:
             recorded = opened.info.get("config", {})
-            config = RunConfig(preset=recorded.get("preset", "demo"), data=recorded.get("data", {}))
+            config = RunConfig(
+                preset=recorded.get("preset", "demo"), model=recorded.get("model", {}), data=recorded.get("data", {})
+            )
     data = config.open_data()
     if data.vocab_size > model.config.vocab_size:
         raise ValueError(f"{folder}: its vocabulary of {model.config.vocab_size} does not hold the data's tokens")

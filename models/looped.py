@@ -210,7 +210,15 @@ class Block(nn.Module):
 
 def _norm(config: LoopedConfig) -> nn.Module:
     """RMS norm with a learned weight."""
-    return nn.RMSNorm(config.width, eps=config.norm_eps)
+    return RMSNorm(config.width, eps=config.norm_eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm in the precision of its input: a weight of another dtype would miss the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x / rms(x) * weight`` over the last axis; the reduction is done in float32 or wider."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def rope_table(length: int, head_width: int, base: float) -> Tensor:
