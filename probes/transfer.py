@@ -32,9 +32,10 @@ class Transfer:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._copies = {name: _host_copy(tensor.detach()) for name, tensor in tensors.items()}
         self._event: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in tensors.values()):
+        device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        if device is not None:  # the model's device, which need not be the current one
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(device))
 
     def ready(self) -> bool:
         """Whether everything has arrived. Call it from the thread that started the copy."""
