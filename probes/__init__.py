@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .reader import Run, RunFileError, open_run
     from .rules import Finding, Rule, load_rules
     from .schedule import Preset, every
-    from .site import LoopSite, LoopSiteError
+    from .site import LoopSite, LoopSiteError, Part
 
 _EXPORTS = {
     "BoundLoop": "bound",
@@ -28,6 +28,7 @@ _EXPORTS = {
     "LoopDescription": "description",
     "LoopSite": "site",
     "LoopSiteError": "site",
+    "Part": "site",
     "Preset": "schedule",
     "Probe": "probe",
     "Rule": "rules",
@@ -51,6 +52,7 @@ __all__ = [
     "LoopDescription",
     "LoopSite",
     "LoopSiteError",
+    "Part",
     "Preset",
     "Probe",
     "Rule",

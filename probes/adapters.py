@@ -44,7 +44,7 @@ def _parcae(model: nn.Module) -> LoopSite | None:
         return None
     linear = known_linear_part(adapter) or _parcae_linear_part(adapter)
     sampling = str(_setting(model, "recurrent_iteration_method", "per-batch"))
-    notes = ["the depth cannot be given as a number, so there are no passes at a fixed depth"]
+    notes = []
     if sampling != "per-batch":
         notes.append(
             f"depth is sampled {sampling}: sequences that have stopped keep their state and count with steps of zero, "

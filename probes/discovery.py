@@ -70,9 +70,8 @@ def discover(model: nn.Module, example: Tensor | None = None) -> LoopSite:
     """
     example = example_tokens(model) if example is None else example
     levels = find_levels(model, example)
-    sites = [level.site for level in levels if level.site is not None]
-    if len(levels) == 1 and len(sites) == 1:
-        return _with_depth(model, sites[0], levels[0].loops, example)
+    if len(levels) == 1 and levels[0].site is not None and not levels[0].problem:
+        return _with_depth(model, levels[0].site, levels[0].loops, example)
     raise LoopSiteError(_explanation(model, levels))
 
 
@@ -80,6 +79,8 @@ def find_levels(model: nn.Module, example: Tensor) -> list[Level]:
     """All loops that a forward shows, outer ones first."""
     root = trace(model, example)
     periods = Periods(root)
+    if not periods.loops():
+        periods = Periods(root, bare=True)
     first = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
     return [_level(model, periods, loop, first) for loop in periods.loops()]
 
@@ -101,7 +102,8 @@ def site_call(site: LoopSite) -> str:
 
 def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embedding | None) -> Level:
     """The site of one loop, or why it has none."""
-    modules = tuple(event.name for event in periods.calls(loop, 1) if event.learns)
+    calls = periods.calls(loop, 1)
+    modules = tuple(event.name for event in calls if event.learns) or tuple(event.name for event in calls)
     links = periods.links(loop)
     if not links:
         carried = periods.carried(loop)
@@ -236,9 +238,9 @@ def _explanation(model: nn.Module, levels: Sequence[Level]) -> str:
     by_hand = "site=LoopSite(body='<first module of the loop>', after='<first module after the loop>')"
     if not levels:
         return (
-            f"{name} does not state where its loop is, and one forward in evaluation mode shows none: no module with "
-            "parameters runs twice on what it made itself. If the model loops only when asked to, or over operations "
-            f"outside of modules, say where: {by_hand}"
+            f"{name} does not state where its loop is, and one forward in evaluation mode shows none: no module runs "
+            "twice on what it made itself. If the model loops only when asked to, say where: "
+            f"{by_hand}. If it loops over operations alone, call an nn.Identity on the state at the top of the loop."
         )
     seen = "several loops were seen" if len(levels) > 1 else "a loop was seen"
     lines = [f"{name}: {seen}, and a probe records one state of one loop:"]

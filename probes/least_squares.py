@@ -1,8 +1,9 @@
 """The linear part of a loop that cannot be read from parameters, estimated from the states a model visits.
 
-The estimate is the best affine prediction of ``h[t+1]`` from ``h[t]`` and ``e``. That is a statement about the whole
-loop on these states, blocks included, and not the A̅ of an injection: it is reported under its own name, with the share
-of the states that it leaves unexplained.
+The estimate is the best affine prediction of ``h[t+1]`` from ``h[t]`` and ``e``; where ``e`` cannot be seen, it is that
+of one step ``h[t+1] − h[t]`` from the step before it, from which everything constant over the loops has dropped out.
+That is a statement about the whole loop on these states, blocks included, and not the A̅ of an injection: it is reported
+under its own name, with the share that it leaves unexplained.
 
 Not covered: choosing inputs that visit all directions; a direction no state has is said to be missing, not filled in.
 """
@@ -39,7 +40,7 @@ class Visited:
 
     Args:
         states: ``h_0 … h_T``, each ``(B, S, D)``; the first is None where no module receives it.
-        e: The input of the loop, ``(B, S, E)``; None where the site does not say where it arrives.
+        e: The input of the loop, ``(B, S, E)``; None where it is not known.
     """
 
     states: tuple[Tensor | None, ...]
@@ -59,17 +60,17 @@ class Visited:
 
 @dataclass(frozen=True, slots=True)
 class LinearEstimate:
-    """An affine fit ``h[t+1] ≈ A h[t] + B e + c``.
+    """An affine fit ``h[t+1] ≈ A h[t] + B e + c``, or without ``e`` a linear one of successive steps.
 
     Args:
-        radius: Spectral radius of A; its residual is the share ``‖h[t+1] − A h[t] − B e − c‖ / ‖h[t+1] − mean‖`` left
-            unexplained, and no bounds are proven. Unconverged where the samples do not determine A: directions that no
-            state has then count as zero, or there is no value at all.
+        radius: Spectral radius of A; its residual is the share ``‖h[t+1] − A h[t] − B e − c‖ / ‖h[t+1] − mean‖`` (or
+            the same of steps) left unexplained, and no bounds are proven. Unconverged where the samples do not
+            determine A: directions that no state has then count as zero, or there is no value at all.
         halves: The radius from either half of the tokens alone: how far it depends on the sample.
         a: ``(D, D)``, acting on columns; None where there were too few samples.
         b: ``(D, E)``; None without an input.
         samples: N.
-        unknowns: Columns to be determined, ``D + E + 1``.
+        unknowns: Columns to be determined: ``D + E + 1``, or D without an input.
         rank: How many of them the samples determine.
     """
 
@@ -138,7 +139,9 @@ def visit(model: nn.Module, site: LoopSite, example: Tensor) -> Visited:
             handle.remove()
     if len(states) < 2:
         raise LoopSiteError(f"{site.body!r} and what follows it were not called by this input: is it the loop's?")
-    return Visited(tuple(states), inputs[0] if inputs else None)
+    last = states[-1]
+    fits = bool(inputs) and last is not None and inputs[0].shape[:-1] == last.shape[:-1]
+    return Visited(tuple(states), inputs[0] if fits else None)
 
 
 def estimate_linear_part(model: nn.Module, site: LoopSite, example: Tensor | None = None) -> LinearEstimate:
@@ -179,7 +182,8 @@ def estimate_linear_part(model: nn.Module, site: LoopSite, example: Tensor | Non
     half = x.shape[0] // 2
     halves = (_radius(_fit(x[:half], y[:half])[0][:width].T), _radius(_fit(x[half:], y[half:])[0][:width].T))
     determined = rank == unknowns
-    method = "least squares" if determined else "least squares: the states do not span all directions"
+    fit = "least squares" if visited.e is not None else "least squares of successive steps"
+    method = fit if determined else f"{fit}: the states do not span all directions"
     found = Estimate(_radius(a), 0.0, math.inf, residual, method, converged=determined)
     b = solution[width:-1].T if visited.e is not None else None
     return LinearEstimate(found, halves, a, b, samples, unknowns, rank)
@@ -217,20 +221,19 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _samples(visited: Visited) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rows ``[h_t, e, 1]`` and ``h_{t+1}`` as ``(tokens, loops, ...)``; only loops in which all sequences take part."""
-    xs, ys = [], []
-    for h, following in zip(visited.states, visited.states[1:], strict=False):
-        if h is None or following is None or h.shape != following.shape:
-            continue
-        columns = [_rows(h)]
-        if visited.e is not None:
-            columns.append(_rows(visited.e))
-        columns.append(np.ones((columns[0].shape[0], 1)))
-        xs.append(np.concatenate(columns, axis=1))
-        ys.append(_rows(following))
-    if not xs:
-        raise LoopSiteError("no two successive states of this loop were seen, so nothing can be estimated from them")
-    return np.stack(xs, axis=1), np.stack(ys, axis=1)
+    """What is predicted from what, as ``(tokens, loops, ...)``; only loops in which all sequences take part."""
+    last = visited.states[-1]
+    assert last is not None  # only h_0 can be missing
+    states = np.stack([_rows(h) for h in visited.states if h is not None and h.shape == last.shape], axis=1)
+    if visited.e is None:
+        states = np.diff(states, axis=1)
+    if states.shape[1] < 2:
+        raise LoopSiteError("too few successive states of this loop were seen to estimate anything from them")
+    x, y = states[:, :-1], states[:, 1:]
+    if visited.e is not None:
+        e = np.broadcast_to(_rows(visited.e)[:, None], (*x.shape[:2], visited.e.shape[-1]))
+        x = np.concatenate([x, e, np.ones((*x.shape[:2], 1))], axis=-1)
+    return x, y
 
 
 def _rows(tensor: Tensor) -> NDArray[np.float64]:

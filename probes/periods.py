@@ -55,10 +55,12 @@ class Periods:
 
     Args:
         root: The model's own call, from `trace`.
+        bare: Whether modules without parameters make a loop too, for one that computes with operations alone.
     """
 
-    def __init__(self, root: Event) -> None:
+    def __init__(self, root: Event, *, bare: bool = False) -> None:
         self.root = root
+        self._bare = bare
         self._calls = Counter(event.module for event in root.walk() if event.module is not None)
         self.units = list(self._units(root))
         self._same: dict[int, int] = {}
@@ -78,7 +80,7 @@ class Periods:
 
     def loops(self) -> list[Loop]:
         """All loops, outer ones before the ones inside them; repeats that nothing links are left out."""
-        marks = [i for i, unit in enumerate(self.units) if unit.learns]
+        marks = [i for i, unit in enumerate(self.units) if self._marks(unit)]
         names = [self.units[i].name for i in marks]
         found: list[tuple[int, int, int]] = []
         for start, period, count in _repeats(names):
@@ -86,7 +88,7 @@ class Periods:
             covered = any(p == period and s <= start and start + period * count <= s + p * c for s, p, c in found)
             if not covered and self.carried(loop):
                 found.append((start, period, count))
-        found.sort(key=lambda run: (-run[1] * run[2], run[0]))
+        found.sort(key=lambda run: (run[0], -run[1] * run[2]))
         kept: list[tuple[int, int, int]] = []
         for run in found:
             if not any(_inside_earlier_period(run, other) for other in kept):
@@ -102,7 +104,8 @@ class Periods:
 
     def carried(self, loop: Loop) -> list[str]:
         """Names of the units whose outputs one period leaves to the next, in running order."""
-        made = {self._maker[key] for key in self._reached(loop, 1)[0]}
+        # Period 1 may go on from h_0 through functions alone, which was made before the loop.
+        made = {self._maker[key] for key in self._reached(loop, min(2, loop.count - 1))[0]}
         return [self.units[i].name for i in sorted(made)]
 
     def links(self, loop: Loop) -> list[Link]:
@@ -123,6 +126,8 @@ class Periods:
         """The first module of every period that receives the state, where, and its call in period 1."""
         for j, call in enumerate(self._calls_behind(loop, link, 1)):
             place = self._place(call, self.state(loop, link, 1))
+            if not self._opens_period(loop, call):
+                continue
             if place is not None and all(
                 len(calls := self._calls_behind(loop, link, k)) > j
                 and calls[j].name == call.name
@@ -146,14 +151,19 @@ class Periods:
         """The first module behind the loop whose first argument is the final state."""
         final = self.key(self.state(loop, link, loop.count))
         inside = {unit.name for unit in self.units[loop.first[0] : loop.last[-1] + 1]}
-        for unit in self.units[loop.last[-1] + 1 :]:
-            if unit.module is not None and 0 in unit.places and self.key(unit.places[0]) == final:
-                return unit if unit.name not in inside else None
-        return None
+        return next(
+            (
+                unit
+                for unit in self.units[loop.last[-1] + 1 :]
+                if unit.module is not None and unit.name not in inside
+                if 0 in unit.places and self.key(unit.places[0]) == final
+            ),
+            None,
+        )
 
     def next_call(self, loop: Loop) -> Event | None:
         """The first module with parameters behind the loop."""
-        return next((unit for unit in self.units[loop.last[-1] + 1 :] if unit.learns), None)
+        return next((unit for unit in self.units[loop.last[-1] + 1 :] if self._marks(unit)), None)
 
     def calls_of(self, name: str) -> int:
         """How often the module of this name was called in the whole forward."""
@@ -166,7 +176,9 @@ class Periods:
     def reached_otherwise(self, loop: Loop, link: Link, body: Event) -> bool:
         """Whether anything in period 1 but the call of ``body`` reads the state."""
         key = self.key(self.state(loop, link, 1))
-        begin, end = loop.last[0] + max(link.offset, 0) + 1, loop.last[1] + 1
+        begin, end = (loop.last[k] + max(link.offset, 0) + 1 for k in (0, 1))
+        if body.writes and self.key(body.writes[0]) == key:  # what reads the state later reads what `body` returned
+            end = self.units.index(body)
         readers = [
             unit
             for unit in self.units[begin:end]
@@ -205,11 +217,19 @@ class Periods:
 
     # Inside
 
+    def _marks(self, unit: Event) -> bool:
+        """Whether a unit is one of the calls whose repetition makes a loop."""
+        return unit.module is not None if self._bare else unit.learns
+
+    def _span(self, loop: Loop, k: int) -> list[Event]:
+        """The units from the first to the last module call of a period."""
+        return self.units[loop.first[k] : loop.last[k] + 1]
+
     def _units(self, event: Event) -> Iterator[Event]:
         """Calls at the level of the loops: goes into a module that is called once and holds one called more often."""
         for child in event.children:
             once = child.module is not None and self._calls[child.module] == 1
-            if once and any(e.module and self._calls[e.module] > 1 and e.learns for e in child.walk()):
+            if once and any(e.module and self._calls[e.module] > 1 and self._marks(e) for e in child.walk()):
                 yield from self._units(child)
             else:
                 yield child
@@ -226,7 +246,7 @@ class Periods:
 
         What lies behind ``stop`` is not looked at; masks, counters and scalars are no states.
         """
-        todo = [self.key(t) for unit in self.units[loop.first[k] : loop.last[k] + 1] if unit.learns for t in unit.reads]
+        todo = [self.key(t) for unit in self._span(loop, k) for t in unit.reads if self._marks(unit)]
         seen, carried = set[int](), set[int]()
         while todo:
             key = todo.pop()
@@ -238,7 +258,7 @@ class Periods:
                 continue
             if i <= loop.last[k - 1]:
                 carried |= {key} & self._wide
-            elif not self.units[i].learns:
+            elif not self._marks(self.units[i]):
                 todo += [self.key(tensor) for tensor in self.units[i].reads]
         return carried, stop in seen
 
@@ -276,6 +296,11 @@ class Periods:
         """The module calls that can receive the state which period ``k - 1`` leaves."""
         begin = loop.last[k - 1] + max(link.offset, 0) + 1
         return [unit for unit in self.units[begin : loop.last[k] + 1] if unit.module is not None]
+
+    def _opens_period(self, loop: Loop, call: Event) -> bool:
+        """Whether a call of period 1 has its like in period 0, rather than closing the period before."""
+        like = loop.first[0] + self.units.index(call) - loop.first[1]
+        return like >= 0 and self.units[like].name == call.name
 
     def _place(self, call: Event, tensor: Tensor) -> Place | None:
         """Where a call receives a tensor."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -109,3 +111,19 @@ def loop_rows() -> Callable[..., np.ndarray]:
         ).astype(np.float32)
 
     return rows
+
+
+@pytest.fixture(scope="session")
+def foreign() -> Callable[[str], ModuleType]:
+    """Loads a stand-in of ``foreign/`` by name."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(
+            f"foreign_{name}", Path(__file__).parent / "foreign" / f"{name}.py"
+        )
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
