@@ -103,3 +103,23 @@ def test_no_path_of_a_machine_in_the_tree() -> None:
     roots = tuple(f"/{name}/" for name in ("work", "root", "home", "Users"))
     text = {name: (ROOT / name).read_bytes() for name in files if (ROOT / name).is_file()}
     assert [name for name, content in text.items() if any(f'"{root}'.encode() in content for root in roots)] == []
+
+
+def test_every_module_of_the_mathematics_says_what_it_does_not_cover() -> None:
+    silent = [
+        path.name
+        for path in sorted((ROOT / "dynamics").glob("*.py"))
+        if "not cover" not in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").lower()
+    ]
+    assert not silent
+
+
+def test_every_exported_function_of_the_mathematics_has_an_example_and_a_source() -> None:
+    import inspect
+
+    import loopscope.dynamics as dynamics
+
+    functions = [value for name in dynamics.__all__ if inspect.isfunction(value := getattr(dynamics, name))]
+    assert len(functions) > 40
+    bare = [f.__name__ for f in functions if ">>>" not in (f.__doc__ or "") or "Source" not in (f.__doc__ or "")]
+    assert not bare
