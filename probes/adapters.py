@@ -43,25 +43,28 @@ def _parcae(model: nn.Module) -> LoopSite | None:
     if adapter is None or read_out is None or not isinstance(core, nn.ModuleList):
         return None
     linear = known_linear_part(adapter) or _parcae_linear_part(adapter)
-    sampling = str(_setting(model, "recurrent_iteration_method", "per-batch"))
+    sampling = getattr(model, "recurrent_iteration_method", None) or _setting(model, "recurrent_iteration_method")
+    gated = sampling not in (None, "per-batch")
     notes = []
-    if sampling != "per-batch":
+    if gated:
         notes.append(
             f"depth is sampled {sampling}: sequences that have stopped keep their state and count with steps of zero, "
-            "and the depth recorded is that of the longest"
+            "and the depth recorded is that of the longest; to linearise the loop, set "
+            "model.recurrent_iteration_method = 'per-batch' for that time"
         )
     return LoopSite(
         body="transformer.adapter",
         after="transformer.C",
         state_argument=0,
         input_argument=1,
+        shared=gated,
         a_bar=linear.a_bar if linear is not None else None,
         b_bar=linear.b_bar if linear is not None else None,
         c_out=_weight(read_out),
         mean_depth=_setting(model, "mean_recurrence"),
         # Gating by a mask takes place behind the blocks, so then they do not hand on the whole state.
         sublayers=("transformer.adapter", *(f"transformer.core_block.{i}" for i in range(len(core))))
-        if sampling == "per-batch"
+        if not gated
         else (),
         found="adapter for parcae_lm",
         notes=tuple(notes),

@@ -9,7 +9,7 @@ Not covered: compiled models (use the module before ``torch.compile``) and loops
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ class BoundLoop:
     Args:
         step: ``h_t -> h_{t+1}``, ``(B, S, D) -> (B, S, D)``; differentiable in the state.
         step_of: Input ``e`` -> the step with that input; ``None`` when the site does not say where ``e`` arrives.
-        read_out: ``h_T`` -> the model's output.
+        read_out: ``h_T`` -> the model's output; ``None`` when that holds no logits.
         state: ``h_0``.
         e: The input of the loop; ``None`` as above.
         sublayers: The modules of the body that carry the whole state, in running order.
@@ -46,7 +46,7 @@ class BoundLoop:
 
     step: Step
     step_of: Callable[[Tensor], Step] | None
-    read_out: Step
+    read_out: Step | None
     state: Tensor
     e: Tensor | None
     sublayers: dict[str, nn.Module]
@@ -81,7 +81,8 @@ def bound_loop(model: nn.Module, tokens: Tensor, *, site: LoopSite | None = None
     if found.state_argument is None or found.shared:
         raise LoopSiteError(
             f"the state of this loop does not enter it at one module ({found.body!r} is the first), so it can be "
-            "watched but not linearised: call an nn.Identity on the state at the top of the loop and name it as body"
+            "watched but not linearised. Call an nn.Identity on the state at the top of the loop and name it as body"
+            + "".join(f"; or: {note}" for note in found.notes)
         )
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
@@ -123,7 +124,7 @@ class _Interception:
     def bind(self) -> BoundLoop:
         """Runs the model once to see h_0 and e, and makes the functions."""
         with torch.no_grad():
-            self._forward()
+            output = self._forward()
         if not self.seen:
             raise LoopSiteError(f"module {self.site.body!r} was not called by this input: is it the loop's?")
         (state, e), self.loops = self.seen[0], len(self.seen)
@@ -131,7 +132,7 @@ class _Interception:
         return BoundLoop(
             step=self._step(None),
             step_of=self._step if e is not None else None,
-            read_out=self._read_out,
+            read_out=self._read_out if _logits(output) is not None else None,
             state=state,
             e=e,
             sublayers={name: modules[name] for name in self.site.sublayers},
@@ -157,17 +158,18 @@ class _Interception:
         """The model's output for a final state."""
         self.final = h
         try:
-            return self._forward()
+            logits = _logits(self._forward())
+            assert logits is not None  # `bind` has seen them
+            return logits
         finally:
             self.final = None
 
-    def _forward(self) -> Tensor:
+    def _forward(self) -> Any:
         """One run of the model, at depth 1 where its depth can be set."""
         self.calls = 0
         depth = {self.site.depth_argument: 1} if self.site.depth_argument is not None else {}
         torch.default_generator.manual_seed(self.seed)  # h_0 is the same in every run
-        output: Tensor = self.model(self.tokens, **depth)
-        return output
+        return self.model(self.tokens, **depth)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls += 1
@@ -188,6 +190,13 @@ class _Interception:
         if self.catch:
             raise _ReachedError(args[0])
         return None if self.final is None else (self.final, *args[1:])
+
+
+def _logits(output: Any) -> Tensor | None:
+    """The logits in what a model returns: a tensor, or an object or mapping that holds them under that name."""
+    if not isinstance(output, Tensor):
+        output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    return output if isinstance(output, Tensor) else None
 
 
 def _replaced(

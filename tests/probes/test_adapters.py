@@ -103,7 +103,8 @@ def test_parcae_stand_in(injection, sampling, foreign, tmp_path):
     model = foreign("parcae_lm").Parcae(injection, sampling)
     site = adapted_site(model)
     found = discover(model)
-    assert (found.body, found.after, found.input_argument) == (site.body, site.after, site.input_argument)
+    for name in ("body", "after", "input_argument", "shared", "sublayers"):
+        assert getattr(site, name) == getattr(found, name)
     h, e = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
     for one in (site, found):
         a_bar, b_bar = one.a_bar(), one.b_bar()
@@ -114,6 +115,17 @@ def test_parcae_stand_in(injection, sampling, foreign, tmp_path):
     assert info["site"]["found"] == "adapter for parcae_lm"
     assert info["a_bar_learned"] == (injection != "add")
     assert np.isfinite(radii).any() if injection == "linear" else np.isfinite(radii).all()
+
+
+def test_a_gated_loop_is_not_linearised_unasked(foreign):
+    """A sequence that has stopped keeps its state, whatever is put into the loop."""
+    torch.manual_seed(0)
+    model = foreign("parcae_lm").Parcae("diagonal", "per-sequence")
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    with pytest.raises(LoopSiteError, match=r"recurrent_iteration_method = 'per-batch'"):
+        loopscope.linearize(model, tokens, num_loops=4)
+    model.config.recurrent_iteration_method = "per-batch"
+    assert "LTI stable" in str(loopscope.linearize(model, tokens, num_loops=4).verdict)
 
 
 def test_huginn_stand_in(foreign, tmp_path):
@@ -142,6 +154,14 @@ def test_the_state_inside_a_joined_argument_can_be_replaced(foreign):
     for block in model.transformer["core_block"]:
         x = block(x, model.freqs_cis[:, :16], None)
     torch.testing.assert_close(reached, x)
+
+
+def test_models_that_return_objects_can_be_linearised(foreign):
+    torch.manual_seed(0)
+    model = foreign("ouro").OuroForCausalLM()
+    found = loopscope.linearize(model, torch.zeros(1, 4, dtype=torch.int64), num_loops=4)
+    assert "LTI unknown" in str(found.verdict)
+    assert "full loop" in str(found.verdict)
 
 
 @pytest.mark.parametrize("labels", ["labels", None])
