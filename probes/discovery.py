@@ -82,7 +82,15 @@ def find_levels(model: nn.Module, example: Tensor) -> list[Level]:
     if not periods.loops():
         periods = Periods(root, bare=True)
     first = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
-    return [_level(model, periods, loop, first) for loop in periods.loops()]
+    levels = []
+    for loop in periods.loops():
+        readings = [_level(model, periods, turned, first) for turned in periods.turned(loop)]
+        settled = [level for level in readings if not level.problem]
+        if len(settled) > 1:
+            elsewhere = "the same calls can be read as a loop that begins at another module"
+            readings = [replace(level, problem=elsewhere) for level in settled]
+        levels += (readings if len(settled) > 1 else settled) or readings[:1]
+    return levels
 
 
 def site_call(site: LoopSite) -> str:
@@ -107,10 +115,11 @@ def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embeddi
     links = periods.links(loop)
     if not links:
         carried = periods.carried(loop)
-        what = f"{len(carried)} tensors are" if len(carried) != 1 else "a tensor is"
         offered = _output_site(periods, loop)
-        made = ", ".join(repr(name) for name in carried) or "operations outside of modules"
-        problem = f"{what} carried from one period to the next (made by {made})"
+        made = ", ".join(repr(name) for name in carried)
+        problem = f"{len(carried)} tensors are carried from one period to the next (made by {made})"
+        if len(carried) == 1:
+            problem = "the next state depends on more than the tensor that a period passes to its modules"
         return Level(loop.count, modules, offered, problem)
     sites = [site for link in links if (site := _site(periods, loop, link)) is not None]
     if not sites:
@@ -242,7 +251,7 @@ def _explanation(model: nn.Module, levels: Sequence[Level]) -> str:
             "twice on what it made itself. If the model loops only when asked to, say where: "
             f"{by_hand}. If it loops over operations alone, call an nn.Identity on the state at the top of the loop."
         )
-    seen = "several loops were seen" if len(levels) > 1 else "a loop was seen"
+    seen = "several loops, or readings of one, were seen" if len(levels) > 1 else "a loop was seen"
     lines = [f"{name}: {seen}, and a probe records one state of one loop:"]
     for number, level in enumerate(levels, 1):
         line = f"  {number}. {level.loops} times ({', '.join(level.modules)})"

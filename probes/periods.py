@@ -21,11 +21,13 @@ from torch import Tensor
 from .site import Part, Place
 from .trace import Event
 
-# Functions that hand on the same numbers in another wrapping; only where they keep the shape.
+# Functions that hand on the same numbers in another wrapping: where they keep the shape, or for the second set, where
+# they keep the channels and only fold the tokens differently.
 _SAME = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "clone", "contiguous", "detach", "alias"}
-    | {"view", "view_as", "reshape", "expand_as", "squeeze", "unsqueeze", "__getitem__"}
+    | {"expand_as", "__getitem__"}
 )
+_FOLDED = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"})
 _JOIN = frozenset({"cat", "concat", "concatenate"})
 
 
@@ -63,6 +65,7 @@ class Periods:
         self._bare = bare
         self._calls = Counter(event.module for event in root.walk() if event.module is not None)
         self.units = list(self._units(root))
+        self._marked = [i for i, unit in enumerate(self.units) if self._marks(unit)]
         self._same: dict[int, int] = {}
         self.inner: dict[int, Event] = {}  # the function that made a tensor, wherever it ran
         for event in root.walk():
@@ -80,7 +83,7 @@ class Periods:
 
     def loops(self) -> list[Loop]:
         """All loops, outer ones before the ones inside them; repeats that nothing links are left out."""
-        marks = [i for i, unit in enumerate(self.units) if self._marks(unit)]
+        marks = self._marked
         names = [self.units[i].name for i in marks]
         found: list[tuple[int, int, int]] = []
         for start, period, count in _repeats(names):
@@ -94,6 +97,16 @@ class Periods:
             if not any(_inside_earlier_period(run, other) for other in kept):
                 kept.append(run)
         return [_loop(marks, *run) for run in kept]
+
+    def turned(self, loop: Loop) -> list[Loop]:
+        """The loops that the same calls can be read as: as many periods, beginning at a later module of the first."""
+        start, period = self._marked.index(loop.first[0]), self._marked.index(loop.last[0])
+        period += 1 - start
+        names = [self.units[i].name for i in self._marked[start:]]
+        further = 0
+        while further < period and names[period * loop.count + further :][:1] == names[further : further + 1]:
+            further += 1
+        return [_loop(self._marked, start + turn, period, loop.count) for turn in range(further + 1)]
 
     def calls(self, loop: Loop, k: int) -> list[Event]:
         """The module calls of period ``k``, those without parameters in the gap before it too."""
@@ -200,11 +213,11 @@ class Periods:
 
     def input_place(self, loop: Loop, link: Link, body: Event) -> Place | None:
         """Where ``body`` receives, in every period, the same tensor of the state's shape made before the loop."""
-        shape = self.state(loop, link, 1).shape[:-1]
+        tokens = self.state(loop, link, 1).shape[:-1].numel()
         calls = [unit for unit in self.units[: loop.last[-1] + 1] if unit.name == body.name and unit.module is not None]
         for place, tensor in self._given(body):
             same = all(any(p == place and t == self.key(tensor) for p, t in self._keys(call)) for call in calls)
-            if same and self._is_constant(loop, tensor) and tensor.is_floating_point() and tensor.shape[:-1] == shape:
+            if same and self._is_constant(loop, tensor) and tensor.is_floating_point() and _tokens(tensor) == tokens:
                 return place
         return None
 
@@ -241,12 +254,14 @@ class Periods:
         elif all(id(made) != id(tensor) for tensor in event.reads):
             self.inner.setdefault(id(made), event)
 
-    def _reached(self, loop: Loop, k: int, stop: int | None = None) -> tuple[set[int], bool]:
+    def _reached(self, loop: Loop, k: int, stop: int | None = None, goal: int | None = None) -> tuple[set[int], bool]:
         """The tensors from earlier periods that the modules of period ``k`` go on from, and whether ``stop`` is one.
 
-        What lies behind ``stop`` is not looked at; masks, counters and scalars are no states.
+        So do functions that lead to ``goal``, the state that the period leaves. What lies behind ``stop`` is not looked
+        at; masks, counters and scalars are no states.
         """
-        todo = [self.key(t) for unit in self._span(loop, k) for t in unit.reads if self._marks(unit)]
+        todo = [] if goal is None else [goal]
+        todo += [self.key(t) for unit in self._span(loop, k) for t in unit.reads if self._marks(unit)]
         seen, carried = set[int](), set[int]()
         while todo:
             key = todo.pop()
@@ -264,6 +279,7 @@ class Periods:
 
     def _is_state(self, loop: Loop, link: Link) -> bool:
         """Whether each period goes on from this one tensor alone, and the last period leaves one too."""
+        before = 0
         for k in range(1, loop.count + 1):
             i = loop.last[k - 1] + link.offset
             if i >= len(self.units) or not self._same_gap(loop, link, k):
@@ -271,8 +287,11 @@ class Periods:
             if link.slot >= len(self.units[i].writes):
                 return False
             key = self.key(self.units[i].writes[link.slot])
-            if key not in self._wide or (k < loop.count and self._reached(loop, k, key) != (set(), True)):
+            if key not in self._wide:
                 return False
+            if k > 1 and self._reached(loop, k - 1, before, key) != (set(), True):
+                return False
+            before = key
         return True
 
     def _same_gap(self, loop: Loop, link: Link, k: int) -> bool:
@@ -332,10 +351,17 @@ class Periods:
 
 
 def _is_same(unit: Event) -> bool:
-    """Whether a function hands on its input's numbers in the same shape."""
-    return (
-        unit.module is None and unit.name in _SAME and bool(unit.reads) and unit.reads[0].shape == unit.writes[0].shape
-    )
+    """Whether a function hands on its input's numbers, one token's channels together."""
+    if unit.module is not None or not unit.reads:
+        return False
+    given, made = unit.reads[0], unit.writes[0]
+    folded = unit.name in _FOLDED and given.shape[-1:] == made.shape[-1:] and given.numel() == made.numel()
+    return folded or (unit.name in _SAME and given.shape == made.shape)
+
+
+def _tokens(tensor: Tensor) -> int:
+    """Number of channel vectors in a tensor."""
+    return tensor.shape[:-1].numel() if tensor.ndim > 1 else 0
 
 
 def _loop(marks: list[int], start: int, period: int, count: int) -> Loop:

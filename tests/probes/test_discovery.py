@@ -12,6 +12,7 @@ from loopscope.probes.least_squares import estimate_linear_part, visit
 from loopscope.probes.site import find_site
 from loopscope.probes.trace import example_tokens, on_the_side, trace
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Model(nn.Module):
@@ -384,3 +385,103 @@ def test_compiled_parts_are_looked_at_uncompiled(tmp_path):
     assert not compiled
     assert loopscope.describe(torch.compile(model, backend=backend)).site.body == "inject"
     assert not compiled
+
+
+def checkpointed(reentrant):
+    def loop(model, e, n):
+        h = torch.zeros_like(e)
+        for _ in range(n):
+            h = checkpoint(lambda h, e: model.block(model.inject(h, e)), h, e, use_reentrant=reentrant)
+        return h
+
+    return loop
+
+
+def folded(model, e, n):
+    h = torch.zeros_like(e)
+    for _ in range(n):
+        h = model.block(model.inject(h.reshape(-1, 8), e.reshape(-1, 8))).view(e.shape)
+    return h
+
+
+def under_autocast(model, e, n):
+    h = torch.zeros_like(e)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(n):
+            h = model.block(model.inject(h, e))
+    return h.float()
+
+
+def over_relaxed(model, e, n):
+    h = torch.zeros_like(e)
+    for _ in range(n):
+        h = h + 0.3 * (model.block(model.inject(h, e)) - h)
+    return h
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    ("loop", "shared"),
+    [
+        (checkpointed(True), False),
+        (checkpointed(False), False),
+        (folded, False),
+        (under_autocast, False),
+        (over_relaxed, True),
+    ],
+)
+def test_ways_of_writing_the_same_loop(loop, shared):
+    site = discover(Model(loop, inject=Joined(), block=block()))
+    assert (site.body, site.after, site.state_argument, site.input_argument) == ("inject", "head", 0, 1)
+    assert (site.output, site.shared) == (None, shared)
+    assert site.a_bar().shape == (8, 8)
+
+
+def test_a_state_updated_in_place_is_not_followed():
+    def loop(model, e, n):
+        h = torch.zeros_like(e)
+        for _ in range(n):
+            h += model.block(model.inject(h, e))
+        return h
+
+    with pytest.raises(LoopSiteError, match="shows none"):
+        discover(Model(loop, inject=Joined(), block=block()))
+
+
+def test_a_momentum_beside_the_state_is_seen():
+    def loop(model, e, n):
+        h = v = torch.zeros_like(e)
+        for _ in range(n):
+            v = 0.9 * v + model.block(model.inject(h, e))
+            h = h + v
+        return h
+
+    with pytest.raises(LoopSiteError, match="tensors are carried"):
+        discover(Model(loop, inject=Joined(), block=block()))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_loop_whose_beginning_the_calls_do_not_show(norm_first):
+    """``norm, step, norm, step, norm``: the norm may open a loop or close it, and the states differ."""
+
+    def loop(model, e, n):
+        h = e if norm_first else model.norm(e)
+        for _ in range(n):
+            h = model.block(model.norm(h)) if norm_first else model.norm(model.block(h))
+        return model.norm(h) if norm_first else h
+
+    model = Model(loop, block=block(), norm=nn.LayerNorm(8))
+    with pytest.raises(LoopSiteError, match="begins at another module") as raised:
+        discover(model)
+    for call in ("body='norm', after='norm', output='block'", "body='block', after='head'"):
+        assert f"site=LoopSite({call}" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "MixtralForCausalLM"])
+def test_models_without_a_loop_are_not_given_one(name):
+    transformers = pytest.importorskip("transformers", reason="the test extra installs transformers")
+    kind = getattr(transformers, name)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    more = {"intermediate_size": 64, "num_key_value_heads": 2} if "GPT2" not in name else {"bos_token_id": 0}
+    with pytest.raises(LoopSiteError, match="shows none"):
+        discover(kind(kind.config_class(**sizes, **more, eos_token_id=0)))
