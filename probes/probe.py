@@ -119,6 +119,8 @@ class Probe:
     ) -> None:
         self._model = unwrap(model)
         self._site = find_site(self._model, site, probe_batch)
+        for note in self._site.notes:
+            log.warning("loopscope: the loop of %s, %s: %s", type(self._model).__name__, self._site.found, note)
         self._preset = find_preset(preset)
         self._device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         if path.exists() and not (resume or overwrite):
