@@ -36,6 +36,7 @@ LOSS: Final = "#7a6fdc"
 RADIUS: Final = "#7a6fdc"
 NORM: Final = "#2b9a8a"
 RATIO: Final = "#c0579e"
+FULL_LOOP: Final = "#7d8b2f"
 STATE: Final = "#7a6fdc"
 RESIDUAL: Final = "#2b9a8a"
 

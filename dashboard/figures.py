@@ -36,6 +36,9 @@ class Series(NamedTuple):
         return not bool(np.any(~np.isnan(self.values)))
 
 
+NOT_RECORDED = Series()
+
+
 class Mark(NamedTuple):
     """Something that happened at a step: an event of the run, or the first breach of a rule."""
 
@@ -151,7 +154,7 @@ def _add_marks(chart: go.Figure, marks: Sequence[Mark], known: Series, view: Vie
 
 
 def radius(
-    radius: Series, norm: Series, ratio: Series, *, tolerance: float, view: View = None,
+    radius: Series, norm: Series, ratio: Series, *, tolerance: float, full: Series = NOT_RECORDED, view: View = None,
     selected: float | None = None, revision: str = "",
 ) -> go.Figure:  # fmt: skip
     """ρ(A̅) and σ_max(A̅) over steps, on the bands in which the LTI part is stable, marginal or unstable.
@@ -161,15 +164,16 @@ def radius(
         norm: Largest singular value of A̅; bounds one loop's growth, not the regime.
         ratio: ‖h[t+1]−h[t]‖ / ‖h[t]−h[t−1]‖ late in the loop, on the fixed probe batch: what the full loop did.
         tolerance: Half-width of the marginal band around 1.
+        full: Spectral radius of the full loop's Jacobian, at the few steps where it was measured.
         view: Visible range of steps, or None for everything.
         selected: Step of the cursor, or None.
         revision: See `frame.figure`.
 
     Returns:
-        The figure; `frame.empty` when none of the three was recorded.
+        The figure; `frame.empty` when none of the four was recorded.
     """
     title = "Gain per loop"
-    if radius.empty and norm.empty and ratio.empty:
+    if radius.empty and norm.empty and ratio.empty and full.empty:
         return empty(
             title, "Neither A̅ nor a probe batch was recorded.", remedy="The loop site of this run did not name its A̅."
         )
@@ -178,9 +182,12 @@ def radius(
         chart.add_trace(_line(norm, view, "σ<sub>max</sub>(A̅)", colours.NORM, dash="dash", width=1.4))
     if not ratio.empty:
         chart.add_trace(_line(ratio, view, "residual ratio", colours.RATIO, dash="dot"))
+    if not full.empty:
+        measured = _line(full, view, "ρ(J), full loop", colours.FULL_LOOP)
+        chart.add_trace(measured.update(mode="lines+markers"))
     if not radius.empty:
         chart.add_trace(_line(radius, view, "ρ(A̅)", colours.RADIUS, width=2.4))
-    _add_bands(chart, (radius, norm, ratio), tolerance, view)
+    _add_bands(chart, (radius, norm, ratio, full), tolerance, view)
     chart.update_layout(hovermode="x unified", legend={"traceorder": "reversed"})
     return over_steps(chart, view, selected)
 

@@ -46,6 +46,7 @@ def step_figures(held: OpenRun, view: View, selected: float | None, revision: st
             held.series("a_bar_norm"),
             held.series("residual_ratio"),
             tolerance=LTI_TOLERANCE,
+            full=held.series("jacobian_radius"),
             **shared,
         ),
         figures.residual_heatmap(run["step"], held.residual(), **shared),

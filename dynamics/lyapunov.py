@@ -147,7 +147,9 @@ def lyapunov_exponents(
     return LyapunovSpectrum(np.stack(rates[warmup:][::-1]), warmup)
 
 
-def token_exponents(step: Step, state: Tensor, *, count: int = 1, iterations: int, warmup: int = 0) -> LyapunovSpectrum:
+def token_exponents(
+    step: Step, state: Tensor, *, count: int = 1, iterations: int, warmup: int = 0, coupled: bool | None = None
+) -> LyapunovSpectrum:
     """Average growth rates of small perturbations of each token's own state, for causal loops.
 
     As `lyapunov_exponents`, on each token's own block of the Jacobians; all tokens share the backward passes.
@@ -158,12 +160,13 @@ def token_exponents(step: Step, state: Tensor, *, count: int = 1, iterations: in
         count: Exponents per token, from 1 to D.
         iterations: Loops averaged over.
         warmup: Loops run after those, to align the directions.
+        coupled: `TokenJacobian.coupled` of an earlier visit to the same loop; causality is then not checked again.
 
     Returns:
         Rates ``(iterations, B, S, count)``; exponents and errors ``(B, S, count)``.
 
     Raises:
-        CausalityError: The loop is not causal (checked at the start).
+        CausalityError: The loop is not causal (checked at the start, unless ``coupled`` is given).
         ValueError: ``count`` or ``iterations`` is out of range.
         FloatingPointError: The trajectory stopped being finite (the message gives the loop).
 
@@ -178,7 +181,7 @@ def token_exponents(step: Step, state: Tensor, *, count: int = 1, iterations: in
     if not 1 <= count <= width:
         raise ValueError(f"count: expected 1 to {width}, found {count}")
     states = _states(step, state, iterations, warmup)
-    first = TokenJacobian(step, states[0])
+    first = TokenJacobian(step, states[0], check=coupled is None, coupled=coupled)
     q = torch.linalg.qr(random_start(batch * positions * count, width, state).reshape(-1, count, width).mT)[0]
     rates = []
     for t in reversed(range(iterations + warmup)):

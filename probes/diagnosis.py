@@ -1,7 +1,8 @@
 """What a recorded run says: three regimes, the rules that fired, and one sentence.
 
 The regimes are read at the end of the run: of the linear part from the last recorded ρ(A̅), of the full loop from its
-largest Lyapunov exponent where one was recorded, of the trajectory from the decay law of the last pass of the fixed
+largest Lyapunov exponent (else the logarithm of its Jacobian's radius) in the last step in which it was measured, of
+the trajectory from the decay law of the last pass of the fixed
 probe batch (or, without one, of the deepest of the last training steps). Nothing is taken from a name or a setting.
 
 Not covered: why an optimiser went where it went. The findings say what happened to the loop first.
@@ -79,7 +80,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
     if (missing := _missing(run)) is not None:
         unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
         return Diagnosis(unknown, "unknown", math.nan, missing.message, [missing], [], len(run), evaluated=False)
-    radius, exponent = _last(run, "a_bar_radius"), _last(run, "lyapunov_max")
+    radius, exponent = _last(run, "a_bar_radius"), loop_exponent(run)
     law = trajectory_law(run)
     regimes: dict[str, Regime] = {
         "lti": lti_regime(radius),
@@ -91,7 +92,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
         regimes=regimes,
         verdict=worst(*regimes.values()),
         radius=radius,
-        summary=_summary(regimes, radius, law, run),
+        summary=_summary(regimes, radius, exponent, law, run),
         findings=findings,
         skipped=skipped,
         steps=len(run),
@@ -140,18 +141,39 @@ def _depth(state_norm: NDArray[np.floating[Any]]) -> int:
     return int(recorded[-1]) if len(recorded) else 0
 
 
+def loop_exponent(run: Run) -> float:
+    """Growth rate of perturbations of the full loop where it was measured last, nats per loop.
+
+    NaN when it never was, or when the last measurement did not succeed: an older one would say nothing of the end.
+    """
+    tried, _ = _series(run, "full_loop_seconds")
+    for name in ("lyapunov_max", "jacobian_radius"):
+        steps, values = _series(run, name)
+        if len(steps) and (not len(tried) or steps[-1] == tried[-1]):
+            value = float(values[-1])
+            return value if name == "lyapunov_max" else math.log(value) if value > 0 else -math.inf
+    return math.nan
+
+
+def _series(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Steps and values of a series; empty when the file does not have it."""
+    try:
+        return run.series(name)
+    except KeyError:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+
+
 def _last(run: Run, name: str) -> float:
     """The last recorded value of a series; NaN when it was never recorded."""
-    try:
-        _, values = run.series(name)
-    except KeyError:
-        return math.nan
+    _, values = _series(run, name)
     return float(values[-1]) if len(values) else math.nan
 
 
-def _summary(regimes: dict[str, Regime], radius: float, law: TrajectoryLaw, run: Run) -> str:
+def _summary(regimes: dict[str, Regime], radius: float, exponent: float, law: TrajectoryLaw, run: Run) -> str:
     """One sentence with the numbers that decide, and the disagreement where there is one."""
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
+    if not math.isnan(exponent):
+        said.append(f"Full loop {regimes['loop']}, λ = {exponent:+.2f} per loop")
     conflict = disagreement(regimes["lti"], regimes["loop"], regimes["trajectory"])
     return ". ".join(part.rstrip(".") for part in [*said, law.sentence, conflict] if part) + "."
 

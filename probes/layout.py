@@ -41,7 +41,15 @@ STEP_COLUMNS: Final = (
     "nonfinite",
     "probe_seconds",
     "rows_dropped",
+    "a_bar_radius_error",
+    "jacobian_radius",
+    "jacobian_norm",
+    "lyapunov_max",
+    "lyapunov_error",
+    "c_out_gain",
+    "full_loop_seconds",
 )
+FIRST_COLUMNS: Final = 19  # of STEP_COLUMNS, in every file; the others may be missing in files of earlier versions
 LOOP_COLUMNS: Final = ("state_norm", "residual_norm", "step_cosine", "tokens")
 PROBE_INDEX_COLUMNS: Final = ("step", "generation", "end")
 SPARE_COLUMNS: Final = 16  # unnamed at creation; a user scalar that appears later takes the next one
@@ -71,6 +79,13 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
     "nonfinite": ("numbers", "how many numbers given or measured in the step were NaN or infinite"),
     "probe_seconds": ("s", "time loopscope itself took in the step"),
     "rows_dropped": ("rows", "rows the recorder has dropped so far"),
+    "a_bar_radius_error": ("1", "relative residual of a_bar_radius: 0 where exact; above 0.001 the radius is left out"),
+    "jacobian_radius": ("1", "spectral radius of the full loop's Jacobian after 2·μ_rec loops of the probe batch"),
+    "jacobian_norm": ("1", "σ_max of the same Jacobian: the worst growth of a perturbation in one loop"),
+    "lyapunov_max": ("nats/loop", "largest growth rate of a perturbation over the late loops; above 0 it grows"),
+    "lyapunov_error": ("nats/loop", "standard error of lyapunov_max"),
+    "c_out_gain": ("1", "mean over tokens of ‖C_out h‖ / ‖h‖ at the same state"),
+    "full_loop_seconds": ("s", "time that the measurement of the full loop took; recorded where one was tried"),
     "state_norm": ("1", "mean over tokens of ‖h_t‖, the carried state, per loop"),
     "residual_norm": ("1", "mean over tokens of ‖h_{t+1} − h_t‖, the update, per loop"),
     "step_cosine": ("1", "mean cosine of successive updates, per loop"),

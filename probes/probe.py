@@ -27,6 +27,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .full_loop import FullLoopProbe
 from .least_squares import linear_estimate
 from .neutral import undisturbed
 from .recorder import Record, Recorder
@@ -40,6 +41,7 @@ log = logging.getLogger("loopscope")
 LOOP_ROWS = 2048  # rows of the device buffer per step: 80 KB, e.g. 16 micro-batches of 127 loops
 PROBE_SEQUENCES = 8  # the fixed batch is cut to this many sequences
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
+MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
 
 
 def attach(
@@ -133,6 +135,7 @@ class Probe:
         self._step = self._recorder.next_step
         self._scalars = frozenset(scalars)
         self._matrices_due = every(_interval(self._site))
+        self._full_loop = FullLoopProbe(self._model, self._site)
         self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
         self._sums = SumBuffer(LOOP_ROWS, self._device)
         self._probe_batch = None if probe_batch is None else probe_batch[:PROBE_SEQUENCES]
@@ -230,6 +233,8 @@ class Probe:
         assert tap is not None
         self._step += 1
         if self._preset.rows(step):
+            if self._preset.full_loop(step):
+                numbers.update(self._full_loop.measure(self._probe_batch, step))
             self._send_row(step, numbers, began)
         self._sums.reset()
         tap.enabled = self._preset.rows(self._step)
@@ -246,7 +251,8 @@ class Probe:
             for name, v in numbers.items()
             if name not in tensors
         }
-        now, spectrum = time.time(), self._preset.spectrum(step)
+        now, event = time.time(), self._full_loop.take_event()
+        spectrum = self._preset.spectrum(step) and (self._a_bar_is_cheap or self._matrices_due(step))
         transfer = self._start(
             {f"value.{name}": value for name, value in tensors.items()}
             | {f"matrix.{name}": matrix for name, matrix in self._linear.items()},
@@ -259,7 +265,7 @@ class Probe:
             values = here | {name: float(arrays[f"value.{name}"]) for name in tensors}
             matrices = {name.removeprefix("matrix."): a for name, a in arrays.items() if name.startswith("matrix.")}
             values["probe_seconds"] = spent
-            return Record(step, now, values, rows, matrices, spectrum=spectrum, rows_cut=cut)
+            return Record(step, now, values, rows, matrices, spectrum=spectrum, rows_cut=cut, event=event)
 
         spent = time.perf_counter() - began
         self._queue(transfer, record)
@@ -283,20 +289,33 @@ class Probe:
 
     @torch.no_grad()
     def _read_linear(self) -> dict[str, Tensor]:
-        """A̅, B̅ and C_out as the next step's forward will use them; large matrices only when they are due."""
+        """A̅, B̅ and C_out as the next step's forward will use them; dense B̅ and C_out only when they are due.
+
+        A dense A̅ is copied to the host in every step (1024 wide: 4 MB, about 0.2 ms of the stream on CUDA, a few
+        milliseconds on the CPU) and tracked there by the recorder's thread. Tracking on the device would cost the
+        training thread some hundred small kernels and a wait for each. Where the recorder is behind, or the matrix is
+        sharded and each reading a collective, A̅ is read when it is due only.
+        """
         due = self._matrices_due(self._step)
         found = {}
         for name in ("a_bar", "b_bar", "c_out"):
             read = getattr(self._site, name)
-            if read is not None and (due or (name == "a_bar" and self._a_bar_is_cheap)):
+            if read is not None and (due or (name == "a_bar" and self._a_bar_is_affordable())):
                 found[name] = _whole(read()).detach().float().clone()
         return found
 
     @property
     def _a_bar_is_cheap(self) -> bool:
         """Whether the eigenvalues of A̅ can be read off without a solver."""
-        assert self._site.a_bar is not None
-        return self._site.a_bar().ndim < 2
+        return self._site.a_bar is None or self._site.a_bar().ndim < 2
+
+    def _a_bar_is_affordable(self) -> bool:
+        """Whether A̅ can be read between the steps in which it is due."""
+        if self._a_bar_is_cheap or self._site.a_bar is None:
+            return True
+        a_bar = self._site.a_bar()
+        under_way = (len(self._arriving) + self._recorder.waiting) * a_bar.numel() * 4
+        return under_way < MATRICES_UNDER_WAY and not hasattr(a_bar, "full_tensor")
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps the first training batch for the passes at fixed depth, then takes its own hook off.

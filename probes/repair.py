@@ -24,7 +24,7 @@ import numpy as np
 from . import handle as handles
 from .handle import LOCK
 from .integrity import READ_ERRORS, check_format, check_hdf5, commits_whole, last_commit, one_line, readable_rows
-from .layout import STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
+from .layout import FIRST_COLUMNS, STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
 from .lease import Lease, is_held, lease_path
 from .rewrite import copy_run, temporary_path
 from .superblock import Superblock, open_clean
@@ -206,7 +206,7 @@ def _consistent(path: Path, file: h5py.File, readable: dict[str, int], last: Com
     """Return the longest table lengths at which every row has everything it points at."""
     kept = {table: min(readable[table], last.lengths[table]) if last else readable[table] for table in TABLES}
     named = int(np.count_nonzero(file["columns"][: kept["columns"]]))
-    if named < len(STEP_COLUMNS) or (last is not None and named < last.lengths["columns"]):
+    if named < FIRST_COLUMNS or (last is not None and named < last.lengths["columns"]):
         raise DamagedRun(f"{path}: the names of its columns are gone")
     kept["columns"] = named
     steps = min(kept["steps"], kept["loop_end"])

@@ -6,10 +6,13 @@ Not covered: schedules that look at the run's values; a measurement that is due 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Schedule = Callable[[int], bool]
 """Whether to measure in this step (0, 1, 2, …)."""
+
+EXACT_WIDTH = 128
+"""Up to this width the eigenvalues of a dense matrix are computed in every step."""
 
 
 def every(interval: int) -> Schedule:
@@ -24,6 +27,15 @@ def every(interval: int) -> Schedule:
     if interval < 1:
         raise ValueError(f"every({interval}): the interval counts steps and must be at least 1")
     return lambda step: step % interval == 0
+
+
+def never(step: int) -> bool:
+    """Due in no step.
+
+    >>> never(0)
+    False
+    """
+    return False
 
 
 def thinning(first: int, last: int) -> Schedule:
@@ -55,12 +67,12 @@ def matrix_interval(width: int) -> int:
 
     The cost grows as width³ and so does that of a training step's share for each matrix, but a small eigen-problem is
     over in a millisecond: every step up to width 128, then quadratically rarer (every 36 steps at 768, about 0.4 s each
-    on one core of a background thread).
+    on one core of a background thread). In between ρ(A̅) and σ_max(A̅) are tracked (`recorder`).
 
-    >>> matrix_interval(32), matrix_interval(768), matrix_interval(1024)
-    (1, 36, 64)
+    >>> matrix_interval(32), matrix_interval(192), matrix_interval(768), matrix_interval(1024)
+    (1, 4, 36, 64)
     """
-    return max(1, (width // 128) ** 2)
+    return 1 if width <= EXACT_WIDTH else max(4, (width // EXACT_WIDTH) ** 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +84,28 @@ class Preset:
         rows: Steps that get a row; steps without one leave no trace.
         spectrum: Steps whose eigenvalues of A̅ are kept, where A̅ is read in that step.
         probe_batch: Steps after which the fixed probe batch is run at depth 2·μ_rec.
+        full_loop: Steps after which the Jacobian of the full loop is measured on it (`full_loop`).
     """
 
     name: str
     rows: Schedule
     spectrum: Schedule
     probe_batch: Schedule
+    full_loop: Schedule = never
+
+
+def inspecting(first: int = 50, last: int = 400) -> Preset:
+    """The preset `inspect`: `watch`, and the full loop after the first step and after every ``first`` to ``last`` ones.
+
+    >>> [step for step in range(200) if inspecting().full_loop(step)]
+    [0, 49, 99, 149, 199]
+    """
+    after = thinning(first, last)
+    return replace(PRESETS["watch"], name="inspect", full_loop=lambda step: step == 0 or after(step + 1))
 
 
 PRESETS = {"watch": Preset("watch", rows=every(1), spectrum=every(10), probe_batch=thinning(5, 80))}
+PRESETS["inspect"] = inspecting()
 
 
 def find_preset(name: str | Preset) -> Preset:

@@ -103,6 +103,16 @@ def test_bands_meet_at_the_tolerance_and_hold_every_value(top, bottom):
         assert shape.fillcolor.startswith(colours.tint(colours.REGIME_COLOURS[regime], 1)[:-2])
 
 
+def test_the_full_loop_is_drawn_where_it_was_measured():
+    line, full = Series(STEPS, np.full(100, 0.9)), Series(np.array([0.0, 49.0, 99.0]), np.array([0.9, 1.4, 2.5]))
+    chart = figures.radius(line, Series(), Series(), tolerance=0.01, full=full)
+    drawn = traces(chart)["ρ(J), full loop"]
+    assert drawn.x.tolist() == [0, 49, 99] and drawn.y == pytest.approx([0.9, 1.4, 2.5])
+    assert "markers" in drawn.mode  # a few points far apart
+    assert chart.layout.yaxis.range[1] > 2.5
+    assert set(traces(figures.radius(line, Series(), Series(), tolerance=0.01))) == {"ρ(A̅)"}
+
+
 def test_heatmap_is_logarithmic_and_shows_explosions_in_their_own_colour():
     residual = np.full((100, 4), 10.0)
     residual[80:, 2] = np.inf

@@ -57,3 +57,28 @@ def test_the_first_breach_is_no_note(write_run, loop_rows):
     found = diagnosis(path)
     assert [finding.severity for finding in found.findings] == ["note"]
     assert found.first_breach is None
+
+
+@pytest.mark.parametrize(
+    ("exponent", "radius", "regime"),
+    [(-0.3, 0.7, "stable"), (0.01, 1.01, "marginal"), (0.4, 0.7, "unstable"), (np.nan, 1.5, "unstable")],
+)
+def test_the_loop_regime_is_read_off_the_exponent_else_off_the_radius(write_run, exponent, radius, regime):
+    measured = {"lyapunov_max": exponent, "jacobian_radius": radius, "full_loop_seconds": 0.2}
+    found = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, **measured))
+    assert found.regimes["loop"] == regime
+    rate = exponent if np.isfinite(exponent) else np.log(radius)
+    assert f"Full loop {regime}, λ = {rate:+.2f} per loop" in found.summary
+
+
+def test_a_measurement_that_failed_at_the_end_leaves_the_loop_unknown(write_run):
+    exponent = np.array([-0.3] * 20 + [np.nan] * 10)
+    found = diagnosis(write_run(loss=np.ones(30), lyapunov_max=exponent, full_loop_seconds=0.2))
+    assert found.regimes["loop"] == "unknown"
+
+
+def test_an_expansive_loop_is_warned_of(write_run):
+    exponent = np.where(np.arange(30) % 10 == 0, np.arange(30) / 100, np.nan)  # 0, 0.1 and 0.2 at every tenth step
+    (found,) = diagnosis(write_run(loss=np.ones(30), lyapunov_max=exponent)).findings
+    assert (found.rule, found.severity, found.step, found.value) == ("LS040", "warning", 10, 0.1)
+    assert diagnosis(write_run("b.h5", loss=np.ones(30), lyapunov_max=0.04)).findings == []
