@@ -142,6 +142,24 @@ def test_huginn_stand_in(foreign, tmp_path):
         assert np.isfinite(run["input_norm"]).all()
 
 
+@pytest.mark.parametrize(
+    ("file", "name"), [("parcae_lm", "Parcae"), ("ouro", "OuroForCausalLM"), ("bare", "BareParameters")]
+)
+def test_training_is_bit_identical_with_and_without(file, name, foreign, tmp_path):
+    def trained(path):
+        torch.manual_seed(0)
+        model = getattr(foreign(file), name)()
+        probes = [loopscope.attach(model, path)] if path is not None else []
+        train(model, probes, lambda: [])
+        for probe in probes:
+            probe.close()
+        return [*model.parameters()], torch.get_rng_state()
+
+    (plain, state), (watched, watched_state) = trained(None), trained(tmp_path / "run.h5")
+    assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+    assert torch.equal(state, watched_state)
+
+
 def test_the_state_inside_a_joined_argument_can_be_replaced(foreign):
     torch.manual_seed(0)
     model = foreign("huginn").RavenForCausalLM().eval()
@@ -238,8 +256,8 @@ def test_open_mythos(tmp_path):
     assert torch.equal(site.a_bar(), model.recurrent.injection.get_A())
     seen = []
 
+    torch.nn.init.zeros_(model.recurrent.act.halt.bias)  # the depth then depends on the data
     keys, before = list(model.state_dict()), hooks(model)
-    copy.deepcopy(model)
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
         wrap(model.recurrent.injection, seen)
         visited = train(model, [probe], lambda: chained(seen), labels=None)
@@ -247,6 +265,7 @@ def test_open_mythos(tmp_path):
     assert hooks(model) == before
     assert list(model.state_dict()) == keys
     _, radii = check_rows(tmp_path / "run.h5", visited)
+    assert len({len(states) for states in visited}) > 1  # halting decides the depth
     assert np.isfinite(radii).all()
     with pytest.raises(LoopSiteError, match="watched but not linearised"):
         loopscope.linearize(model, example_tokens(model))
