@@ -13,6 +13,7 @@ Not covered: attaching to a model that has already run compiled (the cached grap
 from __future__ import annotations
 
 import atexit
+import inspect
 import logging
 import os
 import platform
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from .full_loop import FullLoopProbe
 from .least_squares import linear_estimate
+from .mirrors import Mirror
 from .neutral import undisturbed
 from .recorder import Record, Recorder
 from .schedule import Preset, every, find_preset, matrix_interval
@@ -55,6 +57,7 @@ def attach(
     probe_batch: Tensor | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    mirrors: Sequence[Mirror] = (),
 ) -> Probe:
     """Attaches a probe to a looped model and records its training to one HDF5 file.
 
@@ -68,6 +71,7 @@ def attach(
         probe_batch: Fixed input for passes at depth 2·μ_rec; default: the first training batch's first sequences.
         resume: Continue the file where there is one.
         overwrite: Replace the file where there is one.
+        mirrors: What every finished row is sent on to besides (`mirrors`).
 
     Returns:
         The probe; a context manager that detaches and seals the file.
@@ -100,6 +104,7 @@ def attach(
         probe_batch=probe_batch,
         resume=resume,
         overwrite=overwrite,
+        mirrors=mirrors,
     )
 
 
@@ -118,6 +123,7 @@ class Probe:
         probe_batch: Tensor | None,
         resume: bool,
         overwrite: bool,
+        mirrors: Sequence[Mirror],
     ) -> None:
         self._model = unwrap(model)
         self._site = find_site(self._model, site, probe_batch)
@@ -131,7 +137,7 @@ class Probe:
         info = _run_info(self._model, self._site, self._preset, config)
         if self._site.a_bar is None and self._site.was_found:  # a model that said where its loop is, is not run
             info["linear_estimate"] = linear_estimate(self._model, self._site, probe_batch)
-        self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite)
+        self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite, mirrors=mirrors)
         self._step = self._recorder.next_step
         self._scalars = frozenset(scalars)
         self._matrices_due = every(_interval(self._site))
@@ -326,8 +332,10 @@ class Probe:
             return
         self._capture.remove()
         self._linear = self._read_linear()
-        if self._probe_batch is None and args and isinstance(args[0], Tensor):
-            self._probe_batch = args[0].detach()[:PROBE_SEQUENCES].clone()
+        name = next(iter(inspect.signature(self._model.forward).parameters), "")
+        batch = args[0] if args else kwargs.get(name)  # Hugging Face's Trainer calls with keywords only
+        if self._probe_batch is None and isinstance(batch, Tensor):
+            self._probe_batch = batch.detach()[:PROBE_SEQUENCES].clone()
 
     def _run_probe_batch(self, step: int) -> None:
         """Runs the fixed batch at depth 2·μ_rec and records its loop; training notices nothing."""

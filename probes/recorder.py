@@ -104,6 +104,7 @@ class Recorder:
         self._opened = threading.Event()
         self._error: Exception | None = None
         self._detector = EventDetector()
+        self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
         arguments = (info, tuple(scalars), resume, overwrite)
         # HDF5 handles live and die in the thread that uses them.
@@ -112,7 +113,6 @@ class Recorder:
         self._opened.wait()
         if self._error is not None:
             raise self._error
-        self._mirrors = Mirrors(mirrors)
 
     @property
     def waiting(self) -> int:
