@@ -96,7 +96,7 @@ def visit(model: nn.Module, site: LoopSite, example: Tensor) -> Visited:
     """Runs a model once on the side and keeps the states of its loop.
 
     Raises:
-        LoopSiteError: The loop did not run.
+        LoopSiteError: The loop did not run, or receives no tensor where the site says so.
 
     >>> from loopscope.models import build
     >>> model = build("demo")
@@ -111,9 +111,16 @@ def visit(model: nn.Module, site: LoopSite, example: Tensor) -> Visited:
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if site.state_argument is None or done[0] or (site.output is not None and states):
             return
-        states.append(argument(args, kwargs, site.state_argument).detach().clone())
-        if site.input_argument is not None and not inputs:
-            inputs.append(argument(args, kwargs, site.input_argument).detach().clone())
+        try:
+            states.append(argument(args, kwargs, site.state_argument).detach().clone())
+            if site.input_argument is not None and not inputs:
+                inputs.append(argument(args, kwargs, site.input_argument).detach().clone())
+        except (AttributeError, IndexError, KeyError, TypeError):
+            received = [*range(len(args)), *kwargs]
+            raise LoopSiteError(
+                f"{site.body!r} receives {received}, and no tensors where the site looks for them: "
+                f"state_argument={site.state_argument!r}, input_argument={site.input_argument!r}"
+            ) from None
 
     def finish(module: nn.Module, args: tuple[Any, ...]) -> None:
         if states and not done[0]:

@@ -376,3 +376,10 @@ def test_a_site_must_be_complete():
         loopscope.describe(
             torch.nn.Linear(2, 2), torch.ones(1, 2), site=LoopSite(body="", after="", state_argument=None)
         )
+
+
+def test_a_site_that_looks_in_the_wrong_place(foreign):
+    model = foreign("huginn").RavenForCausalLM()
+    site = LoopSite(body="transformer.adapter", after="transformer.ln_f", input_argument=1)
+    with pytest.raises(LoopSiteError, match=r"receives \[0\], and no tensors where .* input_argument=1"):
+        loopscope.describe(model, site=site)
