@@ -174,6 +174,7 @@ def classify(
         residual_norm: ``(T,)``, ``‖h[t+1] - h[t]‖``, e.g. the mean over tokens.
         step_cosine: ``(T,)``, cosine of step t with step t - 1; NaN at t = 0. Tells orbits from drifts.
         state_norm: ``(T + 1,)``, ``‖h[t]‖``. Gives the round-off level, the growth ratio, and tells orbits from drifts.
+            A NaN at t = 0 with finite norms behind it was not recorded; the loop is then judged from t = 1.
         round_off: Relative size under which a step is round-off. The default fits float32 states; use 2e-2 for bfloat16
             ones.
 
@@ -194,6 +195,9 @@ def classify(
     ('drifting', 'exploding')
     >>> classify(np.ones(16), step_cosine=np.full(16, -1.0)).kind
     'orbiting'
+    >>> unseen = np.array([np.nan])
+    >>> classify(np.append(unseen, 0.9 ** t), state_norm=np.append(unseen, np.ones(17))).kind
+    'settling'
     """
     residual = np.asarray(residual_norm, np.float64)
     if residual.ndim != 1:
@@ -240,9 +244,17 @@ def classify_map(
     rows = residual.reshape(int(np.prod(lead, dtype=np.int64)), loops)
     state = _rows(state_norm, "state_norm", (*lead, loops + 1))
     cosine = _rows(step_cosine, "step_cosine", (*lead, loops))
+    if loops > 1 and _starts_unseen(rows, state):
+        rows, cosine, state = rows[:, 1:], cosine[:, 1:], state[:, 1:]
     found = _classify_rows(rows, cosine, state, round_off)
     arrays = {f.name: getattr(found, f.name).reshape(lead) for f in fields(found) if f.name != "loops"}
     return replace(found, **arrays)
+
+
+def _starts_unseen(residual: Floats, state: Floats) -> bool:
+    """Whether the first state was not recorded: NaN everywhere, yet finite ones follow, which no NaN state has."""
+    missing = np.isnan(state[:, 0]) & np.isnan(residual[:, 0])
+    return bool(missing.all() and np.isfinite(state[:, 1]).any())
 
 
 def _rows(values: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Floats:

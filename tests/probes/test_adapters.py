@@ -200,6 +200,10 @@ def test_a_loop_over_bare_parameters(foreign, tmp_path):
     info, _ = attach_train_detach(model, tmp_path / "run.h5", lambda: model.visited, first=1)
     assert info["site"]["output"] == "block"
     assert any("h_0 is not recorded" in note for note in info["site"]["notes"])
+    with open_run(tmp_path / "run.h5") as run:  # what was not recorded is no explosion
+        assert loopscope.diagnose(run).regimes["trajectory"] == "stable"
+        assert np.isfinite(run.series("residual_ratio")[1]).all()
+        assert [event.kind for event in run.events] == []
     with pytest.raises(LoopSiteError, match=r"watched but not linearised.*nn\.Identity"):
         loopscope.linearize(model, example_tokens(model))
 
