@@ -7,7 +7,8 @@
 The probe watches through hooks, keeps nothing in the model, draws no random number of the training stream and never
 waits for the device. If anything in it fails, it says so once and training goes on without it.
 
-Not covered: attaching to a model that has already run compiled (the cached graphs do not hold the hooks).
+Not covered: attaching to a model that has already run compiled. Its cached graphs do not hold the hooks; the first step
+that leaves no loop behind says so.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class Probe:
         self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
         self._sums = SumBuffer(LOOP_ROWS, self._device)
         self._probe_batch = None if probe_batch is None else probe_batch[:PROBE_SEQUENCES]
+        self._compiled_before = _graphs_compiled() > 0
+        self._told_empty = False
         self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
@@ -251,6 +254,8 @@ class Probe:
 
     def _send_row(self, step: int, numbers: dict[str, Tensor | float], began: float) -> None:
         """Starts the copies of a step and notes how to make its record of them."""
+        assert self._tap is not None
+        watched = self._tap.enabled
         tensors = {name: v for name, v in numbers.items() if isinstance(v, Tensor) and v.is_cuda}
         here = {
             name: float(v.detach() if isinstance(v, Tensor) else v)
@@ -268,6 +273,8 @@ class Probe:
         def record(arrived: Transfer) -> Record:
             arrays = arrived.arrays()
             rows, cut = _rows(arrays)
+            if watched and not len(rows):
+                self._say_empty(step)
             values = here | {name: float(arrays[f"value.{name}"]) for name in tensors}
             matrices = {name.removeprefix("matrix."): a for name, a in arrays.items() if name.startswith("matrix.")}
             values["probe_seconds"] = spent
@@ -275,6 +282,22 @@ class Probe:
 
         spent = time.perf_counter() - began
         self._queue(transfer, record)
+
+    def _say_empty(self, step: int) -> None:
+        """Says, once, why a step may have left no loop behind."""
+        if self._told_empty:
+            return
+        self._told_empty = True
+        if not self._model.training:
+            why = "the model is in evaluation mode; call model.train() before the forward"
+        elif self._compiled_before:
+            why = (
+                "attached after the first compiled call, it seems, and graphs that exist do not hold the hooks; "
+                "call torch._dynamo.reset() now, or attach before the first call"
+            )
+        else:
+            why = f"no forward of this model ran since the last step, or it did not call {self._site.body!r}"
+        log.warning("loopscope: step %d recorded no loop: %s", step, why)
 
     def _start(self, tensors: dict[str, Tensor], sums: SumBuffer) -> Transfer:
         """Copies tensors and a buffer's rows to the host; on the CPU only the rows that were written."""
@@ -371,6 +394,13 @@ def _whole(tensor: Tensor) -> Tensor:
     """The full tensor of a sharded one (FSDP2): a collective, so every rank must carry a probe, and the same preset."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
+
+
+def _graphs_compiled() -> int:
+    """How many frames Dynamo has compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["frames"]["ok"])
 
 
 def _interval(site: LoopSite) -> int:

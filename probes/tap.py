@@ -3,12 +3,17 @@
 A hook on the first module of the loop body sees ``h_t``; a hook on the first module after the loop sees ``h_T``. Each
 writes one float32 row of *sums* over tokens into a preallocated buffer at a cursor that also lives on the device. Sums
 add exactly over micro-batches; they are divided when they reach the host (`loop_means`). There is no Python counter
-and no ``.item()``, so the same hooks work in eager mode, under ``torch.compile`` and with varying depth.
+and no ``.item()``, so that nobody waits, whatever the depth.
+
+Inside a compiled graph the hooks become one operator that Dynamo does not look into (`_tap`). The graph is then the
+same in every loop, step and recomputation: a graph that knew whether recording is on would differ when a checkpoint
+recomputes it, which torch refuses, and noting the last state would be a side effect, which breaks the graph.
 
 Sequences may join the loop late (depth sampled per sequence): the batch that the body sees then grows, and is always a
 prefix of the next one. A step is measured on the sequences that were already there.
 
-Not covered: loops whose state is not one tensor, and sequences that join anywhere but at the end of the batch.
+Not covered: CUDA graphs (Inductor leaves the operator out of them), loops whose state is not one tensor, and sequences
+that join anywhere but at the end of the batch.
 """
 
 # Shapes: n sequences active in this loop, S positions, D width; R rows of the buffer.
@@ -17,7 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -80,6 +87,23 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """What is left of a hook in a copy."""
 
 
+_TAPS: WeakValueDictionary[int, LoopTap] = WeakValueDictionary()
+_KEYS = count()
+
+
+@torch.library.custom_op(
+    "loopscope::tap",
+    mutates_args=("order",),
+    schema="(Tensor(a!) order, Tensor[] seen, int key, str place, bool training) -> ()",
+    tags=(torch.Tag.cudagraph_unsafe,),
+)
+def _tap(order: Tensor, seen: list[Tensor], key: int, place: str, training: bool) -> None:
+    """What a compiled graph calls where a hook is; ``order`` keeps the calls in order and is not changed."""
+    tap = _TAPS.get(key)
+    if tap is not None:
+        tap.see(place, seen, training)
+
+
 class LoopTap:
     """Hooks on a loop's two places that fill a `SumBuffer` while a training forward runs.
 
@@ -101,6 +125,9 @@ class LoopTap:
         self._step: tuple[Tensor, Tensor] | None = None  # the last step and its norms
         self._site = site
         self._on_error = on_error
+        self._key = next(_KEYS)
+        _TAPS[self._key] = self
+        self._order = torch.zeros(1, dtype=torch.int64, device=buffer.rows.device)
         modules = dict(model.named_modules())
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(Hook(self._begin)),
@@ -118,6 +145,7 @@ class LoopTap:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        _TAPS.pop(self._key, None)  # graphs that were compiled with the hooks live on
         self._target = self._previous = self._step = None
 
     @contextmanager
@@ -130,51 +158,65 @@ class LoopTap:
             self._redirected = None
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        """Arms the tap for one forward; recomputation during backward comes after `_end` and is not seen."""
-        if self._redirected is not None:
-            self._target = self._redirected
-        else:
-            self._target = self.buffer if module.training and self.enabled else None
-        self._previous = self._step = None
+        self._pass_on("begin", list, module.training)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Disarms the tap and lets go of the states."""
-        self._target = self._previous = self._step = None
+        self._pass_on("end", list)
 
     def _loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._target is None or self._site.state_argument is None:
-            return
-        if self._site.output is not None and self._previous is not None:
-            return  # only h_0 is read here
-        try:
-            state = argument(args, kwargs, self._site.state_argument)
-            injected = None
-            if self._previous is None and self._site.input_argument is not None:
-                injected = argument(args, kwargs, self._site.input_argument)
-            self._record(self._target, state, injected)
-        except Exception as error:
-            self._fail(error)
+        places = (self._site.state_argument, self._site.input_argument)
+        self._pass_on("loop", lambda: [argument(args, kwargs, place) for place in places if place is not None])
 
     def _finish(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._target is None or self._previous is None:
-            return
+        self._pass_on("finish", lambda: [args[0]])
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._pass_on("leave", lambda: [output[0] if isinstance(output, tuple) else output])
+
+    def _pass_on(self, place: str, find: Callable[[], list[Tensor]], training: bool = False) -> None:
+        """Lets the tap see what a hook was called with, through the operator when a graph is being traced."""
         try:
-            self._record(self._target, args[0], None)
-            self._target = None  # what a second call of this module receives is not h_T
+            if torch.compiler.is_compiling():
+                _tap(self._order, [tensor.detach() for tensor in find()], self._key, place, training)
+            else:
+                self.see(place, find(), training)
         except Exception as error:
             self._fail(error)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Reads ``h_{t+1}`` where it is returned, for a loop whose states no module receives."""
-        if self._target is None:
-            return
-        try:
-            state = output[0] if isinstance(output, tuple) else output
-            if self._previous is None:  # nothing received h_0: what is missing is recorded as such
-                self._record(self._target, torch.full_like(state, torch.nan), None)
-            self._record(self._target, state, None)
-        except Exception as error:
-            self._fail(error)
+    def see(self, place: str, seen: list[Tensor], training: bool) -> None:
+        """Takes note of one place of the model that its forward has come to.
+
+        Args:
+            place: ``"begin"`` and ``"end"`` of the model's forward, ``"loop"`` for the first module of the body,
+                ``"finish"`` for the one after the loop, ``"leave"`` for the one that returns the state.
+            seen: The state, and in ``"loop"`` the input.
+            training: Whether the model is in training mode; in ``"begin"`` only.
+        """
+        if place == "begin":
+            # Recomputation during backward comes after "end" and is not seen.
+            self._target = self._redirected or (self.buffer if training and self.enabled else None)
+            self._previous = self._step = None
+        elif place == "end":
+            self._target = self._previous = self._step = None
+        elif self._target is not None:
+            try:
+                self._see_state(self._target, place, seen)
+            except Exception as error:
+                self._fail(error)
+
+    def _see_state(self, target: SumBuffer, place: str, seen: list[Tensor]) -> None:
+        """Records a state where it is one that is still missing."""
+        first, read_on_return = self._previous is None, self._site.output is not None
+        if place == "loop":
+            if self._site.state_argument is not None and (first or not read_on_return):
+                self._record(target, seen[0], seen[1] if first and len(seen) > 1 else None)
+        elif place == "leave":
+            if first:  # nothing received h_0: what is missing is recorded as such
+                self._record(target, torch.full_like(seen[0], torch.nan), None)
+            self._record(target, seen[0], None)
+        elif not first:
+            self._record(target, seen[0], None)
+            self._target = None  # what a second call of this module receives is not h_T
 
     def _fail(self, error: Exception) -> None:
         self._target = None
