@@ -14,6 +14,9 @@ import numpy as np
 from .arnoldi import Vector, empty, norm
 from .arrays import as_numpy
 
+# Rounding of a product and of its orthogonalisation, in units of the dtype's, below which a new direction is noise.
+BREAKDOWN = 16
+
 
 @dataclass(frozen=True, slots=True)
 class RitzSingular:
@@ -72,17 +75,24 @@ def _bidiagonal(
     image = apply(right[0])
     left = empty(start, size, image.shape[0])
     diagonal, above = empty(start, size), empty(start, size)
-    tiny = float(np.finfo(np.float32).tiny)
     for j in range(size):
-        image = _orthogonal(image, left[:j])
-        diagonal[j] = norm(image)
-        left[j] = image / (diagonal[j] + tiny)
-        back = _orthogonal(apply_transpose(left[j]), right[: j + 1])
-        above[j] = norm(back)
-        right[j + 1] = back / (above[j] + tiny)
+        diagonal[j], left[j] = _next(image, left[:j])
+        above[j], right[j + 1] = _next(apply_transpose(left[j]), right[: j + 1])
         if j + 1 < size:
             image = apply(right[j + 1])
     return diagonal, above, right
+
+
+def _next(vector: Vector, rows: Vector) -> tuple[Vector, Vector]:
+    """Length and direction of what orthonormal rows leave of a vector; zeros where that is rounding.
+
+    The subspace is invariant then. Rounding scaled up to unit length would be orthogonal to nothing, and its Ritz
+    values could exceed the norm; with zeros the rest of the matrix stays empty, without waiting for a device.
+    """
+    rest = _orthogonal(vector, rows)
+    length = norm(rest)
+    real = length > BREAKDOWN * float(np.finfo(as_numpy(vector[:0]).dtype).eps) * norm(vector)
+    return length * real, rest * (real / (length + float(np.finfo(np.float32).tiny)))
 
 
 def _orthogonal(vector: Vector, rows: Vector) -> Vector:

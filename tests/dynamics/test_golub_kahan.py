@@ -44,3 +44,14 @@ def test_runs_on_tensors() -> None:
 def test_nan_is_an_error() -> None:
     with pytest.raises(FloatingPointError, match="NaN or infinity"):
         golub_kahan(lambda v: v * np.inf, lambda u: u, np.ones(5))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_an_invariant_subspace_ends_the_search_instead_of_inventing_directions(dtype, distinct):
+    # Parcae starts like this: the full loop's Jacobian is a multiple of the identity, exhausted by one step.
+    values = np.resize(np.linspace(0.4, 0.5, distinct), 6000).astype(dtype)
+    start = np.random.default_rng(0).standard_normal(6000).astype(dtype)
+    found = golub_kahan(lambda v: values * v, lambda u: values * u, start, steps=30)
+    assert found.value == pytest.approx(float(values.max()), rel=10 * float(np.finfo(dtype).eps))
+    assert found.residual <= 1e-3 * found.value
