@@ -43,6 +43,8 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parquet,test]'
+	@# A foreign looped model for the tests; it pins a torch of its own, so it comes without its dependencies.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps open-mythos
 	@touch $@
 
 clean:

@@ -141,6 +141,7 @@ def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, in
     """Safe depth predicted from twice the training depth, and measured by running on to the horizon."""
     seen = 2 * model.config.mean_depth
     with bound_loop(model, tokens) as loop, torch.no_grad():
+        assert loop.read_out is not None  # our models return logits
         states, logits = [loop.state], []
         answers = [loop.read_out(loop.state).argmax(-1).cpu().numpy()]
         for depth in range(1, max(HORIZON, seen) + 1):
