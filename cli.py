@@ -74,6 +74,13 @@ class Norm(StrEnum):
     sandwich = "sandwich"
 
 
+class Measure(StrEnum):
+    """What the probe measures."""
+
+    watch = "watch"
+    inspect = "inspect"
+
+
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -129,6 +136,10 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run of --out.")] = False,
     probes: Annotated[bool, typer.Option("--probes/--no-probes", help="Record the loop.")] = True,
+    measure: Annotated[
+        Measure,
+        typer.Option(help="watch: every step, cheap. inspect: also the full loop's Jacobian, every 50 to 400 steps."),
+    ] = Measure.watch,
 ) -> None:
     """Train one looped model with probes on.
 
@@ -147,7 +158,14 @@ def train(
     total = run.train_config().steps
     with step_progress(total) as report:
         result = train_run(
-            out, run, device=device, resume=resume, overwrite=overwrite, probes=probes, on_progress=report
+            out,
+            run,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            probes=probes,
+            measure=measure.value,
+            on_progress=report,
         )
     if result.interrupted:
         typer.echo(f"interrupted after step {result.step} of {total}; go on with the same command and --resume")

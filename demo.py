@@ -94,7 +94,7 @@ def _train_one(run: DemoRun) -> None:
         model={"injection": run.injection, "norm": "pre"},
         train={"lr": LEARNING_RATE, "steps": STEPS},
     )
-    train_run(run.path, config, device="cpu", overwrite=True)
+    train_run(run.path, config, device="cpu", overwrite=True, measure="inspect")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from .models.checkpoint import exists
 from .models.run_config import RunConfig
 from .models.train import Progress, TrainResult, train
 from .probes.probe import Probe, attach
+from .probes.schedule import Preset
 
 
 def train_run(
@@ -25,6 +26,7 @@ def train_run(
     resume: bool = False,
     overwrite: bool = False,
     probes: bool = True,
+    measure: str | Preset = "watch",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Trains a model and records its loop to ``out``; under ``torchrun``, call it on all ranks.
@@ -37,6 +39,7 @@ def train_run(
         resume: Go on from the checkpoint, and in the run file, where there are any.
         overwrite: Replace the run where there is one.
         probes: Record the loop.
+        measure: What the probe measures and when: ``watch``, ``inspect``, or a preset of your own.
         on_progress: Told how far the run is.
 
     Returns:
@@ -57,7 +60,7 @@ def train_run(
         probe: Probe | None = None
         if probes:
             settings = {**config.describe(), "text": data.describe()}
-            probe = attach(model, path, config=settings, resume=resume, overwrite=overwrite)
+            probe = attach(model, path, preset=measure, config=settings, resume=resume, overwrite=overwrite)
         try:
             return train(
                 model,

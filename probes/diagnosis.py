@@ -1,9 +1,9 @@
 """What a recorded run says: three regimes, the rules that fired, and one sentence.
 
 The regimes are read at the end of the run: of the linear part from the last recorded ρ(A̅), of the full loop from its
-largest Lyapunov exponent (else the logarithm of its Jacobian's radius) in the last step in which it was measured, of
-the trajectory from the decay law of the last pass of the fixed
-probe batch (or, without one, of the deepest of the last training steps). Nothing is taken from a name or a setting.
+largest Lyapunov exponent and its Jacobian's radius in the last step in which they were measured, of the trajectory from
+the decay law of the last pass of the fixed probe batch (or, without one, of the deepest of the last training steps).
+Nothing is taken from a name or a setting.
 
 Not covered: why an optimiser went where it went. The findings say what happened to the loop first.
 """
@@ -80,11 +80,11 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
     if (missing := _missing(run)) is not None:
         unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
         return Diagnosis(unknown, "unknown", math.nan, missing.message, [missing], [], len(run), evaluated=False)
-    radius, exponent = _last(run, "a_bar_radius"), loop_exponent(run)
+    radius, rates = _last(run, "a_bar_radius"), loop_rates(run)
     law = trajectory_law(run)
     regimes: dict[str, Regime] = {
         "lti": lti_regime(radius),
-        "loop": loop_regime(exponent),
+        "loop": _full_loop_regime(rates),
         "trajectory": law.regime,
     }
     findings, skipped = evaluate(run, load_rules() if rules is None else rules)
@@ -92,7 +92,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
         regimes=regimes,
         verdict=worst(*regimes.values()),
         radius=radius,
-        summary=_summary(regimes, radius, exponent, law, run),
+        summary=_summary(regimes, radius, rates, law, run),
         findings=findings,
         skipped=skipped,
         steps=len(run),
@@ -141,18 +141,30 @@ def _depth(state_norm: NDArray[np.floating[Any]]) -> int:
     return int(recorded[-1]) if len(recorded) else 0
 
 
-def loop_exponent(run: Run) -> float:
-    """Growth rate of perturbations of the full loop where it was measured last, nats per loop.
+def loop_rates(run: Run) -> list[float]:
+    """Growth rates of perturbations of the full loop where it was measured last, nats per loop.
 
-    NaN when it never was, or when the last measurement did not succeed: an older one would say nothing of the end.
+    The largest Lyapunov exponent over the late loops and the logarithm of the Jacobian's radius at the last one, as far
+    as they were had. Nothing when that measurement failed: an older one would say nothing of the end.
     """
     tried, _ = _series(run, "full_loop_seconds")
+    found = []
     for name in ("lyapunov_max", "jacobian_radius"):
         steps, values = _series(run, name)
         if len(steps) and (not len(tried) or steps[-1] == tried[-1]):
             value = float(values[-1])
-            return value if name == "lyapunov_max" else math.log(value) if value > 0 else -math.inf
-    return math.nan
+            found.append(value if name == "lyapunov_max" else math.log(value) if value > 0 else -math.inf)
+    return found
+
+
+def _full_loop_regime(rates: Sequence[float]) -> Regime:
+    """The regime all rates agree on, else marginal.
+
+    Neither is the rate for ever: over a few loops a transient passes for an exponent, and the state may move on from
+    where the radius was taken. A loop that drifts, as addition does, shows the first of the two.
+    """
+    regimes = {loop_regime(rate) for rate in rates}
+    return "unknown" if not regimes else regimes.pop() if len(regimes) == 1 else "marginal"
 
 
 def _series(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -169,11 +181,12 @@ def _last(run: Run, name: str) -> float:
     return float(values[-1]) if len(values) else math.nan
 
 
-def _summary(regimes: dict[str, Regime], radius: float, exponent: float, law: TrajectoryLaw, run: Run) -> str:
+def _summary(regimes: dict[str, Regime], radius: float, rates: Sequence[float], law: TrajectoryLaw, run: Run) -> str:
     """One sentence with the numbers that decide, and the disagreement where there is one."""
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
-    if not math.isnan(exponent):
-        said.append(f"Full loop {regimes['loop']}, λ = {exponent:+.2f} per loop")
+    if rates:
+        shown = " and ".join(f"{rate:+.2f}" for rate in rates)
+        said.append(f"Full loop {regimes['loop']}: perturbations grow at a rate of {shown} per loop")
     conflict = disagreement(regimes["lti"], regimes["loop"], regimes["trajectory"])
     return ". ".join(part.rstrip(".") for part in [*said, law.sentence, conflict] if part) + "."
 

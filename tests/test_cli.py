@@ -46,6 +46,16 @@ def test_help_is_quick_and_never_loads_torch():
     assert time.perf_counter() - began < 2  # 0.1 s where it was written; the bound only catches a heavy import
 
 
+def test_train_can_inspect_the_full_loop(tmp_path):
+    out = tmp_path / "a.h5"
+    done = run_cli("train", "--preset", "demo", "--steps", 2, "--device", "cpu", "--measure", "inspect", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "Full loop stable" in done.stdout  # Parcae at its start
+    shown = json.loads(run_cli("check", out, "--format", "json").stdout)
+    assert shown["runs"][0]["regimes"]["loop"] == "stable"
+    assert run_cli("train", "--measure", "everything", "--out", tmp_path / "b.h5").returncode == 2
+
+
 @pytest.mark.parametrize("command", ["demo", "train", "dash", "check", "export", "repair"])
 def test_every_command_has_help_with_an_example(command):
     done = run_cli(command, "--help")

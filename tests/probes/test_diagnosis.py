@@ -61,14 +61,24 @@ def test_the_first_breach_is_no_note(write_run, loop_rows):
 
 @pytest.mark.parametrize(
     ("exponent", "radius", "regime"),
-    [(-0.3, 0.7, "stable"), (0.01, 1.01, "marginal"), (0.4, 0.7, "unstable"), (np.nan, 1.5, "unstable")],
+    [
+        (-0.3, 0.7, "stable"),
+        (0.01, 1.01, "marginal"),
+        (0.4, 1.5, "unstable"),
+        (0.08, 1.03, "marginal"),  # a transient of a drifting loop: the two disagree
+        (0.4, np.nan, "unstable"),
+        (np.nan, 1.5, "unstable"),
+        (np.nan, 0.0, "stable"),
+    ],
 )
-def test_the_loop_regime_is_read_off_the_exponent_else_off_the_radius(write_run, exponent, radius, regime):
+def test_the_loop_regime_is_what_exponent_and_radius_agree_on(write_run, exponent, radius, regime):
     measured = {"lyapunov_max": exponent, "jacobian_radius": radius, "full_loop_seconds": 0.2}
     found = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, **measured))
     assert found.regimes["loop"] == regime
-    rate = exponent if np.isfinite(exponent) else np.log(radius)
-    assert f"Full loop {regime}, λ = {rate:+.2f} per loop" in found.summary
+    rates = [exponent] if np.isfinite(exponent) else []
+    rates += [np.log(radius) if radius else -np.inf] if np.isfinite(radius) else []
+    shown = " and ".join(f"{rate:+.2f}" for rate in rates)
+    assert f"Full loop {regime}: perturbations grow at a rate of {shown} per loop" in found.summary
 
 
 def test_a_measurement_that_failed_at_the_end_leaves_the_loop_unknown(write_run):
@@ -82,3 +92,5 @@ def test_an_expansive_loop_is_warned_of(write_run):
     (found,) = diagnosis(write_run(loss=np.ones(30), lyapunov_max=exponent)).findings
     assert (found.rule, found.severity, found.step, found.value) == ("LS040", "warning", 10, 0.1)
     assert diagnosis(write_run("b.h5", loss=np.ones(30), lyapunov_max=0.04)).findings == []
+    drifting = {"lyapunov_max": 0.1, "jacobian_radius": 1.02}
+    assert diagnosis(write_run("c.h5", loss=np.ones(30), **drifting)).findings == []
