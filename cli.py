@@ -74,6 +74,29 @@ class Norm(StrEnum):
     sandwich = "sandwich"
 
 
+class Compilation(StrEnum):
+    """What ``torch.compile`` is applied to."""
+
+    none = "none"
+    body = "body"
+    whole = "whole"
+
+
+class Checkpointing(StrEnum):
+    """How loops are recomputed in the backward pass."""
+
+    none = "none"
+    reentrant = "reentrant"
+    non_reentrant = "non-reentrant"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward pass."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Measure(StrEnum):
     """What the probe measures."""
 
@@ -330,6 +353,57 @@ def repair(run: RunPath) -> None:
         typer.echo(action)
     kept = f"; the file as it was is {report.backup}" if report.backup else ""
     typer.echo(f"{report.path}: was {report.found}, holds {report.rows} rows, lost {report.rows_lost}{kept}")
+
+
+@app.command(epilog="Exit codes: 0 nothing changed, 1 something did. Example: loopscope selfcheck --compile body")
+def selfcheck(
+    preset: Annotated[str, typer.Option(help="Model preset.")] = "demo",
+    device: Device = "auto",
+    compile_what: Annotated[Compilation, typer.Option("--compile", help="What is compiled.")] = Compilation.none,
+    checkpointing: Annotated[Checkpointing, typer.Option(help="Activation checkpointing.")] = Checkpointing.none,
+    precision: Annotated[Precision, typer.Option(help="bf16 is autocast.")] = Precision.fp32,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check on this machine that a probe changes nothing in training.
+
+    Trains the same few steps with and without; for your own model call loopscope.probes.selfcheck.selfcheck.
+    """
+    import json
+
+    import torch
+
+    from .models import build
+    from .models.presets import preset as build_config
+    from .probes.selfcheck import selfcheck as check_training
+    from .training import checked_device
+
+    where = checked_device(device)
+    kind = torch.device("cuda" if where == "auto" and torch.cuda.is_available() else where.replace("auto", "cpu"))
+
+    def make_model() -> Any:
+        model = build(preset, activation_checkpointing=checkpointing.value).to(kind)
+        if compile_what is Compilation.body:
+            model.compile_loop()
+        return torch.compile(model) if compile_what is Compilation.whole else model
+
+    config = build_config(preset)
+    length = min(config.max_length, 256)
+    # A whole-model graph holds one depth; drawing one per step would compile until Dynamo gives up, probe or not.
+    depth = {"num_loops": config.mean_depth} if compile_what is Compilation.whole else {}
+
+    def make_batch(step: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(step)
+        return torch.randint(config.vocab_size, (batch, length + 1), generator=generator).to(kind)
+
+    def loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(kind.type, torch.bfloat16, enabled=precision is Precision.bf16):
+            logits = model(tokens[:, :-1], **depth)
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    found = check_training(make_model, make_batch, loss, tolerance=2e-2 if precision is Precision.bf16 else 1e-3)
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.text())
+    raise typer.Exit(0 if found.passed else 1)
 
 
 def _given(**flags: Any) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""The self-check passes where nothing is wrong and names what is."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from loopscope.probes import LoopSite
+from loopscope.probes import tap as tap_module
+from loopscope.probes.selfcheck import selfcheck
+from torch import nn
+
+
+def batch_of(step):
+    return torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(model, tokens):
+    return model(tokens).logsumexp(-1).mean()
+
+
+def check(make_model, **settings):
+    return selfcheck(make_model, batch_of, loss_of, **({"steps": 3, "timed": 2} | settings))
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
+def test_a_healthy_model_passes(checkpointing, demo_model):
+    found = check(lambda: demo_model(activation_checkpointing=checkpointing))
+    assert found.passed, found.text()
+    assert (found.same_losses, found.same_parameters, found.same_random) == (True, True, True)
+    assert found.difference == 0
+    assert found.loops_recorded == found.loops_run > 3
+    assert found.norm_error < 1e-6
+    assert found.graphs == (0, 0)
+    assert found.step_seconds > 0
+    assert "PASS" in found.text()
+    assert json.loads(json.dumps(found.as_dict()))["passed"] is True
+
+
+def test_a_model_of_the_users_own_with_accumulation_and_a_compiled_body():
+    class Body(nn.Module):  # of its own class, for Dynamo leaves a bare nn.Linear as it is
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, h):
+            return torch.tanh(self.linear(h))
+
+    class Toy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.inject, self.head = nn.Embedding(256, 8), Body(), nn.Linear(8, 256)
+            self.inject.compile(backend="aot_eager")
+
+        def forward(self, tokens):
+            h = self.embed(tokens)
+            for _ in range(4):
+                h = self.inject(h)
+            return self.head(h)
+
+    found = selfcheck(
+        Toy,
+        batch_of,
+        lambda model, tokens: sum(loss_of(model, part) for part in tokens.split(1)),
+        site=LoopSite(body="inject", after="head"),
+        steps=3,
+        timed=1,
+    )
+    assert found.passed, found.text()
+    assert found.loops_run == found.loops_recorded == 12
+    assert found.graph_breaks == (0, 0)
+    assert found.graphs[1] >= found.graphs[0] > 0
+    assert found.overhead == found.overhead  # every timed step was watched, in graphs of its own
+    assert "graph breaks: 0" in found.text()
+
+
+def test_a_probe_that_draws_random_numbers_is_found_out(demo_model, monkeypatch):
+    honest = tap_module._norm_sum
+    monkeypatch.setattr(tap_module, "_norm_sum", lambda x: honest(x) + 0 * torch.rand(()))
+    found = check(demo_model)
+    assert not found.passed
+    assert not found.same_random
+    assert "the random state differs with the probe" in found.problems
+    assert "FAIL" in found.text()
+
+
+def test_a_probe_that_measures_wrongly_or_not_at_all_is_found_out(demo_model, monkeypatch):
+    honest = tap_module._norm_sum
+    monkeypatch.setattr(tap_module, "_norm_sum", lambda x: 1.01 * honest(x))
+    found = check(demo_model)
+    assert [problem.split(" by ")[0] for problem in found.problems] == ["recorded norms are off"]
+    assert found.norm_error == pytest.approx(0.01, rel=1e-3)
+    monkeypatch.setattr(tap_module.LoopTap, "_see_state", lambda self, target, place, seen: None)
+    found = check(demo_model)
+    assert found.loops_recorded == 0
+    assert any(problem.startswith("0 loops recorded where") for problem in found.problems)
+
+
+def test_the_command_reports_and_exits_with_zero():
+    command = [sys.executable, "-m", "loopscope.cli", "selfcheck", "--device", "cpu", "--precision", "bf16", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["passed"] is True
+    assert found["same_parameters"] is True
