@@ -15,8 +15,9 @@ steps Lightning counts one by one.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 
 from .probe import Probe, attach
 from .tap import Hook
+
+log = logging.getLogger("loopscope")
 
 
 class Recording:
@@ -61,6 +64,7 @@ class Recording:
         inspect.signature(attach).bind_partial(nn.Module(), path, resume=False, **options)
         self._path, self._submodule, self._options = Path(path), submodule, options
         self._probe: Probe | None = None
+        self._unanswered: set[str] = set()
 
     @property
     def probe(self) -> Probe | None:
@@ -115,6 +119,16 @@ class Recording:
         else:
             probe.__exit__(RuntimeError, RuntimeError("training was broken off"), None)
 
+    def _ask(self, what: str, question: Callable[[], Any]) -> Any:
+        """The answer of a trainer to a question; None, said once, where it has none: training must go on."""
+        try:
+            return question()
+        except Exception as error:
+            if what not in self._unanswered:
+                self._unanswered.add(what)
+                log.warning("loopscope: %s is not recorded: %r", what, error)
+            return None
+
     def __enter__(self) -> Self:
         return self
 
@@ -152,7 +166,7 @@ class TransformersEvents(Recording):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Notes the learning rate before the scheduler moves on."""
-        self._lr = float(optimizer.param_groups[0]["lr"])
+        self._lr = self._ask("lr", lambda: float(optimizer.param_groups[0]["lr"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ends the step, at once or after its log."""
@@ -225,8 +239,9 @@ class LightningEvents(Recording):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Measures the gradients; clipping comes after this and unscaling came before."""
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        self._grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
-        self._lr = float(optimizer.param_groups[0]["lr"])
+        norm = torch.nn.utils.get_total_norm
+        self._grad_norm = self._ask("grad_norm", lambda: norm(gradients)) if gradients else None
+        self._lr = self._ask("lr", lambda: float(optimizer.param_groups[0]["lr"]))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Adds up the loss and ends the step when this micro-batch was its last."""

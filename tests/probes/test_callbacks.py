@@ -1,7 +1,9 @@
 """The callbacks inside the real trainers of transformers and Lightning, and `attach` on what Accelerate prepares."""
 
 import logging
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import loopscope
 import numpy as np
@@ -210,6 +212,40 @@ def test_hugging_face_a_loss_function_of_the_users_is_recorded_where_it_is_logge
         assert run["loss"][0] > 8  # twice the logarithm of 256
 
 
+TWO_RANKS = """
+import importlib.util, sys, transformers
+spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
+cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+args = transformers.TrainingArguments(
+    output_dir=sys.argv[2], per_device_train_batch_size=4, use_cpu=True, ddp_backend="gloo", report_to="none",
+    disable_tqdm=True, max_steps=3, logging_steps=1, save_strategy="no", gradient_accumulation_steps=2,
+)
+callback = cases.callbacks.LoopscopeCallback(sys.argv[2] + "/run.h5", submodule="looped")
+trainer = transformers.Trainer(
+    model=cases.CountingModel(), args=args, train_dataset=cases.Text(True), callbacks=[callback]
+)
+trainer.train()
+if args.process_index == 0:
+    cases.np.save(sys.argv[2] + "/losses.npy", cases.logged(trainer, "loss"))
+"""
+
+
+def test_hugging_face_on_two_processes_each_rank_has_its_loss_and_their_mean_is_the_trainers(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    (tmp_path / "train.py").write_text(TWO_RANKS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*launcher, str(tmp_path / "train.py"), __file__, str(tmp_path)], check=True, capture_output=True, timeout=200
+    )
+    with open_run(tmp_path / "run.h5") as first, open_run(tmp_path / "run.rank1.h5") as second:
+        mean = (first["loss"] + second["loss"]) / 2
+        np.testing.assert_allclose(mean, np.load(tmp_path / "losses.npy"), rtol=1e-6)  # float32 sums
+        assert (first["loss"] != second["loss"]).all()
+        assert first["depth"].tolist() == second["depth"].tolist() == [3] * 3
+
+
 def test_an_existing_run_is_not_touched_by_a_training_from_step_0(tmp_path):
     path = tmp_path / "run.h5"
     path.write_bytes(b"precious")
@@ -245,6 +281,25 @@ def test_wrong_options_are_refused_before_training(tmp_path):
         callbacks.Recording(tmp_path / "run.h5", presets="watch")
     with pytest.raises(TypeError, match="resume"):
         callbacks.Recording(tmp_path / "run.h5", resume=True)
+
+
+def test_a_trainer_that_cannot_say_a_number_is_said_once_and_training_goes_on(tmp_path, caplog):
+    pytest.importorskip("transformers")
+    callback = callbacks.LoopscopeCallback(tmp_path / "run.h5", submodule="looped")
+    args, control = SimpleNamespace(process_index=0, world_size=1), SimpleNamespace(should_log=False, should_save=False)
+    model, state = LanguageModel(), SimpleNamespace(global_step=0)
+    callback.on_train_begin(args, state, control, model=model)
+    for _ in range(2):
+        callback.on_step_begin(args, state, control, optimizer=object())
+        model(SEQUENCES[:4])
+        state.global_step += 1
+        callback.on_step_end(args, state, control)
+    callback.on_train_end(args, state, control)
+    assert sum("lr is not recorded" in record.message for record in caplog.records) == 1
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["step"].tolist() == [0, 1]
+        assert np.isnan(run["lr"]).all()
+        assert (run["nonfinite"] == 0).all()  # missing is not the same as not finite
 
 
 @pytest.mark.parametrize(
