@@ -11,7 +11,7 @@ Not covered: why an optimiser went where it went. The findings say what happened
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,29 +141,31 @@ def _depth(state_norm: NDArray[np.floating[Any]]) -> int:
     return int(recorded[-1]) if len(recorded) else 0
 
 
-def loop_rates(run: Run) -> list[float]:
-    """Growth rates of perturbations of the full loop where it was measured last, nats per loop.
+def loop_rates(run: Run) -> dict[str, float]:
+    """Growth rates of perturbations of the full loop where it was measured last, nats per loop, by what they are.
 
     The largest Lyapunov exponent over the late loops and the logarithm of the Jacobian's radius at the last one, as far
     as they were had. Nothing when that measurement failed: an older one would say nothing of the end.
     """
     tried, _ = _series(run, "full_loop_seconds")
-    found = []
+    last = {}
     for name in ("lyapunov_max", "jacobian_radius"):
         steps, values = _series(run, name)
         if len(steps) and (not len(tried) or steps[-1] == tried[-1]):
-            value = float(values[-1])
-            found.append(value if name == "lyapunov_max" else math.log(value) if value > 0 else -math.inf)
+            last[name] = float(values[-1])
+    found = {"λ": last["lyapunov_max"]} if "lyapunov_max" in last else {}
+    if (radius := last.get("jacobian_radius")) is not None:
+        found["log ρ(J)"] = math.log(radius) if radius > 0 else -math.inf
     return found
 
 
-def _full_loop_regime(rates: Sequence[float]) -> Regime:
+def _full_loop_regime(rates: Mapping[str, float]) -> Regime:
     """The regime all rates agree on, else marginal.
 
     Neither is the rate for ever: over a few loops a transient passes for an exponent, and the state may move on from
     where the radius was taken. A loop that drifts, as addition does, shows the first of the two.
     """
-    regimes = {loop_regime(rate) for rate in rates}
+    regimes = {loop_regime(rate) for rate in rates.values()}
     return "unknown" if not regimes else regimes.pop() if len(regimes) == 1 else "marginal"
 
 
@@ -181,12 +183,14 @@ def _last(run: Run, name: str) -> float:
     return float(values[-1]) if len(values) else math.nan
 
 
-def _summary(regimes: dict[str, Regime], radius: float, rates: Sequence[float], law: TrajectoryLaw, run: Run) -> str:
+def _summary(
+    regimes: dict[str, Regime], radius: float, rates: Mapping[str, float], law: TrajectoryLaw, run: Run
+) -> str:
     """One sentence with the numbers that decide, and the disagreement where there is one."""
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
     if rates:
-        shown = " and ".join(f"{rate:+.2f}" for rate in rates)
-        said.append(f"Full loop {regimes['loop']}: perturbations grow at a rate of {shown} per loop")
+        shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
+        said.append(f"Full loop {regimes['loop']}: {shown} per loop")
     conflict = disagreement(regimes["lti"], regimes["loop"], regimes["trajectory"])
     return ". ".join(part.rstrip(".") for part in [*said, law.sentence, conflict] if part) + "."
 

@@ -75,10 +75,9 @@ def test_the_loop_regime_is_what_exponent_and_radius_agree_on(write_run, exponen
     measured = {"lyapunov_max": exponent, "jacobian_radius": radius, "full_loop_seconds": 0.2}
     found = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, **measured))
     assert found.regimes["loop"] == regime
-    rates = [exponent] if np.isfinite(exponent) else []
-    rates += [np.log(radius) if radius else -np.inf] if np.isfinite(radius) else []
-    shown = " and ".join(f"{rate:+.2f}" for rate in rates)
-    assert f"Full loop {regime}: perturbations grow at a rate of {shown} per loop" in found.summary
+    shown = [f"λ {exponent:+.2f}"] if np.isfinite(exponent) else []
+    shown += [f"log ρ(J) {np.log(radius) if radius else -np.inf:+.2f}"] if np.isfinite(radius) else []
+    assert f"Full loop {regime}: {', '.join(shown)} per loop" in found.summary
 
 
 def test_a_measurement_that_failed_at_the_end_leaves_the_loop_unknown(write_run):

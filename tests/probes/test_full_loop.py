@@ -59,7 +59,7 @@ def test_training_is_bit_identical_while_inspected(injection, demo_model, tmp_pa
         assert "at loop 16 of 2 x 24 tokens: per token, exact" in event.message
         found = loopscope.diagnose(run)
     assert found.regimes["loop"] != "unknown"
-    assert f"Full loop {found.regimes['loop']}: perturbations grow" in found.summary
+    assert f"Full loop {found.regimes['loop']}: λ " in found.summary
 
 
 def test_numbers_are_those_of_the_dense_jacobian(demo_model):
