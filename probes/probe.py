@@ -66,7 +66,7 @@ def attach(
         model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call.
         path: The run file; its folder is made when missing.
         site: Where the loop is, for a model that does not state it.
-        preset: What is measured and when, by name or as a `Preset`.
+        preset: What is measured and when: ``watch``, ``inspect`` (the full loop's Jacobian too), or a `Preset`.
         config: Anything JSON can hold that belongs to the run, for the reader of the file.
         scalars: Names of further numbers that ``probe.step`` will be given.
         probe_batch: Fixed input for passes at depth 2·μ_rec; default: the first training batch's first sequences.
