@@ -61,8 +61,9 @@ def train_run(
         if probes:
             settings = {**config.describe(), "text": data.describe()}
             probe = attach(model, path, preset=measure, config=settings, resume=resume, overwrite=overwrite)
+        result: TrainResult | None = None
         try:
-            return train(
+            result = train(
                 model,
                 data,
                 config.train_config(),
@@ -73,7 +74,8 @@ def train_run(
             )
         finally:
             if probe is not None:
-                probe.close()
+                probe.close(finished=result is not None and not result.interrupted)
+        return result
 
 
 def checked_device(name: str) -> str:

@@ -42,7 +42,7 @@ from .transfer import Transfer
 log = logging.getLogger("loopscope")
 
 LOOP_ROWS = 2048  # rows of the device buffer per step: 80 KB, e.g. 16 micro-batches of 127 loops
-PROBE_SEQUENCES = 8  # the fixed batch is cut to this many sequences
+PROBE_SEQUENCES = 2  # the fixed batch is cut to this many: a pass at twice the depth must stay far below a step
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
 MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
 
@@ -206,17 +206,22 @@ class Probe:
         except Exception as error:
             self._give_up(error)
 
-    def close(self) -> None:
-        """Runs the probe batch a last time, detaches and seals the file; harmless the second time."""
+    def close(self, *, finished: bool = True) -> None:
+        """Runs the probe batch a last time, detaches and seals the file; harmless the second time.
+
+        Args:
+            finished: Whether the run has come to its end. Otherwise the file is left as it is, reads as interrupted,
+                and waits to be resumed; so it does after an exception in the ``with`` block.
+        """
         if self._tap is not None and self._process == os.getpid() and self._probed < self._step - 1:
             try:
                 self._run_probe_batch(self._step - 1)
             except Exception as error:
                 self._give_up(error)
-        self._end()
+        self._end(finished)
 
-    def _end(self) -> None:
-        """Detaches, waits for what is on its way, and seals the file."""
+    def _end(self, finished: bool = True) -> None:
+        """Detaches, waits for what is on its way, and closes the file."""
         if self._process != os.getpid():  # a forked data-loader worker owns neither the hooks nor the file
             return
         atexit.unregister(self._end)
@@ -224,7 +229,7 @@ class Probe:
         while self._arriving:
             self._arriving[0][0].wait()
             self._deliver()
-        self._recorder.close()
+        self._recorder.close(seal=finished)
 
     def __enter__(self) -> Self:
         return self
@@ -235,7 +240,7 @@ class Probe:
         if error is None:
             self.close()
         else:
-            self._end()
+            self._end(finished=False)
 
     def _end_step(self, numbers: dict[str, Tensor | float], began: float) -> None:
         step, tap = self._step, self._tap

@@ -104,6 +104,7 @@ class Recorder:
         self._opened = threading.Event()
         self._error: Exception | None = None
         self._detector = EventDetector()
+        self._seal = True
         self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
         arguments = (info, tuple(scalars), resume, overwrite)
@@ -139,9 +140,10 @@ class Recorder:
             return False
         return committed.wait(seconds)
 
-    def close(self) -> None:
-        """Writes what is waiting, seals the file and ends the thread; harmless the second time."""
+    def close(self, *, seal: bool = True) -> None:
+        """Writes what is waiting, seals the file if asked to, and ends the thread; harmless the second time."""
         if self._thread.is_alive():
+            self._seal = seal
             self._queue.put(None)
             self._thread.join()
 
@@ -197,7 +199,8 @@ class Recorder:
                 writer.flush()
                 waiting, flushed = 0, time.monotonic()
         writer.flush()
-        writer.seal()
+        if self._seal:
+            writer.seal()
 
     def _drain(self) -> None:
         """Lets go of records after a failure, so that nobody waits for a full queue."""

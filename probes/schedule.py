@@ -104,7 +104,7 @@ def inspecting(first: int = 50, last: int = 400) -> Preset:
     return replace(PRESETS["watch"], name="inspect", full_loop=lambda step: step == 0 or after(step + 1))
 
 
-PRESETS = {"watch": Preset("watch", rows=every(1), spectrum=every(10), probe_batch=thinning(5, 80))}
+PRESETS = {"watch": Preset("watch", rows=every(1), spectrum=every(10), probe_batch=thinning(10, 160))}
 PRESETS["inspect"] = inspecting()
 
 

@@ -220,6 +220,21 @@ def test_a_probe_that_breaks_says_so_once_and_training_goes_on(demo_model, token
         assert len(run) == 1
 
 
+def test_a_run_that_was_cut_short_reads_as_interrupted(demo_model, tokens, tmp_path):
+    model = demo_model()
+    with pytest.raises(RuntimeError, match="out of luck"), loopscope.attach(model, tmp_path / "run.h5") as probe:
+        model(tokens)
+        probe.step(loss=1.0)
+        raise RuntimeError("out of luck")
+    with open_run(tmp_path / "run.h5") as run:
+        assert (run.state, len(run)) == ("interrupted", 1)
+    with loopscope.attach(model, tmp_path / "run.h5", resume=True) as probe:
+        model(tokens)
+        probe.step(loss=1.0)
+    with open_run(tmp_path / "run.h5") as run:
+        assert (run.state, len(run)) == ("finished", 2)
+
+
 def test_the_trainer_and_the_probe_agree(demo_model, tmp_path):
     model = demo_model()
     config = recipe("demo", steps=5)
