@@ -235,6 +235,32 @@ def check(
     raise typer.Exit(result.exit_code)
 
 
+@app.command(epilog="Example: loopscope describe my_project.models:build_model")
+def describe(
+    factory: Annotated[
+        str, typer.Argument(metavar="MODULE:FACTORY", help="A function without arguments that returns the model.")
+    ],
+) -> None:
+    """Find the loop of a model of your own, and say what was found.
+
+    Imports the module from where you are, builds the model and runs it once or twice on random tokens.
+    """
+    import importlib
+
+    from .probes.description import describe as describe_model
+
+    module, _, name = factory.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise typer.BadParameter(f"{factory}: {error}; expected MODULE:FACTORY, as my_project.models:build") from None
+    found = describe_model(build())
+    typer.echo(str(found))
+    if found.site is None:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: loopscope linearize runs/a.checkpoint --loops 32 --json")
 def linearize(
     checkpoint: Annotated[

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from loopscope.checkpoints import HORIZON, depth_curve, linearize_checkpoint
@@ -89,4 +88,3 @@ def test_the_analysis_leaves_the_model_as_it_was():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert not any(module._forward_pre_hooks for module in model.modules())
-    assert np.isfinite([float(p.sum()) for p in model.parameters()]).all()

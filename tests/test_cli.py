@@ -56,7 +56,10 @@ def test_train_can_inspect_the_full_loop(tmp_path):
     assert run_cli("train", "--measure", "everything", "--out", tmp_path / "b.h5").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "dash", "check", "export", "repair"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "train", "dash", "check", "describe", "linearize", "depth", "tokenize", "export", "repair"],
+)
 def test_every_command_has_help_with_an_example(command):
     done = run_cli(command, "--help")
     assert done.returncode == 0
@@ -137,6 +140,33 @@ def test_usage_errors_are_two_and_one_line(words, says, tmp_path, monkeypatch):
     done = run_cli(*words)
     assert done.returncode == (4 if words[0] == "export" else 2), done.stderr
     assert says in one_line(done)
+
+
+def test_describe_finds_the_loop_of_a_users_model(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Looped(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embed, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9)\n"
+        "        self.block = torch.nn.Linear(4, 4)\n"
+        "    def forward(self, tokens, n_loops=3):\n"
+        "        h = self.embed(tokens)\n"
+        "        for _ in range(n_loops):\n"
+        "            h = self.block(h)\n"
+        "        return self.head(h)\n"
+        "def plain(): return torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = run_cli("describe", "mine:Looped")
+    assert done.returncode == 0, done.stderr
+    assert "block" in done.stdout
+    assert "3 loops" in done.stdout
+    assert run_cli("describe", "mine:plain").returncode == 1
+    for wrong in ("mine", "mine:nothing", "nowhere:build", ":"):
+        done = run_cli("describe", wrong)
+        assert done.returncode == 2, done.stdout
+        assert "expected MODULE:FACTORY" in one_line(done)
 
 
 def test_train_does_not_overwrite_unasked(trained):
