@@ -231,21 +231,27 @@ class LoopTap:
             h = state.detach().float()
             zero = h.new_zeros(())
             sums = [_norm_sum(h), _count(h, zero)] + [zero] * (WIDTH - 2)
-            now = None
+            now, spare = None, None
             if self._previous is not None:
-                step = h[: self._previous.shape[0]] - self._previous
+                # In place, as below: fresh memory for every loop costs more than the arithmetic.
+                step = torch.sub(h[: self._previous.shape[0]], self._previous, out=self._previous)
                 now = step, torch.linalg.vector_norm(step, dim=-1)
                 sums[STEP_SUM], sums[STEP_COUNT] = now[1].sum(), _count(step, zero)
                 if self._step is not None:
-                    sums[COSINE_SUM], sums[COSINE_COUNT] = _cosine_sum(now, self._step), _count(self._step[0], zero)
+                    spare = self._step[0]
+                    sums[COSINE_SUM], sums[COSINE_COUNT] = _cosine_sum(now, self._step), _count(spare, zero)
             if injected is not None:
                 e = injected.detach().float()
                 sums[INPUT_SUM], sums[INPUT_COUNT] = _norm_sum(e), _count(e, zero)
                 if self._site.b_bar is not None:
                     sums[INJECTION_SUM], sums[INJECTION_COUNT] = _norm_sum(self._inject(e)), _count(e, zero)
             target.append(torch.stack(sums))
-            # The state is cloned because the model may update it in place before the next loop.
-            self._previous, self._step = (h.clone() if h.dtype == state.dtype else h), now
+            # The state is copied because the model may update it in place before the next loop.
+            if h.dtype != state.dtype:
+                self._previous = h
+            else:
+                self._previous = spare.copy_(h) if spare is not None and spare.shape == h.shape else h.clone()
+            self._step = now
 
     def _inject(self, e: Tensor) -> Tensor:
         """``B̅ e`` for the three forms B̅ can have."""
@@ -262,10 +268,10 @@ def _norm_sum(x: Tensor) -> Tensor:
 
 
 def _cosine_sum(now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> Tensor:
-    """Sum over tokens of the cosine between two successive steps; a step of zero counts as cosine 0."""
+    """Sum over tokens of the cosine of two successive steps (zero for a step of zero); uses up the earlier one."""
     (step, norm), (last, last_norm) = now, before
     n = last.shape[0]
-    return ((step[:n] * last).sum(-1) / (norm[:n] * last_norm).clamp(min=1e-30)).sum()
+    return (last.mul_(step[:n]).sum(-1) / (norm[:n] * last_norm).clamp(min=1e-30)).sum()
 
 
 def _count(x: Tensor, like: Tensor) -> Tensor:
