@@ -14,7 +14,7 @@ depth:
 
 The monitor is a re-creation from a description of what it measures, not their code. A share is the median over rounds
 of (step with) / (step without, of the same round) - 1, with the quartiles; on a shared machine they are the point. The
-passes of the fixed probe batch fall in one step of five at first and of eighty later: a median does not see them, so
+passes of the fixed probe batch fall in one step of 10 at first and of 160 later: a median does not see them, so
 they are timed apart. ``probe.step`` itself, host memory and device buffers are measured too.
 
 Not covered: GPUs were not at hand; ``--device cuda`` runs, and waits for the device at the end of each step.
@@ -319,7 +319,7 @@ def main() -> None:
                 )
         print(f"  probe.step alone {row['probe_step_share']:.2%}, the taps alone {row['tap']['median_ms']:.2f} ms")
         passes = row["probe_pass_share"]
-        print(f"  a pass of the probe batch {passes:.0%} of a step: {passes / 5:.1%} at first, {passes / 80:.1%} later")
+        print(f"  a probe batch pass {passes:.0%} of a step: {passes / 10:.1%} at first, {passes / 160:.1%} later")
     for part in ("long run", "device bytes"):
         if part in found:
             print(f"{part}:", {key: round(value, 2) for key, value in found[part].items()})
