@@ -241,7 +241,7 @@ def long_run(steps: int, folder: Path) -> dict[str, float]:
             began = time.perf_counter()
             probe.step(loss=loss, grad_norm=loss, lr=1e-3)
             calls.append(time.perf_counter() - began)
-            if step % 100 == 99:
+            if step % max(1, steps // 100) == 0:
                 gc.collect()
                 resident.append(_resident_bytes())
     rows_only = [took for step, took in enumerate(calls) if not PRESETS["watch"].probe_batch(step)]
