@@ -8,6 +8,7 @@ Exit codes: 0 passed · 1 a rule fired · 2 usage · 3 internal error · 4 unrea
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -190,6 +191,8 @@ def train(
             measure=measure.value,
             on_progress=report,
         )
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first rank speaks for all
+        return
     if result.interrupted:
         typer.echo(f"interrupted after step {result.step} of {total}; go on with the same command and --resume")
         raise typer.Exit(130)
