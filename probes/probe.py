@@ -42,6 +42,7 @@ from .transfer import Transfer
 log = logging.getLogger("loopscope")
 
 LOOP_ROWS = 2048  # rows of the device buffer per step: 80 KB, e.g. 16 micro-batches of 127 loops
+STEPS_PER_NORM = 10  # σ_max(B̅) and σ_max(C_out) move slowly and cost a decomposition each
 PROBE_SEQUENCES = 2  # the fixed batch is cut to this many: a pass at twice the depth must stay far below a step
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
 MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
@@ -141,7 +142,11 @@ class Probe:
         self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite, mirrors=mirrors)
         self._step = self._recorder.next_step
         self._scalars = frozenset(scalars)
-        self._matrices_due = every(_interval(self._site))
+        interval = _interval(self._site)
+        self._matrices_due = every(interval)
+        self._norms_due = every(max(interval, STEPS_PER_NORM))
+        # Its structure does not change in training, and reading it in every step would cost more than the answer.
+        self._a_bar_is_cheap = self._site.a_bar is None or self._site.a_bar().ndim < 2
         self._full_loop = FullLoopProbe(self._model, self._site)
         self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
         self._sums = SumBuffer(LOOP_ROWS, self._device)
@@ -323,25 +328,20 @@ class Probe:
 
     @torch.no_grad()
     def _read_linear(self) -> dict[str, Tensor]:
-        """A̅, B̅ and C_out as the next step's forward will use them; dense B̅ and C_out only when they are due.
+        """A̅, B̅ and C_out as the next step's forward will use them; B̅ and C_out every tenth step at most.
 
         A dense A̅ is copied to the host in every step (1024 wide: 4 MB, about 0.2 ms of the stream on CUDA, a few
         milliseconds on the CPU) and tracked there by the recorder's thread. Tracking on the device would cost the
         training thread some hundred small kernels and a wait for each. Where the recorder is behind, or the matrix is
         sharded and each reading a collective, A̅ is read when it is due only.
         """
-        due = self._matrices_due(self._step)
+        a_bar_due = self._matrices_due(self._step) or self._a_bar_is_affordable()
+        due = {"a_bar": a_bar_due, **dict.fromkeys(("b_bar", "c_out"), self._norms_due(self._step))}
         found = {}
-        for name in ("a_bar", "b_bar", "c_out"):
-            read = getattr(self._site, name)
-            if read is not None and (due or (name == "a_bar" and self._a_bar_is_affordable())):
+        for name, is_due in due.items():
+            if is_due and (read := getattr(self._site, name)) is not None:
                 found[name] = _whole(read()).detach().float().clone()
         return found
-
-    @property
-    def _a_bar_is_cheap(self) -> bool:
-        """Whether the eigenvalues of A̅ can be read off without a solver."""
-        return self._site.a_bar is None or self._site.a_bar().ndim < 2
 
     def _a_bar_is_affordable(self) -> bool:
         """Whether A̅ can be read between the steps in which it is due."""
