@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,74 +34,11 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run file.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto for the first GPU where there is one.")]
 
 
-class Severity(StrEnum):
-    """Levels of a rule."""
-
-    note = "note"
-    warning = "warning"
-    error = "error"
-
-
-class CheckFormat(StrEnum):
-    """Outputs of ``check``."""
-
-    text = "text"
-    json = "json"
-
-
-class Table(StrEnum):
-    """Tables of a run."""
-
-    steps = "steps"
-    loops = "loops"
-    probe = "probe"
-    spectra = "spectra"
-    events = "events"
-
-
-class Injection(StrEnum):
-    """How the input enters the loop."""
-
-    addition = "addition"
-    concatenation = "concatenation"
-    parcae = "parcae"
-
-
-class Norm(StrEnum):
-    """Where the blocks normalise."""
-
-    pre = "pre"
-    sandwich = "sandwich"
-
-
-class Compilation(StrEnum):
-    """What ``torch.compile`` is applied to."""
-
-    none = "none"
-    body = "body"
-    whole = "whole"
-
-
-class Checkpointing(StrEnum):
-    """How loops are recomputed in the backward pass."""
-
-    none = "none"
-    reentrant = "reentrant"
-    non_reentrant = "non-reentrant"
-
-
-class Precision(StrEnum):
-    """Arithmetic of the forward pass."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Measure(StrEnum):
-    """What the probe measures."""
-
-    watch = "watch"
-    inspect = "inspect"
+Injection = Literal["addition", "concatenation", "parcae"]
+Norm = Literal["pre", "sandwich"]
+Measure = Literal["watch", "inspect"]
+Severity = Literal["note", "warning", "error"]
+Table = Literal["steps", "loops", "probe", "spectra", "events"]
 
 
 @app.callback()
@@ -163,7 +99,7 @@ def train(
     measure: Annotated[
         Measure,
         typer.Option(help="watch: every step, cheap. inspect: also the full loop's Jacobian, every 50 to 400 steps."),
-    ] = Measure.watch,
+    ] = "watch",
 ) -> None:
     """Train one looped model with probes on.
 
@@ -176,7 +112,7 @@ def train(
     run = load_run_config(config) if config is not None else RunConfig(train={"checkpoint_every": 50})
     run = run.updated(
         **_given(preset=preset, seed=seed),
-        model=_given(injection=injection and injection.value, norm=norm and norm.value),
+        model=_given(injection=injection, norm=norm),
         train=_given(lr=lr, steps=steps, checkpoint_every=checkpoint_every),
     )
     total = run.train_config().steps
@@ -188,7 +124,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             probes=probes,
-            measure=measure.value,
+            measure=measure,
             on_progress=report,
         )
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first rank speaks for all
@@ -225,16 +161,16 @@ def dash(
 def check(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
-    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = Severity.error,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
     output: Annotated[
-        CheckFormat, typer.Option("--format", help="text for people, json for programs.")
-    ] = CheckFormat.text,
+        Literal["text", "json"], typer.Option("--format", help="text for people, json for programs.")
+    ] = "text",
 ) -> None:
     """Apply the rules to runs: the gate of a CI job."""
     from .gate import check_runs
 
-    result = check_runs(runs, rules_file=rules, fail_on=fail_on.value)
-    typer.echo(result.json() if output is CheckFormat.json else result.text())
+    result = check_runs(runs, rules_file=rules, fail_on=fail_on)
+    typer.echo(result.json() if output == "json" else result.text())
     raise typer.Exit(result.exit_code)
 
 
@@ -365,7 +301,7 @@ def export(
     if out.exists() and not force:
         raise FileExistsError(f"{out}: exists; replace it with --force")
     with open_run(run) as opened:
-        export_run(opened, out, table=None if table is None else table.value, force=force)
+        export_run(opened, out, table=table, force=force)
         typer.echo(f"{out}: {len(opened)} steps")
 
 
@@ -388,9 +324,13 @@ def repair(run: RunPath) -> None:
 def selfcheck(
     preset: Annotated[str, typer.Option(help="Model preset.")] = "demo",
     device: Device = "auto",
-    compile_what: Annotated[Compilation, typer.Option("--compile", help="What is compiled.")] = Compilation.none,
-    checkpointing: Annotated[Checkpointing, typer.Option(help="Activation checkpointing.")] = Checkpointing.none,
-    precision: Annotated[Precision, typer.Option(help="bf16 is autocast.")] = Precision.fp32,
+    compile_what: Annotated[
+        Literal["none", "body", "whole"], typer.Option("--compile", help="What is compiled.")
+    ] = "none",
+    checkpointing: Annotated[
+        Literal["none", "reentrant", "non-reentrant"], typer.Option(help="Activation checkpointing.")
+    ] = "none",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 is autocast.")] = "fp32",
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -411,26 +351,26 @@ def selfcheck(
     kind = torch.device("cuda" if where == "auto" and torch.cuda.is_available() else where.replace("auto", "cpu"))
 
     def make_model() -> Any:
-        model = build(preset, activation_checkpointing=checkpointing.value).to(kind)
-        if compile_what is Compilation.body:
+        model = build(preset, activation_checkpointing=checkpointing).to(kind)
+        if compile_what == "body":
             model.compile_loop()
-        return torch.compile(model) if compile_what is Compilation.whole else model
+        return torch.compile(model) if compile_what == "whole" else model
 
     config = build_config(preset)
     length = min(config.max_length, 256)
     # A whole-model graph holds one depth; drawing one per step would compile until Dynamo gives up, probe or not.
-    depth = {"num_loops": config.mean_depth} if compile_what is Compilation.whole else {}
+    depth = {"num_loops": config.mean_depth} if compile_what == "whole" else {}
 
     def make_batch(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(step)
         return torch.randint(config.vocab_size, (batch, length + 1), generator=generator).to(kind)
 
     def loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(kind.type, torch.bfloat16, enabled=precision is Precision.bf16):
+        with torch.autocast(kind.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(tokens[:, :-1], **depth)
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    found = check_training(make_model, make_batch, loss, tolerance=2e-2 if precision is Precision.bf16 else 1e-3)
+    found = check_training(make_model, make_batch, loss, tolerance=2e-2 if precision == "bf16" else 1e-3)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.text())
     raise typer.Exit(0 if found.passed else 1)
 

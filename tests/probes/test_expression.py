@@ -59,4 +59,4 @@ def test_any_text_is_parsed_or_refused(text):
         parsed = parse(text)
     except ExpressionError:
         return
-    parsed.holds({name: np.array([1.0]) for name in parsed.names})
+    assert parsed.holds({name: np.array([1.0]) for name in parsed.names}).dtype == bool
