@@ -198,3 +198,19 @@ def test_resuming_makes_the_run_longer(tmp_path):
         assert resumed["step"].tolist() == list(range(40))
         np.testing.assert_array_equal(resumed["loss"], uninterrupted["loss"])
         np.testing.assert_array_equal(resumed["a_bar_radius"], uninterrupted["a_bar_radius"])
+
+
+def test_an_error_of_ours_is_three_and_asks_for_the_traceback(monkeypatch, capsys, tmp_path):
+    from loopscope import cli, gate
+
+    def broken(*args, **options):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(gate, "check_runs", broken)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["check", str(tmp_path / "a.h5")])
+    assert left.value.code == 3
+    said = capsys.readouterr().err
+    assert said == "loopscope: internal error: RuntimeError: a defect (run again with --debug for the traceback)\n"
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli.main(["--debug", "check", str(tmp_path / "a.h5")])
