@@ -141,7 +141,6 @@ class Probe:
             info["linear_estimate"] = linear_estimate(self._model, self._site, probe_batch)
         self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite, mirrors=mirrors)
         self._step = self._recorder.next_step
-        self._scalars = frozenset(scalars)
         interval = _interval(self._site)
         self._matrices_due = every(interval)
         self._norms_due = every(max(interval, STEPS_PER_NORM))
