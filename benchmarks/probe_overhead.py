@@ -42,8 +42,9 @@ from loopscope.models import build
 from loopscope.models.looped import LoopedTransformer
 from loopscope.probes import attach
 from loopscope.probes.probe import LOOP_ROWS
+from loopscope.probes.reduction import EagerReduction, reduction_for
 from loopscope.probes.schedule import PRESETS
-from loopscope.probes.tap import SumBuffer
+from loopscope.probes.sums import LoopSums
 
 SIZES: dict[str, dict[str, Any]] = {
     "toy": {"batch": 8, "length": 32},
@@ -210,7 +211,7 @@ def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[
 
     options = {key: value for key, value in size.items() if key not in ("batch", "length")}
     model = build("demo", injection="parcae", **options).to(device)
-    buffer = SumBuffer(256, device)
+    buffer = LoopSums(256, device, reduction_for(device))
     tap = LoopTap(model, find_site(model), buffer, lambda error: None)
     state = torch.randn(size["batch"], size["length"], model.config.width, device=device)
     states, times = [state + t for t in range(LOOPS + 1)], []
@@ -218,14 +219,14 @@ def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[
         buffer.reset()
         _wait(device)
         began = time.perf_counter()
-        tap.see("begin", [], True)
+        tap.see("begin", [], 1)
         for h in states[:-1]:
-            tap.see("loop", [h, state], False)
-        tap.see("finish", [states[-1]], False)
-        tap.see("end", [], False)
+            tap.see("loop", [h, state], 0)
+        tap.see("finish", [states[-1]], 0)
+        tap.see("end", [], 0)
         _wait(device)
         times.append(time.perf_counter() - began)
-    assert int(buffer.cursor) == LOOPS + 1
+    assert buffer.cursor == LOOPS + 1
     return {"median_ms": 1e3 * statistics.median(times), "fastest_ms": 1e3 * min(times)}
 
 
@@ -256,10 +257,14 @@ def long_run(steps: int, folder: Path) -> dict[str, float]:
 
 
 def device_bytes(loops: int) -> dict[str, int]:
-    """Bytes of the tap's buffers, which do not depend on the run's length, and of the rows that one forward fills."""
-    buffer = SumBuffer(LOOP_ROWS, torch.device("cpu"))
-    whole = buffer.rows.nbytes + buffer.cursor.nbytes
-    return {"loops": loops, "buffer": whole, "used_by_a_forward": (loops + 1) * buffer.rows[0].nbytes}
+    """Bytes of the buffers of sums, which depend neither on the run's length nor on its depth."""
+    found = {"loops": loops}
+    for kind, parts in (("eager", 1), ("fused", 256)):
+        reduction = EagerReduction()
+        reduction.parts = parts
+        buffer = LoopSums(LOOP_ROWS, torch.device("cpu"), reduction)
+        found[kind] = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, torch.Tensor))
+    return found
 
 
 def _resident_bytes() -> int:

@@ -33,7 +33,7 @@ from .layout import Event
 from .mirrors import Mirror, Mirrors
 from .reader import open_run
 from .schedule import EXACT_WIDTH
-from .tap import loop_means
+from .sums import loop_means
 from .writer import RunWriter
 
 log = logging.getLogger("loopscope")
@@ -53,10 +53,12 @@ class Record:
         step: Training step.
         time: Unix seconds when the step ended.
         values: Numbers the step has once, by name.
-        raw: Rows of sums of the step's forwards.
+        sums: Rows of sums of the step's forwards (`sums.LoopSums`).
+        counts: Over how many tokens each is.
         matrices: ``a_bar``, ``b_bar``, ``c_out`` as they were in the step's forward, where they were due.
         spectrum: Whether the eigenvalues of ``a_bar`` are kept, not only their largest modulus.
-        is_probe: Whether this is a pass of the probe batch, which has only ``raw``.
+        arrays: Arrays of the step by name, written as they are.
+        is_probe: Whether this is a pass of the probe batch, which has no values.
         rows_cut: Loop rows that did not fit into the device buffer.
         event: Something to tell the reader of the file.
     """
@@ -64,9 +66,11 @@ class Record:
     step: int
     time: float
     values: dict[str, float] = field(default_factory=dict)
-    raw: NDArray[np.float32] | None = None
+    sums: NDArray[np.float32] | None = None
+    counts: NDArray[np.int64] | None = None
     matrices: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     spectrum: bool = False
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     is_probe: bool = False
     rows_cut: int = 0
     event: Event | None = None
@@ -211,8 +215,10 @@ class Recorder:
                 self.dropped += 1
 
     def _write(self, writer: RunWriter, record: Record) -> None:
-        has_rows = record.raw is not None and len(record.raw) > 1
-        loops, once = loop_means(record.raw) if has_rows and record.raw is not None else (None, {})
+        loops: NDArray[np.float32] | None = None
+        once: dict[str, float] = {}
+        if record.sums is not None and record.counts is not None and len(record.counts) > 1:
+            loops, once = loop_means(record.sums, record.counts)
         if record.is_probe:
             if loops is not None:
                 writer.append_probe(record.step, loops)
