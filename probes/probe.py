@@ -284,7 +284,7 @@ class Probe:
         """Starts the copies of a step and notes how to make its record of them."""
         assert self._tap is not None
         watched = self._tap.enabled
-        tensors = {name: v for name, v in numbers.items() if isinstance(v, Tensor) and v.is_cuda}
+        tensors = {name: v for name, v in numbers.items() if isinstance(v, Tensor) and v.device.type != "cpu"}
         here = {
             name: float(v.detach() if isinstance(v, Tensor) else v)
             for name, v in numbers.items()

@@ -233,7 +233,8 @@ class LoopTap:
 
 def _without_autocast(device: str) -> torch.autocast | _Nothing:
     """Autocast off where it is on: it would turn B̅e into bf16, in which 0.999 is 1."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available and torch.is_autocast_enabled(device) else _NOTHING
 
 
 class _Nothing:
