@@ -19,7 +19,8 @@ passes of the fixed probe batch fall in one step of 10 at first and of 160 later
 they are timed apart. ``probe.step`` itself, host memory and device buffers are measured too.
 
 Not covered: GPUs were not at hand when the numbers of ``docs/performance.md`` were taken; with ``--device cuda`` the
-device is waited for at the end of each step. That no step waits by itself is what ``tests/probes/test_no_wait.py`` asks.
+device is waited for at the end of each step. That no step waits by itself is what ``tests/probes/test_no_wait.py``
+asks.
 """
 
 from __future__ import annotations
