@@ -1,6 +1,6 @@
 """Nothing in the hot path reads a number off the device.
 
-The whole step runs on torch's ``meta`` device, whose tensors have no numbers: an ``.item()``, a ``float(...)``, a Python
+The whole step runs on torch's ``meta`` device, whose tensors have no numbers: an ``.item()``, a ``float(...)``, an
 ``if`` on a tensor or a copy to the host is an error there. Only `Transfer`, which starts copies that nobody waits for,
 is replaced.
 """
