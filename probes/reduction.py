@@ -21,8 +21,8 @@ from torch import Tensor
 
 STATE, STEP, COSINE = range(3)
 SUMS = 3
-MOST_WAITING = 32  # states reduced at a time
-WAITING_BYTES = 4 << 20  # of them and their steps
+MOST_WAITING = 32  # states whose sums are made at a time
+WAITING_BYTES = 4 << 20  # of their norms and products
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -38,7 +38,7 @@ class Reduction(Protocol):
     """Reduces the states ``h_0 … h_T`` of a forward, one after another, to rows of sums over tokens.
 
     The columns of a row are the sums of ‖h_t‖, of ‖h_t − h_{t−1}‖, and of the cosine of that step with the one before
-    it. A column over no tokens is left as it is.
+    it. What is in a column over no tokens means nothing.
     """
 
     parts: int
@@ -57,8 +57,9 @@ class Reduction(Protocol):
 class EagerReduction:
     """The sums by torch operations, in float32 whatever the state is in.
 
-    States are copied and reduced several at a time: behind a layer of the model nothing of ours is in the processor's
-    caches any more, and then ten small operations cost more than the arithmetic (3 ms a step against 1.2 at width 256).
+    Behind a layer of the model nothing of ours is in the processor's caches any more, and then small operations cost
+    more than arithmetic. So a state takes four operations, which leave norms and products for every token; sums over
+    tokens are made of several states at a time (width 256 on a CPU: 2 ms a step, with all ten operations at once 3 ms).
 
     Args:
         keep_steps: How many tokens' step norms of every loop are kept besides, from the first positions of each
@@ -79,74 +80,89 @@ class EagerReduction:
 
     def __init__(self, keep_steps: int = 0) -> None:
         self._keep = keep_steps
-        self._states = self._steps = torch.empty(0)  # slot 0: h_{t-1} and its step; then the waiting ones
-        self._lengths = torch.empty(0)  # norms of the steps
-        self._waiting, self._full = 0, False
-        self._rows, self._at, self._limits = self._states, 0, (0, 0)  # where the waiting ones go
+        self._shape, self._device, self._inner = torch.Size(), torch.device("cpu"), 0
+        self._now = self._last = _Slot(torch.empty(2, 0))
+        self._norms = self._products = torch.empty(0)
+        self._waiting_norms: list[Tensor] = []  # views of one waiting state each; before them, of the last settled one
+        self._waiting_products: list[Tensor] = []
+        self._rows, self._at = torch.empty(0), 0  # where the waiting rows go
+        self._waiting, self._room = 0, 0
         self.forget()
 
     def forget(self) -> None:
         """Begins a new forward; rows that wait are written first."""
         self.settle()
-        self._known = 0  # states of this forward before the waiting ones
-        self._last_rows = self._before_rows = 0  # sequences in h_{t-1} and h_{t-2}
+        self._known = 0  # states of this forward
+        self._last_count = self._before_count = 0  # sequences in h_{t-1} and h_{t-2}
         self.steps: list[Tensor] = []
 
     def add(self, state: Tensor, rows: Tensor, at: int) -> Tokens:
         """As `Reduction.add`."""
-        n, inner = len(state), state.shape[1:-1].numel()
-        grew = not {self._last_rows, self._before_rows} <= {0, n}
-        if self._waiting and (self._full or grew or at != self._at + self._waiting or rows is not self._rows):
+        if self._waiting == self._room or at != self._at + self._waiting or rows is not self._rows:
             self.settle()
-        if state.shape != self._states.shape[1:] or state.device != self._states.device:
+            self._rows, self._at = rows, at
+        if state.shape != self._shape or state.device != self._device:
+            self.settle()
+            self._at = at
             self._make_room(state)
-        if not self._waiting:
-            self._rows, self._at, self._limits = rows, at, (self._last_rows, self._before_rows)
-            self._full = grew  # a chunk holds states of as many sequences, and steps and cosines too
-        self._waiting += 1
-        self._states[self._waiting].copy_(state)
-        self._full = self._full or self._waiting == len(self._states) - 1
-        tokens = Tokens(n * inner, self._last_rows * inner, self._before_rows * inner)
-        self._last_rows, self._before_rows = n, self._last_rows
-        return tokens
+        self._waiting = waiting = self._waiting + 1
+        n, m, count = self._last_count, self._before_count, len(state)
+        self._now, self._last = now, last = self._last, self._now
+        now.state.copy_(state)  # the model may update it in place before the next loop
+        if n == count:
+            torch.sub(now.state, last.state, out=now.step)
+        else:  # sequences without a step behind them count with zero
+            now.step.zero_()
+            torch.sub(now.state[:n], last.state[:n], out=now.step[:n])
+        torch.linalg.vector_norm(now.both, dim=-1, out=self._waiting_norms[waiting])
+        if m:
+            torch.linalg.vecdot(now.step, last.step, out=self._waiting_products[waiting])
+        self._known += 1
+        self._last_count, self._before_count = count, n
+        return Tokens(count * self._inner, n * self._inner, m * self._inner)
 
     def settle(self) -> None:
         """Writes the rows that wait."""
         count, self._waiting = self._waiting, 0
         if not count:
             return
-        first = max(0, 1 - self._known)  # the first waiting state that has a step behind it
-        second = max(0, 2 - self._known)
-        n, m = (limit if limit and count == 1 else None for limit in self._limits)
-        states, steps, lengths = self._states, self._steps, self._lengths
-        out = self._rows[self._at : self._at + count, 0]
-        out[:, STATE] = torch.linalg.vector_norm(states[1 : count + 1], dim=-1).flatten(1).sum(1)
-        if first < count:
-            after, before = slice(first + 1, count + 1), slice(first, count)
-            torch.sub(states[after, :n], states[before, :n], out=steps[after, :n])
-            torch.linalg.vector_norm(steps[after, :n], dim=-1, out=lengths[after, :n])
-            out[first:, STEP] = lengths[after, :n].flatten(1).sum(1)
-            if self._keep:
-                self.steps += list(lengths[after, :n, : self._keep].clone())
+        norms, rows = self._norms, self._rows[self._at : self._at + count, 0]
+        rows[:, STATE:COSINE] = norms[1 : count + 1].flatten(2).sum(2)
+        second = max(0, 2 - (self._known - count))  # the first waiting state with two steps behind it
         if second < count:
-            after, before = slice(second + 1, count + 1), slice(second, count)
-            cosines = torch.linalg.vecdot(steps[after, :m], steps[before, :m])
             # One length after the other: their product leaves float32 sooner than they do. A step of zero has no
             # direction; its cosine counts as zero.
-            norms = lengths[second : count + 1, :m].clamp(min=TINY)
-            out[second:, COSINE] = cosines.div_(norms[1:]).div_(norms[:-1]).flatten(1).sum(1)
-        states[0], steps[0], lengths[0] = states[count], steps[count], lengths[count]
-        self._known += count
+            lengths = norms[second : count + 1, 1].clamp(min=TINY)
+            cosines = self._products[second + 1 : count + 1].div_(lengths[1:]).div_(lengths[:-1])
+            rows[second:, COSINE] = cosines.flatten(1).sum(1)
+        if self._keep:
+            first = max(0, 1 - (self._known - count))
+            self.steps += list(norms[first + 1 : count + 1, 1, :, : self._keep].clone())
+        norms[0] = norms[count]
 
     def _make_room(self, state: Tensor) -> None:
-        """Slots for states of this shape; what slot 0 holds of fewer sequences is kept."""
-        slots = 1 + max(1, min(MOST_WAITING, WAITING_BYTES // (8 * max(1, state.numel()))))
-        old = self._states, self._steps, self._lengths
-        self._states = torch.empty(slots, *state.shape, dtype=torch.float32, device=state.device)
-        self._steps, self._lengths = torch.empty_like(self._states), torch.empty_like(self._states[..., 0])
-        if self._last_rows:
-            for new, one in zip((self._states, self._steps, self._lengths), old, strict=True):
-                new[0, : self._last_rows] = one[0]
+        """Buffers for states of this shape; what is known of the sequences that were already there is kept."""
+        tokens = state.shape[:-1].numel()
+        slots = 1 + max(1, min(MOST_WAITING, WAITING_BYTES // (12 * max(1, tokens))))
+        old, old_norms, n = self._now, self._norms, self._last_count
+        self._shape, self._device, self._inner = state.shape, state.device, state.shape[1:-1].numel()
+        self._now, self._last = (_Slot(torch.zeros(2, *state.shape, device=state.device)) for _ in range(2))
+        self._norms = torch.zeros(slots, 2, *state.shape[:-1], device=state.device)
+        self._products = torch.zeros(slots, *state.shape[:-1], device=state.device)
+        self._waiting_norms, self._waiting_products = list(self._norms), list(self._products)
+        self._room = slots - 1
+        if n:
+            self._now.both[:, :n] = old.both
+            self._norms[0, :, :n] = old_norms[0]
+
+
+class _Slot:
+    """A state and the step that led to it, and views of each: making a view costs as much as a small operation."""
+
+    __slots__ = ("both", "state", "step")
+
+    def __init__(self, both: Tensor) -> None:
+        self.both, self.state, self.step = both, both[0], both[1]
 
 
 def reduction_for(device: torch.device) -> Reduction:
@@ -159,8 +175,3 @@ def reduction_for(device: torch.device) -> Reduction:
         else:
             return FusedReduction()
     return EagerReduction()
-
-
-def _tokens(x: Tensor) -> int:
-    """Number of tokens of ``x (n, …, D)``."""
-    return x.shape[:-1].numel()

@@ -97,6 +97,8 @@ class LoopTap:
         self._key = next(_KEYS)
         _TAPS[self._key] = self
         self._order = torch.zeros(1, dtype=torch.int64, device=sums.device)
+        self._device = sums.device.type
+        self._autocasts = torch.amp.is_autocast_available(self._device)
         self._places = [place for place in (site.state_argument, site.input_argument) if place is not None]
         self._model = model
         modules = dict(model.named_modules())
@@ -122,7 +124,7 @@ class LoopTap:
         for number, name in enumerate(names):
 
             def leave(module: nn.Module, args: Any, output: Any, number: int = number) -> None:
-                self._pass_on("inner", lambda: [_first(output)], number)
+                self._pass_on("inner", _returned, output, None, number)
 
             self._handles.append(modules[name].register_forward_hook(Hook(leave)))
 
@@ -144,28 +146,34 @@ class LoopTap:
             self._redirected = None
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        self._pass_on("begin", lambda: [] if given is None else [given], int(module.training))
+        self._pass_on("begin", _first_tensor, args, kwargs, int(module.training))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._pass_on("end", list)
+        self._pass_on("end", _no_tensor, args, None)
 
     def _loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._pass_on("loop", lambda: [argument(args, kwargs, place) for place in self._places])
+        self._pass_on("loop", self._received, args, kwargs)
 
     def _finish(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._pass_on("finish", lambda: [args[0]])
+        self._pass_on("finish", _returned, args, None)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._pass_on("leave", lambda: [_first(output)])
+        self._pass_on("leave", _returned, output, None)
 
-    def _pass_on(self, place: str, find: Callable[[], list[Tensor]], number: int = 0) -> None:
-        """Lets the tap see what a hook was called with, through the operator when a graph is being traced."""
+    def _received(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """What the body was called with."""
+        return [argument(args, kwargs, place) for place in self._places]
+
+    def _pass_on(self, place: str, find: Callable[[Any, Any], list[Tensor]], a: Any, b: Any, number: int = 0) -> None:
+        """Lets the tap see what ``find(a, b)`` finds, through the operator when a graph is being traced.
+
+        Flat and without closures: behind a layer of the model every call of a Python function costs microseconds.
+        """
         try:
-            if torch.compiler.is_compiling():
-                _tap(self._order, [tensor.detach() for tensor in find()], self._key, place, number)
+            if torch.compiler.is_dynamo_compiling():
+                _tap(self._order, [tensor.detach() for tensor in find(a, b)], self._key, place, number)
             elif self._target is not None or place == "begin":
-                self.see(place, find(), number)
+                self._take(place, find(a, b), number)
         except Exception as error:
             self.fail(error)
 
@@ -180,16 +188,25 @@ class LoopTap:
             number: Whether the model is in training mode in ``"begin"``, which module it is in ``"inner"``.
         """
         try:
-            if place == "begin":
-                self._begin_forward(seen, training=bool(number))
-            elif place == "end":
-                self._target = None
-            elif self._target is not None:
-                # Without gradients: what the tap computes must not be among the tensors that a checkpoint saves.
-                with torch.no_grad(), _without_autocast(self.sums.device.type):
-                    self._see(self._target, place, seen, number)
+            self._take(place, seen, number)
         except Exception as error:
             self.fail(error)
+
+    def _take(self, place: str, seen: list[Tensor], number: int) -> None:
+        """As `see`, and raises."""
+        sums = self._target
+        if place == "begin":
+            self._begin_forward(seen, training=bool(number))
+        elif place == "end":
+            self._target = None
+        elif sums is None:
+            return
+        elif self._autocasts and torch.is_autocast_enabled(self._device):
+            # It would turn products with B̅ into bf16, in which 0.999 is 1.
+            with torch.autocast(self._device, enabled=False):
+                self._see(sums, place, seen, number)
+        else:
+            self._see(sums, place, seen, number)
 
     def _begin_forward(self, seen: list[Tensor], *, training: bool) -> None:
         """Decides where the rows of a forward go. What a checkpoint runs again during backward goes nowhere."""
@@ -200,29 +217,32 @@ class LoopTap:
 
     def _see(self, sums: LoopSums, place: str, seen: list[Tensor], number: int) -> None:
         """Records a state where it is one that is still missing."""
-        read_on_return = self._site.output is not None
+        loop = sums.loop
         if place == "inner":
-            if self.on_inner is not None and sums is self.sums and sums.loop <= 1:
+            if self.on_inner is not None and sums is self.sums and loop <= 1:
                 self.on_inner(number, seen[0])
-        elif place == "loop":
-            if self._site.state_argument is not None and (sums.loop == 0 or not read_on_return):
-                self._add(sums, seen[0], seen[1] if sums.loop == 0 and len(seen) > 1 else None)
+            return
+        given = None
+        if place == "loop":
+            if self._site.state_argument is None or (loop and self._site.output is not None):
+                return
+            if not loop and len(seen) > 1:
+                given = seen[1]
         elif place == "leave":
-            if sums.loop == 0:  # nothing received h_0
+            if not loop:  # nothing received h_0
                 sums.add_missing(seen[0])
-            self._add(sums, seen[0])
-        elif sums.loop:
-            self._add(sums, seen[0])
+        elif not loop:
+            return
+        else:
             self._target = None  # what a second call of this module receives is not h_T
-
-    def _add(self, sums: LoopSums, state: Tensor, given: Tensor | None = None) -> None:
-        """Adds one state; called with ``h_0 … h_T`` in order."""
-        b_bar = None
-        if given is not None and self.injects and self._site.b_bar is not None:
-            b_bar = self._site.b_bar().detach().float()
         if self.on_state is not None and sums is self.sums:
-            self.on_state(sums.loop, state)
-        sums.add(state, given, b_bar)
+            self.on_state(sums.loop, seen[0])
+        sums.add(seen[0], given, None if given is None else self._due_b_bar())
+
+    @torch.no_grad()
+    def _due_b_bar(self) -> Tensor | None:
+        """B̅, where the norm of B̅e is due."""
+        return self._site.b_bar().detach().float() if self.injects and self._site.b_bar is not None else None
 
     def fail(self, error: Exception) -> None:
         """Ends recording after an error, which is reported; training goes on."""
@@ -231,27 +251,19 @@ class LoopTap:
         self._on_error(error)
 
 
-def _without_autocast(device: str) -> torch.autocast | _Nothing:
-    """Autocast off where it is on: it would turn B̅e into bf16, in which 0.999 is 1."""
-    available = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if available and torch.is_autocast_enabled(device) else _NOTHING
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The input of a forward, if it is a tensor."""
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:1]
 
 
-class _Nothing:
-    """A context that costs nothing, for the hot path."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+def _no_tensor(a: Any, b: Any) -> list[Tensor]:
+    """Nothing to see."""
+    return []
 
 
-_NOTHING = _Nothing()
-
-
-def _first(output: Any) -> Tensor:
-    """The state in what a module returns."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+def _returned(output: Any, _: Any) -> list[Tensor]:
+    """The state in what a module received or returned."""
+    return [output[0] if isinstance(output, tuple) else output]
 
 
 def _in_backward() -> bool:
