@@ -20,8 +20,18 @@ from typing import Any, Final
 import h5py
 from h5py import h5f, h5p
 
-from .integrity import READ_ERRORS, check_format, check_hdf5, chunk_end, damaged, inspect, last_commit, one_line
-from .layout import TABLES, Commit, DamagedRun, RunFileError, RunInUse
+from .integrity import (
+    READ_ERRORS,
+    check_format,
+    check_hdf5,
+    chunk_end,
+    damaged,
+    inspect,
+    last_commit,
+    one_line,
+    tables_in,
+)
+from .layout import Commit, DamagedRun, RunFileError, RunInUse
 from .lease import is_held
 from .superblock import Superblock, open_clean
 
@@ -158,7 +168,7 @@ def make_writable(path: Path) -> bool:
             return False
         end = path.stat().st_size
         with open_clean(path) as file:  # a chunk may have been given an address and never been written
-            end = max([end, *(chunk_end(file[name]) for name in (*TABLES, "commit"))])
+            end = max([end, *(chunk_end(file[name]) for name in (*tables_in(file), "commit"))])
         block.settle(path, end)
         return True
 

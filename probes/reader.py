@@ -24,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import handle as handles
+from .arrays import from_bytes
 from .handle import LOCK, Handle
 from .integrity import READ_ERRORS, damaged, one_line
 from .layout import (
+    ARRAY_INDEX_DTYPE,
     LOOP_COLUMNS,
     PROBE_DERIVED,
     STEP_DERIVED,
@@ -214,6 +216,59 @@ class Run:
             values = rows[index, 2 : 2 + count] + 1j * rows[index, 2 + count :]
             return steps[index], values
 
+    # -- arrays of any shape --------------------------------------------------------------------------------------
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Every name that ``arrays`` knows, in the order in which they first appeared."""
+        with LOCK:
+            names = dict.fromkeys(self._array_index()["name"].tolist())
+            return tuple(name.decode("utf-8", "replace") for name in names)
+
+    def arrays(self, name: str, rows: slice = slice(None)) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+        """Return the arrays recorded under one name; reads their bytes only, and keeps none of them.
+
+        Args:
+            name: One of ``array_names``.
+            rows: Which of them; all by default, ``slice(-1, None)`` for the newest.
+
+        Returns:
+            Steps ``(K,)``, strictly increasing, and K arrays of the dtypes and shapes they were given with. An array is
+            superseded by a later one of the same name whose step is not greater.
+
+        Raises:
+            KeyError: There is no such name (the message lists the known ones).
+        """
+        with LOCK:
+            index = self._array_index()
+            mine = np.flatnonzero(index["name"] == name.encode())
+            if not len(mine):
+                raise KeyError(f"{self.path} has no arrays {name!r}; it has {', '.join(self.array_names) or 'none'}")
+            mine = mine[_visible_rows(index["step"][mine])][rows]
+            return index["step"][mine], self._array_values(mine)
+
+    def _array_index(self) -> NDArray[Any]:
+        """Return the committed rows that say what the arrays are, reading only those not cached yet."""
+        cached = self._columns.setdefault(("array_index", 0), _Column(ARRAY_INDEX_DTYPE))
+        length = self._commit.lengths["array_index"]
+        if cached.length < length:
+            cached.append(self._read("array_index", slice(cached.length, length)))
+        return cached.values(length)
+
+    def _array_values(self, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """Return the arrays of some rows of the index."""
+        if not len(rows):
+            return []
+        index, handle = self._array_index(), self._open()
+        start = np.concatenate([[0], index["end"][:-1]])
+
+        def read() -> list[NDArray[Any]]:
+            data = handle.renewed("arrays")
+            return [from_bytes(index[i], data[start[i] : index["end"][i]]) for i in rows]
+
+        found: list[NDArray[Any]] = self._guard(read)
+        return found
+
     @property
     def events(self) -> list[Event]:
         """Events in the order they were found; those of steps that a later generation ran again are left out."""
@@ -390,7 +445,7 @@ class Run:
 class _Column:
     """One cached column that grows at its end."""
 
-    def __init__(self, dtype: type[Any]) -> None:
+    def __init__(self, dtype: type[Any] | np.dtype[Any]) -> None:
         self._buffer: NDArray[Any] = np.empty(0, dtype)
         self.length = 0
 
