@@ -219,6 +219,8 @@ class Recorder:
         once: dict[str, float] = {}
         if record.sums is not None and record.counts is not None and len(record.counts) > 1:
             loops, once = loop_means(record.sums, record.counts)
+        for name, values in record.arrays.items():
+            writer.append_array(record.step, name, values)
         if record.is_probe:
             if loops is not None:
                 writer.append_probe(record.step, loops)

@@ -111,6 +111,10 @@ def inspecting(first: int = 50, last: int = 400) -> Preset:
 
 PRESETS = {"watch": Preset("watch", rows=every(1), spectrum=every(10), probe_batch=thinning(10, 160))}
 PRESETS["inspect"] = inspecting()
+# Everything, at a cost that a run made for looking at can bear: see docs/performance.md.
+PRESETS["study"] = replace(
+    PRESETS["inspect"], name="study", spectrum=every(1), inside=thinning(1, 16), token_map=every(1)
+)
 
 
 def find_preset(name: str | Preset) -> Preset:

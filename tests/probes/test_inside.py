@@ -1,6 +1,7 @@
 """What the preset ``study`` adds equals what one computes from the modules' outputs and from autograd itself."""
 
 import dataclasses
+from functools import partial
 
 import loopscope
 import numpy as np
@@ -25,13 +26,18 @@ class Witness:
 
     def __init__(self, model):
         self.outputs, self.states = [], []
-        model.register_forward_pre_hook(lambda module, args: (self.outputs.append({}), self.states.append([]))[:0])
+        model.register_forward_pre_hook(self.begin)
         for name in PLACES:
-            model.get_submodule(name).register_forward_hook(
-                lambda module, args, output, name=name: self.outputs[-1].setdefault(name, output.detach().double())
-            )
+            model.get_submodule(name).register_forward_hook(partial(self.output, name))
         model.injection.register_forward_pre_hook(self.keep)
         model.read_out.register_forward_pre_hook(self.keep)
+
+    def begin(self, module, args):
+        self.outputs.append({})
+        self.states.append([])
+
+    def output(self, name, module, args, output):
+        self.outputs[-1].setdefault(name, output.detach().double())
 
     def keep(self, module, args):
         if args[0].requires_grad:

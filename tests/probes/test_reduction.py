@@ -150,7 +150,9 @@ def test_the_kernel_gives_the_same_sums():
     for name, dtype, rows, tokens in cases:
         expected, counted = plain(states_of(SIZES[name], dtype=getattr(torch, dtype.removeprefix("torch."))))
         assert [Tokens(*count) for count in tokens] == counted
-        np.testing.assert_allclose(meaningful(np.array(rows, float), tokens), expected, rtol=RELATIVE, atol=2e-6 * 20, err_msg=name + dtype)
+        np.testing.assert_allclose(
+            meaningful(np.array(rows, float), tokens), expected, rtol=RELATIVE, atol=2e-6 * 20, err_msg=name + dtype
+        )
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
