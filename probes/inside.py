@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .layout import BLOCK_NORM, GRADIENT_NORM
 from .site import LoopSite
 from .tap import LoopTap
 
-BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP = "block_state_norm", "state_gradient_norm", "token_residual_norm"
 DEEPEST = 1024  # loops whose gradient norm is kept
 
 

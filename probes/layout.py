@@ -100,6 +100,29 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
 }
 """Unit and meaning of every name a run can be asked for; a user's own scalars are not in it."""
 
+BLOCK_NORM: Final = "block_state_norm"
+GRADIENT_NORM: Final = "state_gradient_norm"
+TOKEN_MAP: Final = "token_residual_norm"
+ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
+    BLOCK_NORM: (
+        "float32 (K)",
+        "1",
+        "mean over tokens of the norm of the state after each block of the prelude, and in the first loop after the "
+        "injection and each block: after `site.prelude` and `site.sublayers` of `info`; NaN for one that did not run",
+    ),
+    GRADIENT_NORM: (
+        "float32 (T + 1)",
+        "nats",
+        "‖∂L/∂h_t‖₂ over all tokens of the step, t = 0 … T; NaN where no gradient arrived",
+    ),
+    TOKEN_MAP: (
+        "float32 (D, n, P)",
+        "1",
+        "‖h_{t+1} − h_t‖ of every token of a pass of the probe batch: D loops, n sequences, their first P positions",
+    ),
+}
+"""Shape, unit and meaning of the arrays a run can hold."""
+
 Severity = Literal["info", "warning", "error"]
 
 # Tables whose lengths a commit row publishes, in flush order: what a row points at is written before the row. New ones

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from .full_loop import FullLoopProbe
-from .inside import TOKEN_MAP, InsideTap
+from .inside import InsideTap
+from .layout import TOKEN_MAP
 from .least_squares import linear_estimate
 from .mirrors import Mirror
 from .neutral import undisturbed
@@ -71,7 +72,8 @@ def attach(
         model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call.
         path: The run file; its folder is made when missing.
         site: Where the loop is, for a model that does not state it.
-        preset: What is measured and when: ``watch``, ``inspect`` (the full loop's Jacobian too), or a `Preset`.
+        preset: What is measured and when: ``watch``, ``inspect`` (the full loop's Jacobian too), ``study``
+            (blocks, gradients and tokens too), or a `Preset`.
         config: Anything JSON can hold that belongs to the run, for the reader of the file.
         scalars: Names of further numbers that ``probe.step`` will be given.
         probe_batch: Fixed input for passes at depth 2·μ_rec; default: the first training batch's first sequences.
