@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .bound import BoundLoop, bound_loop
     from .description import LoopDescription, describe
     from .diagnosis import Diagnosis, diagnose
+    from .flight import Flight, FlightStep, read_flight, restore_random
     from .layout import Event
     from .probe import Probe, attach
     from .reader import Run, RunFileError, open_run
@@ -25,6 +26,8 @@ _EXPORTS = {
     "Diagnosis": "diagnosis",
     "Event": "layout",
     "Finding": "rules",
+    "Flight": "flight",
+    "FlightStep": "flight",
     "LoopDescription": "description",
     "LoopSite": "site",
     "LoopSiteError": "site",
@@ -42,6 +45,8 @@ _EXPORTS = {
     "linearize": "analysis",
     "load_rules": "rules",
     "open_run": "reader",
+    "read_flight": "flight",
+    "restore_random": "flight",
 }
 
 __all__ = [
@@ -49,6 +54,8 @@ __all__ = [
     "Diagnosis",
     "Event",
     "Finding",
+    "Flight",
+    "FlightStep",
     "LoopDescription",
     "LoopSite",
     "LoopSiteError",
@@ -66,6 +73,8 @@ __all__ = [
     "linearize",
     "load_rules",
     "open_run",
+    "read_flight",
+    "restore_random",
 ]
 
 

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,15 @@ State = Literal["live", "interrupted", "finished"]
 Series = NDArray[np.float64]
 _BLOCK: Final = 16384  # rows read at a time
 _EMPTY: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)
+
+
+class RecordedArray(NamedTuple):
+    """One array as it was recorded."""
+
+    step: int
+    generation: int
+    name: str
+    values: NDArray[Any]
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -246,6 +255,16 @@ class Run:
                 raise KeyError(f"{self.path} has no arrays {name!r}; it has {', '.join(self.array_names) or 'none'}")
             mine = mine[_visible_rows(index["step"][mine])][rows]
             return index["step"][mine], self._array_values(mine)
+
+    def array_history(self, prefix: str) -> list[RecordedArray]:
+        """Return every array whose name starts with ``prefix``, in file order, superseded ones included."""
+        with LOCK:
+            index = self._array_index()
+            rows = np.flatnonzero(np.char.startswith(index["name"], prefix.encode())) if len(index) else index["step"]
+            return [
+                RecordedArray(int(index[i]["step"]), int(index[i]["generation"]), index[i]["name"].decode(), values)
+                for i, values in zip(rows, self._array_values(rows), strict=True)
+            ]
 
     def _array_index(self) -> NDArray[Any]:
         """Return the committed rows that say what the arrays are, reading only those not cached yet."""

@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ..dynamics.lti import LTISystem
 from ..dynamics.tracker import SpectralTracker
 from .detectors import EventDetector, non_finite
+from .flight import FlightRecorder, FlightStep, count_flights
 from .layout import Event
 from .mirrors import Mirror, Mirrors
 from .reader import open_run
@@ -61,6 +62,7 @@ class Record:
         is_probe: Whether this is a pass of the probe batch, which has no values.
         rows_cut: Loop rows that did not fit into the device buffer.
         event: Something to tell the reader of the file.
+        flight: What the flight recorder needs of the step and no other field has.
     """
 
     step: int
@@ -74,6 +76,7 @@ class Record:
     is_probe: bool = False
     rows_cut: int = 0
     event: Event | None = None
+    flight: FlightStep | None = None
 
 
 class Recorder:
@@ -108,6 +111,7 @@ class Recorder:
         self._opened = threading.Event()
         self._error: Exception | None = None
         self._detector = EventDetector()
+        self._flight: FlightRecorder | None = FlightRecorder()
         self._seal = True
         self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
@@ -172,6 +176,7 @@ class Recorder:
         if resume and self.path.exists():
             with open_run(self.path) as run:
                 self._replay(run["step"], run["loss"])
+                self._flight = FlightRecorder(flights=count_flights(run))
             return RunWriter.resume(self.path)
         return RunWriter.create(
             self.path, info=info, scalars=scalars, eigenvalues=EIGENVALUES_KEPT, overwrite=overwrite
@@ -234,10 +239,23 @@ class Recorder:
         }
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
-        for event in self._detector.update(record.step, record.time, given, loops):
+        events = self._detector.update(record.step, record.time, given, loops)
+        for event in events:
             writer.append_event(event)
+        if record.flight is not None:
+            self._keep(writer, replace(record.flight, step=record.step, loops=loops, scalars=given | extra), events)
         if record.event is not None:
             writer.append_event(record.event)
+
+    def _keep(self, writer: RunWriter, step: FlightStep, events: Sequence[Event]) -> None:
+        """Hands a step to the flight recorder; the rows of the run do not depend on its fate."""
+        if self._flight is None:
+            return
+        try:
+            self._flight.record(writer, step, events)
+        except Exception:
+            self._flight = None
+            log.exception("loopscope: the flight recorder failed and is off; recording to %s goes on", self.path)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
         """Norms and eigenvalues of the matrices that came with a record."""
