@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .description import LoopDescription, describe
     from .diagnosis import Diagnosis, diagnose
     from .flight import Flight, FlightStep, read_flight, restore_random
+    from .hashing import batch_hash
     from .layout import Event
     from .probe import Probe, attach
     from .reader import Run, RunFileError, open_run
@@ -42,6 +43,7 @@ _EXPORTS = {
     "describe": "description",
     "diagnose": "diagnosis",
     "every": "schedule",
+    "batch_hash": "hashing",
     "linearize": "analysis",
     "load_rules": "rules",
     "open_run": "reader",
@@ -66,6 +68,7 @@ __all__ = [
     "Run",
     "RunFileError",
     "attach",
+    "batch_hash",
     "bound_loop",
     "describe",
     "diagnose",

@@ -29,6 +29,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .flight import FlightStep, random_states
 from .full_loop import FullLoopProbe
 from .inside import InsideTap
 from .layout import TOKEN_MAP
@@ -46,7 +47,7 @@ from .transfer import Transfer
 log = logging.getLogger("loopscope")
 
 LOOP_ROWS = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
-STEPS_PER_NORM = 10  # σ_max(B̅), σ_max(C_out) and ‖B̅e‖ move slowly and cost a decomposition or a product each
+STEPS_PER_NORM = 10  # σ_max(B̅), σ_max(C_out), ‖B̅e‖ and parameter norms move slowly and cost a pass or more each
 PROBE_SEQUENCES = 2  # the fixed batch is cut to this many: a pass at twice the depth must stay far below a step
 MAP_POSITIONS = 256  # of each sequence of the probe batch, in the maps of token-wise convergence: 64 KB for 32 loops
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
@@ -164,6 +165,7 @@ class Probe:
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
         self._linear: dict[str, Tensor] = {}
+        self._random: dict[str, Any] = {}
         self._prepare(self._tap)
         self._process = os.getpid()
         self._probed = -1  # the last step the probe batch was run after
@@ -275,6 +277,7 @@ class Probe:
         if self._inside is not None:
             self._inside.enable(tap.enabled and self._preset.inside(self._step))
         self._linear = self._read_linear() if tap.enabled else {}
+        self._random = random_states() if tap.enabled else {}
 
     def _watch_inside(self, tap: LoopTap) -> InsideTap | None:
         """The tap of blocks and gradients, for a preset that ever asks for it; hooks that never do are a cost."""
@@ -298,12 +301,13 @@ class Probe:
         counts, cut = self._sums.counts, self._sums.rows_cut
         if watched and not len(counts):
             self._say_empty(step)
-        inner = None if inside is None else inside.counts
+        inner, random = None if inside is None else inside.counts, self._random
         transfer = Transfer(
             {f"value.{name}": value for name, value in tensors.items()}
             | {f"matrix.{name}": matrix for name, matrix in self._linear.items()}
             | self._sums.device_rows()
             | ({} if inside is None else inside.device_rows())
+            | ({"norms": _parameter_norms(self._model)} if watched and self._norms_due(step) else {})
         )
 
         def record(arrived: Transfer) -> Record:
@@ -318,6 +322,7 @@ class Probe:
                 matrices={name.removeprefix("matrix."): a for name, a in found.items() if name.startswith("matrix.")},
                 spectrum=spectrum,
                 arrays={} if inner is None else inner.norms(found["inside"], found["gradients"]),
+                flight=FlightStep(found.get("norms"), found["batches"], random),
                 rows_cut=cut,
                 event=event,
             )
@@ -381,12 +386,12 @@ class Probe:
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps the first training batch for the passes at fixed depth, then takes its own hook off.
 
-        Weights may have been loaded since attaching, so the linear part of the first step is read again.
+        Weights may have been loaded and seeds set since attaching, so what the first step begins with is read again.
         """
         if not module.training or torch.compiler.is_compiling():
             return
         self._capture.remove()
-        self._linear = self._read_linear()
+        self._linear, self._random = self._read_linear(), random_states()
         name = next(iter(inspect.signature(self._model.forward).parameters), "")
         batch = args[0] if args else kwargs.get(name)  # Hugging Face's Trainer calls with keywords only
         if self._probe_batch is None and isinstance(batch, Tensor):
@@ -427,6 +432,14 @@ class Probe:
         self._detach()
 
 
+@torch.no_grad()
+def _parameter_norms(model: nn.Module) -> Tensor:
+    """‖p‖₂ of every parameter ``(P,)``; of a sharded one, of this rank's shard, which takes no collective."""
+    held = [p.detach() for p in model.parameters()]
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in held]
+    return torch.stack([norm.float() for norm in torch._foreach_norm(own)])
+
+
 def _whole(tensor: Tensor) -> Tensor:
     """The full tensor of a sharded one (FSDP2): a collective, so every rank must carry a probe, and the same preset."""
     gather = getattr(tensor, "full_tensor", None)
@@ -455,6 +468,7 @@ def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[
     return {
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "parameter_names": [name for name, _ in model.named_parameters()],
         "site": site.describe(),
         "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
         # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fingerprint import fingerprint
+from .hashing import batch_hash
 from .reduction import SUMS, EagerReduction, Reduction
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Columns of a row, as it reaches the host.
 STATE, STEP, COSINE, INPUT, INJECTION = range(5)
 WIDTH = 5
-BATCHES = 64  # micro-batches of a step whose fingerprint is kept
+BATCHES = 64  # micro-batches of a step whose hash is kept
 
 
 class LoopSums:
@@ -83,12 +83,12 @@ class LoopSums:
         """Begins a forward.
 
         Args:
-            batch: Its input, for the fingerprint.
+            batch: Its input, for the hash.
         """
         self.first = self.cursor
         self.reduction.forget()
         if batch is not None and self._batch_count < BATCHES:
-            self._batches[self._batch_count] = fingerprint(batch)
+            self._batches[self._batch_count] = batch_hash(batch)
             self._batch_count += 1
 
     def add(self, state: Tensor, given: Tensor | None = None, b_bar: Tensor | None = None) -> None:

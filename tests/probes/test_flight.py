@@ -25,8 +25,8 @@ from loopscope.probes.recorder import Record, Recorder
 from loopscope.probes.writer import RunWriter
 
 NAMES = ["embed", "core.weight", "head"]
-RAW = np.zeros((4, 10), np.float32)  # three loops over 8 tokens
-RAW[:, 0], RAW[:, 1], RAW[1:, 2], RAW[1:, 3], RAW[1:, 4], RAW[1:, 5] = 16, 8, 4, 8, 8, 8
+SUMS = np.array([[16, 0, 0, 0, 0], *[[16, 4, 8, 0, 0]] * 3], np.float32)  # three loops over 8 tokens
+COUNTS = np.array([[8, 0, 0, 0, 0], [8, 8, 0, 0, 0], *[[8, 8, 8, 0, 0]] * 2])
 
 
 def alert(step: int) -> Event:
@@ -43,7 +43,7 @@ def drive(path: Path, losses: dict[int, float], *, resume: bool = False, random_
             batch_hash=np.array([step, -step]),
             random=random_states() if random_too else {},
         )
-        recorder.put(Record(step, 1e9 + step, {"loss": loss, "mine": float(step)}, RAW, flight=given))
+        recorder.put(Record(step, 1e9 + step, {"loss": loss, "mine": float(step)}, SUMS, COUNTS, flight=given))
         if step % 100 == 0:
             recorder.flush()
     recorder.close()

@@ -14,7 +14,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)  # 2⁶⁴ divided by the golden rat
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def fingerprint(batch: Tensor) -> Tensor:
+def batch_hash(batch: Tensor) -> Tensor:
     """A 64-bit number of a batch's contents, in order, computed where the batch is; nobody waits.
 
     Whole numbers give the same number in every integer type; other numbers are taken by their bits. Shape does not
@@ -27,7 +27,7 @@ def fingerprint(batch: Tensor) -> Tensor:
         Int64 tensor without dimensions, the same on every device.
 
     >>> tokens = torch.tensor([[3, 1], [4, 1]])
-    >>> bool(fingerprint(tokens) == fingerprint(tokens.int())), bool(fingerprint(tokens) == fingerprint(tokens.flip(0)))
+    >>> bool(batch_hash(tokens) == batch_hash(tokens.int())), bool(batch_hash(tokens) == batch_hash(tokens.flip(0)))
     (True, False)
     """
     flat = batch.detach().reshape(-1)
