@@ -38,7 +38,7 @@ def batch_hash(batch: Tensor) -> Tensor:
     return (words.to(torch.int64) + 1).mul_(_weights(words.numel(), words.device)).sum()
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)  # a batch has a million numbers and more; usually all have as many
 def _weights(count: int, device: torch.device) -> Tensor:
     """One scrambled number for each place; plain ones would give batches that differ in two places the same sum."""
     weights = torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(MULTIPLIER)

@@ -49,6 +49,7 @@ log = logging.getLogger("loopscope")
 LOOP_ROWS = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
 STEPS_PER_NORM = 10  # σ_max(B̅), σ_max(C_out), ‖B̅e‖ and parameter norms move slowly and cost a pass or more each
 PROBE_SEQUENCES = 2  # the fixed batch is cut to this many: a pass at twice the depth must stay far below a step
+PROBE_POSITIONS = 64  # and, where it is the first training batch, each of them to this many
 MAP_POSITIONS = 256  # of each sequence of the probe batch, in the maps of token-wise convergence: 64 KB for 32 loops
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
 MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
@@ -77,7 +78,8 @@ def attach(
             (blocks, gradients and tokens too), or a `Preset`.
         config: Anything JSON can hold that belongs to the run, for the reader of the file.
         scalars: Names of further numbers that ``probe.step`` will be given.
-        probe_batch: Fixed input for passes at depth 2·μ_rec; default: the first training batch's first sequences.
+        probe_batch: Fixed input for passes at depth 2·μ_rec, of which two sequences are used; default: the beginnings
+            of the first training batch's first sequences.
         resume: Continue the file where there is one.
         overwrite: Replace the file where there is one.
         mirrors: What every finished row is sent on to besides (`mirrors`).
@@ -158,6 +160,7 @@ class Probe:
         self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
         self._sums = LoopSums(LOOP_ROWS, self._device, reduction_for(self._device))
         self._probe_batch = None if probe_batch is None else probe_batch[:PROBE_SEQUENCES]
+        self._whole_batch: Tensor | None = None  # what the fixed batch was cut from
         self._compiled_before = _graphs_compiled() > 0
         self._told_empty = False
         self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
@@ -395,7 +398,8 @@ class Probe:
         name = next(iter(inspect.signature(self._model.forward).parameters), "")
         batch = args[0] if args else kwargs.get(name)  # Hugging Face's Trainer calls with keywords only
         if self._probe_batch is None and isinstance(batch, Tensor):
-            self._probe_batch = batch.detach()[:PROBE_SEQUENCES].clone()
+            self._whole_batch = batch.detach()[:PROBE_SEQUENCES].clone()
+            self._probe_batch = self._whole_batch[:, :PROBE_POSITIONS] if batch.ndim > 1 else self._whole_batch
 
     def _run_probe_batch(self, step: int) -> None:
         """Runs the fixed batch at depth 2·μ_rec and records its loop; training notices nothing."""
@@ -407,8 +411,14 @@ class Probe:
         tokenwise = EagerReduction(keep_steps=kept)
         reduction = tokenwise if kept else reduction_for(self._device)
         sums = LoopSums(2 * site.mean_depth + 1, self._device, reduction)
-        with undisturbed(self._model, self._device), tap.into(sums):
-            self._model(batch, **{site.depth_argument: 2 * site.mean_depth})
+        try:
+            self._visit(tap, sums, batch, {site.depth_argument: 2 * site.mean_depth})
+        except Exception:
+            if self._whole_batch is None or self._whole_batch.shape == batch.shape:
+                raise
+            self._probe_batch = self._whole_batch  # the model takes sequences of one length only
+            self._run_probe_batch(step)
+            return
         now, counts, cut, rows = time.time(), sums.counts, sums.rows_cut, sums.device_rows()
         steps = {"token_steps": torch.stack(tokenwise.steps)} if tokenwise.steps else {}
 
@@ -418,6 +428,11 @@ class Probe:
             return Record(step, now, sums=found["sums"], counts=counts, arrays=maps, is_probe=True, rows_cut=cut)
 
         self._queue(Transfer(rows | steps), record)
+
+    def _visit(self, tap: LoopTap, sums: LoopSums, batch: Tensor, depth: dict[str, int]) -> None:
+        """One forward beside training."""
+        with undisturbed(self._model, self._device), tap.into(sums):
+            self._model(batch, **depth)
 
     def _detach(self) -> None:
         self._capture.remove()

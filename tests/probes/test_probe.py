@@ -249,3 +249,34 @@ def test_the_trainer_and_the_probe_agree(demo_model, tmp_path):
         assert run.state == "finished"
         assert (run["probe_seconds"] > 0).all()
         assert (run["rows_dropped"] == 0).all()
+
+
+def test_the_fixed_batch_is_the_beginning_of_the_first_one(demo_model, tmp_path):
+    model = demo_model(max_length=100)
+    long = torch.randint(0, 256, (4, 100), generator=torch.Generator().manual_seed(5))
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        probe.step(loss=model(long, num_loops=2).logsumexp(-1).mean())
+        assert torch.equal(probe._probe_batch, long[:2, :64])
+    with open_run(tmp_path / "run.h5") as run:
+        assert (run.probe("tokens") == 128).all()
+
+
+def test_a_model_that_takes_one_length_only_is_given_it(demo_model, tmp_path, caplog):
+    model = demo_model(max_length=100)
+    long = torch.randint(0, 256, (4, 100), generator=torch.Generator().manual_seed(5))
+    lengths = []
+
+    def only_this_length(module, args):
+        lengths.append(args[0].shape[1])
+        if args[0].shape[1] != 100:
+            raise ValueError("sequences of 100 positions, please")
+
+    model.register_forward_pre_hook(only_this_length)
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        for _ in range(12):
+            probe.step(loss=model(long, num_loops=2).logsumexp(-1).mean())
+    assert lengths.count(64) == 1  # tried once
+    assert not caplog.records
+    with open_run(tmp_path / "run.h5") as run:
+        assert run.probe_steps.tolist() == [0, 10, 11]
+        assert (run.probe("tokens") == 200).all()
