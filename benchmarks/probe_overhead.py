@@ -9,14 +9,16 @@ depth:
 
     plain      no probe
     watch      the probe, preset watch, a row on every step
+    study      the probe, preset study, in its most frequent steps: blocks and gradients too
     item       hooks that read ‖h_t‖, ‖h_{t+1} − h_t‖ and ‖B̅e‖ with ``.item()`` in every loop
     monitor    in the style of the Parcae authors' monitor: norms at the end of the loop and the optimizer's state
     monitor-h  the same without the optimizer's state
 
 The monitor is a re-creation from a description of what it measures, not their code. A share is the median over rounds
 of (step with) / (step without, of the same round) - 1, with the quartiles; on a shared machine they are the point. The
-passes of the fixed probe batch fall in one step of 10 at first and of 160 later: a median does not see them, so
-they are timed apart. ``probe.step`` itself, host memory and device buffers are measured too.
+passes of the fixed probe batch fall in one step of 10 at first and of 160 later, and the norms that move slowly in one
+of 10: a median does not see them, so such steps are timed apart. ``probe.step`` itself, host memory and device buffers
+are measured too.
 
 Not covered: GPUs were not at hand when the numbers of ``docs/performance.md`` were taken; with ``--device cuda`` the
 device is waited for at the end of each step. That no step waits by itself is what ``tests/probes/test_no_wait.py``
@@ -99,7 +101,7 @@ class Contender:
 
 def with_probe(contender: Contender, folder: Path) -> None:
     """The probe as a user attaches it; notes the time of every ``probe.step``."""
-    probe = attach(contender.model, folder / "run.h5")
+    probe = attach(contender.model, folder / f"{contender.name}.h5", preset=contender.name)
     contender.calls = []  # type: ignore[attr-defined]
 
     def after_step(loss: torch.Tensor, norm: torch.Tensor) -> None:
@@ -174,13 +176,14 @@ def with_monitor(contender: Contender, *, optimizer: bool) -> None:
 
 def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.device, folder: Path) -> dict[str, Any]:
     """Steps of all contenders in turn; shares of a step as medians of the ratios of a round."""
-    plain, watch = Contender("plain", size, device), Contender("watch", size, device)
+    plain, watch, study = (Contender(name, size, device) for name in ("plain", "watch", "study"))
     item, monitor, monitor_h = (Contender(name, size, device) for name in ("item", "monitor", "monitor-h"))
     with_probe(watch, folder)
+    with_probe(study, folder)
     with_item_hooks(item)
     with_monitor(monitor, optimizer=True)
     with_monitor(monitor_h, optimizer=False)
-    contenders = [plain, watch, item, monitor, monitor_h]
+    contenders = [plain, watch, study, item, monitor, monitor_h]
     seconds: dict[str, list[tuple[float, ...]]] = {one.name: [] for one in contenders}
     for step in range(warmup + rounds):
         turn = step % len(contenders)
@@ -188,13 +191,16 @@ def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.de
             took = one.seconds(step)
             if step >= warmup:
                 seconds[one.name].append(took)
-    watch.close()  # type: ignore[attr-defined]
-    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), watch.model.parameters(), strict=True))
+    for one in (watch, study):
+        one.close()  # type: ignore[attr-defined]
+        assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), one.model.parameters(), strict=True))
     times = {name: np.array(pairs) for name, pairs in seconds.items()}
     passes = np.array([PRESETS["watch"].probe_batch(step) for step in range(warmup, warmup + rounds)])
     calls = np.array(watch.calls[warmup:])  # type: ignore[attr-defined]
     plain_wall, plain_thread, _ = np.median(times["plain"], axis=0)
+    whole = times["watch"][passes, 0] / times["plain"][passes, 0] - 1
     found: dict[str, Any] = {
+        "due_step_share": float(np.median(whole)),
         "parameters": sum(p.numel() for p in plain.model.parameters()),
         "plain_ms": 1e3 * plain_wall,
         "plain_thread_ms": 1e3 * plain_thread,
@@ -203,8 +209,9 @@ def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.de
         "shares": {},
     }
     for one in contenders[1:]:
-        # A pass of the probe batch is a forward of its own; it is told apart, as a share of a step.
-        counted = ~passes if one is watch else np.ones(rounds, dtype=bool)
+        # A pass of the probe batch is a forward of its own; it is told apart, as a share of a step. In the same steps
+        # fall the norms of B̅e, B̅, C_out and the parameters.
+        counted = ~passes if one in (watch, study) else np.ones(rounds, dtype=bool)
         for column, kind in enumerate(CLOCKS):
             ratios = times[one.name][counted, column] / times["plain"][counted, column] - 1
             low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
@@ -334,7 +341,8 @@ def main() -> None:
                 )
         print(f"  probe.step alone {row['probe_step_share']:.2%}, the taps alone {row['tap']['median_ms']:.2f} ms")
         passes = row["probe_pass_share"]
-        print(f"  a probe batch pass {passes:.0%} of a step: {passes / 10:.1%} at first, {passes / 160:.1%} later")
+        print(f"  a probe batch pass {passes:.1%} of a step: {passes / 10:.1%} at first, {passes / 160:.2%} later")
+        print(f"  watch in one step of 10, with the pass and the slow norms: {row['due_step_share']:+.1%}")
     for part in ("long run", "device bytes"):
         if part in found:
             print(f"{part}:", {key: round(value, 2) for key, value in found[part].items()})
