@@ -68,7 +68,7 @@ def abandoned(first: Run, other: Run) -> list[tuple[float, float]]:
     """
     if not first.generation:
         return []
-    rows = first.history()
+    rows = first.history("step", "time", "generation")
     own, times = other["step"], other["time"]
     found = []
     for generation in np.unique(rows["generation"])[1:]:

@@ -169,16 +169,18 @@ class MergedRun(Run):
         """What is to be said of the ranks, then what they found, by step; see the module for how events are merged."""
         return list(self._events)
 
-    def history(self) -> dict[str, Series]:
-        """Return every recorded column over all rows of all files, one rank after another, with a column ``rank``."""
+    def history(self, *names: str) -> dict[str, Series]:
+        """Return recorded columns over all rows of all files, one rank after another, with a column ``rank``."""
         with LOCK:
-            parts = {rank: run.history() for rank, run in self._members.items()}
-            lengths = [len(part["step"]) for part in parts.values()]
-            found = {"rank": np.repeat(np.array(list(parts), dtype=np.float64), lengths)}
-            for name in self._names:
-                missing = (np.full(length, np.nan) for length in lengths)
-                columns = [part.get(name, empty) for part, empty in zip(parts.values(), missing, strict=True)]
-                found[name] = np.concatenate(columns)
+            runs = self._members.values()
+            lengths = [len(run.history("step")["step"]) for run in runs]
+            found = {"rank": np.repeat(np.array(list(self._members), dtype=np.float64), lengths)}
+            for name in names or self._names:
+                parts = [
+                    run.history(name)[name] if name in run._names else np.full(length, np.nan)
+                    for run, length in zip(runs, lengths, strict=True)
+                ]
+                found[name] = np.concatenate(parts)
             return found
 
     # -- following a live run -------------------------------------------------------------------------------------

@@ -239,10 +239,10 @@ class Run:
         """Events in the order they were found; those of steps that a later generation ran again are left out."""
         return list(self._events)
 
-    def history(self) -> dict[str, NDArray[np.float64]]:
-        """Return every recorded column over all rows in file order, superseded ones included."""
+    def history(self, *names: str) -> dict[str, NDArray[np.float64]]:
+        """Return recorded columns, all or those named, over all rows in file order, superseded ones included."""
         with LOCK:
-            return {name: _frozen(self._column("steps", column)) for name, column in self._names.items()}
+            return {name: _frozen(self._column("steps", self._names[name])) for name in names or self._names}
 
     # -- following a live run -------------------------------------------------------------------------------------
 

@@ -157,6 +157,17 @@ def test_a_state_that_is_nan_on_one_rank_is_nan(create, tmp_path):
         assert np.isfinite(run.loops("residual_norm")).tolist() == [[True, False, False]]
 
 
+def test_a_cosine_that_is_undefined_on_one_rank_is_that_of_the_others(create, tmp_path):
+    still, moving = rows(3, 10.0, seed=1), rows(3, 10.0, seed=2)
+    still[1, 2] = NAN  # a step of length zero has no direction
+    for writer, written in ((create(0), still), (create(1), moving)):
+        writer.append_step({"step": 0, "loss": 1.0}, written)
+        writer.seal()
+    with open_run(tmp_path / "a.h5") as run:
+        expected = [NAN, moving[1, 2], (float(still[2, 2]) + float(moving[2, 2])) / 2, NAN]
+        np.testing.assert_allclose(run.loops("step_cosine")[0], expected, rtol=1e-14)
+
+
 def test_eigenvalues_are_those_of_the_largest_radius(create, tmp_path):
     for writer, spectra in ((create(0), {0: 0.5, 2: 0.9}), (create(1), {0: 0.7, 1: 0.2, 2: 0.9j})):
         steps(writer, range(3))
@@ -215,6 +226,31 @@ def test_a_live_run_is_followed_and_ranks_are_taken_in_as_they_appear(create, tm
     before = held.version
     held.refresh()
     assert run.state == "finished" and held.version != before and not run.events
+    held.close()
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_live_rank_that_has_committed_nothing_since_the_other_began_is_of_the_run(create, tmp_path, late):
+    create(1 - late)
+    writer = create(late, started=time.time() + 60)  # a minute later, or a clock that is ahead
+    steps(writer, range(2))
+    writer.flush()
+    with open_run(tmp_path / "a.h5") as run:
+        assert list(run.ranks) == [0, 1] and not run.events and len(run) == 2
+
+
+def test_rows_of_a_rank_whose_clock_is_behind_are_noticed(create, tmp_path, monkeypatch):
+    first, second = create(0), create(1)
+    steps(first, range(3))
+    steps(second, range(1), rank=1)
+    assert second.flush() and first.flush()
+    held = OpenRun(tmp_path / "a.h5")
+    before, behind = held.version, time.time_ns() - 30 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: behind)
+    steps(second, range(1, 3), rank=1)
+    assert second.flush()
+    held.refresh()
+    assert held.version != before and held.series("loss").values.tolist() == [1.5, 2.5, 3.5]
     held.close()
 
 
