@@ -40,9 +40,12 @@ def world_sizes(run: Run) -> list[int]:
 
 
 def resumed_on(world_size: int | None, run: Run) -> int | None:
-    """Return the number of ranks that a resume has to note in the file; None where the file says so already."""
-    known = world_sizes(run)
-    return world_size if known and world_size and {known[0], known[-1]} != {world_size} else None
+    """Return the number of ranks that a resume has to note in the file; None where the file says so already.
+
+    A process that knows no number has no process group: it trains alone.
+    """
+    known, now = world_sizes(run), world_size or 1
+    return now if known and {known[0], known[-1]} != {now} else None
 
 
 def why_foreign(first: Run, other: Run, rank: int) -> str:
@@ -101,11 +104,12 @@ def what_is_wrong(runs: Mapping[int, Run], foreign: Mapping[int, str], unreadabl
         unreadable: Ranks whose file cannot be read, and the error.
     """
     begin, end = _span(runs)
-    wanted = max(world_sizes(runs[0])[-1:], default=1)
-    missing = [rank for rank in range(1, wanted) if rank not in runs.keys() | foreign.keys() | unreadable.keys()]
+    sizes = world_sizes(runs[0])
+    wanted = sizes[-1] if sizes else None
+    missing = [rank for rank in range(1, wanted or 1) if rank not in runs.keys() | foreign.keys() | unreadable.keys()]
     found = [
         *(_event("rank_unreadable", "error", begin, f"rank {n} is left out: {why}") for n, why in unreadable.items()),
-        *(_event("rank_foreign", "warning", begin, _left_over(n, why, wanted)) for n, why in foreign.items()),
+        *(_event("rank_foreign", "warning", begin, _left_over(n, why, wanted or 1)) for n, why in foreign.items()),
     ]
     if missing:
         alone = len(runs) == 1 and not foreign and not unreadable  # a probe on rank 0 only, as many attach it
@@ -114,7 +118,7 @@ def what_is_wrong(runs: Mapping[int, Run], foreign: Mapping[int, str], unreadabl
     return [*found, *_ended_early(runs, wanted, end)]
 
 
-def _ended_early(runs: Mapping[int, Run], wanted: int, end: int) -> list[Event]:
+def _ended_early(runs: Mapping[int, Run], wanted: int | None, end: int) -> list[Event]:
     """Return an event for every rank that is not writing any more and stopped before the last step."""
     went_on = any(run.state != "interrupted" for run in runs.values())
     found: list[Event] = []
@@ -123,7 +127,7 @@ def _ended_early(runs: Mapping[int, Run], wanted: int, end: int) -> list[Event]:
     for rank, run in runs.items():
         last = int(run["step"][-1]) if len(run) else None
         # A rank that a resume left out has not died.
-        if run.state == "live" or last == end or (rank >= wanted > 1):
+        if run.state == "live" or last == end or (wanted is not None and rank >= wanted):
             continue
         until = "recorded no step" if last is None else f"stopped at step {last}"
         text = f"rank {rank} {until}, the run went on to step {end}: later numbers are without it"

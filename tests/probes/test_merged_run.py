@@ -417,6 +417,17 @@ def test_a_run_resumed_on_fewer_ranks_leaves_the_branch_behind_that_they_alone_r
         assert len(run.probe_steps) == 0
 
 
+def test_a_run_resumed_without_a_process_group_goes_on_alone(create, tmp_path):
+    for rank in range(2):
+        writer = create(rank)
+        steps(writer, range(4), rank=rank)
+        writer.close()
+    resume(tmp_path / "a.h5", None, 4, [7.0])
+    with open_run(tmp_path / "a.h5") as run:
+        assert run["loss"].tolist() == [1.5, 2.5, 3.5, 4.5, 7.0]
+        assert [event.message for event in run.events] == ["resumed on 1 rank (rank 0)"]
+
+
 def test_a_run_resumed_on_more_ranks_takes_the_new_ones_in(create, tmp_path):
     first = create(0, world_size=1)
     steps(first, range(4))
