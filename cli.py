@@ -36,7 +36,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto for the fi
 
 Injection = Literal["addition", "concatenation", "parcae"]
 Norm = Literal["pre", "sandwich"]
-Measure = Literal["watch", "inspect"]
+Measure = Literal["watch", "inspect", "study"]
 Severity = Literal["note", "warning", "error"]
 Table = Literal["steps", "loops", "probe", "spectra", "events"]
 
@@ -98,7 +98,10 @@ def train(
     probes: Annotated[bool, typer.Option("--probes/--no-probes", help="Record the loop.")] = True,
     measure: Annotated[
         Measure,
-        typer.Option(help="watch: every step, cheap. inspect: also the full loop's Jacobian, every 50 to 400 steps."),
+        typer.Option(
+            help="watch: every step, cheap. inspect: also the full loop's Jacobian, every 50 to 400 steps. "
+            "study: also blocks, gradients and tokens."
+        ),
     ] = "watch",
 ) -> None:
     """Train one looped model with probes on.

@@ -39,7 +39,7 @@ def train_run(
         resume: Go on from the checkpoint, and in the run file, where there are any.
         overwrite: Replace the run where there is one.
         probes: Record the loop.
-        measure: What the probe measures and when: ``watch``, ``inspect``, or a preset of your own.
+        measure: What the probe measures and when: ``watch``, ``inspect``, ``study``, or a preset of your own.
         on_progress: Told how far the run is.
 
     Returns:

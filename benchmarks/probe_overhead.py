@@ -2,6 +2,7 @@
 
     python benchmarks/probe_overhead.py                     # widths 32 and 256, about six minutes
     python benchmarks/probe_overhead.py --size small --rounds 10 --json
+    python benchmarks/probe_overhead.py --size 140m --device cuda      # parcae-140m in bf16 autocast
 
 Trains copies of one model in one process, one step each in turn (A B C D E, B C D E A, ...), on the same tokens and
 depth:
@@ -17,7 +18,9 @@ of (step with) / (step without, of the same round) - 1, with the quartiles; on a
 passes of the fixed probe batch fall in one step of 10 at first and of 160 later: a median does not see them, so
 they are timed apart. ``probe.step`` itself, host memory and device buffers are measured too.
 
-Not covered: GPUs were not at hand; ``--device cuda`` runs, and waits for the device at the end of each step.
+Not covered: GPUs were not at hand when the numbers of ``docs/performance.md`` were taken; with ``--device cuda`` the
+device is waited for at the end of each step. That no step waits by itself is what ``tests/probes/test_no_wait.py``
+asks.
 """
 
 from __future__ import annotations
@@ -42,17 +45,26 @@ from loopscope.models import build
 from loopscope.models.looped import LoopedTransformer
 from loopscope.probes import attach
 from loopscope.probes.probe import LOOP_ROWS
+from loopscope.probes.reduction import EagerReduction, reduction_for
 from loopscope.probes.schedule import PRESETS
-from loopscope.probes.tap import SumBuffer
+from loopscope.probes.sums import LoopSums
 
 SIZES: dict[str, dict[str, Any]] = {
     "toy": {"batch": 8, "length": 32},
     "small": {"batch": 4, "length": 128, "width": 256, "heads": 4, "mlp_width": 1024, "max_length": 128},
+    "140m": {"batch": 8, "length": 2048, "preset": "parcae-140m"},  # for a GPU; in bf16 autocast there
 }
+ON_CPU = ("toy", "small")
 LOOPS = 8
 # Wall time is what a user sees and what other processes blur. The training thread's own processor time is what a step
 # takes longer where a core is free for the recorder's thread; the process's is all the work that was done.
 CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time, "process": time.process_time}
+
+
+def model_of(size: dict[str, Any]) -> LoopedTransformer:
+    """The model of a size."""
+    overrides = {key: value for key, value in size.items() if key not in ("batch", "length", "preset")}
+    return build(size.get("preset", "demo"), injection="parcae", **overrides)
 
 
 class Contender:
@@ -61,8 +73,7 @@ class Contender:
     def __init__(self, name: str, size: dict[str, Any], device: torch.device) -> None:
         self.name, self.device = name, device
         torch.manual_seed(0)
-        model_options = {key: value for key, value in size.items() if key not in ("batch", "length")}
-        self.model = build("demo", injection="parcae", **model_options).to(device)
+        self.model = model_of(size).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.shape = size["batch"], size["length"]
         self.after_step: Callable[[torch.Tensor, torch.Tensor], None] = lambda loss, norm: None
@@ -74,7 +85,8 @@ class Contender:
         torch.manual_seed(step)
         _wait(self.device)
         began = [clock() for clock in CLOCKS.values()]
-        logits = self.model(tokens[:, :-1], num_loops=LOOPS)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.model(tokens[:, :-1], num_loops=LOOPS)
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -208,9 +220,8 @@ def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[
     from loopscope.probes.site import find_site
     from loopscope.probes.tap import LoopTap
 
-    options = {key: value for key, value in size.items() if key not in ("batch", "length")}
-    model = build("demo", injection="parcae", **options).to(device)
-    buffer = SumBuffer(256, device)
+    model = model_of(size).to(device)
+    buffer = LoopSums(256, device, reduction_for(device))
     tap = LoopTap(model, find_site(model), buffer, lambda error: None)
     state = torch.randn(size["batch"], size["length"], model.config.width, device=device)
     states, times = [state + t for t in range(LOOPS + 1)], []
@@ -218,14 +229,14 @@ def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[
         buffer.reset()
         _wait(device)
         began = time.perf_counter()
-        tap.see("begin", [], True)
+        tap.see("begin", [], 1)
         for h in states[:-1]:
-            tap.see("loop", [h, state], False)
-        tap.see("finish", [states[-1]], False)
-        tap.see("end", [], False)
+            tap.see("loop", [h, state], 0)
+        tap.see("finish", [states[-1]], 0)
+        tap.see("end", [], 0)
         _wait(device)
         times.append(time.perf_counter() - began)
-    assert int(buffer.cursor) == LOOPS + 1
+    assert buffer.cursor == LOOPS + 1
     return {"median_ms": 1e3 * statistics.median(times), "fastest_ms": 1e3 * min(times)}
 
 
@@ -256,10 +267,14 @@ def long_run(steps: int, folder: Path) -> dict[str, float]:
 
 
 def device_bytes(loops: int) -> dict[str, int]:
-    """Bytes of the tap's buffers, which do not depend on the run's length, and of the rows that one forward fills."""
-    buffer = SumBuffer(LOOP_ROWS, torch.device("cpu"))
-    whole = buffer.rows.nbytes + buffer.cursor.nbytes
-    return {"loops": loops, "buffer": whole, "used_by_a_forward": (loops + 1) * buffer.rows[0].nbytes}
+    """Bytes of the buffers of sums, which depend neither on the run's length nor on its depth."""
+    found = {"loops": loops}
+    for kind, parts in (("eager", 1), ("fused", 256)):
+        reduction = EagerReduction()
+        reduction.parts = parts
+        buffer = LoopSums(LOOP_ROWS, torch.device("cpu"), reduction)
+        found[kind] = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, torch.Tensor))
+    return found
 
 
 def _resident_bytes() -> int:
@@ -276,7 +291,7 @@ def _wait(device: torch.device) -> None:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="Cost of watching every training step.")
-    parser.add_argument("--size", choices=[*SIZES, "all"], default="all")
+    parser.add_argument("--size", choices=[*SIZES, "all"], default="all", help="all: toy and small")
     parser.add_argument("--rounds", type=int, default=60, help="steps of each contender that are timed")
     parser.add_argument("--warmup", type=int, default=5, help="steps of each before those")
     parser.add_argument("--steps", type=int, default=10_000, help="steps of the long run; 0 leaves it out")
@@ -291,7 +306,7 @@ def main() -> None:
         "loops": LOOPS,
     }
     with tempfile.TemporaryDirectory() as name:
-        for size in SIZES if options.size == "all" else [options.size]:
+        for size in ON_CPU if options.size == "all" else [options.size]:
             (folder := Path(name) / size).mkdir()
             rounds = options.rounds * (5 if size == "toy" else 1)  # its steps are short
             found[size] = interleaved(SIZES[size], rounds, options.warmup, device, folder)

@@ -441,6 +441,7 @@ class LoopedTransformer(nn.Module):
             "depth_argument": "num_loops",
             "mean_depth": self.config.mean_depth,
             "sublayers": ("injection", *(f"core.{i}" for i in range(len(self.core)))),
+            "prelude": tuple(f"prelude.{i}" for i in range(len(self.prelude))),
         }
 
 

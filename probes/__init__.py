@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .bound import BoundLoop, bound_loop
     from .description import LoopDescription, describe
     from .diagnosis import Diagnosis, diagnose
+    from .flight import Flight, FlightStep, read_flight, restore_random
+    from .hashing import batch_hash
     from .layout import Event
     from .probe import Probe, attach
     from .reader import Run, RunFileError, open_run
@@ -25,6 +27,8 @@ _EXPORTS = {
     "Diagnosis": "diagnosis",
     "Event": "layout",
     "Finding": "rules",
+    "Flight": "flight",
+    "FlightStep": "flight",
     "LoopDescription": "description",
     "LoopSite": "site",
     "LoopSiteError": "site",
@@ -39,9 +43,12 @@ _EXPORTS = {
     "describe": "description",
     "diagnose": "diagnosis",
     "every": "schedule",
+    "batch_hash": "hashing",
     "linearize": "analysis",
     "load_rules": "rules",
     "open_run": "reader",
+    "read_flight": "flight",
+    "restore_random": "flight",
 }
 
 __all__ = [
@@ -49,6 +56,8 @@ __all__ = [
     "Diagnosis",
     "Event",
     "Finding",
+    "Flight",
+    "FlightStep",
     "LoopDescription",
     "LoopSite",
     "LoopSiteError",
@@ -59,6 +68,7 @@ __all__ = [
     "Run",
     "RunFileError",
     "attach",
+    "batch_hash",
     "bound_loop",
     "describe",
     "diagnose",
@@ -66,6 +76,8 @@ __all__ = [
     "linearize",
     "load_rules",
     "open_run",
+    "read_flight",
+    "restore_random",
 ]
 
 

@@ -66,6 +66,7 @@ def _parcae(model: nn.Module) -> LoopSite | None:
         sublayers=("transformer.adapter", *(f"transformer.core_block.{i}" for i in range(len(core))))
         if not gated
         else (),
+        prelude=_blocks(model, "transformer.prelude"),
         found="adapter for parcae_lm",
         notes=tuple(notes),
     )
@@ -101,6 +102,7 @@ def _huginn(model: nn.Module) -> LoopSite | None:
         depth_argument="num_steps",
         mean_depth=_setting(model, "mean_recurrence"),
         sublayers=("transformer.adapter", *(f"transformer.core_block.{i}" for i in range(len(core)))),
+        prelude=_blocks(model, "transformer.prelude"),
         found="adapter for Huginn",
     )
 
@@ -122,6 +124,7 @@ def _open_mythos(model: nn.Module) -> LoopSite | None:
         b_bar=linear.b_bar,
         depth_argument="n_loops",
         mean_depth=_setting(model, "max_loop_iters", holder="cfg"),
+        prelude=_blocks(model, "prelude"),
         found="adapter for OpenMythos",
         notes=("what follows the loop receives the halting-weighted mean of the states; recorded are the states",),
     )
@@ -158,6 +161,12 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
         return model.get_submodule(name)
     except AttributeError:
         return None
+
+
+def _blocks(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Names of the modules in a list of this name."""
+    blocks = _module(model, name)
+    return tuple(f"{name}.{i}" for i in range(len(blocks))) if isinstance(blocks, nn.ModuleList) else ()
 
 
 def _setting(model: nn.Module, name: str, default: Any = None, *, holder: str = "config") -> Any:

@@ -102,7 +102,7 @@ def site_call(site: LoopSite) -> str:
     shown = [
         f"{f.name}={value!r}"
         for f in fields(site)
-        if f.name not in ("found", "notes", "sublayers") and not callable(value := getattr(site, f.name))
+        if f.name not in ("found", "notes", "sublayers", "prelude") and not callable(value := getattr(site, f.name))
         if value != f.default
     ]
     return f"LoopSite({', '.join(shown)})"
@@ -147,6 +147,7 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
         input_argument=periods.input_place(loop, link, body),
         shared=periods.reached_otherwise(loop, link, body),
         sublayers=periods.chain(loop, link, body),
+        prelude=periods.prelude(loop),
         found="discovered from one forward",
         notes=("it runs again later in the forward: the first run is recorded",) if again else (),
     )
@@ -175,6 +176,7 @@ def _returned_site(
         output=returns,
         # Run from another state, the loop would be caught where `after` is called, which does not receive h_T here.
         shared=received is None or after is None or periods.reached_otherwise(loop, link, body),
+        prelude=periods.prelude(loop),
         found="discovered from one forward",
         notes=tuple(notes),
     )

@@ -4,7 +4,8 @@ CSV and Parquet hold one table: ``steps`` (one row per step, the loop profile in
 ``state_norm[1]``, …) or one of the tidy tables ``loops``, ``probe`` (one row per step and loop), ``spectra`` (one row
 per step and eigenvalue), ``events``. JSON holds all of them, as columns, in one object.
 
-Not covered: rows that a later generation superseded (``Run.history`` has them), and importing.
+Not covered: rows that a later generation superseded (``Run.history`` has them), arrays of any shape (``Run.arrays``),
+and importing.
 """
 
 from __future__ import annotations

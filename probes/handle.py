@@ -20,8 +20,18 @@ from typing import Any, Final
 import h5py
 from h5py import h5f, h5p
 
-from .integrity import READ_ERRORS, check_format, check_hdf5, chunk_end, damaged, inspect, last_commit, one_line
-from .layout import TABLES, Commit, DamagedRun, RunFileError, RunInUse
+from .integrity import (
+    READ_ERRORS,
+    check_format,
+    check_hdf5,
+    chunk_end,
+    damaged,
+    inspect,
+    last_commit,
+    one_line,
+    tables_in,
+)
+from .layout import Commit, DamagedRun, RunFileError, RunInUse
 from .lease import is_held
 from .superblock import Superblock, open_clean
 
@@ -29,6 +39,8 @@ LOCK: Final = threading.RLock()
 """Held around every group of HDF5 calls that belongs together (h5py serialises single calls anyway)."""
 
 _LIBVER: Final = ("v110", "v110")
+_CHUNK_CACHE: Final = 256 << 10  # bytes per table of a writer: the chunk being filled and its successor
+_METADATA_CACHE: Final = 1 << 20
 Key = tuple[int, int]
 
 
@@ -127,6 +139,7 @@ def acquire_writing(path: Path) -> Handle:
         access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
         access.set_fclose_degree(h5f.CLOSE_STRONG)
         access.set_file_locking(False, True)
+        _keep_small(access)
         # Opening straight into SWMR mode leaves no moment at which a kill makes the file unreadable.
         flags = h5f.ACC_RDWR | h5f.ACC_SWMR_WRITE
         try:
@@ -137,6 +150,17 @@ def acquire_writing(path: Path) -> Handle:
         handle = Handle(file, path, file_key(path), writing=True)
         _HANDLES[handle.key] = handle
         return handle
+
+
+def _keep_small(access: Any) -> None:
+    """Bound what HDF5 keeps in memory for a writer: its defaults grow to 1 MiB per table and 32 MiB of metadata."""
+    _, slots, _, preemption = access.get_cache()
+    access.set_cache(0, slots, _CHUNK_CACHE, preemption)
+    config = access.get_mdc_config()
+    config.set_initial_size, config.initial_size = True, _METADATA_CACHE
+    config.min_size = config.max_size = _METADATA_CACHE
+    config.incr_mode = config.flash_incr_mode = config.decr_mode = 0  # off: it stays as it is
+    access.set_mdc_config(config)
 
 
 def make_writable(path: Path) -> bool:
@@ -158,7 +182,7 @@ def make_writable(path: Path) -> bool:
             return False
         end = path.stat().st_size
         with open_clean(path) as file:  # a chunk may have been given an address and never been written
-            end = max([end, *(chunk_end(file[name]) for name in (*TABLES, "commit"))])
+            end = max([end, *(chunk_end(file[name]) for name in (*tables_in(file), "commit"))])
         block.settle(path, end)
         return True
 

@@ -5,6 +5,7 @@ Not covered: bit rot in the numbers of uncompressed live files, which carry no c
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Final
 import h5py
 import numpy as np
 
-from .layout import FORMAT, TABLES, VERSION, Commit, DamagedRun, NotARun, RunFileError
+from .layout import FORMAT, VERSION, Commit, DamagedRun, NotARun, RunFileError, tables_of
 from .superblock import SIGNATURE, Superblock, open_clean
 
 READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError)
@@ -61,7 +62,7 @@ def check_format(path: Path, file: h5py.File) -> None:
     """Raise unless the open file names our format, a version we know, and has every table."""
     try:
         name, version = file.attrs.get("format"), file.attrs.get("version")
-        missing = [table for table in (*TABLES, "commit") if table not in file]
+        missing = ["commit"] if "commit" not in file else [table for table in tables_in(file) if table not in file]
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None
     if name != FORMAT:
@@ -70,6 +71,11 @@ def check_format(path: Path, file: h5py.File) -> None:
         raise RunFileError(f"{path}: has format version {version}, this loopscope reads {VERSION}; upgrade loopscope")
     if missing:
         raise DamagedRun(f"{path}: table {missing[0]!r} is missing; expected a whole run file, try `loopscope repair`")
+
+
+def tables_in(file: h5py.File) -> tuple[str, ...]:
+    """Return the names of the tables that the version of an open file has, ``commit`` not among them."""
+    return tables_of(int(file["commit"].shape[-1]))
 
 
 def damaged(path: Path, what: str) -> DamagedRun:
@@ -96,7 +102,7 @@ def _check_extents(path: Path, file: h5py.File) -> None:
     found, _ = last_commit(commits, readable_rows(commits, size))
     if found is None or not commits_whole(commits, size):
         raise damaged(path, "commit rows are missing")
-    for table in TABLES:
+    for table in tables_in(file):
         whole, needed = readable_rows(file[table], size), found.lengths[table]
         if whole < needed:
             raise damaged(path, f"cut off, table {table} holds {whole} of {needed} rows")
@@ -122,7 +128,8 @@ def readable_rows(dataset: Any, size: int) -> int:
         elif across == 1 and dataset.compression is None:
             inside[block, 1] = max(0, size - chunk.byte_offset) // row_bytes
 
-    dataset.id.chunk_iter(count)
+    with contextlib.suppress(OSError, RuntimeError):  # the list of chunks may be cut off too: then what it still lists
+        dataset.id.chunk_iter(count)
     missing = np.flatnonzero(inside[:, 0] < across)
     return length if len(missing) == 0 else min(length, int(missing[0]) * rows + int(inside[missing[0], 1]))
 

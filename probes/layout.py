@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT: Final = "loopscope-run"
-VERSION: Final = 1
+VERSION: Final = 2  # 2 added the tables of arrays; files of version 1 have the commit columns without them
 
 STEP_COLUMNS: Final = (
     "step",
@@ -52,6 +52,10 @@ STEP_COLUMNS: Final = (
 FIRST_COLUMNS: Final = 19  # of STEP_COLUMNS, in every file; the others may be missing in files of earlier versions
 LOOP_COLUMNS: Final = ("state_norm", "residual_norm", "step_cosine", "tokens")
 PROBE_INDEX_COLUMNS: Final = ("step", "generation", "end")
+ARRAY_DTYPES: Final = frozenset(
+    ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16")
+)
+ARRAY_DIMENSIONS: Final = 4  # most axes of an array
 SPARE_COLUMNS: Final = 16  # unnamed at creation; a user scalar that appears later takes the next one
 NAME_BYTES: Final = 64
 MAX_EIGENVALUES: Final = 64
@@ -96,12 +100,40 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
 }
 """Unit and meaning of every name a run can be asked for; a user's own scalars are not in it."""
 
+BLOCK_NORM: Final = "block_state_norm"
+GRADIENT_NORM: Final = "state_gradient_norm"
+TOKEN_MAP: Final = "token_residual_norm"
+ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
+    BLOCK_NORM: (
+        "float32 (K)",
+        "1",
+        "mean over tokens of the norm of the state after each block of the prelude, and in the first loop after the "
+        "injection and each block: after `site.prelude` and `site.sublayers` of `info`; NaN for one that did not run",
+    ),
+    GRADIENT_NORM: (
+        "float32 (T + 1)",
+        "nats",
+        "‖∂L/∂h_t‖₂ over all tokens of the step, t = 0 … T; NaN where no gradient arrived",
+    ),
+    TOKEN_MAP: (
+        "float32 (D, n, P)",
+        "1",
+        "‖h_{t+1} − h_t‖ of every token of a pass of the probe batch: D loops, n sequences, their first P positions",
+    ),
+}
+"""Shape, unit and meaning of the arrays a run can hold."""
+
 Severity = Literal["info", "warning", "error"]
 
-# Tables whose lengths a commit row publishes, in flush order: what a row points at is written before the row.
-TABLES: Final = ("columns", "loops", "loop_end", "steps", "probe", "probe_index", "spectra", "events")
-COMMIT_COLUMNS: Final = (*TABLES, "generation", "finished", "time_ns", "check")
-CHUNK_BYTES: Final = {"steps": 128 * 1024, "loops": 128 * 1024}  # large ones are read faster; flushes rewrite the last
+# Tables whose lengths a commit row publishes, in flush order: what a row points at is written before the row. New ones
+# come last, so that the width of a file's commit rows says which of them it has.
+TABLES: Final = (
+    "columns", "loops", "loop_end", "steps", "probe", "probe_index", "spectra", "events", "arrays", "array_index"
+)  # fmt: skip
+_COMMIT_TAIL: Final = ("generation", "finished", "time_ns", "check")
+COMMIT_COLUMNS: Final = (*TABLES, *_COMMIT_TAIL)
+_LARGE_CHUNK_BYTES: Final = 128 * 1024  # read faster; flushes rewrite the last
+CHUNK_BYTES: Final = dict.fromkeys(("steps", "loops", "arrays"), _LARGE_CHUNK_BYTES)
 SMALL_CHUNK_BYTES: Final = 16 * 1024
 DISK_RESERVE: Final = 2 << 20  # free bytes every write leaves: a new chunk and index block of each table, with margin
 
@@ -115,6 +147,17 @@ EVENT_DTYPE: Final = np.dtype(
         ("value", "<f8"),
         ("threshold", "<f8"),
         ("message", "S240"),
+    ]
+)
+ARRAY_INDEX_DTYPE: Final = np.dtype(
+    [
+        ("step", "<i8"),
+        ("generation", "<i8"),
+        ("end", "<i8"),  # where its bytes end in ``arrays``; they start where those of the row before end
+        ("name", f"S{NAME_BYTES}"),
+        ("dtype", "S8"),
+        ("ndim", "<i8"),
+        ("shape", "<i8", (ARRAY_DIMENSIONS,)),
     ]
 )
 
@@ -195,7 +238,10 @@ def unpack_event(row: Any) -> Event:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One published state of a run: table lengths, who wrote it, and whether the run ended."""
+    """One published state of a run: table lengths, who wrote it, and whether the run ended.
+
+    A table that the file is too old to have has length 0.
+    """
 
     lengths: dict[str, int]
     generation: int
@@ -222,9 +268,19 @@ class Commit:
         """
         if int(row[-1]) != zlib.crc32(row[:-1].astype("<i8").tobytes()):
             return None
-        lengths = {table: int(n) for table, n in zip(TABLES, row, strict=False)}
-        generation, finished, time_ns = (int(v) for v in row[len(TABLES) : -1])
+        present = tables_of(len(row))
+        lengths = dict.fromkeys(TABLES, 0) | {table: int(n) for table, n in zip(present, row, strict=False)}
+        generation, finished, time_ns = (int(v) for v in row[len(present) : -1])
         return Commit(lengths, generation, bool(finished), time_ns)
+
+
+def tables_of(commit_width: int) -> tuple[str, ...]:
+    """Return which tables a file has whose commit rows have that many columns.
+
+    >>> set(TABLES) - set(tables_of(12))  # version 1
+    {'arrays', 'array_index'}
+    """
+    return TABLES[: max(0, commit_width - len(_COMMIT_TAIL))]
 
 
 def table_shapes(step_columns: int, eigenvalues: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -239,6 +295,8 @@ def table_shapes(step_columns: int, eigenvalues: int) -> dict[str, tuple[tuple[i
         "probe_index": ((len(PROBE_INDEX_COLUMNS),), i8),
         "spectra": ((2 + 2 * eigenvalues,), f8),
         "events": ((), EVENT_DTYPE),
+        "arrays": ((), np.dtype("u1")),
+        "array_index": ((), ARRAY_INDEX_DTYPE),
         "commit": ((len(COMMIT_COLUMNS),), i8),
     }
 

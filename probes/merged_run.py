@@ -14,6 +14,7 @@ Rows are matched by training step; a step is there when any rank has it. What be
 - numbers derived from loops (last norms, ratios) are derived from the merged loops;
 - events of one kind at one step are one event: the worst value, the earliest time, and which ranks said it. What is to
   be said of the ranks themselves comes first (`companions`);
+- arrays of any shape, and flights with them, are those of rank 0;
 - the run is live while any rank is, finished when all its files are.
 
 Not covered: anything that is told apart by rank; ``ranks`` holds each as a run of its own.
@@ -36,7 +37,7 @@ from .handle import LOCK
 from .layout import Event, RunFileError
 from .merge import REDUCTIONS, align, last_of, merge_column, merge_loops, merge_tokens, spread, widest
 from .ranks import rank_files
-from .reader import Run, Series, State, _frozen
+from .reader import RecordedArray, Run, Series, State, _frozen
 
 Index = NDArray[np.int64]
 T = TypeVar("T")
@@ -163,6 +164,23 @@ class MergedRun(Run):
             order = np.lexsort((-radius, step))  # of equal radii the lowest rank's stays first
             _, first = np.unique(step[order], return_index=True)
             return step[order][first], table[order][first]
+
+    # -- arrays of any shape: rank 0's ----------------------------------------------------------------------------
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Every name that ``arrays`` knows."""
+        return self._first.array_names
+
+    def arrays(self, name: str, rows: slice = slice(None)) -> tuple[Index, list[NDArray[Any]]]:
+        """Return rank 0's arrays of a name: they have no rule to be merged by."""
+        return self._first.arrays(name, rows)
+
+    def array_history(self, prefix: str) -> list[RecordedArray]:
+        """Return rank 0's arrays whose name starts with ``prefix``, superseded ones included."""
+        return self._first.array_history(prefix)
+
+    # -- events and history ---------------------------------------------------------------------------------------
 
     @property
     def events(self) -> list[Event]:

@@ -211,6 +211,15 @@ class Periods:
                 key = self.key(call.writes[0])
         return tuple(names) if key == self.key(self.state(loop, link, 2)) else ()
 
+    def prelude(self, loop: Loop) -> tuple[str, ...]:
+        """The modules with parameters in front of the loop that give back a tensor of the shape they were given."""
+        return tuple(
+            unit.name
+            for unit in self.units[: loop.first[0]]
+            if unit.learns and 0 in unit.places and unit.writes and self.key(unit.writes[0]) in self._wide
+            if unit.places[0].shape == unit.writes[0].shape
+        )
+
     def input_place(self, loop: Loop, link: Link, body: Event) -> Place | None:
         """Where ``body`` receives, in every period, the same tensor of the state's shape made before the loop."""
         tokens = self.state(loop, link, 1).shape[:-1].numel()

@@ -29,22 +29,28 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .flight import FlightStep, random_states
 from .full_loop import FullLoopProbe
+from .inside import InsideTap
+from .layout import TOKEN_MAP
 from .least_squares import linear_estimate
 from .mirrors import Mirror
 from .neutral import undisturbed
 from .ranks import rank_of, rank_path
 from .recorder import Record, Recorder
-from .schedule import Preset, every, find_preset, matrix_interval
+from .reduction import EagerReduction, reduction_for
+from .schedule import Preset, every, find_preset, matrix_interval, never
 from .site import LoopSite, find_site, unwrap
-from .tap import Hook, LoopTap, SumBuffer
+from .sums import LoopSums
+from .tap import Hook, LoopTap
 from .transfer import Transfer
 
 log = logging.getLogger("loopscope")
 
-LOOP_ROWS = 2048  # rows of the device buffer per step: 80 KB, e.g. 16 micro-batches of 127 loops
-STEPS_PER_NORM = 10  # σ_max(B̅) and σ_max(C_out) move slowly and cost a decomposition each
+LOOP_ROWS = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
+STEPS_PER_NORM = 10  # σ_max(B̅), σ_max(C_out), ‖B̅e‖ and parameter norms move slowly and cost a pass or more each
 PROBE_SEQUENCES = 2  # the fixed batch is cut to this many: a pass at twice the depth must stay far below a step
+MAP_POSITIONS = 256  # of each sequence of the probe batch, in the maps of token-wise convergence: 64 KB for 32 loops
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
 MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
 
@@ -70,7 +76,8 @@ def attach(
             every rank with the same path: rank N > 0 records to ``a.rankN.h5`` beside it, and `open_run` gives all
             ranks as one run.
         site: Where the loop is, for a model that does not state it.
-        preset: What is measured and when: ``watch``, ``inspect`` (the full loop's Jacobian too), or a `Preset`.
+        preset: What is measured and when: ``watch``, ``inspect`` (the full loop's Jacobian too), ``study``
+            (blocks, gradients and tokens too), or a `Preset`.
         config: Anything JSON can hold that belongs to the run, for the reader of the file.
         scalars: Names of further numbers that ``probe.step`` will be given.
         probe_batch: Fixed input for passes at depth 2·μ_rec; default: the first training batch's first sequences.
@@ -153,17 +160,20 @@ class Probe:
         self._norms_due = every(max(interval, STEPS_PER_NORM))
         # Its structure does not change in training, and reading it in every step would cost more than the answer.
         self._a_bar_is_cheap = self._site.a_bar is None or self._site.a_bar().ndim < 2
+        self._b_bar_is_cheap = self._site.b_bar is None or self._site.b_bar().ndim < 2
         self._full_loop = FullLoopProbe(self._model, self._site)
         self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
-        self._sums = SumBuffer(LOOP_ROWS, self._device)
+        self._sums = LoopSums(LOOP_ROWS, self._device, reduction_for(self._device))
         self._probe_batch = None if probe_batch is None else probe_batch[:PROBE_SEQUENCES]
         self._compiled_before = _graphs_compiled() > 0
         self._told_empty = False
         self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
+        self._inside = self._watch_inside(self._tap)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
-        self._tap.enabled = self._preset.rows(self._step)
-        self._linear = self._read_linear()
+        self._linear: dict[str, Tensor] = {}
+        self._random: dict[str, Any] = {}
+        self._prepare(self._tap)
         self._process = os.getpid()
         self._probed = -1  # the last step the probe batch was run after
         atexit.register(self._end)
@@ -261,18 +271,32 @@ class Probe:
             if self._preset.full_loop(step):
                 numbers.update(self._full_loop.measure(self._probe_batch, step))
             self._send_row(step, numbers, began)
-        self._sums.reset()
-        tap.enabled = self._preset.rows(self._step)
-        self._linear = self._read_linear() if tap.enabled else {}
+        self._prepare(tap)
         if self._preset.probe_batch(step):
             self._run_probe_batch(step)
         self._deliver()
+
+    def _prepare(self, tap: LoopTap) -> None:
+        """Makes ready for the next step: what is due in it, and its linear part as its forward will use it."""
+        self._sums.reset()
+        tap.enabled = self._preset.rows(self._step)
+        tap.injects = self._b_bar_is_cheap or self._norms_due(self._step)
+        if self._inside is not None:
+            self._inside.enable(tap.enabled and self._preset.inside(self._step))
+        self._linear = self._read_linear() if tap.enabled else {}
+        self._random = random_states() if tap.enabled else {}
+
+    def _watch_inside(self, tap: LoopTap) -> InsideTap | None:
+        """The tap of blocks and gradients, for a preset that ever asks for it; hooks that never do are a cost."""
+        if self._preset.inside is never:
+            return None
+        return InsideTap(self._site, tap, self._device)
 
     def _send_row(self, step: int, numbers: dict[str, Tensor | float], began: float) -> None:
         """Starts the copies of a step and notes how to make its record of them."""
         assert self._tap is not None
         watched = self._tap.enabled
-        tensors = {name: v for name, v in numbers.items() if isinstance(v, Tensor) and v.is_cuda}
+        tensors = {name: v for name, v in numbers.items() if isinstance(v, Tensor) and v.device.type != "cpu"}
         here = {
             name: float(v.detach() if isinstance(v, Tensor) else v)
             for name, v in numbers.items()
@@ -280,21 +304,35 @@ class Probe:
         }
         now, event = time.time(), self._full_loop.take_event()
         spectrum = self._preset.spectrum(step) and (self._a_bar_is_cheap or self._matrices_due(step))
-        transfer = self._start(
+        inside = self._inside if self._inside is not None and self._preset.inside(step) else None
+        counts, cut = self._sums.counts, self._sums.rows_cut
+        if watched and not len(counts):
+            self._say_empty(step)
+        inner, random = None if inside is None else inside.counts, self._random
+        transfer = Transfer(
             {f"value.{name}": value for name, value in tensors.items()}
-            | {f"matrix.{name}": matrix for name, matrix in self._linear.items()},
-            self._sums,
+            | {f"matrix.{name}": matrix for name, matrix in self._linear.items()}
+            | self._sums.device_rows()
+            | ({} if inside is None else inside.device_rows())
+            | ({"norms": _parameter_norms(self._model)} if watched and self._norms_due(step) else {})
         )
 
         def record(arrived: Transfer) -> Record:
-            arrays = arrived.arrays()
-            rows, cut = _rows(arrays)
-            if watched and not len(rows):
-                self._say_empty(step)
-            values = here | {name: float(arrays[f"value.{name}"]) for name in tensors}
-            matrices = {name.removeprefix("matrix."): a for name, a in arrays.items() if name.startswith("matrix.")}
-            values["probe_seconds"] = spent
-            return Record(step, now, values, rows, matrices, spectrum=spectrum, rows_cut=cut, event=event)
+            found = arrived.arrays()
+            values = here | {name: float(found[f"value.{name}"]) for name in tensors} | {"probe_seconds": spent}
+            return Record(
+                step,
+                now,
+                values,
+                found["sums"],
+                counts,
+                matrices={name.removeprefix("matrix."): a for name, a in found.items() if name.startswith("matrix.")},
+                spectrum=spectrum,
+                arrays={} if inner is None else inner.norms(found["inside"], found["gradients"]),
+                flight=FlightStep(found.get("norms"), found["batches"], random),
+                rows_cut=cut,
+                event=event,
+            )
 
         spent = time.perf_counter() - began
         self._queue(transfer, record)
@@ -314,11 +352,6 @@ class Probe:
         else:
             why = f"no forward of this model ran since the last step, or it did not call {self._site.body!r}"
         log.warning("loopscope: step %d recorded no loop: %s", step, why)
-
-    def _start(self, tensors: dict[str, Tensor], sums: SumBuffer) -> Transfer:
-        """Copies tensors and a buffer's rows to the host; on the CPU only the rows that were written."""
-        written = sums.rows if sums.rows.is_cuda else sums.rows[: int(sums.cursor)]
-        return Transfer(tensors | {"rows": written, "cursor": sums.cursor})
 
     def _queue(self, transfer: Transfer, record: Callable[[Transfer], Record]) -> None:
         if len(self._arriving) >= TRANSFERS_UNDER_WAY:
@@ -360,12 +393,12 @@ class Probe:
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps the first training batch for the passes at fixed depth, then takes its own hook off.
 
-        Weights may have been loaded since attaching, so the linear part of the first step is read again.
+        Weights may have been loaded and seeds set since attaching, so what the first step begins with is read again.
         """
         if not module.training or torch.compiler.is_compiling():
             return
         self._capture.remove()
-        self._linear = self._read_linear()
+        self._linear, self._random = self._read_linear(), random_states()
         name = next(iter(inspect.signature(self._model.forward).parameters), "")
         batch = args[0] if args else kwargs.get(name)  # Hugging Face's Trainer calls with keywords only
         if self._probe_batch is None and isinstance(batch, Tensor):
@@ -377,16 +410,21 @@ class Probe:
         if batch is None or tap is None or site.depth_argument is None or site.mean_depth is None:
             return
         self._probed = step
-        sums = SumBuffer(2 * site.mean_depth + 1, self._device)
+        kept = MAP_POSITIONS if self._preset.token_map(step) else 0
+        tokenwise = EagerReduction(keep_steps=kept)
+        reduction = tokenwise if kept else reduction_for(self._device)
+        sums = LoopSums(2 * site.mean_depth + 1, self._device, reduction)
         with undisturbed(self._model, self._device), tap.into(sums):
             self._model(batch, **{site.depth_argument: 2 * site.mean_depth})
-        now = time.time()
+        now, counts, cut, rows = time.time(), sums.counts, sums.rows_cut, sums.device_rows()
+        steps = {"token_steps": torch.stack(tokenwise.steps)} if tokenwise.steps else {}
 
         def record(arrived: Transfer) -> Record:
-            rows, cut = _rows(arrived.arrays())
-            return Record(step, now, raw=rows, is_probe=True, rows_cut=cut)
+            found = arrived.arrays()
+            maps = {TOKEN_MAP: found["token_steps"]} if steps else {}
+            return Record(step, now, sums=found["sums"], counts=counts, arrays=maps, is_probe=True, rows_cut=cut)
 
-        self._queue(self._start({}, sums), record)
+        self._queue(Transfer(rows | steps), record)
 
     def _detach(self) -> None:
         self._capture.remove()
@@ -399,6 +437,14 @@ class Probe:
         if self._tap is not None:
             log.error("loopscope: the probe failed and is off, training goes on: %r", error, exc_info=error)
         self._detach()
+
+
+@torch.no_grad()
+def _parameter_norms(model: nn.Module) -> Tensor:
+    """‖p‖₂ of every parameter ``(P,)``; of a sharded one, of this rank's shard, which takes no collective."""
+    held = [p.detach() for p in model.parameters()]
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in held]
+    return torch.stack([norm.float() for norm in torch._foreach_norm(own)])
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -422,12 +468,6 @@ def _interval(site: LoopSite) -> int:
     return 1
 
 
-def _rows(arrays: Mapping[str, Any]) -> tuple[Any, int]:
-    """The rows of sums that were written, and how many did not fit."""
-    written, kept = int(arrays["cursor"][0]), arrays["rows"]
-    return kept[:written], max(0, written - len(kept))
-
-
 def _rank_and_world_size(path: Path) -> tuple[int, int | None]:
     """This process among those of ``torch.distributed``; without it, the rank that the path names and no number."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -442,6 +482,7 @@ def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[
     return {
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "parameter_names": [name for name, _ in model.named_parameters()],
         "site": site.describe(),
         "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
         # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.

@@ -19,16 +19,18 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import handle as handles
+from .arrays import from_bytes
 from .companions import of_several_ranks
 from .handle import LOCK, Handle
 from .integrity import READ_ERRORS, damaged, one_line
 from .layout import (
+    ARRAY_INDEX_DTYPE,
     LOOP_COLUMNS,
     PROBE_DERIVED,
     STEP_DERIVED,
@@ -50,6 +52,15 @@ State = Literal["live", "interrupted", "finished"]
 Series = NDArray[np.float64]
 _BLOCK: Final = 16384  # rows read at a time
 _EMPTY: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)
+
+
+class RecordedArray(NamedTuple):
+    """One array as it was recorded."""
+
+    step: int
+    generation: int
+    name: str
+    values: NDArray[Any]
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -234,6 +245,69 @@ class Run:
             values = rows[index, 2 : 2 + count] + 1j * rows[index, 2 + count :]
             return steps[index], values
 
+    # -- arrays of any shape --------------------------------------------------------------------------------------
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Every name that ``arrays`` knows, in the order in which they first appeared."""
+        with LOCK:
+            names = dict.fromkeys(self._array_index()["name"].tolist())
+            return tuple(name.decode("utf-8", "replace") for name in names)
+
+    def arrays(self, name: str, rows: slice = slice(None)) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+        """Return the arrays recorded under one name; reads their bytes only, and keeps none of them.
+
+        Args:
+            name: One of ``array_names``.
+            rows: Which of them; all by default, ``slice(-1, None)`` for the newest.
+
+        Returns:
+            Steps ``(K,)``, strictly increasing, and K arrays of the dtypes and shapes they were given with. An array is
+            superseded by a later one of the same name whose step is not greater.
+
+        Raises:
+            KeyError: There is no such name (the message lists the known ones).
+        """
+        with LOCK:
+            index = self._array_index()
+            mine = np.flatnonzero(index["name"] == name.encode())
+            if not len(mine):
+                raise KeyError(f"{self.path} has no arrays {name!r}; it has {', '.join(self.array_names) or 'none'}")
+            mine = mine[_visible_rows(index["step"][mine])][rows]
+            return index["step"][mine], self._array_values(mine)
+
+    def array_history(self, prefix: str) -> list[RecordedArray]:
+        """Return every array whose name starts with ``prefix``, in file order, superseded ones included."""
+        with LOCK:
+            index = self._array_index()
+            rows = np.flatnonzero(np.char.startswith(index["name"], prefix.encode())) if len(index) else index["step"]
+            return [
+                RecordedArray(int(index[i]["step"]), int(index[i]["generation"]), index[i]["name"].decode(), values)
+                for i, values in zip(rows, self._array_values(rows), strict=True)
+            ]
+
+    def _array_index(self) -> NDArray[Any]:
+        """Return the committed rows that say what the arrays are, reading only those not cached yet."""
+        cached = self._columns.setdefault(("array_index", 0), _Column(ARRAY_INDEX_DTYPE))
+        length = self._commit.lengths["array_index"]
+        if cached.length < length:
+            cached.append(self._read("array_index", slice(cached.length, length)))
+        return cached.values(length)
+
+    def _array_values(self, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """Return the arrays of some rows of the index."""
+        if not len(rows):
+            return []
+        index, handle = self._array_index(), self._open()
+        start = np.concatenate([[0], index["end"][:-1]])
+
+        def read() -> list[NDArray[Any]]:
+            data = handle.renewed("arrays")
+            return [from_bytes(index[i], data[start[i] : index["end"][i]]) for i in rows]
+
+        found: list[NDArray[Any]] = self._guard(read)
+        return found
+
     @property
     def events(self) -> list[Event]:
         """Events in the order they were found; those of steps that a later generation ran again are left out."""
@@ -410,7 +484,7 @@ class Run:
 class _Column:
     """One cached column that grows at its end."""
 
-    def __init__(self, dtype: type[Any]) -> None:
+    def __init__(self, dtype: type[Any] | np.dtype[Any]) -> None:
         self._buffer: NDArray[Any] = np.empty(0, dtype)
         self.length = 0
 

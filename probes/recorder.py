@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ from ..dynamics.lti import LTISystem
 from ..dynamics.tracker import SpectralTracker
 from .companions import WORLD_SIZE, resumed_on
 from .detectors import EventDetector, non_finite
+from .flight import FlightRecorder, FlightStep, count_flights
 from .layout import Event
 from .mirrors import Mirror, Mirrors
 from .reader import Run
 from .schedule import EXACT_WIDTH
-from .tap import loop_means
+from .sums import loop_means
 from .writer import RunWriter
 
 log = logging.getLogger("loopscope")
@@ -54,23 +55,29 @@ class Record:
         step: Training step.
         time: Unix seconds when the step ended.
         values: Numbers the step has once, by name.
-        raw: Rows of sums of the step's forwards.
+        sums: Rows of sums of the step's forwards (`sums.LoopSums`).
+        counts: Over how many tokens each is.
         matrices: ``a_bar``, ``b_bar``, ``c_out`` as they were in the step's forward, where they were due.
         spectrum: Whether the eigenvalues of ``a_bar`` are kept, not only their largest modulus.
-        is_probe: Whether this is a pass of the probe batch, which has only ``raw``.
+        arrays: Arrays of the step by name, written as they are.
+        is_probe: Whether this is a pass of the probe batch, which has no values.
         rows_cut: Loop rows that did not fit into the device buffer.
         event: Something to tell the reader of the file.
+        flight: What the flight recorder needs of the step and no other field has.
     """
 
     step: int
     time: float
     values: dict[str, float] = field(default_factory=dict)
-    raw: NDArray[np.float32] | None = None
+    sums: NDArray[np.float32] | None = None
+    counts: NDArray[np.int64] | None = None
     matrices: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     spectrum: bool = False
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     is_probe: bool = False
     rows_cut: int = 0
     event: Event | None = None
+    flight: FlightStep | None = None
 
 
 class Recorder:
@@ -105,6 +112,7 @@ class Recorder:
         self._opened = threading.Event()
         self._error: Exception | None = None
         self._detector = EventDetector()
+        self._flight: FlightRecorder | None = FlightRecorder()
         self._seal = True
         self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
@@ -169,6 +177,7 @@ class Recorder:
         if resume and self.path.exists():
             with Run(self.path) as run:  # this rank's file alone, whatever lies beside it
                 self._replay(run["step"], run["loss"])
+                self._flight = FlightRecorder(flights=count_flights(run))
                 ranks = resumed_on(info.get("world_size"), run)
             writer = RunWriter.resume(self.path)
             if ranks is not None:
@@ -217,8 +226,12 @@ class Recorder:
                 self.dropped += 1
 
     def _write(self, writer: RunWriter, record: Record) -> None:
-        has_rows = record.raw is not None and len(record.raw) > 1
-        loops, once = loop_means(record.raw) if has_rows and record.raw is not None else (None, {})
+        loops: NDArray[np.float32] | None = None
+        once: dict[str, float] = {}
+        if record.sums is not None and record.counts is not None and len(record.counts) > 1:
+            loops, once = loop_means(record.sums, record.counts)
+        for name, values in record.arrays.items():
+            writer.append_array(record.step, name, values)
         if record.is_probe:
             if loops is not None:
                 writer.append_probe(record.step, loops)
@@ -232,10 +245,23 @@ class Recorder:
         }
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
-        for event in self._detector.update(record.step, record.time, given, loops):
+        events = self._detector.update(record.step, record.time, given, loops)
+        for event in events:
             writer.append_event(event)
+        if record.flight is not None:
+            self._keep(writer, replace(record.flight, step=record.step, loops=loops, scalars=given | extra), events)
         if record.event is not None:
             writer.append_event(record.event)
+
+    def _keep(self, writer: RunWriter, step: FlightStep, events: Sequence[Event]) -> None:
+        """Hands a step to the flight recorder; the rows of the run do not depend on its fate."""
+        if self._flight is None:
+            return
+        try:
+            self._flight.record(writer, step, events)
+        except Exception:
+            self._flight = None
+            log.exception("loopscope: the flight recorder failed and is off; recording to %s goes on", self.path)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
         """Norms and eigenvalues of the matrices that came with a record."""

@@ -23,7 +23,16 @@ import numpy as np
 
 from . import handle as handles
 from .handle import LOCK
-from .integrity import READ_ERRORS, check_format, check_hdf5, commits_whole, last_commit, one_line, readable_rows
+from .integrity import (
+    READ_ERRORS,
+    check_format,
+    check_hdf5,
+    commits_whole,
+    last_commit,
+    one_line,
+    readable_rows,
+    tables_in,
+)
 from .layout import FIRST_COLUMNS, STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
 from .lease import Lease, is_held, lease_path
 from .rewrite import copy_run, temporary_path
@@ -154,11 +163,13 @@ def _close_cleanly(path: Path, rows: int, beyond: int, actions: list[str]) -> Re
 def _examine(path: Path, file: h5py.File) -> tuple[dict[str, int], dict[str, int], Commit | None]:
     """Read everything; return the lengths that can be kept, those that were committed, and the last commit."""
     size = path.stat().st_size
-    readable = {table: _readable(file[table], size) for table in (*TABLES, "commit")}
+    missing = dict.fromkeys(TABLES, 0)  # of an older version; what has no rows is kept whole
+    readable = missing | {table: _readable(file[table], size) for table in (*tables_in(file), "commit")}
     commit = None
     if commits_whole(file["commit"], size):  # otherwise newer rows than its last readable one were published
         commit, _ = last_commit(file["commit"], readable["commit"])
-    wanted = commit.lengths if commit is not None else {table: int(file[table].shape[0]) for table in TABLES}
+    there = missing | {table: int(file[table].shape[0]) for table in tables_in(file)}
+    wanted = commit.lengths if commit is not None else there
     return _consistent(path, file, readable, commit), wanted, commit
 
 
@@ -180,8 +191,9 @@ def _salvage(
 def _readable(dataset: Any, size: int) -> int:
     """Return how many leading rows of a table are inside a file of ``size`` bytes and can be decoded."""
     inside = readable_rows(dataset, size)
-    for start in range(0, inside, _BLOCK):
-        stop = min(start + _BLOCK, inside)
+    block = max(_BLOCK, *dataset.chunks[:1]) if dataset.chunks else _BLOCK
+    for start in range(0, inside, block):
+        stop = min(start + block, inside)
         try:
             dataset[start:stop]
         except READ_ERRORS:
@@ -215,6 +227,13 @@ def _consistent(path: Path, file: h5py.File, readable: dict[str, int], last: Com
     steps = _leading(file["loop_end"][:steps] <= kept["loops"])
     passes = _leading(file["probe_index"][: kept["probe_index"], 2] <= kept["probe"])
     kept |= {"steps": steps, "loop_end": steps, "probe_index": passes}
+    if kept["array_index"]:
+        index = file["array_index"][: kept["array_index"]]
+        ends = index["end"]
+        arrays = _leading((index["name"] != b"") & (ends <= kept["arrays"]) & (np.diff(ends, prepend=0) >= 0))
+        kept |= {"array_index": arrays, "arrays": int(ends[arrays - 1]) if arrays else 0}
+    else:
+        kept["arrays"] = 0
     kept["loops"] = int(file["loop_end"][steps - 1]) if steps else 0
     kept["probe"] = int(file["probe_index"][passes - 1, 2]) if passes else 0
     return kept

@@ -25,7 +25,7 @@ from .layout import Commit
 
 Layout = Literal["live", "sealed"]
 _BLOCK: Final = 65536  # rows copied at a time; a multiple of every sealed chunk, so each chunk is compressed once
-_SEALED_ROWS: Final = {"loops": 65536}
+_SEALED_ROWS: Final = {"loops": 65536, "arrays": 65536}
 _BY_COLUMN: Final = ("steps", "loops", "probe")
 
 

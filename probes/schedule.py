@@ -85,6 +85,9 @@ class Preset:
         spectrum: Steps whose eigenvalues of A̅ are kept, where A̅ is read in that step.
         probe_batch: Steps after which the fixed probe batch is run at depth 2·μ_rec.
         full_loop: Steps after which the Jacobian of the full loop is measured on it (`full_loop`).
+        inside: Steps in which blocks of the first loop and the prelude, and the gradient at every loop, are measured
+            (`inside`).
+        token_map: Passes of the probe batch of which every token's steps are kept.
     """
 
     name: str
@@ -92,6 +95,8 @@ class Preset:
     spectrum: Schedule
     probe_batch: Schedule
     full_loop: Schedule = never
+    inside: Schedule = never
+    token_map: Schedule = never
 
 
 def inspecting(first: int = 50, last: int = 400) -> Preset:
@@ -106,6 +111,10 @@ def inspecting(first: int = 50, last: int = 400) -> Preset:
 
 PRESETS = {"watch": Preset("watch", rows=every(1), spectrum=every(10), probe_batch=thinning(10, 160))}
 PRESETS["inspect"] = inspecting()
+# Everything, at a cost that a run made for looking at can bear: see docs/performance.md.
+PRESETS["study"] = replace(
+    PRESETS["inspect"], name="study", spectrum=every(1), inside=thinning(1, 16), token_map=every(1)
+)
 
 
 def find_preset(name: str | Preset) -> Preset:

@@ -63,6 +63,7 @@ class LoopSite:
         depth_argument: Keyword of the model's ``forward`` that sets the number of loops; ``None`` when there is none.
         mean_depth: Mean number of loops in training (μ_rec of the Parcae paper).
         sublayers: Dotted names of the modules of the body whose output is the whole state, in running order.
+        prelude: Dotted names of the modules before the loop whose output is the residual stream, in running order.
         found: How the site was found.
         notes: What is not as usual about this loop, in sentences for the user.
 
@@ -82,6 +83,7 @@ class LoopSite:
     depth_argument: str | None = None
     mean_depth: int | None = None
     sublayers: tuple[str, ...] = ()
+    prelude: tuple[str, ...] = ()
     found: str = BY_HAND
     notes: tuple[str, ...] = ()
 
@@ -154,6 +156,9 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Tensor | 
             raise LoopSiteError(
                 f"LoopSite({role}={name!r}): {type(model).__name__} has no module of that name; it has {known}"
             )
+    for role in ("sublayers", "prelude"):
+        if missing := [name for name in getattr(site, role) if name not in modules]:
+            raise LoopSiteError(f"LoopSite({role}=...): {type(model).__name__} has no module {', '.join(missing)}")
     if site.state_argument is None and site.output is None:
         raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
     return site

@@ -5,12 +5,15 @@ Not covered: the order of flushes and the commit row, which are ``writer``'s.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .layout import LOOP_COLUMNS
+
+_ROWS: Final = 64  # room of an empty buffer
+_KEPT_BYTES: Final = 1 << 20  # a buffer that had to grow beyond this gives its memory back after the flush
 
 
 class Table:
@@ -19,7 +22,7 @@ class Table:
     def __init__(self, dataset: Any, length: int) -> None:
         self.dataset, self.length, self.count = dataset, length, 0
         self._extent = int(dataset.shape[0])  # may be beyond the committed length after a kill; overwritten then
-        self._buffer: NDArray[Any] = np.empty((64, *dataset.shape[1:]), dataset.dtype)
+        self._buffer: NDArray[Any] = self._empty()
 
     @property
     def staged_bytes(self) -> int:
@@ -54,6 +57,12 @@ class Table:
         self.dataset[self.length : end] = self._buffer[: self.count]
         self.dataset.flush()
         self.length, self.count = end, 0
+        if self._buffer.nbytes > _KEPT_BYTES:
+            self._buffer = self._empty()
+
+    def _empty(self) -> NDArray[Any]:
+        """Return a new small buffer."""
+        return np.empty((_ROWS, *self.dataset.shape[1:]), self.dataset.dtype)
 
     def _reserve(self, more: int) -> None:
         """Double the buffer until ``more`` rows fit."""
@@ -64,8 +73,8 @@ class Table:
             self._buffer = grown
 
 
-class EventTable(Table):
-    """The events table: its rows arrive as tuples."""
+class CompoundTable(Table):
+    """A table whose rows have named fields: they arrive as tuples."""
 
     def extend(self, rows: Any) -> None:
         """Add waiting rows."""

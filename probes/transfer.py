@@ -9,8 +9,8 @@ Not covered: devices without streams other than the CPU (``mps``, ``xla``): ther
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -46,7 +46,7 @@ class Transfer:
         if self._event is not None:
             self._event.synchronize()
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """The copies as arrays; bf16 becomes float32."""
         return {
             name: (copy.float() if copy.dtype == torch.bfloat16 else copy).numpy()

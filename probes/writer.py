@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import handle as handles
+from .arrays import flat_bytes, index_row
 from .handle import LOCK, Handle
 from .integrity import check_hdf5, inspect, one_line
 from .layout import (
@@ -35,6 +36,7 @@ from .layout import (
     SPARE_COLUMNS,
     STEP_COLUMNS,
     TABLES,
+    VERSION,
     Commit,
     DamagedRun,
     Event,
@@ -44,11 +46,13 @@ from .layout import (
 )
 from .lease import Lease
 from .rewrite import copy_run, create_run, temporary_path
-from .staging import EventTable, Table, count_nonfinite, loop_rows
+from .staging import CompoundTable, Table, count_nonfinite, loop_rows
 
 _LOG: Final = logging.getLogger("loopscope")
 _FLUSH_AT: Final = 1024  # staged steps that force a flush
 _KEEP_AT_MOST: Final = 4096  # staged steps kept while the disk is full; later ones are counted as lost
+_FLUSH_ARRAYS_AT: Final = 8 << 20  # staged bytes of arrays that force a flush
+_KEEP_ARRAYS: Final = 64 << 20  # staged bytes of arrays kept at most, and the largest array that can be recorded
 _WRITE_ERRORS: Final = (OSError, RuntimeError, ValueError, KeyError, RunFileError)
 _WRITERS: weakref.WeakSet[RunWriter] = weakref.WeakSet()
 
@@ -64,6 +68,7 @@ class RunWriter:
         generation: 0 for the first writer of the run, one more after every resume.
         rows: Steps appended and not lost, in all generations.
         rows_lost: Steps that could not be written.
+        arrays_lost: Arrays that could not be written.
         failure: Why the writer is dead, ``""`` while it is well.
 
     >>> import tempfile
@@ -78,15 +83,16 @@ class RunWriter:
     def __init__(self, path: Path, lease: Lease, handle: Handle, commit: Commit, commits: int) -> None:
         self.path = path
         self.generation = commit.generation
-        self.rows_lost = 0
+        self.rows_lost = self.arrays_lost = 0
         self.failure = ""
         self._lease, self._handle, self._last = lease, handle, commit
         self._tables = {
-            name: Table(handle.table(name), commit.lengths[name])
+            name: (CompoundTable if name in ("events", "array_index") else Table)(
+                handle.table(name), commit.lengths[name]
+            )
             for name in TABLES
-            if name not in ("columns", "events")
+            if name != "columns"
         }
-        self._tables["events"] = EventTable(handle.table("events"), commit.lengths["events"])
         self._commits = Table(handle.table("commit"), commits)
         encoded = handle.table("columns")[: commit.lengths["columns"]]
         self._index = {bytes(name).decode(): i for i, name in enumerate(encoded)}
@@ -94,7 +100,8 @@ class RunWriter:
         self._refused: set[str] = set()
         self._loop_rows = commit.lengths["loops"]
         self._probe_rows = commit.lengths["probe"]
-        self._lost_before = 0
+        self._array_bytes = commit.lengths["arrays"]
+        self._lost_before = self._arrays_lost_before = 0
         self._finished = self._closed = self._starved = False
         _WRITERS.add(self)
         self._handle.published = commits
@@ -160,7 +167,8 @@ class RunWriter:
     def resume(cls, path: str | os.PathLike[str]) -> RunWriter:
         """Open a killed, closed or finished run to append to it, as its next generation.
 
-        Nothing committed is lost or changed. A finished run is first brought back into the live layout (one copy).
+        Nothing committed is lost or changed. A finished run, or one of an older version of the format, is first brought
+        into today's live layout (one copy).
 
         Raises:
             RunInUse: A live process is writing the run.
@@ -280,6 +288,34 @@ class RunWriter:
             self._tables["events"].extend([pack_event(event, self.generation)])
             self._dirty = True
 
+    def append_array(self, step: int, name: str, values: ArrayLike) -> None:
+        """Stage one array, for what is measured now and then and fits no column; a step has one array of each name.
+
+        Args:
+            step: Step it belongs to.
+            name: 1 to 64 bytes; series of arrays under one name are read together.
+            values: Booleans, integers, floats or complex numbers with at most 4 axes and 64 MiB; the shape may differ
+                from step to step. An array for which there is no room is counted in ``arrays_lost``.
+
+        Raises:
+            ValueError: The name or the kind of array cannot be stored (the message says what can).
+        """
+        data, array = flat_bytes(name, values)
+        staged = self._tables["arrays"]
+        if staged.count + len(data) > _KEEP_ARRAYS:
+            self.flush()
+        if not self._accepting() or staged.count + len(data) > _KEEP_ARRAYS:
+            self.arrays_lost += 1
+            self._dirty = True
+            return
+        staged.extend(data)
+        self._array_bytes += len(data)
+        row = index_row(step, self.generation, self._array_bytes, name, array)
+        self._tables["array_index"].extend([row])
+        self._dirty = True
+        if staged.count >= _FLUSH_ARRAYS_AT:
+            self.flush()
+
     def flush(self) -> bool:
         """Write everything staged and publish it; True once all of it would survive a kill.
 
@@ -295,7 +331,7 @@ class RunWriter:
                     return False
                 if not self._enough_room():
                     return False
-                self._note_lost_rows()
+                self._note_losses()
                 self._write_out()
             except _WRITE_ERRORS as error:
                 self._fail(f"writing failed ({one_line(error)})")
@@ -403,21 +439,24 @@ class RunWriter:
         self._starved = not enough
         return enough
 
-    def _note_lost_rows(self) -> None:
-        """Record in the file that rows were lost while the disk was full."""
+    def _note_losses(self) -> None:
+        """Record in the file what was lost since this was said last."""
         if lost := self.rows_lost - self._lost_before:
-            message = f"{lost} steps before this one were not recorded because the disk was full"
-            _LOG.warning("%s: %s", self.path, message)
-            steps = self._tables["steps"]
-            step = int(steps.rows()[-1, 0]) if steps.count else -1
-            self._tables["events"].extend(
-                [
-                    pack_event(
-                        Event(step, time.time(), "rows-lost", "warning", float(lost), message=message), self.generation
-                    )
-                ]
+            self._note_loss(
+                "rows-lost", lost, f"{lost} steps before this one were not recorded because the disk was full"
             )
-            self._lost_before = self.rows_lost
+        if lost := self.arrays_lost - self._arrays_lost_before:
+            why = f"the disk was full, or they had more than {_KEEP_ARRAYS >> 20} MiB"
+            self._note_loss("arrays-lost", lost, f"arrays before this step that were not recorded: {lost}; {why}")
+        self._lost_before, self._arrays_lost_before = self.rows_lost, self.arrays_lost
+
+    def _note_loss(self, kind: str, lost: int, message: str) -> None:
+        """Say a loss in the log and, as an event, in the file."""
+        _LOG.warning("%s: %s", self.path, message)
+        steps = self._tables["steps"]
+        step = int(steps.rows()[-1, 0]) if steps.count else -1
+        event = Event(step, time.time(), kind, "warning", float(lost), message=message)
+        self._tables["events"].extend([pack_event(event, self.generation)])
 
     def _give_up_staged(self) -> None:
         """Count what is still in memory as lost: the disk stayed full until the end."""
@@ -456,11 +495,11 @@ class RunWriter:
 
 
 def _restore_live_layout(path: Path) -> None:
-    """Bring a sealed run back into the layout that can grow."""
+    """Bring a sealed run, or one of an older version, into today's layout that can grow."""
     handle = handles.acquire(path)
     try:
         assert handle.file is not None
-        if handle.file.attrs.get("layout") != "sealed":
+        if handle.file.attrs.get("layout") != "sealed" and int(handle.file.attrs["version"]) == VERSION:
             return
         commit, _ = handle.last_commit()
         if commit is None:

@@ -103,7 +103,7 @@ def test_parcae_stand_in(injection, sampling, foreign, tmp_path):
     model = foreign("parcae_lm").Parcae(injection, sampling)
     site = adapted_site(model)
     found = discover(model)
-    for name in ("body", "after", "input_argument", "shared", "sublayers"):
+    for name in ("body", "after", "input_argument", "shared", "sublayers", "prelude"):
         assert getattr(site, name) == getattr(found, name)
     h, e = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
     for one in (site, found):
@@ -132,7 +132,16 @@ def test_huginn_stand_in(foreign, tmp_path):
     torch.manual_seed(0)
     model = foreign("huginn").RavenForCausalLM()
     site, found = adapted_site(model), discover(model)
-    for name in ("body", "after", "state_argument", "input_argument", "depth_argument", "mean_depth", "sublayers"):
+    for name in (
+        "body",
+        "after",
+        "state_argument",
+        "input_argument",
+        "depth_argument",
+        "mean_depth",
+        "sublayers",
+        "prelude",
+    ):
         assert getattr(site, name) == getattr(found, name)
     assert torch.equal(torch.cat([found.a_bar(), found.b_bar()], dim=1), model.transformer["adapter"].weight)
     info, _ = attach_train_detach(model, tmp_path / "run.h5", lambda: model.visited)

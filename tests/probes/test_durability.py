@@ -57,6 +57,9 @@ while True:
         if step % 7 == 0:
             writer.append_spectrum(step, np.full(4, complex(step, -step)))
             writer.append_probe(step, loops)
+        if step % 11 == 0:
+            writer.append_array(step, "ramp", np.arange(step * 7919 % 3000, dtype=np.float32) + step)
+            writer.append_array(step, "square", np.full((step % 4, step % 4), step))
         step += 1
     say("f")
     assert writer.flush()
@@ -70,6 +73,10 @@ while True:
         flushes = 0
 """
 
+ARRAYS = {
+    "ramp": lambda step: np.arange(step * 7919 % 3000, dtype=np.float32) + step,
+    "square": lambda step: np.full((step % 4, step % 4), step),
+}
 MODES = ("anywhere", "flush", "between", "sealing")
 
 
@@ -98,6 +105,13 @@ def check_rows(run: Run, since: int) -> int:
     spectrum_steps, eigenvalues = run.spectra()
     assert np.array_equal(spectrum_steps, steps[steps % 7 == 0])
     assert np.array_equal(eigenvalues.real, np.broadcast_to(spectrum_steps[:, None], eigenvalues.shape))
+    assert run.array_names == (tuple(ARRAYS) if len(steps) else ())
+    for name in run.array_names:
+        oracle, newest = ARRAYS[name], slice(-3, None) if since else slice(None)
+        array_steps, arrays = run.arrays(name, newest)
+        assert np.array_equal(array_steps, steps[steps % 11 == 0][newest])
+        for step, array in zip(array_steps, arrays, strict=True):
+            assert array.dtype == oracle(int(step)).dtype and np.array_equal(array, oracle(int(step)))
     return len(steps)
 
 

@@ -64,9 +64,17 @@ def test_live_chunks_stay_small_whatever_the_row() -> None:
 
 def test_the_format_page_names_everything_in_the_file() -> None:
     page = (Path(__file__).parents[2] / "docs" / "run-file.md").read_text(encoding="utf-8")
-    for name in (*layout.TABLES, "commit", *layout.LOOP_COLUMNS, *(layout.EVENT_DTYPE.names or ())):
+    for name in (*layout.TABLES, "commit", *layout.LOOP_COLUMNS, *(layout.EVENT_DTYPE.names or ()),
+                 *(layout.ARRAY_INDEX_DTYPE.names or ()), *layout.ARRAY_DTYPES):  # fmt: skip
         assert f"`{name}`" in page
     for name in layout.STEP_COLUMNS:
         unit, meaning = layout.DESCRIPTIONS[name]
         assert f"| `{name}` | {unit} | {meaning} |" in page
     assert f"{len(layout.COMMIT_COLUMNS)} × int64" in page and f"{layout.EVENT_DTYPE.itemsize} bytes" in page
+    assert f"compound of {layout.ARRAY_INDEX_DTYPE.itemsize} bytes" in page and f"this page: {layout.VERSION}" in page
+
+
+def test_the_format_page_says_what_each_array_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run-file.md").read_text(encoding="utf-8")
+    for name, (kind, unit, meaning) in layout.ARRAY_DESCRIPTIONS.items():
+        assert f"| `{name}` | {kind} | {unit} | {meaning} |" in page

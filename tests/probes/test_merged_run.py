@@ -198,6 +198,17 @@ def test_events_of_all_ranks_are_one_and_say_whose_they_are(create, tmp_path):
         assert run.events[1].value == 8.0
 
 
+def test_arrays_are_those_of_rank_0(create, tmp_path):
+    for rank, writer in enumerate((create(0), create(1))):
+        steps(writer, range(2))
+        writer.append_array(1, f"map{rank}", np.full((2, 3), rank))
+        writer.seal()
+    with open_run(tmp_path / "a.h5") as run:
+        assert run.array_names == ("map0",) and run.arrays("map0")[1][0].tolist() == [[0] * 3] * 2
+        assert [array.name for array in run.array_history("map")] == ["map0"]
+        assert run.ranks[1].array_names == ("map1",)
+
+
 def test_a_live_run_is_followed_and_ranks_are_taken_in_as_they_appear(create, tmp_path):
     first = create(0)
     steps(first, range(3))

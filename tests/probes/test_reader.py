@@ -280,14 +280,22 @@ def test_a_reader_written_from_the_format_page_agrees(tmp_path: Path, sealed: bo
     write_ragged(writer, range(200))
     writer.append_step({"step": 150, "loss": -1.0})  # a rollback
     writer.append_step({"step": 151, "mine": 4.0}, np.ones((2, 4)))
+    writer.append_array(3, "map", [True])
+    writer.append_array(4, "map", np.arange(6, dtype=">f2").reshape(2, 3))
     writer.seal() if sealed else writer.flush()
     code = """
 import json, sys, zlib
 import h5py, numpy as np
 with h5py.File(sys.argv[1], "r", swmr=True, locking=False) as file:
-    assert file.attrs["format"] == "loopscope-run" and file.attrs["version"] <= 1
-    row = next(row for row in file["commit"][:][::-1] if row[11] == zlib.crc32(row[:11].astype("<i8").tobytes()))
+    assert file.attrs["format"] == "loopscope-run" and file.attrs["version"] <= 2
+    row = next(row for row in file["commit"][:][::-1] if row[-1] == zlib.crc32(row[:-1].astype("<i8").tobytes()))
     columns, loops, loop_end, steps = row[:4]
+    index = file["array_index"][: row[9]]
+    assert index["name"].tolist() == [b"map", b"map"] and index["step"].tolist() == [3, 4]
+    start = int(index["end"][0])
+    raw = file["arrays"][start : int(index["end"][1])].tobytes()
+    shape = index["shape"][1][: index["ndim"][1]]
+    assert np.array_equal(np.frombuffer(raw, index["dtype"][1].decode()).reshape(shape), [[0, 1, 2], [3, 4, 5]])
     names = [name.decode() for name in file["columns"][:columns]]
     table, ends = file["steps"][:steps], file["loop_end"][:loop_end]
     step = table[:, 0]

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from loopscope.probes import LoopSite
+from loopscope.probes import reduction as reduction_module
 from loopscope.probes import tap as tap_module
 from loopscope.probes.selfcheck import selfcheck
 from torch import nn
@@ -76,8 +77,8 @@ def test_a_model_of_the_users_own_with_accumulation_and_a_compiled_body():
 
 
 def test_a_probe_that_draws_random_numbers_is_found_out(demo_model, monkeypatch):
-    honest = tap_module._norm_sum
-    monkeypatch.setattr(tap_module, "_norm_sum", lambda x: honest(x) + 0 * torch.rand(()))
+    honest = reduction_module.EagerReduction.add
+    monkeypatch.setattr(reduction_module.EagerReduction, "add", lambda *args: (torch.rand(()), honest(*args))[1])
     found = check(demo_model)
     assert not found.passed
     assert not found.same_random
@@ -86,12 +87,14 @@ def test_a_probe_that_draws_random_numbers_is_found_out(demo_model, monkeypatch)
 
 
 def test_a_probe_that_measures_wrongly_or_not_at_all_is_found_out(demo_model, monkeypatch):
-    honest = tap_module._norm_sum
-    monkeypatch.setattr(tap_module, "_norm_sum", lambda x: 1.01 * honest(x))
+    honest = reduction_module.EagerReduction.add
+    monkeypatch.setattr(
+        reduction_module.EagerReduction, "add", lambda self, state, *where: honest(self, 1.01 * state, *where)
+    )
     found = check(demo_model)
     assert [problem.split(" by ")[0] for problem in found.problems] == ["recorded norms are off"]
     assert found.norm_error == pytest.approx(0.01, rel=1e-3)
-    monkeypatch.setattr(tap_module.LoopTap, "_see_state", lambda self, target, place, seen: None)
+    monkeypatch.setattr(tap_module.LoopTap, "_see", lambda self, *seen: None)
     found = check(demo_model)
     assert found.loops_recorded == 0
     assert any(problem.startswith("0 loops recorded where") for problem in found.problems)

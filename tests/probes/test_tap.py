@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from loopscope.probes.site import find_site
-from loopscope.probes.tap import LoopTap, SumBuffer, loop_means
+from loopscope.probes.sums import LoopSums, loop_means
+from loopscope.probes.tap import LoopTap
 from torch import Tensor
 
 # Sums over 128 tokens of float32 norms against float64: a few times 2^-24 each, summed with cancellation-free terms.
@@ -13,13 +14,13 @@ RELATIVE = 2e-6
 
 def tapped(model, capacity=256):
     errors = []
-    buffer = SumBuffer(capacity, torch.device("cpu"))
+    buffer = LoopSums(capacity, torch.device("cpu"))
     tap = LoopTap(model, find_site(model), buffer, errors.append)
     return tap, buffer, errors
 
 
-def rows(buffer: SumBuffer) -> np.ndarray:
-    return buffer.rows[: int(buffer.cursor)].numpy()
+def rows(buffer: LoopSums) -> tuple[np.ndarray, np.ndarray]:
+    return buffer.device_rows()["sums"].numpy(), buffer.counts
 
 
 def direct(forwards: list[list[Tensor]]) -> np.ndarray:
@@ -53,7 +54,7 @@ def test_norms_equal_direct_computation(injection, depths, demo_model, tokens, r
     _tap, buffer, errors = tapped(model)
     for depth in depths:
         model(tokens, num_loops=depth)
-    means, once = loop_means(rows(buffer))
+    means, once = loop_means(*rows(buffer))
     assert not errors
     np.testing.assert_allclose(means, direct(states.forwards), rtol=RELATIVE, atol=2e-6)  # atol: cosines near 0
     assert once["depth"] == np.mean(depths)
@@ -72,7 +73,7 @@ def test_sequences_of_different_depth_are_measured_where_they_run(demo_model, to
     _tap, buffer, errors = tapped(model)
     depths = torch.tensor([2, 6, 3, 6])
     model(tokens, num_loops=depths)
-    means, once = loop_means(rows(buffer))
+    means, once = loop_means(*rows(buffer))
     assert not errors
     np.testing.assert_allclose(means, direct(states.forwards), rtol=RELATIVE, atol=2e-6)
     # Sequences of depth d run the last d loops: 2 of 4 sequences in loops 0-2, 3 in loop 3, all from loop 4 on.
@@ -86,7 +87,7 @@ def test_recomputation_is_not_recorded(checkpointing, demo_model, tokens):
     _tap, buffer, errors = tapped(model)
     model(tokens, num_loops=6).logsumexp(-1).mean().backward()
     assert not errors
-    assert int(buffer.cursor) == 7
+    assert buffer.cursor == 7
 
 
 def test_evaluation_is_not_recorded(demo_model, tokens):
@@ -94,9 +95,9 @@ def test_evaluation_is_not_recorded(demo_model, tokens):
     _tap, buffer, _ = tapped(model)
     with torch.no_grad():
         model.eval()(tokens, num_loops=3)
-    assert int(buffer.cursor) == 0
+    assert buffer.cursor == 0
     model.train()(tokens, num_loops=3)
-    assert int(buffer.cursor) == 4
+    assert buffer.cursor == 4
 
 
 def test_rows_beyond_the_buffer_are_counted(demo_model, tokens):
@@ -104,7 +105,7 @@ def test_rows_beyond_the_buffer_are_counted(demo_model, tokens):
     _tap, buffer, errors = tapped(model, capacity=4)
     model(tokens, num_loops=6)
     assert not errors
-    assert int(buffer.cursor) == 7  # 3 rows more than fit
+    assert buffer.cursor == 7  # 3 rows more than fit
 
 
 def test_bf16_autocast_is_measured_in_float32(demo_model, tokens, recorded_states):
@@ -113,7 +114,7 @@ def test_bf16_autocast_is_measured_in_float32(demo_model, tokens, recorded_state
     _tap, buffer, errors = tapped(model)
     with torch.autocast("cpu", torch.bfloat16):
         model(tokens, num_loops=4)
-    means, once = loop_means(rows(buffer))
+    means, once = loop_means(*rows(buffer))
     assert not errors
     np.testing.assert_allclose(means, direct(states.forwards), rtol=RELATIVE, atol=2e-6)
     b_bar = model.injection.b_bar().detach().double()
@@ -139,9 +140,9 @@ def test_compiled_models_record_the_same(how, demo_model, tokens, recorded_state
     for _ in range(2):
         run(tokens, num_loops=4, initial_state=states.forwards[0][0].float())
         plain(tokens, num_loops=4, initial_state=states.forwards[0][0].float())
-    means, once = loop_means(rows(buffer))
+    means, once = loop_means(*rows(buffer))
     assert not errors
-    assert int(buffer.cursor) == 10
+    assert buffer.cursor == 10
     expected = direct(plain_states.forwards)
     # Compiled kernels order float32 additions differently; four loops of one block amplify that a little.
     np.testing.assert_allclose(means, expected, rtol=2e-5, atol=2e-5)
@@ -160,7 +161,7 @@ def test_removal_leaves_no_hook_behind(demo_model):
 def test_a_failing_hook_is_reported_once_and_training_goes_on(demo_model, tokens, monkeypatch):
     model = demo_model()
     _tap, buffer, errors = tapped(model)
-    monkeypatch.setattr(buffer, "append", lambda row: 1 / 0)
+    monkeypatch.setattr(buffer, "add", lambda *states: 1 / 0)
     for _ in range(3):
         model(tokens, num_loops=2).logsumexp(-1).mean().backward()
     assert [type(error) for error in errors] == [ZeroDivisionError]
