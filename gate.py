@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .probes.diagnosis import Diagnosis, diagnose
+from .probes.ranks import whole_runs
 from .probes.reader import RunFileError, open_run
 from .probes.rules import SEVERITIES, Severity, load_rules
 
@@ -95,7 +96,7 @@ def check_runs(paths: Sequence[Path], *, rules_file: Path | None = None, fail_on
     """Applies the rules to run files.
 
     Args:
-        paths: Run files.
+        paths: Run files; a rank's file is part of its run where that is given too, else checked alone.
         rules_file: TOML file that changes or adds rules.
         fail_on: Least severity that fails a run.
 
@@ -104,7 +105,7 @@ def check_runs(paths: Sequence[Path], *, rules_file: Path | None = None, fail_on
     """
     rules = load_rules(rules_file)
     checks = []
-    for path in paths:
+    for path in whole_runs(paths):
         try:
             with open_run(path) as run:
                 checks.append(RunCheck(path, diagnose(run, rules)))

@@ -32,8 +32,8 @@ def train_run(
     """Trains a model and records its loop to ``out``; under ``torchrun``, call it on all ranks.
 
     Args:
-        out: The run file; checkpoints go to the folder ``<out without ending>.checkpoint`` beside it. Ranks other than
-            the first record to ``<out>.rankN.h5``.
+        out: The run file; checkpoints go to the folder ``<out without ending>.checkpoint`` beside it. Every rank
+            records, as `attach` says.
         config: Model, data and training.
         device: As torch names it, or ``auto``.
         resume: Go on from the checkpoint, and in the run file, where there are any.
@@ -56,11 +56,10 @@ def train_run(
     with distributed.started(checked_device(device)) as here:
         with here:
             model = config.build_model()
-        path = out if distributed.rank() == 0 else out.with_suffix(f".rank{distributed.rank()}{out.suffix}")
         probe: Probe | None = None
         if probes:
             settings = {**config.describe(), "text": data.describe()}
-            probe = attach(model, path, preset=measure, config=settings, resume=resume, overwrite=overwrite)
+            probe = attach(model, out, preset=measure, config=settings, resume=resume, overwrite=overwrite)
         result: TrainResult | None = None
         try:
             result = train(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flask import current_app
 
+from ..probes.ranks import rank_files, rank_of, run_path, whole_runs
 from .opened import OpenRun
 
 CONFIG_KEY = "LOOPSCOPE_INDEX"
@@ -23,11 +24,15 @@ KEPT_OPEN = 24  # finished runs kept open for a quick return to their page; live
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One run file: ``id`` for addresses, ``name`` for people (relative to the path that was given), ``path``."""
+    """One run: ``id`` for addresses, ``name`` for people (relative to the path that was given), ``path`` of its file.
+
+    ``others`` are the files of its further ranks.
+    """
 
     id: str
     name: str
     path: Path
+    others: tuple[Path, ...] = ()
 
 
 class RunIndex:
@@ -35,7 +40,8 @@ class RunIndex:
 
     Args:
         paths: Run files, and folders whose ``*.h5`` files at any depth are runs. A file that does not exist yet is
-            listed once it does. Links that lead out of a folder are not followed.
+            listed once it does. Links that lead out of a folder are not followed. The files of a run's further ranks
+            belong to its entry.
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
@@ -50,7 +56,7 @@ class RunIndex:
         with self._lock:
             began = time.monotonic()
             if began >= self._due:
-                self._entries = {entry.id: entry for root in self._roots for entry in _scan(root)}
+                self._entries = {entry.id: entry for root in whole_runs(self._roots) for entry in _scan(root)}
                 now = time.monotonic()
                 self._due = now + max(RESCAN_SECONDS, RESCAN_REST * (now - began))
                 for gone in set(self._opened) - set(self._entries):
@@ -92,19 +98,26 @@ def _scan(root: Path) -> list[Entry]:
     """List the run files of one given path; an unreadable folder has none."""
     try:
         if not root.is_dir():
-            return [_entry(root, root.name)] if root.is_file() else []
+            return [_entry(root, root.name, tuple(rank_files(root).values()))] if root.is_file() else []
         home = root.resolve()
         found = [path for path in root.rglob("*.h5") if path.resolve().is_relative_to(home) and path.is_file()]
     except OSError:
         return []
-    return [_entry(path, path.relative_to(root).with_suffix("").as_posix()) for path in found]
+    others: dict[Path, list[Path]] = {}
+    for path in found:
+        if rank_of(path):
+            others.setdefault(run_path(path), []).append(path)
+    return [
+        _entry(path, path.relative_to(root).with_suffix("").as_posix(), tuple(others.get(path, ())))
+        for path in whole_runs(found)
+    ]
 
 
-def _entry(path: Path, name: str) -> Entry:
+def _entry(path: Path, name: str, others: tuple[Path, ...]) -> Entry:
     """Name one file; the id holds its stem for people and a digest of the whole path to be unique."""
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in path.stem)
-    return Entry(f"{stem}-{digest}", name, path)
+    return Entry(f"{stem}-{digest}", name, path, others)
 
 
 def current_index() -> RunIndex:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..probes.companions import of_several_ranks
 from ..probes.diagnosis import Diagnosis, diagnose
-from ..probes.reader import open_run
+from ..probes.reader import Run, open_run
 from .figures import Series
 
 # A diagnosis of a live run may take this share of the time: it is made again only after its cost, this many times over.
@@ -54,10 +55,18 @@ class OpenRun:
         """Take in what was committed since the last call."""
         with self._lock:
             self.run.refresh()
-            version = f"{self.run.committed_at:.9f} {self.run.state}"
+            if type(self.run) is Run and of_several_ranks(self.run):
+                self._open_again()
+            # Of each rank: the newest of them all may stay the same while another one writes.
+            version = " ".join([*(f"{one.committed_at:.9f}" for one in self.run.ranks.values()), self.run.state])
             if version != self.version:
                 self.version = version
                 self._kept.clear()
+
+    def _open_again(self) -> None:
+        """Take in the other ranks of a run that was one file when it was opened."""
+        alone, self.run = self.run, open_run(self.run.path)
+        alone.close()
 
     def _keep(self, key: str, make: Callable[[], T]) -> T:
         """Return what ``make`` gives, made once per version."""

@@ -13,7 +13,7 @@ from .index import Entry, RunIndex
 from .opened import OpenRun
 
 Row = dict[str, Any]
-Stamp = tuple[int, int, int]
+Stamp = tuple[tuple[int, int, int], ...]
 
 # Rows of runs that nobody writes, with the stamp of the file they were made of: an old run costs one stat, not a read.
 _KNOWN: WeakKeyDictionary[RunIndex, dict[str, tuple[Stamp, Row]]] = WeakKeyDictionary()
@@ -39,12 +39,16 @@ def row(index: RunIndex, entry: Entry) -> Row:
 
 
 def _stamp(entry: Entry) -> Stamp:
-    """Return what changes whenever somebody writes the file."""
-    try:
-        status = entry.path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_size, status.st_mtime_ns)
+    """Return what changes whenever somebody writes a file of the run."""
+    found = []
+    for path in (entry.path, *entry.others):
+        try:
+            status = path.stat()
+        except OSError:
+            found.append((0, 0, 0))
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def _make(index: RunIndex, entry: Entry) -> Row:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .probe import Probe, attach
+from .ranks import rank_path
 from .tap import Hook
 
 log = logging.getLogger("loopscope")
@@ -85,14 +86,13 @@ class Recording:
         """
         died = self._probe is not None  # a training that was broken off and is now tried again
         self.close(finished=False)
-        path = self._path.with_suffix(f".rank{rank}{self._path.suffix}") if rank else self._path
+        path = rank_path(self._path, rank)
         resume = steps_done > 0 or died
         if path.exists() and not resume and not self._options.get("overwrite"):
             raise FileExistsError(
                 f"{path} exists and this training starts at step 0: resume it from a checkpoint, or pass overwrite=True"
             )
-        options = self._options | ({"mirrors": ()} if rank else {})
-        self._probe = attach(model.get_submodule(self._submodule), path, resume=resume, **options)
+        self._probe = attach(model.get_submodule(self._submodule), path, resume=resume, **self._options)
 
     def end_step(self, step: int, **numbers: Tensor | float | None) -> None:
         """Ends an optimizer step: as ``probe.step``, with the number of the step, from 0."""

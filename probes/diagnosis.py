@@ -3,7 +3,7 @@
 The regimes are read at the end of the run: of the linear part from the last recorded ρ(A̅), of the full loop from its
 largest Lyapunov exponent and its Jacobian's radius in the last step in which they were measured, of the trajectory from
 the decay law of the last pass of the fixed probe batch (or, without one, of the deepest of the last training steps).
-Nothing is taken from a name or a setting.
+Nothing is taken from a name or a setting. Of a run of several ranks, it is also said which of them are not in it.
 
 Not covered: why an optimiser went where it went. The findings say what happened to the loop first.
 """
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from ..dynamics.regime import Regime, disagreement, loop_regime, lti_regime, worst
 from ..dynamics.trajectory import TrajectoryLaw, classify
+from .companions import RANK_EVENTS
+from .layout import Event
 from .reader import Run
-from .rules import Finding, Rule, evaluate, load_rules
+from .rules import Finding, Rule, Severity, evaluate, load_rules
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
 
@@ -77,9 +79,12 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
     Returns:
         The diagnosis; a run without rows has verdict ``unknown`` and says so.
     """
+    ranks = [_of_a_rank(event) for event in run.events if event.kind in RANK_EVENTS]
     if (missing := _missing(run)) is not None:
         unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
-        return Diagnosis(unknown, "unknown", math.nan, missing.message, [missing], [], len(run), evaluated=False)
+        return Diagnosis(
+            unknown, "unknown", math.nan, missing.message, [missing, *ranks], [], len(run), evaluated=False
+        )
     radius, rates = _last(run, "a_bar_radius"), loop_rates(run)
     law = trajectory_law(run)
     regimes: dict[str, Regime] = {
@@ -92,8 +97,8 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
         regimes=regimes,
         verdict=worst(*regimes.values()),
         radius=radius,
-        summary=_summary(regimes, radius, rates, law, run),
-        findings=findings,
+        summary=" ".join([_summary(regimes, radius, rates, law, run), *(_sentence(f.message) for f in ranks)]),
+        findings=sorted([*ranks, *findings], key=lambda finding: finding.step),
         skipped=skipped,
         steps=len(run),
         evaluated=True,
@@ -117,6 +122,28 @@ def _missing(run: Run) -> Finding | None:
         remedy="check that probe.step() is called after every optimizer step and that the model runs in training mode",
         episodes=1,
     )
+
+
+def _of_a_rank(event: Event) -> Finding:
+    """The finding that a rank of the run is not in it, or not to its end."""
+    severities: dict[str, Severity] = {"info": "note", "warning": "warning", "error": "error"}
+    return Finding(
+        rule="LS002",
+        name=event.kind.replace("_", "-"),
+        severity=severities[event.severity],
+        step=event.step,
+        since=event.step,
+        value=math.nan,
+        threshold=math.nan,
+        message=_sentence(event.message),
+        remedy="",
+        episodes=1,
+    )
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def trajectory_law(run: Run) -> TrajectoryLaw:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .integrity import one_line
-from .layout import LOOP_COLUMNS, STEP_DERIVED, RunFileError
+from .layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_DERIVED, RunFileError
 from .reader import Run
 
 TableName: TypeAlias = Literal["steps", "loops", "probe", "spectra", "events"]
@@ -105,7 +105,7 @@ def columns(run: Run, table: TableName) -> Columns:
 
 def _steps(run: Run) -> Columns:
     """Return one row per step, loop profiles spread over columns."""
-    recorded = (name for name in run.history() if name not in STEP_DERIVED)
+    recorded = (name for name in run.names if name not in (*STEP_DERIVED, *PROBE_DERIVED))
     found: Columns = {name: run[name] for name in (*recorded, *STEP_DERIVED)}
     for name in LOOP_COLUMNS[:3]:
         profile = run.loops(name)

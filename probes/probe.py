@@ -36,6 +36,7 @@ from .layout import TOKEN_MAP
 from .least_squares import linear_estimate
 from .mirrors import Mirror
 from .neutral import undisturbed
+from .ranks import rank_of, rank_path
 from .recorder import Record, Recorder
 from .reduction import EagerReduction, reduction_for
 from .schedule import Preset, every, find_preset, matrix_interval, never
@@ -72,7 +73,9 @@ def attach(
 
     Args:
         model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call.
-        path: The run file; its folder is made when missing.
+        path: The run file; its folder is made when missing. In a process group of ``torch.distributed``, call this on
+            every rank with the same path: rank N > 0 records to ``a.rankN.h5`` beside it, and `open_run` gives all
+            ranks as one run.
         site: Where the loop is, for a model that does not state it.
         preset: What is measured and when: ``watch``, ``inspect`` (the full loop's Jacobian too), ``study``
             (blocks, gradients and tokens too), or a `Preset`.
@@ -82,7 +85,7 @@ def attach(
             of the first training batch's first sequences.
         resume: Continue the file where there is one.
         overwrite: Replace the file where there is one.
-        mirrors: What every finished row is sent on to besides (`mirrors`).
+        mirrors: What every finished row is sent on to besides (`mirrors`); rank 0's only.
 
     Returns:
         The probe; a context manager that detaches and seals the file.
@@ -105,9 +108,11 @@ def attach(
         ...     int(run["depth"][0]), run.loops("state_norm").shape
         (3, (1, 4))
     """
+    rank, world_size = _rank_and_world_size(Path(path))
     return Probe(
         model,
-        Path(path),
+        rank_path(Path(path), rank),
+        world_size=world_size,
         site=site,
         preset=preset,
         config=config or {},
@@ -115,7 +120,7 @@ def attach(
         probe_batch=probe_batch,
         resume=resume,
         overwrite=overwrite,
-        mirrors=mirrors,
+        mirrors=() if rank else mirrors,
     )
 
 
@@ -127,6 +132,7 @@ class Probe:
         model: nn.Module,
         path: Path,
         *,
+        world_size: int | None,
         site: LoopSite | None,
         preset: str | Preset,
         config: Mapping[str, Any],
@@ -146,6 +152,7 @@ class Probe:
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
         info = _run_info(self._model, self._site, self._preset, config)
+        info |= {"rank": rank_of(path), "world_size": world_size}
         if self._site.a_bar is None and self._site.was_found:  # a model that said where its loop is, is not run
             info["linear_estimate"] = linear_estimate(self._model, self._site, probe_batch)
         self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite, mirrors=mirrors)
@@ -474,6 +481,13 @@ def _interval(site: LoopSite) -> int:
         if read is not None and read().ndim:
             return matrix_interval(read().shape[0])
     return 1
+
+
+def _rank_and_world_size(path: Path) -> tuple[int, int | None]:
+    """This process among those of ``torch.distributed``; without it, the rank that the path names and no number."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return rank_of(path), None
 
 
 def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,15 +7,16 @@ A row is *superseded* by any later row whose step is not greater: after a resume
 belong to a branch that no longer exists. The series of a ``Run`` leave superseded rows out, so that steps strictly
 increase; ``Run.history`` shows all rows.
 
-Not covered: runs of several ranks merged into one view; bit rot in uncompressed live files, which carry no checksum of
-their numbers (sealed ones do).
+A ``Run`` is one file; the files of several ranks are seen as one run through `merged_run`, which `open_run` chooses.
+
+Not covered: bit rot in uncompressed live files, which carry no checksum of their numbers (sealed ones do).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from . import handle as handles
 from .arrays import from_bytes
+from .companions import of_several_ranks
 from .handle import LOCK, Handle
 from .integrity import READ_ERRORS, damaged, one_line
 from .layout import (
@@ -42,6 +44,7 @@ from .layout import (
     unpack_event,
 )
 from .lease import is_held
+from .ranks import rank_of
 
 __all__ = ["DamagedRun", "NotARun", "Run", "RunFileError", "RunInUse", "open_run"]
 
@@ -67,7 +70,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     of a file share one handle.
 
     Args:
-        path: The ``.h5`` file.
+        path: The ``.h5`` file. Of a run of several ranks, rank 0's file (``a.h5``) gives all of them as one run, see
+            `merged_run.MergedRun`, with each alone in ``ranks``; another's (``a.rank1.h5``) gives that rank alone.
 
     Raises:
         NotARun: The path is a folder, another format, or HDF5 written by somebody else.
@@ -80,11 +84,22 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     ...     print(error)
     no-such-run.h5: no such file; expected a run file, check the path
     """
-    return Run(Path(path))
+    run = Run(Path(path))
+    try:
+        if not of_several_ranks(run):
+            return run
+        from .merged_run import MergedRun
+
+        return MergedRun(run)
+    except BaseException:
+        run.close()
+        raise
 
 
 class Run:
     """One run, as arrays over its steps. Made by ``open_run``; safe to use from several threads.
+
+    ``Run(path)`` is that one file, whatever lies beside it.
 
     Every array is float64 unless said otherwise, has one entry per visible step, and is read-only: it is shared with
     the cache. NaN means "not recorded", or a NaN that the training gave (then ``run["nonfinite"]`` is positive there).
@@ -136,6 +151,11 @@ class Run:
         """When the last row was published, seconds since 1970; 0 for a run without any commit."""
         return self._commit.time_ns / 1e9
 
+    @property
+    def ranks(self) -> Mapping[int, Run]:
+        """The files behind these numbers, by the rank that wrote them, each as a run of its own."""
+        return {rank_of(self.path): self}
+
     def __len__(self) -> int:
         return self._commit.lengths["steps"] if self._visible is None else len(self._visible)
 
@@ -178,7 +198,7 @@ class Run:
             recorded = ~np.isnan(values)
             return steps[recorded], values[recorded]
 
-    def loops(self, name: str, rows: slice = slice(None)) -> Series:
+    def loops(self, name: str, rows: slice | NDArray[np.int64] = slice(None)) -> Series:
         """Return one number per step and loop.
 
         Args:
@@ -293,10 +313,10 @@ class Run:
         """Events in the order they were found; those of steps that a later generation ran again are left out."""
         return list(self._events)
 
-    def history(self) -> dict[str, NDArray[np.float64]]:
-        """Return every recorded column over all rows in file order, superseded ones included."""
+    def history(self, *names: str) -> dict[str, NDArray[np.float64]]:
+        """Return recorded columns, all or those named, over all rows in file order, superseded ones included."""
         with LOCK:
-            return {name: _frozen(self._column("steps", column)) for name, column in self._names.items()}
+            return {name: _frozen(self._column("steps", self._names[name])) for name in names or self._names}
 
     # -- following a live run -------------------------------------------------------------------------------------
 

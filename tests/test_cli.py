@@ -186,6 +186,27 @@ def test_export_and_repair(trained, tmp_path):
     assert run_cli("check", trained / "parcae.h5").returncode == 0
 
 
+def test_the_files_of_ranks_are_one_run(tmp_path):
+    from loopscope.probes.writer import RunWriter
+
+    for rank, name in enumerate(("a.h5", "a.rank1.h5")):
+        with RunWriter.create(tmp_path / name, info={"rank": rank, "world_size": 3}) as writer:
+            for step in range(3):
+                writer.append_step({"step": step, "loss": 2.0 + rank})
+    done = run_cli("check", *sorted(tmp_path.glob("*.h5")), "--format", "json", "--fail-on", "warning")
+    (run,) = json.loads(done.stdout)["runs"]
+    assert (done.returncode, Path(run["path"]).name) == (1, "a.h5")
+    (finding,) = run["findings"]
+    assert (finding["rule"], finding["name"], finding["severity"]) == ("LS002", "rank-missing", "warning")
+    assert finding["message"] in run["summary"] and "rank 2 of 3 left no file" in finding["message"].lower()
+    assert run_cli("check", tmp_path / "a.rank1.h5", "--fail-on", "warning").returncode == 0  # that rank alone
+    for name, losses in (("a", {"2.5"}), ("a.rank1", {"3.0"})):
+        out = tmp_path / f"{name}.csv"
+        assert run_cli("export", tmp_path / f"{name}.h5", "-o", out).returncode == 0
+        header, *lines = out.read_text().splitlines()
+        assert {line.split(",")[header.split(",").index("loss")] for line in lines} == losses
+
+
 def test_resuming_makes_the_run_longer(tmp_path):
     out = tmp_path / "a.h5"
     whole = tmp_path / "b.h5"

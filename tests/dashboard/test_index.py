@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from loopscope.dashboard import index as index_module
+from loopscope.dashboard import summary
 from loopscope.dashboard.index import RunIndex
 from loopscope.probes.layout import RunFileError
 
@@ -63,6 +64,35 @@ def test_same_file_name_in_two_folders_is_two_runs(tmp_path, write_run):
         write_run(tmp_path / folder / "run.h5", steps=3)
     entries = RunIndex([tmp_path]).entries()
     assert [entry.name for entry in entries] == ["a/run", "b/run"] and len({entry.id for entry in entries}) == 2
+
+
+def test_rank_files_belong_to_their_run(tmp_path, write_run):
+    for name in ("a.h5", "a.rank1.h5", "a.rank3.h5", "b.rank1.h5", "c/a.rank1.h5"):
+        write_run(tmp_path / name, steps=3)
+    entries = {entry.name: [path.name for path in entry.others] for entry in RunIndex([tmp_path]).entries()}
+    assert {name: sorted(others) for name, others in entries.items()} == {
+        "a": ["a.rank1.h5", "a.rank3.h5"],
+        "b.rank1": [],
+        "c/a.rank1": [],
+    }
+    files = [tmp_path / name for name in ("a.h5", "a.rank1.h5", "b.rank1.h5")]
+    assert names(RunIndex(files)) == ["a.h5", "b.rank1.h5"]
+    assert names(RunIndex(files[1:2])) == ["a.rank1.h5"]  # asked for by itself: that rank alone
+    index = RunIndex([tmp_path])
+    assert list(index.open(index.entries()[0]).run.ranks) == [0, 1]
+    index.close()
+
+
+def test_the_row_of_a_run_changes_with_any_of_its_files(tmp_path, write_run):
+    write_run(tmp_path / "a.h5", steps=3)
+    (tmp_path / "a.rank1.h5").write_bytes(b"")
+    index = RunIndex([tmp_path])
+    assert summary.rows(index)[0]["breach"] == "step 0: rank-unreadable"
+    (tmp_path / "a.rank1.h5").unlink()
+    write_run(tmp_path / "a.rank1.h5", steps=9)
+    row = summary.rows(index)[0]
+    assert (row["steps"], row["breach"]) == (9, "step 2: rank-ended")
+    index.close()
 
 
 def test_ids_are_safe_in_an_address(tmp_path, write_run):

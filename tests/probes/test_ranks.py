@@ -1,0 +1,86 @@
+"""Names of rank files, and two real processes that attach with one path."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import loopscope
+import numpy as np
+import pytest
+import torch
+from loopscope.probes.ranks import rank_files, rank_of, rank_path, run_path, whole_runs
+from loopscope.probes.reader import Run
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.b.h5", "a", "a.rank.h5", "rank1.h5", "a.rank0.h5", "a.rank01.h5"])
+@pytest.mark.parametrize("rank", [1, 2, 15])
+def test_a_name_says_run_and_rank(tmp_path, name, rank):
+    run = tmp_path / name
+    beside = rank_path(run, rank)
+    assert beside != run and beside.parent == run.parent and beside.suffix == (run.suffix or f".rank{rank}")
+    assert (rank_of(run), run_path(run), rank_path(run, 0)) == (0, run, run)
+    assert (rank_of(beside), run_path(beside)) == (rank, run)
+    assert rank_path(beside, rank) == beside
+
+
+def test_files_are_found_as_far_as_expected_and_on_to_the_first_gap(tmp_path):
+    for name in ("a.h5", "a.rank2.h5", "a.rank3.h5", "a.rank5.h5", "b.rank1.h5"):
+        (tmp_path / name).touch()
+    assert rank_files(tmp_path / "a.h5") == {}
+    assert list(rank_files(tmp_path / "a.h5", 2)) == [2, 3]
+    assert list(rank_files(tmp_path / "a.h5", 6)) == [2, 3, 5]
+
+
+def test_rank_files_given_with_their_run_are_no_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [Path("b.rank1.h5"), Path("a.rank1.h5"), tmp_path / "a.h5", Path("a.rank2.h5"), Path("x/a.rank1.h5")]
+    assert whole_runs(given) == [Path("b.rank1.h5"), tmp_path / "a.h5", Path("x/a.rank1.h5")]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(WORKER),
+        str(out),
+    ]
+    done = subprocess.run(
+        launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.slow
+def test_two_processes_with_one_path_are_one_run(two_processes):
+    """Also resumed from an older checkpoint: each rank goes on in its own file."""
+    losses = [torch.load(two_processes / f"told-{rank}.pt") for rank in (0, 1)]
+    with loopscope.open_run(two_processes / "a.h5") as run:
+        one, other = run.ranks[0], run.ranks[1]
+        assert [one.info["rank"], other.info["rank"], one.info["world_size"], other.info["world_size"]] == [0, 1, 2, 2]
+        assert run.state == "finished" and run.generation == 1 and not run.events
+        assert run["step"].tolist() == list(range(8))
+        np.testing.assert_array_equal(run["loss"], (np.array(losses[0]) + np.array(losses[1])) / 2)
+        assert run["depth_min"].tolist() == [2, 3] * 4 and run["depth_max"].tolist() == [3, 4] * 4
+        # 2 and 3 sequences of 16 tokens, and one rank runs one loop more than the other.
+        assert run.loops("tokens")[0, :4].tolist() == [80, 80, 80, 48]
+        state = (32 * one.loops("state_norm")[:, :3] + 48 * other.loops("state_norm")[:, :3]) / 80
+        np.testing.assert_allclose(run.loops("state_norm")[:, :3], state, rtol=1e-14)
+        np.testing.assert_allclose(one["a_bar_radius"], other["a_bar_radius"], rtol=1e-12)  # DDP keeps replicas equal
+        assert loopscope.diagnose(run).verdict == "stable"
+
+
+@pytest.mark.slow
+def test_only_the_first_rank_feeds_mirrors_and_another_ranks_file_is_that_rank_alone(two_processes):
+    assert [path.name for path in two_processes.glob("mirror-*")] == ["mirror-0"]
+    with loopscope.open_run(two_processes / "a.rank1.h5") as run:
+        assert type(run) is Run and list(run.ranks) == [1]
+        assert run["loss"].tolist() == torch.load(two_processes / "told-1.pt")
