@@ -223,15 +223,14 @@ class Run:
     def probe_steps(self) -> NDArray[np.int64]:
         """Steps at which the fixed probe batch was run, shape ``(P,)``."""
         with LOCK:
-            steps = self._column("probe_index", 0, np.int64)
-            return _frozen(steps[_visible_rows(steps)])
+            steps, index = self._passes()
+            return _frozen(steps[index])
 
     def probe(self, name: str) -> Series:
         """Return one number per probe pass and loop, ``(P, D + 1)``, as ``loops`` does for training steps."""
         with LOCK:
-            steps = self._column("probe_index", 0, np.int64)
             start, end = self._spans("probe_index", 2)
-            index = _visible_rows(steps)
+            _, index = self._passes()
             return _pad(self._column("probe", _loop_column(name)), start[index], end[index])
 
     def spectra(self) -> tuple[NDArray[np.int64], NDArray[np.complex128]]:
@@ -241,7 +240,7 @@ class Run:
             rows = np.asarray(self._read("spectra", slice(0, length)), dtype=np.float64)
             count = (rows.shape[1] - 2) // 2
             steps = rows[:, 0].astype(np.int64)
-            index = _visible_rows(steps)
+            index = self._standing(steps, rows[:, 1])
             values = rows[index, 2 : 2 + count] + 1j * rows[index, 2 + count :]
             return steps[index], values
 
@@ -263,7 +262,8 @@ class Run:
 
         Returns:
             Steps ``(K,)``, strictly increasing, and K arrays of the dtypes and shapes they were given with. An array is
-            superseded by a later one of the same name whose step is not greater.
+            superseded by a later one of the same name whose step is not greater, and by a later generation that ran its
+            step again.
 
         Raises:
             KeyError: There is no such name (the message lists the known ones).
@@ -273,7 +273,7 @@ class Run:
             mine = np.flatnonzero(index["name"] == name.encode())
             if not len(mine):
                 raise KeyError(f"{self.path} has no arrays {name!r}; it has {', '.join(self.array_names) or 'none'}")
-            mine = mine[_visible_rows(index["step"][mine])][rows]
+            mine = mine[self._standing(index["step"][mine], index["generation"][mine])][rows]
             return index["step"][mine], self._array_values(mine)
 
     def array_history(self, prefix: str) -> list[RecordedArray]:
@@ -397,15 +397,29 @@ class Run:
     def _visible_events(self) -> list[Event]:
         """Return the events whose step no later generation has run again."""
         rows = self._read("events", slice(0, self._commit.lengths["events"]))
-        if not self._commit.generation or not len(rows) or "generation" not in self._names:
-            return [unpack_event(row) for row in rows]
+        kept = ~self._run_again(rows["step"], rows["generation"])
+        return [unpack_event(row) for row in rows[kept]]
+
+    def _passes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the steps of all passes of the probe batch, and which of these stand."""
+        steps = self._column("probe_index", 0, np.int64)
+        return steps, self._standing(steps, self._column("probe_index", 1, np.int64))
+
+    def _standing(self, steps: NDArray[Any], generations: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the rows of a table of its own that nothing supersedes: no later row of it and no later generation."""
+        index = _visible_rows(steps)
+        return index[~self._run_again(steps[index], generations[index])]
+
+    def _run_again(self, steps: NDArray[Any], generations: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return of which rows a later generation has recorded the step, or one before it."""
+        if not self._commit.generation or not len(steps) or "generation" not in self._names:
+            return np.zeros(len(steps), dtype=bool)
         step, generation = self._column("steps", 0), self._column("steps", self._names["generation"])
-        first = {int(g): step[generation == g].min() for g in np.unique(generation)}
-        return [
-            unpack_event(row)
-            for row in rows
-            if not any(g > row["generation"] and row["step"] >= start for g, start in first.items())
-        ]
+        first = np.full(self._commit.generation + 2, np.inf)  # step of each generation's first row; none for the last
+        np.minimum.at(first, generation.astype(np.int64), step)
+        from_then_on = np.minimum.accumulate(first[::-1])[::-1]
+        found: NDArray[np.bool_] = steps >= from_then_on[np.asarray(generations, dtype=np.int64) + 1]
+        return found
 
     def _column(self, table: str, column: int, dtype: type[Any] = np.float64) -> NDArray[Any]:
         """Return the committed part of one column, reading only what is not cached yet."""

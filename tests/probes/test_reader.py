@@ -376,3 +376,29 @@ def test_what_is_no_run_is_told_in_one_line(
         with pytest.raises(RunFileError):
             RunWriter.resume(path)
         assert not path.with_name("a.h5.lease").exists()
+
+
+def test_what_belongs_to_an_abandoned_branch_is_gone_at_once(tmp_path: Path) -> None:
+    profile = np.ones((3, 4), np.float32)
+    writer = RunWriter.create(tmp_path / "a.h5", info={})
+    for step in range(20):
+        writer.append_step({"step": step, "loss": 1.0})
+        if step in (0, 4, 10, 19):
+            writer.append_probe(step, profile * step)
+            writer.append_spectrum(step, [0.5])
+            writer.append_array(step, "map", [step])
+            writer.append_event(Event(step, 0.0, "loss_spike", "warning"))
+    writer.close()
+    with RunWriter.resume(tmp_path / "a.h5") as writer:  # from a checkpoint after step 4
+        writer.append_step({"step": 5, "loss": 2.0})
+        writer.flush()
+        with open_run(tmp_path / "a.h5") as run:
+            assert run["step"].tolist() == list(range(6))
+            assert run.probe_steps.tolist() == run.spectra()[0].tolist() == run.arrays("map")[0].tolist() == [0, 4]
+            assert run.probe("state_norm")[:, 0].tolist() == [0, 4]
+            assert [event.step for event in run.events] == [0, 4]
+        writer.append_step({"step": 6})
+        writer.append_probe(6, profile * 60)
+    with open_run(tmp_path / "a.h5") as run:
+        assert run.probe_steps.tolist() == [0, 4, 6] and run.probe("state_norm")[-1, 0] == 60
+        assert run.generation == 1
