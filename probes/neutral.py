@@ -6,6 +6,7 @@ Not covered: models that change buffers in ``eval`` mode, and generators of thei
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> Iterat
     """Evaluation mode, no gradients and a fixed random stream inside; everything as it was after.
 
     Restores every module's own training flag and the random states of torch (CPU and ``device``), numpy and Python.
+    Parameters that a forward inside gathered (FSDP2) are sharded again.
 
     Args:
         model: Its ``training`` flags are set to evaluation inside.
@@ -46,5 +48,15 @@ def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> Iterat
     finally:
         for module, flag in training.items():
             module.training = flag
+        _reshard(model)
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _reshard(model: nn.Module) -> None:
+    """Gives gathered parameters back: FSDP2 keeps those of its root until a backward pass, which none follows here."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # half a second to import, and nothing is sharded without it
+    if fsdp is not None:
+        for module in model.modules():
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from loopscope.models import build
 from loopscope.models.distributed import rank, started
+from torch.distributed.fsdp import fully_shard
 
 STEPS = 6
 
@@ -44,9 +45,41 @@ def train(out, steps, **options):
     return told
 
 
+def train_sharded(out, *, attach_first):
+    """FSDP2, with the probe attached before or after the parameters are sharded, and hooks of our own beside it."""
+    torch.manual_seed(0)
+    model = build("demo", injection="concatenation")
+    path, norms = out / f"sharded-{attach_first}.h5", []
+    probe = loopscope.attach(model, path) if attach_first else None
+    fully_shard(model)
+    probe = probe or loopscope.attach(model, path)
+    model.injection.register_forward_pre_hook(
+        lambda module, args: (
+            norms[-1].append(args[0].detach().double().norm(dim=-1).mean().item()) if model.training else None
+        )
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    radii = []
+    with probe:
+        for step in range(4):
+            norms.append([])
+            radii.append(torch.linalg.eigvals(model.injection.a_bar().full_tensor().double()).abs().max().item())
+            seed = torch.Generator().manual_seed(100 * step + rank())
+            batch = torch.randint(0, 256, (2, 17), generator=seed)
+            logits = model(batch[:, :-1], num_loops=3)
+            loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            probe.step(loss=loss)
+    torch.save({"norms": norms, "radii": radii}, out / f"sharded-{attach_first}-{rank()}.pt")
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     with started("cpu"):
         told = train(out, range(STEPS))
         told = told[:4] + train(out, range(4, STEPS + 2), resume=True)  # an older checkpoint
         torch.save(told, out / f"told-{rank()}.pt")
+        for attach_first in (True, False):
+            train_sharded(out, attach_first=attach_first)

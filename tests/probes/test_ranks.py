@@ -84,3 +84,16 @@ def test_only_the_first_rank_feeds_mirrors_and_another_ranks_file_is_that_rank_a
     with loopscope.open_run(two_processes / "a.rank1.h5") as run:
         assert type(run) is Run and list(run.ranks) == [1]
         assert run["loss"].tolist() == torch.load(two_processes / "told-1.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_sharded_parameters_are_read_whole(two_processes, attach_first):
+    with loopscope.open_run(two_processes / f"sharded-{attach_first}.h5") as run:
+        assert not run.events and len(run) == 4
+        for rank, alone in run.ranks.items():
+            told = torch.load(two_processes / f"sharded-{attach_first}-{rank}.pt")
+            # Sums over 32 tokens in float32 against float64.
+            np.testing.assert_allclose(alone.loops("state_norm")[:, :3], told["norms"], rtol=2e-6)
+            np.testing.assert_allclose(alone["a_bar_radius"], told["radii"], rtol=1e-5)
+            assert alone["nonfinite"].sum() == 0
