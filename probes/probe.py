@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from .flight import FlightStep, random_states
 from .full_loop import FullLoopProbe
+from .group import announce
 from .inside import InsideTap
 from .layout import TOKEN_MAP
 from .least_squares import linear_estimate
@@ -157,6 +158,8 @@ class Probe:
             info["linear_estimate"] = linear_estimate(self._model, self._site, probe_batch)
         self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite, mirrors=mirrors)
         self._step = self._recorder.next_step
+        self._all_attached = announce(path)
+        self._together: bool | None = None  # whether what takes all ranks may be done; known after the first step
         interval = _interval(self._site)
         self._matrices_due = every(interval)
         self._norms_due = every(max(interval, STEPS_PER_NORM))
@@ -210,7 +213,10 @@ class Probe:
                 self._step = int(step)
             named: dict[str, Tensor | float | None] = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
             given = {name: v for name, v in named.items() if v is not None} | scalars
-            self._end_step({name: _whole(v) if isinstance(v, Tensor) else v for name, v in given.items()}, began)
+            if self._together is None:
+                self._together = self._are_together()
+            held = {name: self._whole(v) if isinstance(v, Tensor) else v for name, v in given.items()}
+            self._end_step({name: v for name, v in held.items() if v is not None}, began)
         except Exception as error:
             self._give_up(error)
 
@@ -379,11 +385,30 @@ class Probe:
         """
         a_bar_due = self._matrices_due(self._step) or self._a_bar_is_affordable()
         due = {"a_bar": a_bar_due, **dict.fromkeys(("b_bar", "c_out"), self._norms_due(self._step))}
-        found = {}
-        for name, is_due in due.items():
-            if is_due and (read := getattr(self._site, name)) is not None:
-                found[name] = _whole(read()).detach().float().clone()
+        reads = {name: read for name in due if due[name] and (read := getattr(self._site, name)) is not None}
+        found = {name: self._whole(read()) for name, read in reads.items()}
+        return {name: matrix.detach().float().clone() for name, matrix in found.items() if matrix is not None}
+
+    def _whole(self, tensor: Tensor) -> Tensor | None:
+        """The full tensor of a sharded one (FSDP2); None while it is not known that all ranks carry a probe."""
+        gather = getattr(tensor, "full_tensor", None)
+        if gather is None:
+            return tensor
+        found: Tensor | None = gather() if self._together else None
         return found
+
+    def _are_together(self) -> bool:
+        """Whether all ranks carry a probe, where that matters.
+
+        Asked after a first step: its forward and backward took all ranks, so each that ever will has attached by now.
+        """
+        if not any(hasattr(parameter, "full_tensor") for parameter in self._model.parameters()) or self._all_attached():
+            return True
+        log.warning(
+            "loopscope: parameters are sharded and not every rank carries a probe, which reading them takes: neither A̅ "
+            "nor the fixed batch is measured. Call attach on every rank, with the same path"
+        )
+        return False
 
     def _a_bar_is_affordable(self) -> bool:
         """Whether A̅ can be read between the steps in which it is due."""
@@ -412,6 +437,8 @@ class Probe:
         """Runs the fixed batch at depth 2·μ_rec and records its loop; training notices nothing."""
         site, batch, tap = self._site, self._probe_batch, self._tap
         if batch is None or tap is None or site.depth_argument is None or site.mean_depth is None:
+            return
+        if not self._together:
             return
         self._probed = step
         kept = MAP_POSITIONS if self._preset.token_map(step) else 0
@@ -460,12 +487,6 @@ def _parameter_norms(model: nn.Module) -> Tensor:
     held = [p.detach() for p in model.parameters()]
     own = [p.to_local() if hasattr(p, "to_local") else p for p in held]
     return torch.stack([norm.float() for norm in torch._foreach_norm(own)])
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one (FSDP2): a collective, so every rank must carry a probe, and the same preset."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
 
 
 def _graphs_compiled() -> int:

@@ -1,5 +1,6 @@
 """Run by test_ranks.py under torchrun: every rank attaches with the same path and trains by itself."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -75,6 +76,26 @@ def train_sharded(out, *, attach_first):
     torch.save({"norms": norms, "radii": radii}, out / f"sharded-{attach_first}-{rank()}.pt")
 
 
+def train_with_one_probe(out, *, watched):
+    """FSDP2 with a probe on rank 0 only, as one might write it, or none: training must neither hang nor change."""
+    torch.manual_seed(0)
+    model = build("demo", injection="concatenation")
+    fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    probe = loopscope.attach(model, out / "one.h5") if watched and rank() == 0 else contextlib.nullcontext()
+    with probe:
+        for step in range(12):
+            batch = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(100 * step + rank()))
+            loss = F.cross_entropy(model(batch[:, :-1], num_loops=3).flatten(0, 1), batch[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # sharded too
+            optimizer.step()
+            if watched and rank() == 0:
+                probe.step(loss=loss, grad_norm=norm)
+    return [parameter.full_tensor() for parameter in model.parameters()]
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     with started("cpu"):
@@ -83,3 +104,5 @@ if __name__ == "__main__":
         torch.save(told, out / f"told-{rank()}.pt")
         for attach_first in (True, False):
             train_sharded(out, attach_first=attach_first)
+        plain, watched = (train_with_one_probe(out, watched=watched) for watched in (False, True))
+        assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))

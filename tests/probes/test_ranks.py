@@ -95,5 +95,16 @@ def test_sharded_parameters_are_read_whole(two_processes, attach_first):
             told = torch.load(two_processes / f"sharded-{attach_first}-{rank}.pt")
             # Sums over 32 tokens in float32 against float64.
             np.testing.assert_allclose(alone.loops("state_norm")[:, :3], told["norms"], rtol=2e-6)
-            np.testing.assert_allclose(alone["a_bar_radius"], told["radii"], rtol=1e-5)
+            # Of the first step it is not yet known whether every rank carries a probe, which gathering takes.
+            np.testing.assert_allclose(alone["a_bar_radius"][1:], told["radii"][1:], rtol=1e-5)
             assert alone["nonfinite"].sum() == 0
+
+
+@pytest.mark.slow
+def test_a_probe_on_one_rank_of_a_sharded_training_gathers_nothing(two_processes):
+    with loopscope.open_run(two_processes / "one.h5") as run:
+        assert run["step"].tolist() == list(range(12)) and (run["depth"] == 3).all()
+        assert np.isfinite(run["loss"]).all() and np.isnan(run["grad_norm"]).all()
+        # In the first forward FSDP itself has gathered A̅.
+        assert np.isnan(run["a_bar_radius"][1:]).all() and not len(run.probe_steps)
+        assert "Rank 1 of 2 left no file" in loopscope.diagnose(run).summary
