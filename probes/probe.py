@@ -484,9 +484,15 @@ class Probe:
 @torch.no_grad()
 def _parameter_norms(model: nn.Module) -> Tensor:
     """‖p‖₂ of every parameter ``(P,)``; of a sharded one, of this rank's shard, which takes no collective."""
-    held = [p.detach() for p in model.parameters()]
-    own = [p.to_local() if hasattr(p, "to_local") else p for p in held]
-    return torch.stack([norm.float() for norm in torch._foreach_norm(own)])
+    own = [p.to_local() if hasattr(p, "to_local") else p.detach() for p in _with_norm(model).values()]
+    norms = torch._foreach_norm(own) if own else []
+    return torch.stack([norm.float().to(norms[0].device) for norm in norms]) if own else torch.empty(0)
+
+
+def _with_norm(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have a norm: quantised ones have none."""
+    kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    return {name: p for name, p in model.named_parameters() if p.dtype in kinds}
 
 
 def _graphs_compiled() -> int:
@@ -518,7 +524,7 @@ def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[
     return {
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "parameter_names": [name for name, _ in model.named_parameters()],
+        "parameter_names": list(_with_norm(model)),
         "site": site.describe(),
         "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
         # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.

@@ -68,3 +68,16 @@ def test_micro_batches_have_a_fingerprint_each(demo_model, tmp_path):
     with open_run(tmp_path / "run.h5") as run:
         [flight] = read_flight(run)
     assert flight.steps[0].batch_hash.tolist() == [int(batch_hash(part)) for part in batch_of(0)[:, :-1].split(2)]
+
+
+def test_parameters_without_a_norm_are_left_out(demo_model, tmp_path):
+    model = demo_model("addition")
+    model.register_parameter("scale", torch.nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False))
+    model.register_parameter("small", torch.nn.Parameter(torch.ones(3).to(torch.float8_e4m3fn), requires_grad=False))
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        model(batch_of(0)[:, :-1], num_loops=2).sum().backward()
+        probe.step(loss=math.inf)
+    with open_run(tmp_path / "run.h5") as run:
+        [flight] = read_flight(run)
+    assert not {"scale", "small"} & set(flight.parameter_names)
+    assert len(flight.steps[0].parameter_norm) == len(flight.parameter_names) == len(list(model.parameters())) - 2
