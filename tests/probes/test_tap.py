@@ -7,6 +7,7 @@ from loopscope.probes.site import find_site
 from loopscope.probes.sums import LoopSums, loop_means
 from loopscope.probes.tap import LoopTap
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 # Sums over 128 tokens of float32 norms against float64: a few times 2^-24 each, summed with cancellation-free terms.
 RELATIVE = 2e-6
@@ -88,6 +89,20 @@ def test_recomputation_is_not_recorded(checkpointing, demo_model, tokens):
     model(tokens, num_loops=6).logsumexp(-1).mean().backward()
     assert not errors
     assert buffer.cursor == 7
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+def test_a_model_that_is_checkpointed_as_a_whole_is_recorded_once(reentrant, demo_model, tokens):
+    model, scale = (
+        demo_model(),
+        torch.ones((), requires_grad=True),
+    )  # a reentrant checkpoint wants an input with gradient
+    _tap, buffer, errors = tapped(model)
+    output = checkpoint(lambda x, s: s * model(x, num_loops=5), tokens, scale, use_reentrant=reentrant)
+    output.logsumexp(-1).mean().backward()
+    assert scale.grad is not None and next(model.parameters()).grad is not None  # it ran again
+    assert not errors
+    assert buffer.cursor == 6
 
 
 def test_evaluation_is_not_recorded(demo_model, tokens):
