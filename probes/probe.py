@@ -29,6 +29,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .fixed_batch import TOKEN_STEPS, FixedBatch
 from .flight import FlightStep, random_states
 from .full_loop import FullLoopProbe
 from .group import announce
@@ -36,10 +37,9 @@ from .inside import InsideTap
 from .layout import TOKEN_MAP
 from .least_squares import linear_estimate
 from .mirrors import Mirror
-from .neutral import undisturbed
 from .ranks import rank_of, rank_path
 from .recorder import Record, Recorder
-from .reduction import EagerReduction, reduction_for
+from .reduction import reduction_for
 from .schedule import Preset, every, find_preset, matrix_interval, never
 from .site import LoopSite, find_site, unwrap
 from .sums import LoopSums
@@ -50,9 +50,6 @@ log = logging.getLogger("loopscope")
 
 LOOP_ROWS = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
 STEPS_PER_NORM = 10  # σ_max(B̅), σ_max(C_out), ‖B̅e‖ and parameter norms move slowly and cost a pass or more each
-PROBE_SEQUENCES = 2  # the fixed batch is cut to this many: a pass at twice the depth must stay far below a step
-PROBE_POSITIONS = 64  # and, where it is the first training batch, each of them to this many
-MAP_POSITIONS = 256  # of each sequence of the probe batch, in the maps of token-wise convergence: 64 KB for 32 loops
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
 MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
 
@@ -169,8 +166,7 @@ class Probe:
         self._full_loop = FullLoopProbe(self._model, self._site)
         self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
         self._sums = LoopSums(LOOP_ROWS, self._device, reduction_for(self._device))
-        self._probe_batch = None if probe_batch is None else probe_batch[:PROBE_SEQUENCES]
-        self._whole_batch: Tensor | None = None  # what the fixed batch was cut from
+        self._fixed_batch = FixedBatch(self._model, self._site, self._device, probe_batch)
         self._compiled_before = _graphs_compiled() > 0
         self._told_empty = False
         self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
@@ -278,7 +274,7 @@ class Probe:
         self._step += 1
         if self._preset.rows(step):
             if self._preset.full_loop(step):
-                numbers.update(self._full_loop.measure(self._probe_batch, step))
+                numbers.update(self._full_loop.measure(self._fixed_batch.tokens, step))
             self._send_row(step, numbers, began)
         self._prepare(tap)
         if self._preset.probe_batch(step):
@@ -429,44 +425,26 @@ class Probe:
         self._linear, self._random = self._read_linear(), random_states()
         name = next(iter(inspect.signature(self._model.forward).parameters), "")
         batch = args[0] if args else kwargs.get(name)  # Hugging Face's Trainer calls with keywords only
-        if self._probe_batch is None and isinstance(batch, Tensor):
-            self._whole_batch = batch.detach()[:PROBE_SEQUENCES].clone()
-            self._probe_batch = self._whole_batch[:, :PROBE_POSITIONS] if batch.ndim > 1 else self._whole_batch
+        if isinstance(batch, Tensor):
+            self._fixed_batch.take(batch)
 
     def _run_probe_batch(self, step: int) -> None:
-        """Runs the fixed batch at depth 2·μ_rec and records its loop; training notices nothing."""
-        site, batch, tap = self._site, self._probe_batch, self._tap
-        if batch is None or tap is None or site.depth_argument is None or site.mean_depth is None:
+        """Runs the fixed batch and sends its rows; not where a forward takes ranks that carry no probe."""
+        if self._tap is None or not self._together:
             return
-        if not self._together:
+        found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step))
+        if found is None:
             return
-        self._probed = step
-        kept = MAP_POSITIONS if self._preset.token_map(step) else 0
-        tokenwise = EagerReduction(keep_steps=kept)
-        reduction = tokenwise if kept else reduction_for(self._device)
-        sums = LoopSums(2 * site.mean_depth + 1, self._device, reduction)
-        try:
-            self._visit(tap, sums, batch, {site.depth_argument: 2 * site.mean_depth})
-        except Exception:
-            if self._whole_batch is None or self._whole_batch.shape == batch.shape:
-                raise
-            self._probe_batch = self._whole_batch  # the model takes sequences of one length only
-            self._run_probe_batch(step)
-            return
-        now, counts, cut, rows = time.time(), sums.counts, sums.rows_cut, sums.device_rows()
-        steps = {"token_steps": torch.stack(tokenwise.steps)} if tokenwise.steps else {}
+        self._probed, now = step, time.time()
 
         def record(arrived: Transfer) -> Record:
-            found = arrived.arrays()
-            maps = {TOKEN_MAP: found["token_steps"]} if steps else {}
-            return Record(step, now, sums=found["sums"], counts=counts, arrays=maps, is_probe=True, rows_cut=cut)
+            rows = arrived.arrays()
+            maps = {TOKEN_MAP: rows[TOKEN_STEPS]} if TOKEN_STEPS in rows else {}
+            return Record(
+                step, now, sums=rows["sums"], counts=found.counts, arrays=maps, is_probe=True, rows_cut=found.rows_cut
+            )
 
-        self._queue(Transfer(rows | steps), record)
-
-    def _visit(self, tap: LoopTap, sums: LoopSums, batch: Tensor, depth: dict[str, int]) -> None:
-        """One forward beside training."""
-        with undisturbed(self._model, self._device), tap.into(sums):
-            self._model(batch, **depth)
+        self._queue(Transfer(found.rows), record)
 
     def _detach(self) -> None:
         self._capture.remove()
