@@ -49,7 +49,7 @@ from .transfer import Transfer
 log = logging.getLogger("loopscope")
 
 LOOP_ROWS = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
-STEPS_PER_NORM = 10  # σ_max(B̅), σ_max(C_out), ‖B̅e‖ and parameter norms move slowly and cost a pass or more each
+STEPS_PER_NORM = 10  # ‖B̅e‖, parameter norms, σ_max(B̅) and σ_max(C_out) move slowly and cost a pass or more each
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
 MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
 
@@ -159,7 +159,8 @@ class Probe:
         self._together: bool | None = None  # whether what takes all ranks may be done; known after the first step
         interval = _interval(self._site)
         self._matrices_due = every(interval)
-        self._norms_due = every(max(interval, STEPS_PER_NORM))
+        self._norms_due = every(STEPS_PER_NORM)
+        self._decompositions_due = every(max(interval, STEPS_PER_NORM))  # of B̅ and C_out
         # Its structure does not change in training, and reading it in every step would cost more than the answer.
         self._a_bar_is_cheap = self._site.a_bar is None or self._site.a_bar().ndim < 2
         self._b_bar_is_cheap = self._site.b_bar is None or self._site.b_bar().ndim < 2
@@ -380,7 +381,7 @@ class Probe:
         sharded and each reading a collective, A̅ is read when it is due only.
         """
         a_bar_due = self._matrices_due(self._step) or self._a_bar_is_affordable()
-        due = {"a_bar": a_bar_due, **dict.fromkeys(("b_bar", "c_out"), self._norms_due(self._step))}
+        due = {"a_bar": a_bar_due, **dict.fromkeys(("b_bar", "c_out"), self._decompositions_due(self._step))}
         reads = {name: read for name in due if due[name] and (read := getattr(self._site, name)) is not None}
         found = {name: self._whole(read()) for name, read in reads.items()}
         return {name: matrix.detach().float().clone() for name, matrix in found.items() if matrix is not None}

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .flight import random_states
 from .probe import Probe, attach
 from .reader import open_run
 from .schedule import Preset, every
@@ -351,11 +352,9 @@ def _seed(seed: int) -> None:
     np.random.seed(seed)  # noqa: NPY002 - the global stream is what users' code draws from
 
 
-def _random_states() -> list[Any]:
+def _random_states() -> dict[str, bytes]:
     """All random states as values that compare with ``==``."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    tensors = [state.numpy().tobytes() for state in (torch.get_rng_state(), *devices)]
-    return [*tensors, random.getstate(), repr(np.random.get_state(legacy=False))]  # noqa: NPY002
+    return {name: state.tobytes() for name, state in random_states().items()}
 
 
 def _wait(device: torch.device) -> None:

@@ -1,10 +1,7 @@
 """Two processes train the model that one process trains: DDP and FSDP2, AdamW and Muon, with accumulation."""
 
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,22 +21,10 @@ def worker():
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, torchrun):
     """All cases in one launch of torchrun; gives the folder with the results."""
     out = tmp_path_factory.mktemp("parallel")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(WORKER),
-        str(out),
-    ]
-    done = subprocess.run(
-        launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(WORKER, out)
     return out
 
 

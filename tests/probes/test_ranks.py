@@ -1,8 +1,5 @@
 """Names of rank files, and two real processes that attach with one path."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import loopscope
@@ -41,21 +38,9 @@ def test_rank_files_given_with_their_run_are_no_runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, torchrun):
     out = tmp_path_factory.mktemp("ranks")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(WORKER),
-        str(out),
-    ]
-    done = subprocess.run(
-        launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(WORKER, out)
     return out
 
 
