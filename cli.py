@@ -103,6 +103,7 @@ def train(
             "study: also blocks, gradients and tokens."
         ),
     ] = "watch",
+    rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
 ) -> None:
     """Train one looped model with probes on.
 
@@ -128,6 +129,7 @@ def train(
             overwrite=overwrite,
             probes=probes,
             measure=measure,
+            rules=rules,
             on_progress=report,
         )
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first rank speaks for all
@@ -139,7 +141,7 @@ def train(
     if probes:
         from .gate import check_runs
 
-        typer.echo(check_runs([out]).text())
+        typer.echo(check_runs([out], rules_file=rules).text())
 
 
 @app.command(epilog="Example: loopscope dash runs/")

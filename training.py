@@ -27,6 +27,7 @@ def train_run(
     overwrite: bool = False,
     probes: bool = True,
     measure: str | Preset = "watch",
+    rules: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Trains a model and records its loop to ``out``; under ``torchrun``, call it on all ranks.
@@ -40,6 +41,7 @@ def train_run(
         overwrite: Replace the run where there is one.
         probes: Record the loop.
         measure: What the probe measures and when: ``watch``, ``inspect``, ``study``, or a preset of your own.
+        rules: TOML file that changes or adds rules.
         on_progress: Told how far the run is.
 
     Returns:
@@ -47,7 +49,7 @@ def train_run(
 
     Raises:
         FileExistsError: The run exists and neither ``resume`` nor ``overwrite`` was given.
-        ValueError: A setting is not valid, or the checkpoint is of another run.
+        ValueError: A setting or the rule file is not valid, or the checkpoint is of another run.
     """
     checkpoints = out.with_suffix(".checkpoint")
     if not resume and not overwrite and (out.exists() or exists(checkpoints)):
@@ -59,7 +61,7 @@ def train_run(
         probe: Probe | None = None
         if probes:
             settings = {**config.describe(), "text": data.describe()}
-            probe = attach(model, out, preset=measure, config=settings, resume=resume, overwrite=overwrite)
+            probe = attach(model, out, preset=measure, config=settings, rules=rules, resume=resume, overwrite=overwrite)
         result: TrainResult | None = None
         try:
             result = train(

@@ -3,7 +3,7 @@
 A detector sees the rows in order, on the recorder's thread, and speaks on the rising edge: once when a condition
 begins, not again until it has ended. After a resume it is fed the recorded rows first, so that it goes on where it was.
 
-Not covered: rules with thresholds of the user's choosing (`rules`), which are evaluated over recorded rows.
+Not covered: rules with thresholds of the user's choosing; `live_rules` applies those.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from .layout import Event
 from .spikes import SPIKE, SpikeScore
+
+WATCHED = frozenset({"nonfinite", "loss_zscore"})  # what events of this module are about, as rules name it
 
 
 class EventDetector:
@@ -30,6 +32,7 @@ class EventDetector:
     """
 
     def __init__(self) -> None:
+        self.loss_zscore = math.nan  # of the last row
         self._score = SpikeScore()
         self._spiking = False
         self._broken: frozenset[str] = frozenset()
@@ -49,7 +52,7 @@ class EventDetector:
 
     def _loss_spike(self, step: int, time: float, values: Mapping[str, float]) -> list[Event]:
         loss = values.get("loss", math.nan)
-        score = self._score.update(loss)
+        self.loss_zscore = score = self._score.update(loss)
         began = score >= SPIKE and not self._spiking
         self._spiking = score >= SPIKE
         if not began:

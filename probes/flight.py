@@ -121,12 +121,16 @@ class FlightRecorder:
         if self._following:
             self._following -= 1
             self._write_ring(writer)
-            return
+        else:
+            self.alert(writer, events)
+
+    def alert(self, writer: Writer, events: Iterable[Event]) -> None:
+        """Begins a flight where there is an alert among these events and a step that is not written yet."""
         alerts = [event for event in events if event.severity != "info"]
-        if alerts:
+        if alerts and self._ring and not self._following and self._flights < MAX_FLIGHTS:
             self._flights += 1
-            self._alert_step, self._following = step.step, FOLLOWING
-            writer.append_event(self._announcement(step, alerts))
+            self._alert_step, self._following = min(event.step for event in alerts), FOLLOWING
+            writer.append_event(self._announcement(self._ring[-1], alerts))
             self._write_ring(writer)
 
     def _announcement(self, step: FlightStep, alerts: Sequence[Event]) -> Event:

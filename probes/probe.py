@@ -40,6 +40,7 @@ from .mirrors import Mirror
 from .ranks import rank_of, rank_path
 from .recorder import Record, Recorder
 from .reduction import reduction_for
+from .rules import load_rules
 from .schedule import Preset, every, find_preset, matrix_interval, never
 from .site import LoopSite, find_site, unwrap
 from .sums import LoopSums
@@ -63,6 +64,7 @@ def attach(
     config: Mapping[str, Any] | None = None,
     scalars: Sequence[str] = (),
     probe_batch: Tensor | None = None,
+    rules: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     mirrors: Sequence[Mirror] = (),
@@ -81,6 +83,8 @@ def attach(
         scalars: Names of further numbers that ``probe.step`` will be given.
         probe_batch: Fixed input for passes at depth 2·μ_rec, of which two sequences are used; default: the beginnings
             of the first training batch's first sequences.
+        rules: A rule file that changes or extends the shipped rules, as ``loopscope check --rules`` takes it. A rule
+            that fires in training is an event in the file, a line in the log, and a flight recording (`flight`).
         resume: Continue the file where there is one.
         overwrite: Replace the file where there is one.
         mirrors: What every finished row is sent on to besides (`mirrors`); rank 0's only.
@@ -92,6 +96,7 @@ def attach(
         LoopSiteError: The loop cannot be located.
         FileExistsError: The file is there and neither ``resume`` nor ``overwrite`` was given.
         OSError: The file cannot be written.
+        RuleError: The rule file is not valid.
 
     Example:
         >>> import tempfile, torch
@@ -116,6 +121,7 @@ def attach(
         config=config or {},
         scalars=scalars,
         probe_batch=probe_batch,
+        rules=None if rules is None else Path(rules),
         resume=resume,
         overwrite=overwrite,
         mirrors=() if rank else mirrors,
@@ -136,11 +142,13 @@ class Probe:
         config: Mapping[str, Any],
         scalars: Sequence[str],
         probe_batch: Tensor | None,
+        rules: Path | None,
         resume: bool,
         overwrite: bool,
         mirrors: Sequence[Mirror],
     ) -> None:
         self._model = unwrap(model)
+        alerts = load_rules(rules)  # before anything that takes time: a rule file may be wrong
         self._site = find_site(self._model, site, probe_batch)
         for note in self._site.notes:
             log.warning("loopscope: the loop of %s, %s: %s", type(self._model).__name__, self._site.found, note)
@@ -153,7 +161,9 @@ class Probe:
         info |= {"rank": rank_of(path), "world_size": world_size}
         if self._site.a_bar is None and self._site.was_found:  # a model that said where its loop is, is not run
             info["linear_estimate"] = linear_estimate(self._model, self._site, probe_batch)
-        self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite, mirrors=mirrors)
+        self._recorder = Recorder(
+            path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
+        )
         self._step = self._recorder.next_step
         self._all_attached = announce(path)
         self._together: bool | None = None  # whether what takes all ranks may be done; known after the first step

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -160,60 +160,108 @@ def evaluate(run: Run, rules: Iterable[Rule]) -> tuple[list[Finding], list[str]]
         have a series they read.
     """
     steps = np.asarray(run["step"], dtype=np.float64)
-    series: dict[str, Series | None] = {}
+    series: dict[str, Series | None] = dict(constants(run.info))
     findings, skipped = [], []
     for rule in rules:
         for name in rule.expr.names - series.keys():
-            series[name] = _series(run, name, steps)
+            series[name] = series_of(run, name, steps)
         env = {name: values for name in rule.expr.names if (values := series[name]) is not None}
         if env.keys() != rule.expr.names:
             skipped.append(rule.id)
-        elif (finding := _apply(rule, steps, env)) is not None:
-            findings.append(finding)
+        elif (found := _apply(rule, steps, env)) is not None:
+            findings.append(found)
     return sorted(findings, key=lambda finding: finding.step), skipped
 
 
 def _apply(rule: Rule, steps: Series, env: Mapping[str, Series]) -> Finding | None:
     """The finding of one rule, if it fires."""
     holds = np.broadcast_to(rule.expr.holds(env), steps.shape)
-    fired = _episodes(holds, steps, rule.hold, rule.keep_firing_for)
+    firing = Firing(rule)
+    turning = turning_rows(holds, steps, rule.hold)
+    fired = [(row, firing.since) for row in turning if firing.update(steps[row], holds[row])]
     if not fired:
         return None
-    began, at = fired[0]
-    value, threshold = (float(np.broadcast_to(side, steps.shape)[at]) for side in rule.expr.first_comparison(env))
+    row, since = fired[0]
+    return finding(rule, steps, row, env, since=since, episodes=len(fired))
+
+
+def finding(
+    rule: Rule, steps: Series, row: int, env: Mapping[str, Series], *, since: float, episodes: int = 1
+) -> Finding:
+    """What is said of a rule that fires at one of these rows."""
+    sides = rule.expr.first_comparison(env)
+    value, threshold = (float(np.broadcast_to(side, steps.shape)[row]) for side in sides)
     return Finding(
         rule=rule.id,
         name=rule.name,
         severity=rule.severity,
-        step=int(steps[at]),
-        since=int(steps[began]),
+        step=int(steps[row]),
+        since=int(since),
         value=value,
         threshold=threshold,
         message=rule.message.format(value=value, threshold=threshold),
         remedy=rule.remedy,
-        episodes=len(fired),
+        episodes=episodes,
     )
 
 
-def _episodes(holds: NDArray[np.bool_], steps: Series, hold: int, keep: int) -> list[tuple[int, int]]:
-    """Rows ``(began, fired)`` of every firing: at ``fired`` the condition has held for ``hold`` steps."""
+class Firing:
+    """When one rule fires, told row by row; what its Prometheus words mean.
+
+    >>> firing = Firing(Rule("R", "late", parse("loss > 3"), "error", hold=1, keep_firing_for=2))
+    >>> holds = [True, True, True, False, True, True, False, False, False, True, True]
+    >>> [step for step in range(len(holds)) if firing.update(step, holds[step])]
+    [1, 10]
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self._hold, self._keep = rule.hold, rule.keep_firing_for
+        self.since = math.nan  # step at which the condition began to hold; NaN: it does not
+        self._fired = False  # whether this stretch has held for long enough
+        self._last = -math.inf  # step up to which it did
+        self._quiet_until = -math.inf  # a stretch that begins by then belongs to the firing before
+
+    def update(self, step: float, holds: bool) -> bool:
+        """Whether the rule fires at this step; steps come in increasing order."""
+        if not holds:
+            if self._fired:
+                self._quiet_until = self._last + self._keep
+            self.since, self._fired = math.nan, False
+            return False
+        if math.isnan(self.since):
+            self.since = step
+        self._last = step
+        if self._fired or step < self.since + self._hold:
+            return False
+        self._fired = True
+        return self.since > self._quiet_until
+
+
+def turning_rows(holds: NDArray[np.bool_], steps: Series, hold: int, since: float = math.nan) -> list[int]:
+    """The rows from which `Firing` learns all that the others could tell it, in order.
+
+    Args:
+        holds: ``(rows,)``, whether the condition holds.
+        steps: ``(rows,)``, strictly increasing.
+        hold: Steps for which it must.
+        since: Step since which it held before the first of these rows; NaN when it did not.
+
+    >>> turning_rows(np.array([False, True, True, True, True, False, False]), np.arange(7.0), hold=2)
+    [0, 1, 3, 4, 5]
+    """
     edges = np.flatnonzero(np.diff(np.concatenate([[False], holds, [False]]).astype(np.int8)))
-    found: list[tuple[int, int]] = []
-    quiet_from = -math.inf
-    for first, end in zip(edges[::2], edges[1::2], strict=True):
-        fired = int(np.searchsorted(steps, steps[first] + hold))
-        if fired >= end:
-            continue
-        if steps[first] > quiet_from:
-            found.append((int(first), fired))
-        quiet_from = steps[end - 1] + keep
-    return found
+    first, end = edges[::2], edges[1::2]
+    began = steps[first]
+    if len(first) and first[0] == 0 and not math.isnan(since):
+        began[0] = since
+    fired = np.minimum(np.searchsorted(steps, began + hold), end - 1)
+    row_0, after = np.arange(len(steps))[:1], end[end < len(steps)]
+    rows: list[int] = np.unique(np.concatenate([row_0, first, fired, end - 1, after])).tolist()
+    return rows
 
 
-def _series(run: Run, name: str, steps: Series) -> Series | None:
-    """A name's value at every step: a constant, a derived series or a recorded one; ``None`` when there is none."""
-    if name in _CONSTANTS:
-        return np.array(_CONSTANTS[name](run.info))
+def series_of(run: Run, name: str, steps: Series) -> Series | None:
+    """A recorded or derived series at every step; ``None`` when the run does not know the name."""
     if name == "loss_zscore":
         return loss_zscores(run["loss"])
     try:
@@ -231,10 +279,7 @@ def _last_known(steps: Series, recorded_at: Series, values: Series) -> Series:
     return np.where(at >= 0, values[np.maximum(at, 0)], np.nan)
 
 
-def _learned(info: Mapping[str, Any]) -> float:
-    """Whether A̅ is trained; NaN when the run has none."""
+def constants(info: Mapping[str, Any]) -> dict[str, Series]:
+    """What a rule can ask that is true of the whole run: ``a_bar_learned``, NaN when the run has no A̅."""
     learned = info.get("a_bar_learned")
-    return math.nan if learned is None else float(learned)
-
-
-_CONSTANTS: dict[str, Callable[[Mapping[str, Any]], float]] = {"a_bar_learned": _learned}
+    return {"a_bar_learned": np.array(math.nan if learned is None else float(learned))}

@@ -175,6 +175,35 @@ def test_train_does_not_overwrite_unasked(trained):
     assert "--resume" in one_line(done)
 
 
+def test_a_resume_that_is_refused_leaves_the_run_finished(tmp_path):
+    from loopscope.probes import open_run
+
+    out = tmp_path / "a.h5"
+    assert run_cli("train", "--steps", "12", "--out", out).returncode == 0
+    done = run_cli("train", "--steps", "24", "--lr", "0.5", "--out", out, "--resume")
+    assert done.returncode == 2
+    assert "lr was" in one_line(done)
+    with open_run(out) as run:
+        assert run.state == "finished" and len(run) == 12
+
+
+def test_a_rule_of_ones_own_speaks_while_training_runs_and_at_its_end(tmp_path):
+    from loopscope.probes import open_run
+
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nid = "MINE"\nexpr = "depth > 0"\nfor = 3\nmessage = "{value:g} loops"\n')
+    done = run_cli("train", "--steps", "30", "--out", tmp_path / "a.h5", "--rules", rules)
+    assert done.returncode == 0, done.stderr
+    assert "MINE mine [error] step 3:" in done.stdout
+    assert "step 3: MINE mine:" in done.stderr.replace("\n", " ")
+    with open_run(tmp_path / "a.h5") as run:
+        assert [(event.step, event.severity) for event in run.events if event.kind == "MINE"] == [(3, "error")]
+    done = run_cli("train", "--steps", "30", "--out", tmp_path / "b.h5", "--rules", tmp_path / "none.toml")
+    assert done.returncode == 2
+    assert "none.toml" in one_line(done)
+    assert not (tmp_path / "b.h5").exists()
+
+
 def test_export_and_repair(trained, tmp_path):
     done = run_cli("export", trained / "parcae.h5", "-o", tmp_path / "a.csv")
     assert done.returncode == 0, done.stderr
