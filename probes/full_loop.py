@@ -19,11 +19,12 @@ import math
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..dynamics.estimate import Estimate
@@ -31,7 +32,7 @@ from ..dynamics.jacobian import LoopJacobian
 from ..dynamics.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
 from ..dynamics.per_token import CausalityError, TokenJacobian, token_spectra
 from .bound import BoundLoop, bound_loop
-from .layout import Event
+from .layout import LYAPUNOV_EXPONENTS, TOKEN_RADIUS, Event
 from .site import LoopSite, LoopSiteError
 
 log = logging.getLogger("loopscope")
@@ -43,11 +44,13 @@ ALIGNING = 8  # loops behind the averaged ones, on which the direction of the ex
 FEWEST_RATES = 9  # loops averaged over, at least: from fewer there is no standard error
 SPECTRUM_TOLERANCE = 1e-3  # relative residual of an eigenvalue; regimes are told apart at 1e-2
 NORM_TOLERANCE = 0.03  # relative residual of a singular value, whose own error is of second order in it
+EXPONENTS = 4  # growth rates kept, largest first: of every token where those are its own, else of the whole loop
 EVENT = "full_loop"  # kind of the event that says how the loop was measured
 EXPECTED = (FloatingPointError, NotImplementedError, np.linalg.LinAlgError)
 """What one number may fail with without the others being in doubt."""
 
 Structure = Literal["per token", "whole"]
+Floats = NDArray[np.floating[Any]]
 UNKNOWN = Estimate(math.nan, math.nan, math.nan, math.nan, "not measured", False)
 
 
@@ -62,7 +65,10 @@ class FullLoop:
             the states stop being finite.
         lyapunov_error: Its standard error.
         c_out_gain: Mean over tokens of ‖C_out h_T‖ / ‖h_T‖; NaN without a C_out.
-        structure: What spectrum and exponent are of.
+        structure: What spectrum and exponents are of.
+        exponents: The largest of them, `EXPONENTS` at most, nats per loop: ``(B, S, k)`` per token, ``(k,)`` of the
+            whole loop; None where there are none.
+        radii: Spectral radius of every token's own Jacobian ``(B, S)``; None where not per token or not converged.
     """
 
     radius: Estimate
@@ -71,6 +77,8 @@ class FullLoop:
     lyapunov_error: float
     c_out_gain: float
     structure: Structure
+    exponents: Floats | None = None
+    radii: Floats | None = None
 
     def values(self) -> dict[str, float]:
         """The numbers under their names in the run file; what did not converge or is not finite is left out."""
@@ -83,13 +91,18 @@ class FullLoop:
         }
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
+    def arrays(self) -> dict[str, Floats]:
+        """What has one number per token or direction, under its names in the run file."""
+        found = {LYAPUNOV_EXPONENTS: self.exponents, TOKEN_RADIUS: self.radii}
+        return {name: values.astype(np.float32) for name, values in found.items() if values is not None}
+
 
 def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | None = None) -> FullLoop:
     r"""What does this loop do to small perturbations at the states it visits?
 
     Runs ``loops`` loops from ``loop.state`` and linearises at the last one. Costs, in backward passes of one loop: the
-    spectrum 40 to 160 (D of them up to width 128, where it is exact), the exponent one per loop, the norm 40, and 26
-    once to find the structure.
+    spectrum 40 to 160 (D of them up to width 128, where it is exact), the exponents `EXPONENTS` per loop, the norm 40,
+    and 26 once to find the structure.
 
     Args:
         loop: One loop with everything but the state fixed.
@@ -119,14 +132,18 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
     if structure is None:
         structure = _structure(loop, last)
     jacobian = LoopJacobian(loop.step, last)
-    largest, error = _exponent(loop, middle, loops - loops // 2, structure)
+    spectrum = _exponents(loop, middle, loops - loops // 2, structure)
+    largest, error = (math.nan, math.nan) if spectrum is None else spectrum.largest()
+    radius, radii = _radius(loop, jacobian, structure)
     return FullLoop(
-        radius=_radius(loop, jacobian, structure),
+        radius=radius,
         norm=_norm(jacobian),
         lyapunov_max=largest,
         lyapunov_error=error,
         c_out_gain=_read_out_gain(loop, last),
         structure=structure,
+        exponents=None if spectrum is None else spectrum.exponents,
+        radii=radii,
     )
 
 
@@ -150,21 +167,23 @@ def _structure(loop: BoundLoop, state: Tensor) -> Structure:
         return "whole"
 
 
-def _radius(loop: BoundLoop, jacobian: LoopJacobian, structure: Structure) -> Estimate:
-    """Spectral radius; converged when that of every token is."""
+def _radius(loop: BoundLoop, jacobian: LoopJacobian, structure: Structure) -> tuple[Estimate, Floats | None]:
+    """Spectral radius, converged when that of every token is, and then that of each."""
     try:
         if structure == "whole":
             found = jacobian.eigenvalues(1, tol=SPECTRUM_TOLERANCE)
             residual, converged = float(found.residual[0, 0]), bool(found.converged[0])
-            return Estimate(float(found.radius[0]), 0.0, math.inf, residual, "whole, Arnoldi", converged)
+            return Estimate(float(found.radius[0]), 0.0, math.inf, residual, "whole, Arnoldi", converged), None
         own = TokenJacobian(loop.step, jacobian.state, check=False, coupled=False)
         tokens = token_spectra(own, count=1, tol=SPECTRUM_TOLERANCE)
     except EXPECTED:
-        return UNKNOWN
+        return UNKNOWN, None
     at = np.unravel_index(int(np.argmax(tokens.radius)), tokens.radius.shape)
     value, residual = float(tokens.radius[at]), float(tokens.residual[at])
     lower, upper = (value, value) if tokens.method == "exact" else (0.0, math.inf)
-    return Estimate(value, lower, upper, residual, f"per token, {tokens.method}", bool(tokens.converged.all()))
+    converged = bool(tokens.converged.all())
+    estimate = Estimate(value, lower, upper, residual, f"per token, {tokens.method}", converged)
+    return estimate, tokens.radius if converged else None
 
 
 def _norm(jacobian: LoopJacobian) -> Estimate:
@@ -175,22 +194,24 @@ def _norm(jacobian: LoopJacobian) -> Estimate:
         return UNKNOWN
 
 
-def _exponent(loop: BoundLoop, middle: Tensor, late: int, structure: Structure) -> tuple[float, float]:
-    """Largest exponent over the late loops and its standard error, aligned beyond them where the loop stays finite."""
+def _exponents(loop: BoundLoop, middle: Tensor, late: int, structure: Structure) -> LyapunovSpectrum | None:
+    """Largest exponents over the late loops, aligned beyond them where these stay finite; None without any."""
+    width = middle.numel() if structure == "whole" else middle.shape[-1]
 
     def measure(iterations: int, warmup: int) -> LyapunovSpectrum:
+        count = min(EXPONENTS, width)
         if structure == "whole":
-            return lyapunov_exponents(loop.step, middle, iterations=iterations, warmup=warmup)
-        return token_exponents(loop.step, middle, iterations=iterations, warmup=warmup, coupled=False)
+            return lyapunov_exponents(loop.step, middle, count=count, iterations=iterations, warmup=warmup)
+        return token_exponents(loop.step, middle, count=count, iterations=iterations, warmup=warmup, coupled=False)
 
     try:
-        return measure(max(late, FEWEST_RATES), ALIGNING).largest()
+        return measure(max(late, FEWEST_RATES), ALIGNING)
     except FloatingPointError:
         pass
     try:
-        return measure(late, 0).largest()
+        return measure(late, 0)
     except EXPECTED:
-        return math.nan, math.nan
+        return None
 
 
 def _read_out_gain(loop: BoundLoop, state: Tensor) -> float:
@@ -208,6 +229,21 @@ def _eagerly() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What one measurement has for the run file.
+
+    Args:
+        values: Numbers of the step, with ``full_loop_seconds``.
+        arrays: Arrays of the step.
+        event: What a reader of the run should know: how the loop was measured, the first time, or why it is not.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    arrays: dict[str, Floats] = field(default_factory=dict)
+    event: Event | None = None
+
+
 class FullLoopProbe:
     """Measures the loop of a model in training again and again; a failure is said once and ends it, not the training.
 
@@ -220,10 +256,9 @@ class FullLoopProbe:
         self._model, self._site = model, site
         self._structure: Structure | None = None
         self._failed = False
-        self._event: Event | None = None
 
-    def measure(self, batch: Tensor | None, step: int) -> dict[str, float]:
-        """The numbers of now, by name, with ``full_loop_seconds``; empty after a failure.
+    def measure(self, batch: Tensor | None, step: int) -> Measured:
+        """The numbers of now; nothing after a failure.
 
         Training notices nothing: modes, gradients and random states are as before.
 
@@ -232,7 +267,7 @@ class FullLoopProbe:
             step: Training step, for the event.
         """
         if self._failed:
-            return {}
+            return Measured()
         began = time.perf_counter()
         try:
             found, where = self._measured(batch)
@@ -240,19 +275,14 @@ class FullLoopProbe:
             self._failed = True
             message = f"the full loop is not measured in this run: {error}"
             log.warning("loopscope: %s", message)
-            self._event = Event(step, time.time(), EVENT, "warning", message=message)
-            return {}
-        seconds = time.perf_counter() - began
+            return Measured(event=Event(step, time.time(), EVENT, "warning", message=message))
+        values = found.values() | {"full_loop_seconds": time.perf_counter() - began}
+        event = None
         if self._structure is None and found.radius is not UNKNOWN:
             self._structure = found.structure
             message = f"full loop measured {where}: {found.radius.method}"
-            self._event = Event(step, time.time(), EVENT, message=message)
-        return found.values() | {"full_loop_seconds": seconds}
-
-    def take_event(self) -> Event | None:
-        """What a reader of the run should know, once: how the loop was measured, or why it is not."""
-        event, self._event = self._event, None
-        return event
+            event = Event(step, time.time(), EVENT, message=message)
+        return Measured(values, found.arrays(), event)
 
     def _measured(self, batch: Tensor | None) -> tuple[FullLoop, str]:
         """One measurement, in eager mode and without autocast, and where it was taken."""

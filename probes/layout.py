@@ -103,6 +103,8 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
 BLOCK_NORM: Final = "block_state_norm"
 GRADIENT_NORM: Final = "state_gradient_norm"
 TOKEN_MAP: Final = "token_residual_norm"
+LYAPUNOV_EXPONENTS: Final = "lyapunov_exponents"
+TOKEN_RADIUS: Final = "token_jacobian_radius"
 ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
     BLOCK_NORM: (
         "float32 (K)",
@@ -119,6 +121,17 @@ ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
         "float32 (D, n, P)",
         "1",
         "‖h_{t+1} − h_t‖ of every token of a pass of the probe batch: D loops, n sequences, their first P positions",
+    ),
+    LYAPUNOV_EXPONENTS: (
+        "float32 (n, P, k) or (k)",
+        "nats/loop",
+        "the largest growth rates over the late loops in order of their directions, of each token's own state, or of "
+        "the whole loop where tokens are not told apart; `lyapunov_max` is the largest along a first direction",
+    ),
+    TOKEN_RADIUS: (
+        "float32 (n, P)",
+        "1",
+        "spectral radius of each token's own Jacobian after 2·μ_rec loops; `jacobian_radius` is the largest",
     ),
 }
 """Shape, unit and meaning of the arrays a run can hold."""

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .fixed_batch import TOKEN_STEPS, FixedBatch
 from .flight import FlightStep, random_states
-from .full_loop import FullLoopProbe
+from .full_loop import FullLoopProbe, Measured
 from .group import announce
 from .inside import InsideTap
 from .layout import TOKEN_MAP
@@ -284,9 +284,9 @@ class Probe:
         assert tap is not None
         self._step += 1
         if self._preset.rows(step):
-            if self._preset.full_loop(step):
-                numbers.update(self._full_loop.measure(self._fixed_batch.tokens, step))
-            self._send_row(step, numbers, began)
+            due = self._preset.full_loop(step)
+            measured = self._full_loop.measure(self._fixed_batch.tokens, step) if due else Measured()
+            self._send_row(step, {**numbers, **measured.values}, measured, began)
         self._prepare(tap)
         if self._preset.probe_batch(step):
             self._run_probe_batch(step)
@@ -308,7 +308,7 @@ class Probe:
             return None
         return InsideTap(self._site, tap, self._device)
 
-    def _send_row(self, step: int, numbers: dict[str, Tensor | float], began: float) -> None:
+    def _send_row(self, step: int, numbers: dict[str, Tensor | float], measured: Measured, began: float) -> None:
         """Starts the copies of a step and notes how to make its record of them."""
         assert self._tap is not None
         watched = self._tap.enabled
@@ -318,7 +318,7 @@ class Probe:
             for name, v in numbers.items()
             if name not in tensors
         }
-        now, event = time.time(), self._full_loop.take_event()
+        now = time.time()
         spectrum = self._preset.spectrum(step) and (self._a_bar_is_cheap or self._matrices_due(step))
         inside = self._inside if self._inside is not None and self._preset.inside(step) else None
         counts, cut = self._sums.counts, self._sums.rows_cut
@@ -344,10 +344,10 @@ class Probe:
                 counts,
                 matrices={name.removeprefix("matrix."): a for name, a in found.items() if name.startswith("matrix.")},
                 spectrum=spectrum,
-                arrays={} if inner is None else inner.norms(found["inside"], found["gradients"]),
+                arrays=measured.arrays | ({} if inner is None else inner.norms(found["inside"], found["gradients"])),
                 flight=FlightStep(found.get("norms"), found["batches"], random),
                 rows_cut=cut,
-                event=event,
+                event=measured.event,
             )
 
         spent = time.perf_counter() - began

@@ -53,9 +53,14 @@ def test_training_is_bit_identical_while_inspected(injection, demo_model, tmp_pa
         for name in ("jacobian_radius", "jacobian_norm", "lyapunov_max", "c_out_gain", "full_loop_seconds"):
             steps, values = run.series(name)
             assert steps.tolist() == [0, 9, 19] and np.isfinite(values).all(), name
+        steps, exponents = run.arrays("lyapunov_exponents")
+        assert steps.tolist() == [0, 9, 19] and exponents[0].shape == (2, 24, 4)
+        assert [values[..., 0].max() for values in exponents] == pytest.approx(run.series("lyapunov_max")[1], rel=1e-6)
+        radii = run.arrays("token_jacobian_radius")[1]
+        assert [values.max() for values in radii] == pytest.approx(run.series("jacobian_radius")[1], rel=1e-6)
         assert (run["nonfinite"] == 0).all()  # a number that was not measured is no broken number
-        (event,) = run.events
-        assert event.kind == "full_loop" and event.severity == "info"
+        (event,) = (event for event in run.events if event.kind == "full_loop")
+        assert event.severity == "info"
         assert "at loop 16 of 2 x 24 tokens: per token, exact" in event.message
         found = loopscope.diagnose(run)
     assert found.regimes["loop"] != "unknown"
@@ -83,6 +88,10 @@ def test_numbers_are_those_of_the_dense_jacobian(demo_model):
     for jacobian in jacobians[:9]:
         late = [jacobian[i, :, i].numpy() @ product for i, product in enumerate(late)]
     largest = max(math.log(np.linalg.norm(product, 2)) / 9 for product in late)
+    # All directions together grow as the volume does; four of them at most as the four most amplified ones.
+    volumes = [np.log(np.linalg.svd(product, compute_uv=False)[:4]).sum() / 9 for product in late]
+    assert (found.exponents[0].sum(-1) <= np.array(volumes) + 1e-9).all()
+    assert (found.exponents[0].sum(-1) > np.array(volumes) - 0.4).all()
     # One aligned direction grows at most as the most amplified one of nine loops, and nearly so.
     assert largest - 0.1 < found.lyapunov_max <= largest + 1e-9
     gain = (states[16] @ c_out.mT).norm(dim=-1) / states[16].norm(dim=-1)
@@ -102,7 +111,7 @@ def test_a_loop_that_is_not_causal_is_measured_whole():
     assert found.structure == "whole" and found.radius.method.startswith("whole")
     assert found.radius.value == pytest.approx(1.0, rel=1e-3)  # a circulant of row sum 1; the tolerance asked for
     assert found.lyapunov_max == pytest.approx(0.0, abs=0.02)  # the second eigenvalue is 0.71: aligned after 8 loops
-    assert math.isnan(found.c_out_gain)
+    assert math.isnan(found.c_out_gain) and found.radii is None and found.exponents.shape == (4,)
 
 
 def test_states_that_stop_being_finite_give_no_number_and_no_regime(demo_model, tokens, tmp_path):
@@ -149,19 +158,19 @@ def test_a_loop_that_cannot_be_measured_says_so_once_and_training_is_recorded(tm
 def test_without_a_batch_the_remedy_is_told(demo_model):
     model = demo_model()
     probe = FullLoopProbe(model, LoopSite(**model.loop_site()))
-    assert probe.measure(None, 0) == {}
-    assert "probe_batch" in probe.take_event().message
-    assert probe.take_event() is None
+    found = probe.measure(None, 0)
+    assert not found.values and not found.arrays and "probe_batch" in found.event.message
+    assert probe.measure(None, 1).event is None
 
 
 def test_a_compiled_body_is_run_as_written(demo_model, tokens):
     model = demo_model()
     site = LoopSite(**model.loop_site())
-    expected = FullLoopProbe(model, site).measure(tokens, 0)
+    expected = FullLoopProbe(model, site).measure(tokens, 0).values
     for block in model.core:
         block.compile(backend="eager")
     model(tokens)
-    found = FullLoopProbe(model, site).measure(tokens, 0)
+    found = FullLoopProbe(model, site).measure(tokens, 0).values
     del expected["full_loop_seconds"], found["full_loop_seconds"]
     assert found == expected
 
