@@ -6,6 +6,7 @@ could read them from outside.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ def _train_one(run: DemoRun) -> None:
     from .training import train_run
 
     torch.set_num_threads(1)
+    logging.getLogger("loopscope").setLevel(logging.ERROR)  # alerts are what the table at the end is about
     config = RunConfig(
         preset="demo",
         seed=run.seed,

@@ -11,6 +11,7 @@ that of the odd ones.
 from __future__ import annotations
 
 import argparse
+import logging
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,10 +31,11 @@ def train_one(path: Path, injection: str, norm: str, lr: float, seed: int) -> No
     from loopscope.training import train_run
 
     torch.set_num_threads(1)
+    logging.getLogger("loopscope").setLevel(logging.ERROR)
     if not path.exists():
         model, recipe = {"injection": injection, "norm": norm}, {"lr": lr, "steps": STEPS}
         config = RunConfig(preset="demo", seed=seed, model=model, train=recipe)
-        train_run(path, config, device="cpu", overwrite=True)
+        train_run(path, config, device="cpu", overwrite=True, measure="inspect")
 
 
 def unigram_entropy() -> float:
