@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ..dynamics.linearize import linearize_loop
 from .bound import bound_loop
+from .call import Input
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..dynamics.linearization import Linearization
     from .site import LoopSite
@@ -22,7 +23,7 @@ OTHER_START = 0.5  # relative size of the second start's difference from the fir
 
 def linearize(
     model: nn.Module,
-    tokens: Tensor,
+    tokens: Input,
     *,
     num_loops: int = 16,
     site: LoopSite | None = None,
@@ -38,7 +39,7 @@ def linearize(
 
     Args:
         model: Any looped model; in evaluation mode inside, as before outside.
-        tokens: ``(B, S)`` input.
+        tokens: ``(B, S)`` input, or all arguments of the model as a tuple or a mapping.
         num_loops: Loops run before the loop is linearised.
         site: Where the loop is, for a model that does not state it.
         seed: Of the initial state.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .call import Call, Input
 from .neutral import undisturbed
 from .site import LoopSite, LoopSiteError, Part, Place, argument, find_site, unwrap
 
@@ -54,14 +55,14 @@ class BoundLoop:
 
 
 @contextmanager
-def bound_loop(model: nn.Module, tokens: Tensor, *, site: LoopSite | None = None, seed: int = 0) -> Iterator[BoundLoop]:
+def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None, seed: int = 0) -> Iterator[BoundLoop]:
     """Gives one loop of a model as a function, for as long as the block lasts.
 
     Inside, the model is in evaluation mode and its parameters take no gradients; afterwards everything is as before.
 
     Args:
         model: Any looped model; wrappers are taken off.
-        tokens: ``(B, S)`` input that fixes the prelude's output.
+        tokens: ``(B, S)`` input that fixes the prelude's output, or all arguments as a tuple or mapping.
         site: Where the loop is, for a model that does not state it.
         seed: Of the initial state.
 
@@ -89,7 +90,7 @@ def bound_loop(model: nn.Module, tokens: Tensor, *, site: LoopSite | None = None
     with undisturbed(inner, device, seed), torch.enable_grad():
         for parameter in trained:
             parameter.requires_grad_(False)
-        interception = _Interception(inner, found, tokens.to(device), seed)
+        interception = _Interception(inner, found, Call.of(inner, tokens).to(device), seed)
         try:
             yield interception.bind()
         finally:
@@ -101,8 +102,8 @@ def bound_loop(model: nn.Module, tokens: Tensor, *, site: LoopSite | None = None
 class _Interception:
     """The hooks that swap the state on its way in and catch it on its way out."""
 
-    def __init__(self, model: nn.Module, site: LoopSite, tokens: Tensor, seed: int) -> None:
-        self.model, self.site, self.tokens, self.seed = model, site, tokens, seed
+    def __init__(self, model: nn.Module, site: LoopSite, call: Call, seed: int) -> None:
+        self.model, self.site, self.call, self.seed = model, site, call, seed
         self.calls = 0  # of the body, in the forward under way
         self.loops = 0  # the last call of the body: the one whose input is swapped
         self.state: Tensor | None = None
@@ -169,7 +170,7 @@ class _Interception:
         self.calls = 0
         depth = {self.site.depth_argument: 1} if self.site.depth_argument is not None else {}
         torch.default_generator.manual_seed(self.seed)  # h_0 is the same in every run
-        return self.model(self.tokens, **depth)
+        return self.call.run(self.model, **depth)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls += 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..dynamics.estimate import Estimate
 from ..dynamics.lti import LTISystem
+from .call import Input
 from .discovery import Level, find_levels, site_call
 from .least_squares import LinearEstimate, estimate_linear_part, visit
 from .site import LoopSite, LoopSiteError, Part, find_site, unwrap
@@ -86,14 +87,15 @@ class LoopDescription:
         return "\n".join(lines)
 
 
-def describe(model: nn.Module, tokens: Tensor | None = None, *, site: LoopSite | None = None) -> LoopDescription:
+def describe(model: nn.Module, tokens: Input | None = None, *, site: LoopSite | None = None) -> LoopDescription:
     """Where is the loop of this model, how was it found, and what of its linear part can be read?
 
     Costs up to four forwards on the side (`visit`, and what finding the loop takes); the model stays as it was.
 
     Args:
         model: Any model, bare or inside DDP or ``torch.compile`` wrappers.
-        tokens: Input for the forwards; default: ``(2, 16)`` random tokens.
+        tokens: Input for the forwards, a tensor, or all arguments of the model as a tuple or a mapping; default:
+            ``(2, 16)`` random tokens.
         site: Where the loop is, to have a site of your own checked.
 
     Returns:

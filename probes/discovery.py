@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
+from .call import Call, Input
 from .linear_part import known_linear_part, traced_linear_part
 from .periods import Link, Loop, Periods
 from .site import LoopSite, LoopSiteError, Place
@@ -38,7 +39,7 @@ class Level:
     problem: str = ""
 
 
-def discover(model: nn.Module, example: Tensor | None = None) -> LoopSite:
+def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
     """Where is the loop of this model, as one small forward shows it?
 
     Runs the model once or twice on the side; random states, buffers and training flags are as before afterwards.
@@ -75,7 +76,7 @@ def discover(model: nn.Module, example: Tensor | None = None) -> LoopSite:
     raise LoopSiteError(_explanation(model, levels))
 
 
-def find_levels(model: nn.Module, example: Tensor) -> list[Level]:
+def find_levels(model: nn.Module, example: Input) -> list[Level]:
     """All loops that a forward shows, outer ones first."""
     root = trace(model, example)
     periods = Periods(root)
@@ -115,7 +116,7 @@ def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embeddi
     links = periods.links(loop)
     if not links:
         carried = periods.carried(loop)
-        offered = _output_site(periods, loop)
+        offered = _received_site(periods, loop) or _output_site(periods, loop)
         made = ", ".join(repr(name) for name in carried)
         problem = f"{len(carried)} tensors are carried from one period to the next (made by {made})"
         if len(carried) == 1:
@@ -182,6 +183,22 @@ def _returned_site(
     )
 
 
+def _received_site(periods: Periods, loop: Loop) -> LoopSite | None:
+    """A site for the widest of several carried states, where a module of every period receives it."""
+    found = periods.received(loop)
+    if found is None:
+        return None
+    place, body, after, maker = found
+    return LoopSite(
+        body=body,
+        after=after,
+        state_argument=place,
+        shared=True,
+        found="discovered from one forward",
+        notes=(f"of these, the state that {maker!r} makes and {body!r} receives can be recorded",),
+    )
+
+
 def _output_site(periods: Periods, loop: Loop) -> LoopSite | None:
     """A site for the slowest of several carried states: the module that runs once per period, last."""
     once = [name for name in periods.carried(loop) if periods.calls_of(name) == loop.count]
@@ -215,7 +232,7 @@ def _with_linear_part(
     return site
 
 
-def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Tensor) -> LoopSite:
+def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Input) -> LoopSite:
     """Adds the argument that sets the depth, once a forward has shown that it does."""
     accepted = inspect.signature(model.forward).parameters
     counted = site.output or site.body
@@ -225,7 +242,7 @@ def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Tensor) -
     return replace(site, mean_depth=loops)
 
 
-def _calls(model: nn.Module, name: str, example: Tensor, keywords: dict[str, int]) -> int:
+def _calls(model: nn.Module, name: str, example: Input, keywords: dict[str, int]) -> int:
     """How often a module is called by a forward; 0 when the forward fails."""
     seen: Counter[str] = Counter()
 
@@ -235,7 +252,7 @@ def _calls(model: nn.Module, name: str, example: Tensor, keywords: dict[str, int
     handle: RemovableHandle = dict(model.named_modules())[name].register_forward_pre_hook(count)
     try:
         with on_the_side(model):
-            model(example, **keywords)
+            Call.of(model, example).run(model, **keywords)
     except Exception:  # whatever the model raises, this argument is not its number of loops
         return 0
     finally:

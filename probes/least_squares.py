@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dynamics.estimate import Estimate
+from .call import Call, Input
 from .site import LoopSite, LoopSiteError, argument
 from .trace import EXAMPLE_SHAPE, example_tokens, on_the_side
 
@@ -92,7 +93,7 @@ class LinearEstimate:
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
 
-def visit(model: nn.Module, site: LoopSite, example: Tensor) -> Visited:
+def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
     """Runs a model once on the side and keeps the states of its loop.
 
     Raises:
@@ -140,7 +141,7 @@ def visit(model: nn.Module, site: LoopSite, example: Tensor) -> Visited:
     )
     try:
         with on_the_side(model):
-            model(example)
+            Call.of(model, example).run(model)
     finally:
         for handle in handles:
             handle.remove()
@@ -151,7 +152,7 @@ def visit(model: nn.Module, site: LoopSite, example: Tensor) -> Visited:
     return Visited(tuple(states), inputs[0] if fits else None)
 
 
-def estimate_linear_part(model: nn.Module, site: LoopSite, example: Tensor | None = None) -> LinearEstimate:
+def estimate_linear_part(model: nn.Module, site: LoopSite, example: Input | None = None) -> LinearEstimate:
     """How a loop acts on its state, to first order, over the states that an input visits.
 
     Costs one forward and three least-squares problems of ``N x (D + E + 1)``.
@@ -196,7 +197,7 @@ def estimate_linear_part(model: nn.Module, site: LoopSite, example: Tensor | Non
     return LinearEstimate(found, halves, a, b, samples, unknowns, rank)
 
 
-def linear_estimate(model: nn.Module, site: LoopSite, example: Tensor | None = None) -> dict[str, Any]:
+def linear_estimate(model: nn.Module, site: LoopSite, example: Input | None = None) -> dict[str, Any]:
     """What a run file says about a linear part that cannot be read: the estimate's numbers, or why there is none.
 
     >>> from torch import nn

@@ -121,6 +121,34 @@ class Periods:
         made = {self._maker[key] for key in self._reached(loop, min(2, loop.count - 1))[0]}
         return [self.units[i].name for i in sorted(made)]
 
+    def received(self, loop: Loop) -> tuple[Place, str, str, str] | None:
+        """Of several carried tensors, the widest that the same module of every period receives.
+
+        Returns:
+            Where it is received, by which module, which module receives it behind the loop, and what makes it.
+        """
+        shared: set[tuple[Place, str, str]] | None = None
+        width: dict[tuple[Place, str, str], int] = {}
+        for k in range(1, loop.count):
+            here = set()
+            for call in self._span(loop, k):
+                for place, tensor in self._given(call) if call.module is not None else []:
+                    i = self._maker.get(self.key(tensor), -1)
+                    if loop.first[k - 1] <= i < loop.first[k]:
+                        here.add(key := (place, call.name, self.units[i].name))
+                        width[key] = tensor.shape[-1] if _tokens(tensor) else 0
+            shared = here if shared is None else shared & here
+        inside = {unit.name for unit in self.units[loop.first[0] : loop.last[-1] + 1]}
+        for key in sorted(shared or (), key=lambda key: (-width[key], str(key))):
+            place, body, maker = key
+            for unit in self.units[loop.last[-1] + 1 :]:
+                if unit.module is None or unit.name in inside or 0 not in unit.places:
+                    continue
+                i = self._maker.get(self.key(unit.places[0]), -1)
+                if i >= loop.first[-1] and self.units[i].name == maker and self.calls_of(body) == loop.count:
+                    return place, body, unit.name, maker
+        return None
+
     def links(self, loop: Loop) -> list[Link]:
         """The places at which a period leaves one tensor from which alone the next one goes on."""
         found = []

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .call import Input
+
 
 class LoopSiteError(ValueError):
     """The loop of a model could not be located; the message says what was seen and how to name it by hand."""
@@ -122,7 +124,7 @@ def _is_parallel(model: nn.Module) -> bool:
     return isinstance(model, DataParallel | DistributedDataParallel)
 
 
-def find_site(model: nn.Module, site: LoopSite | None = None, example: Tensor | None = None) -> LoopSite:
+def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | None = None) -> LoopSite:
     """Locates the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
 
     Args:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .call import Call, Input
 from .neutral import undisturbed
 from .site import LoopSiteError
 
@@ -108,12 +109,12 @@ def on_the_side(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(content)
 
 
-def trace(model: nn.Module, example: Tensor) -> Event:
+def trace(model: nn.Module, example: Input) -> Event:
     """Runs a model once on the side and writes down what happens.
 
     Args:
         model: The user's module, unwrapped and not compiled.
-        example: Its input.
+        example: Its input: a tensor, a tuple of all arguments, or a mapping of them by name.
 
     Raises:
         LoopSiteError: The model does not accept this input (its own error is quoted).
@@ -122,7 +123,7 @@ def trace(model: nn.Module, example: Tensor) -> Event:
     >>> [child.name for child in root.children]
     ['0', '1']
     """
-    recorder = _Recorder()
+    call, recorder = Call.of(model, example), _Recorder()
     names = {module: name for name, module in model.named_modules()}
     handles = []
     for module, name in names.items():
@@ -130,11 +131,12 @@ def trace(model: nn.Module, example: Tensor) -> Event:
         handles.append(module.register_forward_hook(recorder.leaving))
     try:
         with on_the_side(model), recorder:
-            model(example)
+            call.run(model)
     except Exception as error:
         raise LoopSiteError(
-            f"{type(model).__name__} failed on an example input of shape {tuple(example.shape)} ({error!r}): give an "
-            "input it accepts (attach(..., probe_batch=input), describe(model, input)), or site=LoopSite(...)"
+            f"{type(model).__name__} failed on an example input of shape {tuple(call.tokens.shape)} ({error!r}): give "
+            "an input it accepts, as a tensor, a tuple of arguments or a mapping of them by name "
+            "(attach(..., probe_batch=input), describe(model, input)), or site=LoopSite(...)"
         ) from error
     finally:
         for handle in handles:

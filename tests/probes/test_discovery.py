@@ -6,7 +6,7 @@ import loopscope
 import numpy as np
 import pytest
 import torch
-from loopscope.probes import LoopSite, LoopSiteError, Part
+from loopscope.probes import LoopSite, LoopSiteError, Part, attach, open_run
 from loopscope.probes.discovery import discover, find_levels, site_call
 from loopscope.probes.least_squares import estimate_linear_part, visit
 from loopscope.probes.site import find_site
@@ -148,6 +148,55 @@ def test_two_states_are_too_many():
 
     with pytest.raises(LoopSiteError, match=r"2 tensors are carried .*'first', 'second'"):
         discover(Model(loop, first=block(), second=block()))
+
+
+def test_of_several_states_the_one_that_a_module_receives_is_offered(tmp_path):
+    """Halting as adaptive computation time has it: what moves on depends on the probability collected so far."""
+
+    def loop(model, e, n):
+        h, p = e, torch.zeros(e.shape[:2])
+        for _ in range(n):
+            h = torch.where((p < 1)[..., None], model.block(h), h)
+            p = p + 0.1 * torch.sigmoid(model.halt(h)).squeeze(-1)
+        return h
+
+    torch.manual_seed(0)
+    model = Model(loop, block=block(), halt=nn.Linear(8, 1))
+    with pytest.raises(LoopSiteError, match=r"the state that 'where' makes and 'block' receives .*site=") as caught:
+        discover(model)
+    assert "site=LoopSite(body='block', after='head', shared=True)" in str(caught.value)
+    seen = []
+    model.block.register_forward_pre_hook(lambda module, args: seen.append(args[0].norm(dim=-1).mean().item()))
+    site = LoopSite(body="block", after="head", shared=True)
+    with attach(model, tmp_path / "a.h5", site=site) as probe:
+        model(torch.arange(8)[None])
+        probe.step()
+    with open_run(tmp_path / "a.h5") as run:
+        assert run["depth"].tolist() == [4]
+        np.testing.assert_allclose(run.loops("state_norm")[0, :4], seen[:4], rtol=1e-6)
+
+
+def test_arguments_of_any_kind_show_the_loop():
+    class Trained(Model):
+        def forward(self, *, input_ids, targets, n_loops=4):
+            logits = super().forward(input_ids, n_loops)
+            return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    class Both(Model):
+        def forward(self, tokens, targets, n_loops=4):
+            return super().forward(tokens, n_loops) * targets[..., None]
+
+    class Named(Model):
+        def forward(self, *, input_ids, n_loops=4):
+            return super().forward(input_ids, n_loops)
+
+    tokens = torch.arange(16).reshape(2, 8) % 11
+    cases = [(Trained, {"input_ids": tokens, "targets": tokens}), (Both, (tokens, tokens)), (Named, None)]
+    for kind, given in cases:
+        site = discover(kind(plain, inject=Joined(), block=block()), given)
+        assert (site.body, site.depth_argument, site.mean_depth) == ("inject", "n_loops", 4), kind
+    with pytest.raises(LoopSiteError, match=r"a tuple of arguments or a mapping"):
+        discover(Both(plain, inject=Joined(), block=block()))
 
 
 def test_a_model_without_a_loop():

@@ -1,0 +1,131 @@
+"""How a model is called: what the probe runs beside training is called as training calls it.
+
+Models take tokens by position or by name, alone or with targets, masks and more. A `Call` keeps the arguments of one
+call, a small part of the batch, and runs the model on them at another depth.
+
+Not covered: arguments that are neither tensors nor plain values (a cache, say): they may be changed by a run, and a run
+on the side must change nothing.
+"""
+
+# Shapes: B sequences, S positions.
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from .site import LoopSiteError
+
+PLAIN = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The arguments of a model.
+
+    Args:
+        args: By position.
+        kwargs: By name.
+
+    >>> model = nn.Linear(3, 2)
+    >>> import torch
+    >>> Call.of(model, torch.ones(4, 3)).run(model).shape, Call.of(model, {"input": torch.ones(4, 3)}).run(model).shape
+    (torch.Size([4, 2]), torch.Size([4, 2]))
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, given: Input) -> Call:
+        """A user's example as a call: a tensor is the first argument, a tuple and a mapping are all of them."""
+        if isinstance(given, Call):
+            return given
+        if isinstance(given, Mapping):
+            return cls((), dict(given))
+        if isinstance(given, tuple):
+            return cls(given, {})
+        first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+        if first is not None and first.kind is inspect.Parameter.KEYWORD_ONLY:
+            return cls((), {first.name: given})
+        return cls((given,), {})
+
+    @property
+    def tokens(self) -> Tensor:
+        """The first tensor, whose first two axes are those of the batch.
+
+        Raises:
+            LoopSiteError: There is none.
+        """
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, Tensor):
+                return value
+        raise LoopSiteError("the model is called without a tensor of its own; give attach() a probe_batch")
+
+    def run(self, model: nn.Module, **others: Any) -> Any:
+        """Calls the model, some arguments exchanged for others of these names."""
+        args = list(self.args)
+        if others and args:
+            named = [
+                p.name
+                for p in inspect.signature(model.forward).parameters.values()
+                if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            ]
+            for place, name in enumerate(named[: len(args)]):
+                if name in others:
+                    args[place] = others.pop(name)
+        return model(*args, **{**self.kwargs, **others})
+
+    def cut(self, sequences: int, positions: int | None = None) -> Call:
+        """The same call on the first sequences, and the first positions of each.
+
+        A tensor is cut along an axis where it is as long as the batch there.
+        """
+        tokens = self.tokens
+        batch, length = tokens.shape[0], tokens.shape[1] if tokens.ndim > 1 else None
+
+        def part(tensor: Tensor) -> Tensor:
+            if tensor.ndim == 0 or tensor.shape[0] != batch:
+                return tensor
+            tensor = tensor[:sequences]
+            return tensor[:, :positions] if tensor.ndim > 1 and tensor.shape[1] == length else tensor
+
+        return self._changed(part)
+
+    def kept(self) -> Call:
+        """A copy that nobody else holds, for later.
+
+        Raises:
+            LoopSiteError: An argument is neither a tensor nor a plain value.
+        """
+        return self._changed(lambda tensor: tensor.detach().clone())
+
+    def to(self, device: Any) -> Call:
+        """The same call with its tensors on a device."""
+        return self._changed(lambda tensor: tensor.to(device))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with every tensor changed."""
+        args: tuple[Any, ...] = tuple(_changed(value, change) for value in self.args)
+        return Call(args, {name: _changed(value, change) for name, value in self.kwargs.items()})
+
+
+Input: TypeAlias = Tensor | Mapping[str, Any] | tuple[Any, ...] | Call
+"""What a user gives as an example of a model's input."""
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value with the tensors in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _changed(item, change) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_changed(item, change) for item in value)
+    if isinstance(value, PLAIN):
+        return value
+    raise LoopSiteError(f"an argument of the model is a {type(value).__name__}, which a run on the side might change")
