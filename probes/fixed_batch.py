@@ -11,6 +11,7 @@ Not covered: models whose depth cannot be set by an argument.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,15 +70,18 @@ class FixedBatch:
             self._whole = batch.detach()[:SEQUENCES].clone()
             self.tokens = self._whole[:, :POSITIONS] if batch.ndim > 1 else self._whole
 
-    def run(self, tap: LoopTap, *, token_steps: bool = False) -> Pass | None:
+    def run(
+        self, tap: LoopTap, *, token_steps: bool = False, together: Callable[[], bool] | None = None
+    ) -> Pass | None:
         """Runs the batch at depth 2·μ_rec and records its loop; training notices nothing.
 
         Args:
             tap: The tap of the loop.
             token_steps: Keep the step norm of every token besides.
+            together: Where a forward takes all ranks: whether all are about to run it. Asked when all else is ready.
 
         Returns:
-            What was recorded; None where there is no batch or the depth cannot be set.
+            What was recorded; None where there is no batch, the depth cannot be set or not all ranks are there.
         """
         site, tokens = self._site, self.tokens
         if tokens is None or site.depth_argument is None or site.mean_depth is None:
@@ -85,6 +89,8 @@ class FixedBatch:
         depth = 2 * site.mean_depth
         tokenwise = EagerReduction(keep_steps=MAP_POSITIONS if token_steps else 0)
         sums = LoopSums(depth + 1, self._device, tokenwise if token_steps else reduction_for(self._device))
+        if together is not None and not together():
+            return None
         try:
             with undisturbed(self._model, self._device), tap.into(sums):
                 self._model(tokens, **{site.depth_argument: depth})
@@ -92,6 +98,8 @@ class FixedBatch:
             if self._whole is None or self._whole.shape == tokens.shape:
                 raise
             self.tokens = self._whole  # the model takes sequences of one length only
+            if together is not None:  # the batches of other ranks may have been taken: next time, then
+                return None
             return self.run(tap, token_steps=token_steps)
         rows = sums.device_rows()
         if tokenwise.steps:

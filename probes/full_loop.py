@@ -31,6 +31,7 @@ from ..dynamics.jacobian import LoopJacobian
 from ..dynamics.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
 from ..dynamics.per_token import CausalityError, TokenJacobian, token_spectra
 from .bound import BoundLoop, bound_loop
+from .group import is_sharded
 from .layout import Event
 from .site import LoopSite, LoopSiteError
 
@@ -258,7 +259,7 @@ class FullLoopProbe:
         """One measurement, in eager mode and without autocast, and where it was taken."""
         if batch is None:
             raise LoopSiteError("the first argument of the model is no tensor; give attach() a probe_batch")
-        if any(hasattr(parameter, "full_tensor") for parameter in self._model.parameters()):
+        if is_sharded(self._model):
             raise LoopSiteError("its parameters are sharded; linearise a checkpoint instead")
         loops = LOOPS if self._site.mean_depth is None else 2 * self._site.mean_depth
         part = batch[:SEQUENCES, :POSITIONS] if batch.ndim > 1 else batch[:SEQUENCES]

@@ -22,6 +22,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,9 +33,9 @@ from torch import Tensor, nn
 from .fixed_batch import TOKEN_STEPS, FixedBatch
 from .flight import FlightStep, random_states
 from .full_loop import FullLoopProbe
-from .group import announce
+from .group import PATIENCE_AT_END, Group, is_sharded
 from .inside import InsideTap
-from .layout import TOKEN_MAP
+from .layout import TOKEN_MAP, Event
 from .least_squares import linear_estimate
 from .mirrors import Mirror
 from .ranks import rank_of, rank_path
@@ -155,8 +156,8 @@ class Probe:
             info["linear_estimate"] = linear_estimate(self._model, self._site, probe_batch)
         self._recorder = Recorder(path, info=info, scalars=scalars, resume=resume, overwrite=overwrite, mirrors=mirrors)
         self._step = self._recorder.next_step
-        self._all_attached = announce(path)
-        self._together: bool | None = None  # whether what takes all ranks may be done; known after the first step
+        self._sharded: bool | None = None  # whether there is anything that takes all ranks; known after the first step
+        self._parted: Event | None = None
         interval = _interval(self._site)
         self._matrices_due = every(interval)
         self._norms_due = every(STEPS_PER_NORM)
@@ -179,6 +180,7 @@ class Probe:
         self._prepare(self._tap)
         self._process = os.getpid()
         self._probed = -1  # the last step the probe batch was run after
+        self._group = Group(path)  # last of all: it tells the other ranks that this one has attached
         atexit.register(self._end)
 
     def step(
@@ -210,10 +212,9 @@ class Probe:
                 self._step = int(step)
             named: dict[str, Tensor | float | None] = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
             given = {name: v for name, v in named.items() if v is not None} | scalars
-            if self._together is None:
-                self._together = self._are_together()
-            held = {name: self._whole(v) if isinstance(v, Tensor) else v for name, v in given.items()}
-            self._end_step({name: v for name, v in held.items() if v is not None}, began)
+            if self._sharded is None:
+                self._begin_together()
+            self._end_step(self._whole(given), began)
         except Exception as error:
             self._give_up(error)
 
@@ -226,9 +227,7 @@ class Probe:
         if self._tap is None or os.getpid() != self._process:
             return
         try:
-            while self._arriving:
-                self._arriving[0][0].wait()
-                self._deliver()
+            self._deliver_all()
             self._recorder.flush()
         except Exception as error:
             self._give_up(error)
@@ -242,6 +241,8 @@ class Probe:
         """
         if self._tap is not None and self._process == os.getpid() and self._probed < self._step - 1:
             try:
+                self._deliver_all()  # no host is ahead of its device then, or of the other ranks
+                self._group.patience = PATIENCE_AT_END
                 self._run_probe_batch(self._step - 1)
             except Exception as error:
                 self._give_up(error)
@@ -252,10 +253,8 @@ class Probe:
         if self._process != os.getpid():  # a forked data-loader worker owns neither the hooks nor the file
             return
         atexit.unregister(self._end)
-        self._detach()
-        while self._arriving:
-            self._arriving[0][0].wait()
-            self._deliver()
+        self._detach(f"closed its probe after step {self._step - 1}")
+        self._deliver_all()
         self._recorder.close(seal=finished)
 
     def __enter__(self) -> Self:
@@ -309,6 +308,8 @@ class Probe:
             if name not in tensors
         }
         now, event = time.time(), self._full_loop.take_event()
+        if event is None:
+            event, self._parted = self._parted, None
         spectrum = self._preset.spectrum(step) and (self._a_bar_is_cheap or self._matrices_due(step))
         inside = self._inside if self._inside is not None and self._preset.inside(step) else None
         counts, cut = self._sums.counts, self._sums.rows_cut
@@ -371,6 +372,12 @@ class Probe:
             transfer, record = self._arriving.popleft()
             self._recorder.put(record(transfer))
 
+    def _deliver_all(self) -> None:
+        """Waits for what is under way and hands it over."""
+        while self._arriving:
+            self._arriving[0][0].wait()
+            self._deliver()
+
     @torch.no_grad()
     def _read_linear(self) -> dict[str, Tensor]:
         """A̅, B̅ and C_out as the next step's forward will use them; B̅ and C_out every tenth step at most.
@@ -383,37 +390,45 @@ class Probe:
         a_bar_due = self._matrices_due(self._step) or self._a_bar_is_affordable()
         due = {"a_bar": a_bar_due, **dict.fromkeys(("b_bar", "c_out"), self._decompositions_due(self._step))}
         reads = {name: read for name in due if due[name] and (read := getattr(self._site, name)) is not None}
-        found = {name: self._whole(read()) for name, read in reads.items()}
-        return {name: matrix.detach().float().clone() for name, matrix in found.items() if matrix is not None}
+        if self._sharded and reads and not self._agree(f"read {', '.join(reads)}"):
+            return {}
+        found = {name: _gathered(read()) if self._sharded else read() for name, read in reads.items()}
+        # A probe that was attached to sharded parameters cannot read them before the first step.
+        here = {name: matrix for name, matrix in found.items() if not hasattr(matrix, "full_tensor")}
+        return {name: matrix.detach().float().clone() for name, matrix in here.items()}
 
-    def _whole(self, tensor: Tensor) -> Tensor | None:
-        """The full tensor of a sharded one (FSDP2); None while it is not known that all ranks carry a probe."""
-        gather = getattr(tensor, "full_tensor", None)
-        if gather is None:
-            return tensor
-        found: Tensor | None = gather() if self._together else None
-        return found
+    def _whole(self, numbers: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
+        """Numbers with sharded ones (a gradient norm under FSDP2) made whole, or left out where ranks are apart."""
+        sharded = sorted(name for name, number in numbers.items() if hasattr(number, "full_tensor"))
+        if not sharded or self._agree(f"read {', '.join(sharded)}"):
+            return {name: _gathered(number) for name, number in numbers.items()}
+        return {name: number for name, number in numbers.items() if name not in sharded}
 
-    def _are_together(self) -> bool:
-        """Whether all ranks carry a probe, where that matters.
+    def _begin_together(self) -> None:
+        """Lets ranks that differ from the start find out now, not when something is due on one of them only."""
+        self._sharded = is_sharded(self._model)
+        if self._sharded:
+            self._agree(f"begin with preset {self._preset.name!r}")
 
-        Asked after a first step: its forward and backward took all ranks, so each that ever will has attached by now.
-        """
-        if not any(hasattr(parameter, "full_tensor") for parameter in self._model.parameters()) or self._all_attached():
+    def _agree(self, what: str) -> bool:
+        """Whether to do now what takes all ranks where parameters are sharded; why not any more is said once."""
+        if not self._sharded or self._group.apart or self._tap is None:
+            return self._sharded is False
+        if self._group.agree(f"{what} (step {self._step}, forward {self._tap.forwards})"):
             return True
-        log.warning(
-            "loopscope: parameters are sharded and not every rank carries a probe, which reading them takes: neither A̅ "
-            "nor the fixed batch is measured. Call attach on every rank, with the same path"
-        )
+        message = f"neither sharded A̅ nor the fixed batch is measured any more: {self._group.apart}"
+        log.warning("loopscope: %s", message)
+        self._parted = Event(self._step, time.time(), "ranks_apart", "warning", message=message)
         return False
 
     def _a_bar_is_affordable(self) -> bool:
         """Whether A̅ can be read between the steps in which it is due."""
         if self._a_bar_is_cheap or self._site.a_bar is None:
             return True
-        a_bar = self._site.a_bar()
-        under_way = (len(self._arriving) + self._recorder.waiting) * a_bar.numel() * 4
-        return under_way < MATRICES_UNDER_WAY and not hasattr(a_bar, "full_tensor")
+        if self._sharded:
+            return False
+        under_way = (len(self._arriving) + self._recorder.waiting) * self._site.a_bar().numel() * 4
+        return under_way < MATRICES_UNDER_WAY
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps the first training batch for the passes at fixed depth, then takes its own hook off.
@@ -430,10 +445,11 @@ class Probe:
             self._fixed_batch.take(batch)
 
     def _run_probe_batch(self, step: int) -> None:
-        """Runs the fixed batch and sends its rows; not where a forward takes ranks that carry no probe."""
-        if self._tap is None or not self._together:
+        """Runs the fixed batch and sends its rows; where a forward takes all ranks, if they agree to."""
+        if self._tap is None or self._sharded is None:
             return
-        found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step))
+        together = partial(self._agree, "run the fixed batch") if self._sharded else None
+        found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step), together=together)
         if found is None:
             return
         self._probed, now = step, time.time()
@@ -447,17 +463,25 @@ class Probe:
 
         self._queue(Transfer(found.rows), record)
 
-    def _detach(self) -> None:
+    def _detach(self, why: str) -> None:
+        """Takes the hooks off, and lets ranks that would wait for this one know."""
         self._capture.remove()
         if self._tap is not None:
             self._tap.remove()
             self._tap = None
+        if self._sharded is not False:
+            self._group.leave(why)
 
     def _give_up(self, error: Exception) -> None:
         """Says once that the probe failed and leaves training alone from then on."""
         if self._tap is not None:
             log.error("loopscope: the probe failed and is off, training goes on: %r", error, exc_info=error)
-        self._detach()
+        self._detach(f"lost its probe in step {self._step}: {error!r}")
+
+
+def _gathered(value: Any) -> Any:
+    """The full tensor of a sharded one, which takes all ranks; anything else as it is."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 @torch.no_grad()
