@@ -194,10 +194,14 @@ class _Interception:
 
 
 def _logits(output: Any) -> Tensor | None:
-    """The logits in what a model returns: a tensor, or an object or mapping that holds them under that name."""
-    if not isinstance(output, Tensor):
-        output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    return output if isinstance(output, Tensor) else None
+    """The logits in what a model returns: a tensor (alone or first of a tuple), or held under that name; not a loss."""
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, tuple) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) and output.ndim > 1 else None
 
 
 def _replaced(

@@ -2,7 +2,8 @@
 
 Training steps have random depths and other tokens each time; ratios between them say nothing. So a small batch is run
 beside training at twice the mean depth. Its tokens are the beginnings of the first training batch's first sequences,
-which keeps a pass far below the cost of a step, or what the user gave.
+which keeps a pass far below the cost of a step, or what the user gave; whatever else training calls the model with
+(targets, masks) is given to it too.
 
 Not covered: models whose depth cannot be set by an argument.
 """
@@ -11,16 +12,19 @@ Not covered: models whose depth cannot be set by an argument.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .call import Call, Input
 from .neutral import undisturbed
 from .reduction import EagerReduction, reduction_for
-from .site import LoopSite
+from .site import LoopSite, LoopSiteError
 from .sums import LoopSums
 from .tap import LoopTap
 
@@ -55,43 +59,62 @@ class FixedBatch:
         given: The user's own batch.
 
     Attributes:
-        tokens: The batch; None as long as there is none.
+        call: The model's call on the batch; None as long as there is none.
+        failed: Why the batch is not run any more; empty as long as it is.
     """
 
-    def __init__(self, model: nn.Module, site: LoopSite, device: torch.device, given: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, site: LoopSite, device: torch.device, given: Input | None) -> None:
         self._model, self._site, self._device = model, site, device
-        self.tokens = None if given is None else given[:SEQUENCES]
-        self._whole: Tensor | None = None  # what it was cut from
+        self.call = None if given is None else Call.of(model, given).cut(SEQUENCES).kept()
+        self._whole: Call | None = None  # what it was cut from, where it was made shorter
+        self.failed = ""
 
-    def take(self, batch: Tensor) -> None:
-        """Keeps the beginning of a training batch, where there is no batch yet."""
-        if self.tokens is None:
-            self._whole = batch.detach()[:SEQUENCES].clone()
-            self.tokens = self._whole[:, :POSITIONS] if batch.ndim > 1 else self._whole
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps the beginning of a training batch, given the arguments of a forward; not where there is a batch."""
+        if self.call is not None:
+            return
+        given = Call(args, kwargs)
+        try:
+            whole = given.cut(SEQUENCES).kept()
+        except LoopSiteError:  # something among them that cannot be kept: the tokens alone, which may do
+            if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+                return
+            whole = Call.of(self._model, given.tokens[:SEQUENCES].detach().clone())
+        self.call = whole.cut(SEQUENCES, POSITIONS)
+        self._whole = whole if whole.tokens.shape != self.call.tokens.shape else None
 
-    def run(self, tap: LoopTap, *, token_steps: bool = False) -> Pass | None:
+    def run(
+        self, tap: LoopTap, *, token_steps: bool = False, together: Callable[[], bool] | None = None
+    ) -> Pass | None:
         """Runs the batch at depth 2·μ_rec and records its loop; training notices nothing.
 
         Args:
             tap: The tap of the loop.
             token_steps: Keep the step norm of every token besides.
+            together: Where a forward takes all ranks: whether all are about to run it. Asked when all else is ready.
 
         Returns:
-            What was recorded; None where there is no batch or the depth cannot be set.
+            What was recorded; None where there is no batch, the depth cannot be set, not all ranks are there, or the
+            model once failed on the batch (`failed` says how).
         """
-        site, tokens = self._site, self.tokens
-        if tokens is None or site.depth_argument is None or site.mean_depth is None:
+        site, call = self._site, self.call
+        if self.failed or call is None or site.depth_argument is None or site.mean_depth is None:
             return None
         depth = 2 * site.mean_depth
         tokenwise = EagerReduction(keep_steps=MAP_POSITIONS if token_steps else 0)
         sums = LoopSums(depth + 1, self._device, tokenwise if token_steps else reduction_for(self._device))
+        if together is not None and not together():
+            return None
         try:
             with undisturbed(self._model, self._device), tap.into(sums):
-                self._model(tokens, **{site.depth_argument: depth})
-        except Exception:
-            if self._whole is None or self._whole.shape == tokens.shape:
-                raise
-            self.tokens = self._whole  # the model takes sequences of one length only
+                call.run(self._model, **{site.depth_argument: depth})
+        except Exception as error:
+            if self._whole is None:
+                self.failed = f"{type(self._model).__name__} failed on it ({error!r})"
+                return None
+            self.call, self._whole = self._whole, None  # the model takes sequences of one length only
+            if together is not None:  # the batches of other ranks may have been taken: next time, then
+                return None
             return self.run(tap, token_steps=token_steps)
         rows = sums.device_rows()
         if tokenwise.steps:

@@ -32,6 +32,8 @@ from ..dynamics.jacobian import LoopJacobian
 from ..dynamics.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
 from ..dynamics.per_token import CausalityError, TokenJacobian, token_spectra
 from .bound import BoundLoop, bound_loop
+from .call import Call
+from .group import is_sharded
 from .layout import LYAPUNOV_EXPONENTS, TOKEN_RADIUS, Event
 from .site import LoopSite, LoopSiteError
 
@@ -257,13 +259,13 @@ class FullLoopProbe:
         self._structure: Structure | None = None
         self._failed = False
 
-    def measure(self, batch: Tensor | None, step: int) -> Measured:
+    def measure(self, batch: Call | None, step: int) -> Measured:
         """The numbers of now; nothing after a failure.
 
         Training notices nothing: modes, gradients and random states are as before.
 
         Args:
-            batch: ``(B, S)`` or longer; its first `SEQUENCES` sequences and `POSITIONS` positions are used.
+            batch: The model's call on the fixed batch; `SEQUENCES` sequences and `POSITIONS` positions of it are used.
             step: Training step, for the event.
         """
         if self._failed:
@@ -284,15 +286,16 @@ class FullLoopProbe:
             event = Event(step, time.time(), EVENT, message=message)
         return Measured(values, found.arrays(), event)
 
-    def _measured(self, batch: Tensor | None) -> tuple[FullLoop, str]:
+    def _measured(self, batch: Call | None) -> tuple[FullLoop, str]:
         """One measurement, in eager mode and without autocast, and where it was taken."""
         if batch is None:
-            raise LoopSiteError("the first argument of the model is no tensor; give attach() a probe_batch")
-        if any(hasattr(parameter, "full_tensor") for parameter in self._model.parameters()):
+            raise LoopSiteError("training called the model without a tensor; give attach() a probe_batch")
+        if is_sharded(self._model):
             raise LoopSiteError("its parameters are sharded; linearise a checkpoint instead")
         loops = LOOPS if self._site.mean_depth is None else 2 * self._site.mean_depth
-        part = batch[:SEQUENCES, :POSITIONS] if batch.ndim > 1 else batch[:SEQUENCES]
-        where = f"at loop {loops} of {' x '.join(str(n) for n in part.shape[:2])} tokens"
-        wide = torch.autocast(batch.device.type, enabled=False)
+        part = batch.cut(SEQUENCES, POSITIONS)
+        tokens = part.tokens
+        where = f"at loop {loops} of {' x '.join(str(n) for n in tokens.shape[:2])} tokens"
+        wide = torch.autocast(tokens.device.type, enabled=False)
         with wide, _eagerly(), bound_loop(self._model, part, site=self._site) as loop:
             return measure_full_loop(loop, loops=loops, structure=self._structure), where

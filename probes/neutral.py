@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> Iterat
     """Evaluation mode, no gradients and a fixed random stream inside; everything as it was after.
 
     Restores every module's own training flag and the random states of torch (CPU and ``device``), numpy and Python.
-    Parameters that a forward inside gathered (FSDP2) are sharded again.
+    Parameters that a forward inside gathered (FSDP2) are sharded again, and where it raised, FSDP2 is told that it is
+    over, in a torch that can be told.
 
     Args:
         model: Its ``training`` flags are set to evaluation inside.
@@ -45,6 +47,9 @@ def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> Iterat
                 with torch.cuda.device(one):
                     torch.cuda.manual_seed(seed)
             yield
+    except BaseException:
+        _forget_forward(model)
+        raise
     finally:
         for module, flag in training.items():
             module.training = flag
@@ -55,8 +60,18 @@ def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> Iterat
 
 def _reshard(model: nn.Module) -> None:
     """Gives gathered parameters back: FSDP2 keeps those of its root until a backward pass, which none follows here."""
+    for module in _fsdp_modules(model):
+        module.reshard()
+
+
+def _forget_forward(model: nn.Module) -> None:
+    """Ends the forward that an exception cut off: FSDP2 would take the next one of training for the rest of it."""
+    for module in _fsdp_modules(model):
+        with suppress(RuntimeError):  # asked of the root alone, and only the module itself knows whether it is that
+            getattr(module, "reset_iter_state", lambda: None)()
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    """The modules that FSDP2 manages."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # half a second to import, and nothing is sharded without it
-    if fsdp is not None:
-        for module in model.modules():
-            if isinstance(module, fsdp.FSDPModule):
-                module.reshard()
+    return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]

@@ -14,7 +14,6 @@ that leaves no loop behind says so.
 from __future__ import annotations
 
 import atexit
-import inspect
 import logging
 import os
 import platform
@@ -22,6 +21,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,12 +29,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .call import Input
 from .fixed_batch import TOKEN_STEPS, FixedBatch
 from .flight import FlightStep, random_states
 from .full_loop import FullLoopProbe, Measured
-from .group import announce
+from .group import PATIENCE_AT_END, Group, is_sharded
 from .inside import InsideTap
-from .layout import TOKEN_MAP
+from .layout import TOKEN_MAP, Event
 from .least_squares import linear_estimate
 from .mirrors import Mirror
 from .ranks import rank_of, rank_path
@@ -63,7 +64,7 @@ def attach(
     preset: str | Preset = "watch",
     config: Mapping[str, Any] | None = None,
     scalars: Sequence[str] = (),
-    probe_batch: Tensor | None = None,
+    probe_batch: Input | None = None,
     rules: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -81,8 +82,9 @@ def attach(
             (blocks, gradients and tokens too), or a `Preset`.
         config: Anything JSON can hold that belongs to the run, for the reader of the file.
         scalars: Names of further numbers that ``probe.step`` will be given.
-        probe_batch: Fixed input for passes at depth 2·μ_rec, of which two sequences are used; default: the beginnings
-            of the first training batch's first sequences.
+        probe_batch: Fixed input for passes at depth 2·μ_rec, of which two sequences are used: a tensor, or all
+            arguments of the model as a tuple or a mapping; default: the beginnings of the first training batch's
+            first sequences. Where the loop has to be found, it is found with this input too.
         rules: A rule file that changes or extends the shipped rules, as ``loopscope check --rules`` takes it. A rule
             that fires in training is an event in the file, a line in the log, and a flight recording (`flight`).
         resume: Continue the file where there is one.
@@ -141,7 +143,7 @@ class Probe:
         preset: str | Preset,
         config: Mapping[str, Any],
         scalars: Sequence[str],
-        probe_batch: Tensor | None,
+        probe_batch: Input | None,
         rules: Path | None,
         resume: bool,
         overwrite: bool,
@@ -165,8 +167,8 @@ class Probe:
             path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
         )
         self._step = self._recorder.next_step
-        self._all_attached = announce(path)
-        self._together: bool | None = None  # whether what takes all ranks may be done; known after the first step
+        self._sharded: bool | None = None  # whether there is anything that takes all ranks; known after the first step
+        self._said: list[Event] = []  # what readers of the file should know, on its way with the next row
         interval = _interval(self._site)
         self._matrices_due = every(interval)
         self._norms_due = every(STEPS_PER_NORM)
@@ -189,6 +191,7 @@ class Probe:
         self._prepare(self._tap)
         self._process = os.getpid()
         self._probed = -1  # the last step the probe batch was run after
+        self._group = Group(path)  # last of all: it tells the other ranks that this one has attached
         atexit.register(self._end)
 
     def step(
@@ -220,10 +223,9 @@ class Probe:
                 self._step = int(step)
             named: dict[str, Tensor | float | None] = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
             given = {name: v for name, v in named.items() if v is not None} | scalars
-            if self._together is None:
-                self._together = self._are_together()
-            held = {name: self._whole(v) if isinstance(v, Tensor) else v for name, v in given.items()}
-            self._end_step({name: v for name, v in held.items() if v is not None}, began)
+            if self._sharded is None:
+                self._begin_together()
+            self._end_step(self._whole(given), began)
         except Exception as error:
             self._give_up(error)
 
@@ -236,9 +238,7 @@ class Probe:
         if self._tap is None or os.getpid() != self._process:
             return
         try:
-            while self._arriving:
-                self._arriving[0][0].wait()
-                self._deliver()
+            self._deliver_all()
             self._recorder.flush()
         except Exception as error:
             self._give_up(error)
@@ -252,6 +252,8 @@ class Probe:
         """
         if self._tap is not None and self._process == os.getpid() and self._probed < self._step - 1:
             try:
+                self._deliver_all()  # no host is ahead of its device then, or of the other ranks
+                self._group.patience = PATIENCE_AT_END
                 self._run_probe_batch(self._step - 1)
             except Exception as error:
                 self._give_up(error)
@@ -262,10 +264,8 @@ class Probe:
         if self._process != os.getpid():  # a forked data-loader worker owns neither the hooks nor the file
             return
         atexit.unregister(self._end)
-        self._detach()
-        while self._arriving:
-            self._arriving[0][0].wait()
-            self._deliver()
+        self._detach(f"closed its probe after step {self._step - 1}")
+        self._deliver_all()
         self._recorder.close(seal=finished)
 
     def __enter__(self) -> Self:
@@ -285,7 +285,7 @@ class Probe:
         self._step += 1
         if self._preset.rows(step):
             due = self._preset.full_loop(step)
-            measured = self._full_loop.measure(self._fixed_batch.tokens, step) if due else Measured()
+            measured = self._full_loop.measure(self._fixed_batch.call, step) if due else Measured()
             self._send_row(step, {**numbers, **measured.values}, measured, began)
         self._prepare(tap)
         if self._preset.probe_batch(step):
@@ -318,7 +318,8 @@ class Probe:
             for name, v in numbers.items()
             if name not in tensors
         }
-        now = time.time()
+        now, events = time.time(), (*self._said, *([measured.event] if measured.event else []))
+        self._said.clear()
         spectrum = self._preset.spectrum(step) and (self._a_bar_is_cheap or self._matrices_due(step))
         inside = self._inside if self._inside is not None and self._preset.inside(step) else None
         counts, cut = self._sums.counts, self._sums.rows_cut
@@ -347,7 +348,7 @@ class Probe:
                 arrays=measured.arrays | ({} if inner is None else inner.norms(found["inside"], found["gradients"])),
                 flight=FlightStep(found.get("norms"), found["batches"], random),
                 rows_cut=cut,
-                event=measured.event,
+                events=events,
             )
 
         spent = time.perf_counter() - began
@@ -381,6 +382,12 @@ class Probe:
             transfer, record = self._arriving.popleft()
             self._recorder.put(record(transfer))
 
+    def _deliver_all(self) -> None:
+        """Waits for what is under way and hands it over."""
+        while self._arriving:
+            self._arriving[0][0].wait()
+            self._deliver()
+
     @torch.no_grad()
     def _read_linear(self) -> dict[str, Tensor]:
         """A̅, B̅ and C_out as the next step's forward will use them; B̅ and C_out every tenth step at most.
@@ -393,37 +400,45 @@ class Probe:
         a_bar_due = self._matrices_due(self._step) or self._a_bar_is_affordable()
         due = {"a_bar": a_bar_due, **dict.fromkeys(("b_bar", "c_out"), self._decompositions_due(self._step))}
         reads = {name: read for name in due if due[name] and (read := getattr(self._site, name)) is not None}
-        found = {name: self._whole(read()) for name, read in reads.items()}
-        return {name: matrix.detach().float().clone() for name, matrix in found.items() if matrix is not None}
+        if self._sharded and reads and not self._agree(f"read {', '.join(reads)}"):
+            return {}
+        found = {name: _gathered(read()) if self._sharded else read() for name, read in reads.items()}
+        # A probe that was attached to sharded parameters cannot read them before the first step.
+        here = {name: matrix for name, matrix in found.items() if not hasattr(matrix, "full_tensor")}
+        return {name: matrix.detach().float().clone() for name, matrix in here.items()}
 
-    def _whole(self, tensor: Tensor) -> Tensor | None:
-        """The full tensor of a sharded one (FSDP2); None while it is not known that all ranks carry a probe."""
-        gather = getattr(tensor, "full_tensor", None)
-        if gather is None:
-            return tensor
-        found: Tensor | None = gather() if self._together else None
-        return found
+    def _whole(self, numbers: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
+        """Numbers with sharded ones (a gradient norm under FSDP2) made whole, or left out where ranks are apart."""
+        sharded = sorted(name for name, number in numbers.items() if hasattr(number, "full_tensor"))
+        if not sharded or self._agree(f"read {', '.join(sharded)}"):
+            return {name: _gathered(number) for name, number in numbers.items()}
+        return {name: number for name, number in numbers.items() if name not in sharded}
 
-    def _are_together(self) -> bool:
-        """Whether all ranks carry a probe, where that matters.
+    def _begin_together(self) -> None:
+        """Lets ranks that differ from the start find out now, not when something is due on one of them only."""
+        self._sharded = is_sharded(self._model)
+        if self._sharded:
+            self._agree(f"begin with preset {self._preset.name!r}")
 
-        Asked after a first step: its forward and backward took all ranks, so each that ever will has attached by now.
-        """
-        if not any(hasattr(parameter, "full_tensor") for parameter in self._model.parameters()) or self._all_attached():
+    def _agree(self, what: str) -> bool:
+        """Whether to do now what takes all ranks where parameters are sharded; why not any more is said once."""
+        if not self._sharded or self._group.apart or self._tap is None:
+            return self._sharded is False
+        if self._group.agree(f"{what} (step {self._step}, forward {self._tap.forwards})"):
             return True
-        log.warning(
-            "loopscope: parameters are sharded and not every rank carries a probe, which reading them takes: neither A̅ "
-            "nor the fixed batch is measured. Call attach on every rank, with the same path"
-        )
+        message = f"neither sharded A̅ nor the fixed batch is measured any more: {self._group.apart}"
+        log.warning("loopscope: %s", message)
+        self._said.append(Event(self._step, time.time(), "ranks_apart", "warning", message=message))
         return False
 
     def _a_bar_is_affordable(self) -> bool:
         """Whether A̅ can be read between the steps in which it is due."""
         if self._a_bar_is_cheap or self._site.a_bar is None:
             return True
-        a_bar = self._site.a_bar()
-        under_way = (len(self._arriving) + self._recorder.waiting) * a_bar.numel() * 4
-        return under_way < MATRICES_UNDER_WAY and not hasattr(a_bar, "full_tensor")
+        if self._sharded:
+            return False
+        under_way = (len(self._arriving) + self._recorder.waiting) * self._site.a_bar().numel() * 4
+        return under_way < MATRICES_UNDER_WAY
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps the first training batch for the passes at fixed depth, then takes its own hook off.
@@ -433,18 +448,22 @@ class Probe:
         if not module.training or torch.compiler.is_compiling():
             return
         self._capture.remove()
-        self._linear, self._random = self._read_linear(), random_states()
-        name = next(iter(inspect.signature(self._model.forward).parameters), "")
-        batch = args[0] if args else kwargs.get(name)  # Hugging Face's Trainer calls with keywords only
-        if isinstance(batch, Tensor):
-            self._fixed_batch.take(batch)
+        try:
+            self._linear, self._random = self._read_linear(), random_states()
+            self._fixed_batch.take(args, kwargs)
+        except Exception as error:
+            self._give_up(error)
 
     def _run_probe_batch(self, step: int) -> None:
-        """Runs the fixed batch and sends its rows; not where a forward takes ranks that carry no probe."""
-        if self._tap is None or not self._together:
+        """Runs the fixed batch and sends its rows; where a forward takes all ranks, if they agree to."""
+        if self._tap is None or self._sharded is None:
             return
-        found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step))
+        failed = self._fixed_batch.failed
+        together = partial(self._agree, "run the fixed batch") if self._sharded else None
+        found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step), together=together)
         if found is None:
+            if self._fixed_batch.failed and not failed:
+                self._leave_out_the_fixed_batch(step)
             return
         self._probed, now = step, time.time()
 
@@ -457,17 +476,36 @@ class Probe:
 
         self._queue(Transfer(found.rows), record)
 
-    def _detach(self) -> None:
+    def _leave_out_the_fixed_batch(self, step: int) -> None:
+        """Says why passes come to an end; everything else goes on."""
+        message = (
+            f"the fixed batch is not run in this run: {self._fixed_batch.failed}; give attach() a probe_batch that "
+            "the model accepts: a tensor, a tuple of arguments, or a mapping of them by name"
+        )
+        log.warning("loopscope: %s", message)
+        self._said.append(Event(step, time.time(), "fixed_batch", "warning", message=message))
+        if self._sharded:
+            self._group.leave(f"cannot run the fixed batch: {self._fixed_batch.failed}")
+
+    def _detach(self, why: str) -> None:
+        """Takes the hooks off, and lets ranks that would wait for this one know."""
         self._capture.remove()
         if self._tap is not None:
             self._tap.remove()
             self._tap = None
+        if self._sharded is not False:
+            self._group.leave(why)
 
     def _give_up(self, error: Exception) -> None:
         """Says once that the probe failed and leaves training alone from then on."""
         if self._tap is not None:
             log.error("loopscope: the probe failed and is off, training goes on: %r", error, exc_info=error)
-        self._detach()
+        self._detach(f"lost its probe in step {self._step}: {error!r}")
+
+
+def _gathered(value: Any) -> Any:
+    """The full tensor of a sharded one, which takes all ranks; anything else as it is."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 @torch.no_grad()

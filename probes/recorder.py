@@ -66,7 +66,7 @@ class Record:
         arrays: Arrays of the step by name, written as they are.
         is_probe: Whether this is a pass of the probe batch, which has no values.
         rows_cut: Loop rows that did not fit into the device buffer.
-        event: Something to tell the reader of the file.
+        events: What to tell the reader of the file besides what the recorder finds.
         flight: What the flight recorder needs of the step and no other field has.
     """
 
@@ -80,7 +80,7 @@ class Record:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     is_probe: bool = False
     rows_cut: int = 0
-    event: Event | None = None
+    events: tuple[Event, ...] = ()
     flight: FlightStep | None = None
 
 
@@ -281,8 +281,8 @@ class Recorder:
             events,
             None if flight is None else replace(flight, step=record.step, loops=loops, scalars=given | extra),
         )
-        if record.event is not None:
-            writer.append_event(record.event)
+        for event in record.events:
+            writer.append_event(event)
 
     def _judged(self, judge: Callable[[LiveRules], list[Event] | None]) -> list[Event]:
         """What the rules say; the rows of the run do not depend on their fate."""

@@ -79,6 +79,7 @@ class LoopTap:
 
     Attributes:
         enabled: Whether recording is due in this step.
+        forwards: Forwards of the model that have begun, recorded or not.
         injects: Whether ‖B̅e‖ is due, which costs a product with B̅.
         on_state: Called with ``t`` and ``h_t`` as part of the autograd graph, where training forwards are recorded and
             the model runs eagerly.
@@ -88,6 +89,7 @@ class LoopTap:
     def __init__(self, model: nn.Module, site: LoopSite, sums: LoopSums, on_error: Callable[[Exception], None]) -> None:
         self.sums = sums
         self.enabled = self.injects = True
+        self.forwards = 0
         self.on_state: Callable[[int, Tensor], None] | None = None
         self.on_inner: Callable[[int, Tensor], None] | None = None
         self._target: LoopSums | None = None  # the sums of the forward under way; None outside of one
@@ -210,6 +212,7 @@ class LoopTap:
 
     def _begin_forward(self, seen: list[Tensor], *, training: bool) -> None:
         """Decides where the rows of a forward go. What a checkpoint runs again during backward goes nowhere."""
+        self.forwards += 1
         own = self.sums if training and self.enabled and not _in_backward() else None
         self._target = self._redirected or own
         if self._target is not None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from loopscope.probes import LoopSite, open_run
 from loopscope.probes.bound import bound_loop
+from loopscope.probes.call import Call
 from loopscope.probes.full_loop import FullLoopProbe, measure_full_loop
 from loopscope.probes.layout import FIRST_COLUMNS, STEP_COLUMNS
 from loopscope.probes.repair import repair
@@ -166,11 +167,11 @@ def test_without_a_batch_the_remedy_is_told(demo_model):
 def test_a_compiled_body_is_run_as_written(demo_model, tokens):
     model = demo_model()
     site = LoopSite(**model.loop_site())
-    expected = FullLoopProbe(model, site).measure(tokens, 0).values
+    expected = FullLoopProbe(model, site).measure(Call((tokens,), {}), 0).values
     for block in model.core:
         block.compile(backend="eager")
     model(tokens)
-    found = FullLoopProbe(model, site).measure(tokens, 0).values
+    found = FullLoopProbe(model, site).measure(Call((tokens,), {}), 0).values
     del expected["full_loop_seconds"], found["full_loop_seconds"]
     assert found == expected
 

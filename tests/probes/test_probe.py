@@ -256,7 +256,7 @@ def test_the_fixed_batch_is_the_beginning_of_the_first_one(demo_model, tmp_path)
     long = torch.randint(0, 256, (4, 100), generator=torch.Generator().manual_seed(5))
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
         probe.step(loss=model(long, num_loops=2).logsumexp(-1).mean())
-        assert torch.equal(probe._fixed_batch.tokens, long[:2, :64])
+        assert torch.equal(probe._fixed_batch.call.tokens, long[:2, :64])
     with open_run(tmp_path / "run.h5") as run:
         assert (run.probe("tokens") == 128).all()
 

@@ -1,4 +1,4 @@
-"""Names of rank files, and two real processes that attach with one path."""
+"""Names of rank files, and two real processes that attach with one path, and may part."""
 
 from pathlib import Path
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 from loopscope.probes.ranks import rank_files, rank_of, rank_path, run_path, whole_runs
 from loopscope.probes.reader import Run
+from torch.distributed.fsdp import FSDPModule
 
 WORKER = Path(__file__).with_name("rank_worker.py")
+APART_WORKER = Path(__file__).with_name("apart_worker.py")
 
 
 @pytest.mark.parametrize("name", ["a.h5", "a.b.h5", "a", "a.rank.h5", "rank1.h5", "a.rank0.h5", "a.rank01.h5"])
@@ -93,3 +95,77 @@ def test_a_probe_on_one_rank_of_a_sharded_training_gathers_nothing(two_processes
         # In the first forward FSDP itself has gathered A̅.
         assert np.isnan(run["a_bar_radius"][1:]).all() and not len(run.probe_steps)
         assert "Rank 1 of 2 left no file" in loopscope.diagnose(run).summary
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory, torchrun):
+    """Sharded trainings in which the probe of rank 1 goes its own way; each was compared with one without probes."""
+    out = tmp_path_factory.mktemp("apart")
+    torchrun(APART_WORKER, out)
+    return out
+
+
+def check_training(out, case):
+    """Training has to have been the one without probes, on both ranks."""
+    assert [torch.load(out / f"{case}-{rank}.pt") for rank in (0, 1)] == [True, True]
+
+
+@pytest.mark.slow
+def test_ranks_that_stay_together_measure_everything(apart):
+    check_training(apart, "nothing")
+    with loopscope.open_run(apart / "nothing.h5") as run:
+        for alone in run.ranks.values():
+            assert alone["step"].tolist() == list(range(12)) and alone.probe_steps.tolist() == [0, 10, 11]
+            assert np.isfinite(alone["a_bar_radius"]).all() and np.isfinite(alone["grad_norm"]).all()
+        np.testing.assert_array_equal(run.ranks[0]["grad_norm"], run.ranks[1]["grad_norm"])
+        assert not run.events
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("fail_in_step", "rank 1 lost its probe in step 5: Failure"),
+        ("fail_in_forward", "rank 1 lost its probe in step 4: Failure"),
+        ("close", "rank 1 waited 1 s for others to run the fixed batch (step 4, forward 5)"),
+        ("leave_by_exception", "rank 1 closed its probe after step 3"),
+        ("stay_away", "rank 0 waited 1 s for others to read grad_norm (step 4, forward 6)"),
+    ],
+)
+def test_a_probe_that_goes_leaves_the_training_and_the_other_rank_alone(apart, case, reason):
+    """It goes before the step 4, of which rank 0 has read A̅ already; nothing sharded is read from then on."""
+    check_training(apart, case)
+    with loopscope.open_run(apart / f"{case}.h5") as run:
+        stayed = run.ranks[0]
+        assert stayed["step"].tolist() == list(range(12)) and (stayed["depth"] == 3).all()
+        assert np.isfinite(stayed["loss"]).all() and stayed.probe_steps.tolist() == [0]
+        assert np.isfinite(stayed["a_bar_radius"]).tolist() == [True] * 5 + [False] * 7
+        (event,) = stayed.events
+        assert (event.kind, event.severity) == ("ranks_apart", "warning") and reason in event.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "first", "steps"), [("numbers", 0, "step 0|step 3"), ("resume", 12, "step 12|step 4")]
+)
+def test_ranks_that_count_otherwise_gather_nothing(apart, case, first, steps):
+    """Told so from the start, or resumed where one file has fewer rows than the other."""
+    check_training(apart, case)
+    with loopscope.open_run(apart / f"{case}.h5") as run:
+        began, event = run.ranks[0], run.ranks[0].events[-1]
+        assert began["step"].tolist() == list(range(first + 12)) and event.step == first
+        # In the first forward FSDP itself has gathered A̅.
+        assert np.isnan(began["a_bar_radius"][first + 1 :]).all() and (began.probe_steps < first).all()
+        assert event.kind == "ranks_apart" and all(step in event.message for step in steps.split("|"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(FSDPModule, "reset_iter_state"), reason="this torch cannot forget a forward that was cut off"
+)
+def test_a_model_that_fails_in_a_pass_on_one_rank_ends_passes_only(apart):
+    check_training(apart, "fail_in_pass")
+    with loopscope.open_run(apart / "fail_in_pass.h5") as run:
+        assert run.ranks[0].probe_steps.tolist() == [0, 10] and run.ranks[1].probe_steps.tolist() == [0]
+        assert "rank 1 cannot run the fixed batch: " in run.ranks[0].events[-1].message
+        assert run.ranks[1]["step"].tolist() == list(range(12)) and run.ranks[1].events[-1].kind == "fixed_batch"
