@@ -6,6 +6,7 @@ from typing import Any
 from dash import dcc, html
 
 from ..probes.diagnosis import Diagnosis
+from ..probes.flight import Flight
 from ..probes.rules import Finding
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
@@ -77,13 +78,42 @@ def finding_card(finding: Finding) -> html.Article:
     return html.Article([html.Header(head), *body], className=f"ls-finding ls-{finding.severity}")
 
 
+def flights(found: list[Flight]) -> list[Any]:
+    """Return a line that says where flight recordings are, which unfolds to why and how much; nothing without any."""
+    if not found:
+        return []
+    count = "1 flight recording" if len(found) == 1 else f"{len(found)} flight recordings"
+    where = ", ".join(f"{flight.alert_step:,}" for flight in found)
+    head = html.Tr([html.Th(word) for word in ("alert", "why", "steps kept")])
+    table = html.Table([html.Thead(head), html.Tbody([_flight_row(flight) for flight in found])])
+    read = html.P(["The steps at full detail: ", html.Code("loopscope.probes.read_flight(run)")], className="ls-dim")
+    steps = "step" if len(found) == 1 else "steps"
+    return [html.Summary(f"{count}, around {steps} {where}"), table, read]
+
+
+def _flight_row(flight: Flight) -> html.Tr:
+    """Return what a person needs to choose a flight; its step is a button that selects it."""
+    goto = {"type": "goto", "step": flight.alert_step, "rule": f"flight {flight.number}"}
+    when = html.Button(f"step {flight.alert_step:,}", id=goto, className="ls-link")
+    why = "; ".join(event.message or event.kind for event in flight.alerts) or "this step was run again since"
+    kept = f"{len(flight.steps)}: {flight.steps[0].step:,} to {flight.steps[-1].step:,}"
+    return html.Tr([html.Td(when), html.Td(why), html.Td(kept)])
+
+
 def problem(title: str, text: str) -> html.Section:
     """Return a card for a page that cannot be shown, with the way back."""
     body = [html.P([html.Strong([html.I("✕"), title]), text]), dcc.Link("All runs", href="/")]
     return html.Section(body, className="ls-card ls-verdict ls-unreadable")
 
 
-def plot(identifier: str, chart: Any) -> html.Div:
-    """Return a card with one graph, configured never to talk to a server."""
-    graph = dcc.Graph(id=identifier, figure=chart, config=graph_config(), responsive=True, style={"height": "100%"})
-    return html.Div(graph, className="ls-plot")
+def plot(name: str, chart: Any, *, hidden: bool = False, wide: bool = False) -> html.Div:
+    """Return a card with one graph, configured never to talk to a server.
+
+    Args:
+        name: The graph is ``plot-name``, its card ``card-name``.
+        chart: The figure.
+        hidden: Whether the page leaves it out for now.
+        wide: Whether it takes a whole row.
+    """
+    graph = dcc.Graph(id=f"plot-{name}", figure=chart, config=graph_config(), responsive=True, style={"height": "100%"})
+    return html.Div(graph, id=f"card-{name}", hidden=hidden, className="ls-plot" + (" ls-wide" if wide else ""))

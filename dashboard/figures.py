@@ -1,7 +1,8 @@
 """Figures of a run: arrays in, `plotly.graph_objects.Figure` out, no callback and no file inside.
 
 Shapes: N steps of a series (every series may have its own steps), T loops, E eigenvalues. NaN is "not recorded".
-Figures are thinned for the screen (`downsample`), so their traces are not data to compute with.
+Figures are thinned for the screen (`downsample`), so their traces are not data to compute with. Those whose colour is a
+norm are in `heatmaps`.
 """
 
 from collections.abc import Sequence
@@ -10,17 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
-from plotly.colors import sample_colorscale
 
 from . import colours
-from .downsample import View, columns, thin
-from .frame import empty, figure, note, over_steps
+from .downsample import View, thin
+from .frame import empty, figure, legend_room, note, over_steps
 
 Array = NDArray[np.float64]
 
 EVENTS_SHOWN = 200
-# Viridis without its ends: the first is lost on the dark page, the last on the light one. Holds no red.
-HEAT = sample_colorscale("Viridis", np.linspace(0.1, 0.95, 12).tolist())
 _NOTHING: Array = np.empty(0)
 
 
@@ -79,6 +77,8 @@ def _log_axis(chart: go.Figure, *series: Series) -> go.Figure:
         chart.update_yaxes(range=[middle - 0.5, middle + 0.5])
     elif 2 <= high - low <= 8:
         chart.update_yaxes(dtick=1)  # whole powers of ten; plotly's own choice adds 2s and 5s
+    if high - low >= 2:
+        chart.update_yaxes(tickfont={"size": 9})  # plotly draws powers a quarter larger
     return chart
 
 
@@ -236,78 +236,6 @@ def _add_bands(chart: go.Figure, shown: Sequence[Series], tolerance: float, view
     chart.update_yaxes(range=[bottom, top])
 
 
-def residual_heatmap(
-    steps: Array, residual: Array, *, view: View = None, selected: float | None = None, revision: str = ""
-) -> go.Figure:
-    """Residual norm of every loop of every step as a heatmap, colour logarithmic.
-
-    Args:
-        steps: Steps of the rows, shape ``(N,)``.
-        residual: ‖h[t+1]−h[t]‖ per step and loop, shape ``(N, T)``: NaN where a loop did not run, infinite where it ran
-            and its result was not finite.
-        view: Visible range of steps, or None for everything.
-        selected: Step of the cursor, or None.
-        revision: See `frame.figure`.
-
-    Returns:
-        The figure, with at most `downsample.COLUMNS` columns; each shows the largest residual of the steps it covers.
-    """
-    title = "Residual norm by step and loop"
-    if not np.any(~np.isnan(residual)):
-        return empty(title, "No loops were recorded.", remedy="The probe did not see the loop body run.")
-    found = columns(steps, residual, view)
-    values = found.values.T
-    broken = np.isinf(values)
-    subtitle = "‖h<sub>t+1</sub> − h<sub>t</sub>‖"
-    if found.per_column > 1:
-        subtitle += f", largest of {found.per_column:,} steps each"
-    if broken.any():
-        subtitle += " · red: not finite"
-    chart = figure(title, x="step", y="loop t", subtitle=subtitle, legend=False, revision=revision)
-    chart.update_layout(plot_bgcolor=colours.tint(colours.INK, 0.12))  # loops that did not run: a pane, not a colour
-    finite = np.where(np.isfinite(values) & (values > 0), values, np.nan)
-    power = np.log10(finite)
-    chart.add_trace(
-        go.Heatmap(
-            x=found.steps,
-            z=power.astype(np.float32),
-            colorscale=HEAT,
-            colorbar=_power_bar(power),
-            name="",
-            hovertemplate="step %{x:,} · loop %{y}<br>‖Δh‖ = 10<sup>%{z:.2f}</sup>",
-        )
-    )
-    if broken.any():
-        red = colours.REGIME_COLOURS["unstable"]
-        chart.add_trace(
-            go.Heatmap(
-                x=found.steps,
-                z=np.where(broken, 1.0, np.nan).astype(np.float32),
-                colorscale=[[0, red], [1, red]],
-                showscale=False,
-                name="",
-                hovertemplate="step %{x:,} · loop %{y}<br>not finite",
-            )
-        )
-    return over_steps(chart, view, selected)
-
-
-def _power_bar(power: Array) -> dict[str, Any]:
-    """Label a colour bar of log10 values with whole powers of ten, about six of them."""
-    seen = power[np.isfinite(power)]
-    bar: dict[str, Any] = {"thickness": 12, "outlinewidth": 0, "ticklen": 3, "title": {"text": "‖Δh‖", "side": "top"}}
-    if seen.size == 0:
-        return bar
-    low, high = int(np.floor(seen.min())), int(np.ceil(seen.max()))
-    stride = max(1, (high - low) // 6)
-    ticks = list(range(low, high + 1, stride))
-    if high - low > 1:
-        bar |= {"tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks]}
-    else:
-        bar |= {"tickprefix": "10^", "nticks": 5}
-    return bar
-
-
 class Profile(NamedTuple):
     """One pass through the loop: ``state`` (T+1,) is ‖h[t]‖, ``residual`` (T,) or (T+1,) is ‖h[t+1]−h[t]‖."""
 
@@ -337,7 +265,7 @@ def loop_profile(train: Profile | None, probe: Profile | None = None, *, revisio
     broken = [int(np.argmax(~np.isfinite(one.state))) for one, _ in passes if _stops_being_finite(one.state)]
     if broken:
         note(chart, f"▲ the state is not finite from loop {min(broken)} on")
-    return chart.update_layout(hovermode="x unified", xaxis={"rangemode": "tozero", "tickformat": "d"})
+    return legend_room(chart.update_layout(hovermode="x unified", xaxis={"rangemode": "tozero", "tickformat": "d"}))
 
 
 _PASS_WORDS = {"training": "training", "probe batch": "dotted: probe batch,"}
@@ -413,7 +341,7 @@ def spectrum(
     reach = 1.12 * max(1.0, float(modulus.max()))
     for update in (chart.update_xaxes, chart.update_yaxes):
         update(range=[-reach, reach], constrain="domain", zeroline=True, zerolinecolor=colours.GRID)
-    return chart.update_layout(yaxis={"scaleanchor": "x"})
+    return legend_room(chart.update_layout(yaxis={"scaleanchor": "x"}))
 
 
 def _eigenvalue_trace(values: NDArray[np.complex128], regime: str, symbol: str) -> go.Scatter:

@@ -4,6 +4,7 @@ Figures have transparent backgrounds and neutral inks; the page's style sheet se
 switching between dark and light needs no new figure.
 """
 
+import re
 from typing import Any, Final
 
 import plotly.graph_objects as go
@@ -24,6 +25,12 @@ _CONFIG: Final[dict[str, Any]] = {
 }
 
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+
+
+_PHONE: Final = 286  # pixels that a plot has across on a phone, and what a legend takes of them
+_LEGEND_MARK: Final = 42
+_LETTER: Final = 6
+_LEGEND_LINE: Final = 19
 
 
 def graph_config() -> Any:
@@ -88,8 +95,19 @@ def figure(title: str, *, x: str, y: str, subtitle: str = "", legend: bool = Tru
     )
 
 
+def legend_room(chart: go.Figure) -> go.Figure:
+    """Keep lines free for a legend that wraps on a phone, where it would grow into the title."""
+    names = [re.sub("<[^>]*>", "", trace.name or "") for trace in chart.data if trace.showlegend is not False]
+    if chart.layout.showlegend and names:
+        widths = [_LEGEND_MARK + _LETTER * len(name) for name in names]
+        if sum(widths) > _PHONE:  # then plotly sets columns of one width
+            lines = -(-len(names) // max(1, int(_PHONE // max(widths))))
+            chart.layout.margin.t += _LEGEND_LINE * (lines - 1)
+    return chart
+
+
 def over_steps(chart: go.Figure, view: View, selected: float | None) -> go.Figure:
-    """Turn ``chart`` into a plot over training steps: shared range, unified hover, cursor at the selected step.
+    """Turn ``chart``, otherwise ready, into a plot over training steps: shared range, cursor at the selected step.
 
     The cursor is always ``layout.shapes[0]``, so that moving it is a patch of three numbers.
     """
@@ -100,7 +118,7 @@ def over_steps(chart: go.Figure, view: View, selected: float | None) -> go.Figur
     else:
         chart.update_xaxes(range=list(view), autorange=False)
     chart.layout.shapes = [_cursor(selected), *chart.layout.shapes]  # assigned: an update would merge item by item
-    return chart
+    return legend_room(chart)
 
 
 def _cursor(selected: float | None) -> dict[str, Any]:

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..probes.companions import of_several_ranks
 from ..probes.diagnosis import Diagnosis, diagnose
+from ..probes.flight import Flight, find_flights
 from ..probes.reader import Run, open_run
 from .figures import Series
 
@@ -21,6 +22,13 @@ from .figures import Series
 DIAGNOSIS_REST = 10.0
 
 T = TypeVar("T")
+
+
+class Table(NamedTuple):
+    """One array per recorded step: ``steps`` (N,) increasing and ``values`` (N, longest array), NaN behind shorter."""
+
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
 
 
 class OpenRun:
@@ -104,6 +112,23 @@ class OpenRun:
     def spectra(self) -> tuple[NDArray[np.int64], NDArray[np.complex128]]:
         """Return the recorded eigenvalues of A̅: steps ``(K,)`` and values ``(K, E)``, NaN padded."""
         return self._keep("spectra", self.run.spectra)
+
+    def array_steps(self, name: str) -> NDArray[np.int64]:
+        """Return the steps at which arrays of a name were recorded; none where there are none of them."""
+        return self._keep(f"array steps {name}", lambda: self.run.array_steps(name))
+
+    def table(self, name: str) -> Table:
+        """Return short arrays as rows of one table; of a live run, only the new ones are read."""
+        return self._keep(f"table {name}", lambda: self._table(name))
+
+    def _table(self, name: str) -> Table:
+        """Read a table and give its steps the type of every axis here."""
+        steps, values = self.run.array_table(name)
+        return Table(steps.astype(np.float64), values)
+
+    def flights(self) -> list[Flight]:
+        """Return the flight recordings without their detail."""
+        return self._keep("flights", lambda: find_flights(self.run))
 
     def probe(self, name: str) -> NDArray[np.float64]:
         """Return one number per pass of the fixed probe batch and loop, ``(P, D + 1)``, NaN padded."""

@@ -10,17 +10,21 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from ..dynamics.regime import LTI_TOLERANCE
+from ..probes.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP
 from ..probes.reader import Run
-from . import figures
+from . import figures, heatmaps
 from .downsample import View
 from .figures import Mark, Profile
 from .opened import OpenRun
 
-STEP_PLOTS: Final = ("loss", "radius", "heatmap", "state")
+STEP_PLOTS: Final = ("loss", "radius", "heatmap", "state", "blocks", "gradients")
 """Plots over training steps: they share zoom and cursor."""
 
-DETAIL_PLOTS: Final = ("profile", "spectrum")
+DETAIL_PLOTS: Final = ("profile", "spectrum", "tokens")
 """Plots of the selected step."""
+
+STUDY_PLOTS: Final = {"blocks": BLOCK_NORM, "gradients": GRADIENT_NORM, "tokens": TOKEN_MAP}
+"""Plots of what only the preset ``study`` records, with the arrays they show: not on the page of a run without them."""
 
 
 def nonfinite_losses(run: Run) -> NDArray[np.float64]:
@@ -49,9 +53,19 @@ def step_figures(held: OpenRun, view: View, selected: float | None, revision: st
             full=held.series("jacobian_radius"),
             **shared,
         ),
-        figures.residual_heatmap(run["step"], held.residual(), **shared),
+        heatmaps.residual_heatmap(run["step"], held.residual(), **shared),
         figures.state_norm(held.series("last_state_norm"), held.series("last_residual_norm"), **shared),
+        heatmaps.block_heatmap(*held.table(BLOCK_NORM), block_names(held), **shared),
+        heatmaps.gradient_heatmap(*held.table(GRADIENT_NORM), **shared),
     ]
+
+
+def block_names(held: OpenRun) -> list[str]:
+    """Return what the entries of ``block_state_norm`` are called; numbers where the run does not say."""
+    site = held.run.info.get("site", {})
+    names = [*site.get("prelude", ()), *site.get("sublayers", ())]
+    count = held.table(BLOCK_NORM).values.shape[1]
+    return names if len(names) == count else [f"block {i}" for i in range(count)]
 
 
 def detail_figures(held: OpenRun, selected: float | None, revision: str) -> list[go.Figure]:
@@ -62,7 +76,13 @@ def detail_figures(held: OpenRun, selected: float | None, revision: str) -> list
     return [
         figures.loop_profile(profile_at(held, at), probe_at(held, at), revision=revision),
         figures.spectrum(spectrum_step, eigenvalues, tolerance=LTI_TOLERANCE, revision=revision),
+        heatmaps.token_map(*token_map_at(held, at), revision=revision),
     ]
+
+
+def recorded(held: OpenRun) -> dict[str, bool]:
+    """Return which of `STUDY_PLOTS` the run has something for."""
+    return {plot: len(held.array_steps(name)) > 0 for plot, name in STUDY_PLOTS.items()}
 
 
 def resolve(run: Run, selected: float | None) -> float | None:
@@ -105,3 +125,13 @@ def spectrum_at(held: OpenRun, step: float | None) -> tuple[float | None, NDArra
         return None, np.empty(0, dtype=np.complex128)
     row = int(np.searchsorted(steps, step, side="right")) - 1
     return (float(steps[row]), eigenvalues[row]) if row >= 0 else (None, np.empty(0, dtype=np.complex128))
+
+
+def token_map_at(held: OpenRun, step: float | None) -> tuple[float | None, NDArray[np.float64]]:
+    """Return the last map over tokens recorded at or before a step, and its step; None and nothing before the first."""
+    steps = held.array_steps(TOKEN_MAP)
+    row = -1 if step is None else int(np.searchsorted(steps, step, side="right")) - 1
+    if row < 0:
+        return None, np.empty((0, 0, 0))
+    _, (found,) = held.run.arrays(TOKEN_MAP, slice(row, row + 1))
+    return float(steps[row]), found.astype(np.float64)

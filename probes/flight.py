@@ -195,6 +195,23 @@ def read_flight(run: Run) -> list[Flight]:
     >>> flight.alert_step, [step.step for step in flight.steps], flight.steps[0].scalars
     (2, [1, 2], {'loss': 0.5})
     """
+    return _flights(run, PREFIX)
+
+
+def find_flights(run: Run) -> list[Flight]:
+    """Finds the flights of a run as `read_flight` does, without reading what their steps hold: to list them.
+
+    Args:
+        run: An open run.
+
+    Returns:
+        The flights; of each step, its number only.
+    """
+    return _flights(run, ALERT)
+
+
+def _flights(run: Run, prefix: str) -> list[Flight]:
+    """Puts the arrays whose names start with a prefix together to flights."""
     names = tuple(str(name) for name in run.info.get("parameter_names", ()))
     alerts: dict[int, list[Event]] = {}
     for event in run.events:
@@ -202,7 +219,7 @@ def read_flight(run: Run) -> list[Flight]:
             alerts.setdefault(event.step, []).append(event)
     steps: dict[tuple[int, int, int], list[FlightStep]] = {}  # of each flight
     latest: list[FlightStep] = []
-    for array in run.array_history(PREFIX):
+    for array in run.array_history(prefix):
         if array.name == ALERT:
             number, alert_step = (int(value) for value in array.values)
             latest = steps.setdefault((number, array.generation, alert_step), [])

@@ -176,6 +176,14 @@ class MergedRun(Run):
         """Return rank 0's arrays of a name: they have no rule to be merged by."""
         return self._first.arrays(name, rows)
 
+    def array_steps(self, name: str) -> Index:
+        """Return the steps of rank 0's arrays of a name."""
+        return self._first.array_steps(name)
+
+    def array_table(self, name: str) -> tuple[Index, Series]:
+        """Return rank 0's arrays of a name as one table."""
+        return self._first.array_table(name)
+
     def array_history(self, prefix: str) -> list[RecordedArray]:
         """Return rank 0's arrays whose name starts with ``prefix``, superseded ones included."""
         return self._first.array_history(prefix)

@@ -51,6 +51,7 @@ __all__ = ["DamagedRun", "NotARun", "Run", "RunFileError", "RunInUse", "open_run
 State = Literal["live", "interrupted", "finished"]
 Series = NDArray[np.float64]
 _BLOCK: Final = 16384  # rows read at a time
+_READ_AHEAD: Final = 128 << 10  # bytes of arrays read at once: a chunk, which HDF5 fetches whole anyway
 _EMPTY: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)
 
 
@@ -254,7 +255,7 @@ class Run:
             return tuple(name.decode("utf-8", "replace") for name in names)
 
     def arrays(self, name: str, rows: slice = slice(None)) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
-        """Return the arrays recorded under one name; reads their bytes only, and keeps none of them.
+        """Return the arrays recorded under one name; reads them and what lies between them, and keeps none of them.
 
         Args:
             name: One of ``array_names``.
@@ -269,12 +270,38 @@ class Run:
             KeyError: There is no such name (the message lists the known ones).
         """
         with LOCK:
-            index = self._array_index()
-            mine = np.flatnonzero(index["name"] == name.encode())
+            mine, standing = self._array_rows(name)
             if not len(mine):
                 raise KeyError(f"{self.path} has no arrays {name!r}; it has {', '.join(self.array_names) or 'none'}")
-            mine = mine[self._standing(index["step"][mine], index["generation"][mine])][rows]
-            return index["step"][mine], self._array_values(mine)
+            mine = mine[standing][rows]
+            return self._array_index()["step"][mine], self._array_values(mine)
+
+    def array_steps(self, name: str) -> NDArray[np.int64]:
+        """Return the steps of ``arrays(name)`` without reading the arrays; none where there is no such name."""
+        with LOCK:
+            mine, standing = self._array_rows(name)
+            return self._array_index()["step"][mine[standing]]
+
+    def array_table(self, name: str) -> tuple[NDArray[np.int64], Series]:
+        """Return the arrays of a name as one table, for short ones with one axis: norms per block or per loop.
+
+        They are kept as columns are: asked again after ``refresh``, it reads only the new ones.
+
+        Returns:
+            Steps ``(K,)``, strictly increasing, and values ``(K, longest)``, NaN behind shorter arrays; ``(0,)`` and
+            ``(0, 0)`` where there is no such name.
+        """
+        with LOCK:
+            mine, standing = self._array_rows(name)
+            flat = self._columns.setdefault((f"array {name}", 0), _Column(np.float64))
+            ends = self._columns.setdefault((f"array {name}", 1), _Column(np.int64))
+            if fresh := self._array_values(mine[ends.length :]):
+                ends.append(flat.length + np.cumsum([values.size for values in fresh]))
+                flat.append(np.concatenate([values.reshape(-1) for values in fresh]))
+            end = ends.values(len(mine))
+            start = np.concatenate([[0], end])[:-1]
+            table = _pad(flat.values(flat.length), start[standing], end[standing])
+            return self._array_index()["step"][mine[standing]], table
 
     def array_history(self, prefix: str) -> list[RecordedArray]:
         """Return every array whose name starts with ``prefix``, in file order, superseded ones included."""
@@ -294,16 +321,30 @@ class Run:
             cached.append(self._read("array_index", slice(cached.length, length)))
         return cached.values(length)
 
+    def _array_rows(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of the index that have a name, and which of these stand."""
+        index = self._array_index()
+        mine = np.flatnonzero(index["name"] == name.encode())
+        return mine, self._standing(index["step"][mine], index["generation"][mine])
+
     def _array_values(self, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-        """Return the arrays of some rows of the index."""
+        """Return the arrays of some rows of the index, which increase."""
         if not len(rows):
             return []
         index, handle = self._array_index(), self._open()
-        start = np.concatenate([[0], index["end"][:-1]])
+        ends = index["end"]
+        starts = np.concatenate([[0], ends[:-1]])
+        last = int(ends[rows[-1]])
 
         def read() -> list[NDArray[Any]]:
             data = handle.renewed("arrays")
-            return [from_bytes(index[i], data[start[i] : index["end"][i]]) for i in rows]
+            found, low, high, block = [], 0, 0, np.empty(0, np.uint8)
+            for row, start, end in zip(index[rows], starts[rows].tolist(), ends[rows].tolist(), strict=True):
+                if end > high:
+                    low, high = start, max(end, min(start + _READ_AHEAD, last))
+                    block = data[low:high]
+                found.append(from_bytes(row, block[start - low : end - low].copy()))
+            return found
 
         found: list[NDArray[Any]] = self._guard(read)
         return found

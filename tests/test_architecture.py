@@ -16,7 +16,7 @@ ALLOWED = {
     "dashboard": {"dynamics", "probes"},
 }
 # What the dashboard may use of probes: the side that reads, never the side that attaches.
-READING_SIDE = {"layout", "reader", "ranks", "companions", "rules", "diagnosis", "spikes"}
+READING_SIDE = {"layout", "reader", "ranks", "companions", "rules", "diagnosis", "spikes", "flight"}
 
 
 def modules() -> list[Path]:

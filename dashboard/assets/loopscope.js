@@ -9,7 +9,8 @@
 
   dash.loopscope = {
     /* A step chosen by a click, the slider, a finding or the "latest" button; null follows the newest step. */
-    pick(loss, radius, heatmap, state, slider, latest, findings, newest, selected) {
+    pick(...given) {
+      const [slider, , , newest, selected] = given.slice(-5); /* before them, the clicks on plots */
       const event = trigger();
       if (!event || event.value === null || event.value === undefined) return [dash.no_update, dash.no_update];
       const property = event.prop_id;
@@ -31,7 +32,8 @@
     },
 
     /* Zooming one plot over steps zooms all of them; null is everything. */
-    zoom(loss, radius, heatmap, state, reset, view) {
+    zoom(...given) {
+      const view = given[given.length - 1];
       const event = trigger();
       if (!event || !event.value) return dash.no_update;
       if (event.prop_id === "reset-zoom.n_clicks") return view === null ? dash.no_update : null;

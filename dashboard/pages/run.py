@@ -5,6 +5,7 @@ selected means the newest one. Plots over steps share their zoom; every redraw t
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -20,7 +21,9 @@ POLL_MS = {"live": 1000, "interrupted": 5000, "finished": 5000}
 
 _STEP_GRAPHS = [f"plot-{name}" for name in panels.STEP_PLOTS]
 _DETAIL_GRAPHS = [f"plot-{name}" for name in panels.DETAIL_PLOTS]
-_ORDER = ("loss", "radius", "heatmap", "profile", "state", "spectrum")
+_ORDER = ("loss", "radius", "heatmap", "profile", "state", "spectrum", "blocks", "gradients", "tokens")
+_WIDE = ("tokens",)
+_STUDY_HINT = "Norms after every block, gradients per loop and maps over tokens are recorded by "
 
 
 def layout(run_id: str = "", step: str | None = None, **_: Any) -> html.Div:
@@ -64,6 +67,10 @@ def _page(entry: Entry, held: OpenRun, selected: int | None) -> html.Div:
     """Lay the page out; figures are drawn here, so that nothing is blank before the first callback."""
     drawn = dict(zip(panels.STEP_PLOTS, panels.step_figures(held, None, selected, entry.id), strict=True))
     drawn |= dict(zip(panels.DETAIL_PLOTS, panels.detail_figures(held, selected, entry.id), strict=True))
+    shown = panels.recorded(held)
+    plots = [
+        components.plot(name, drawn[name], hidden=not shown.get(name, True), wide=name in _WIDE) for name in _ORDER
+    ]
     return html.Div(
         [
             dcc.Store(id="run-id", data=entry.id),
@@ -73,11 +80,25 @@ def _page(entry: Entry, held: OpenRun, selected: int | None) -> html.Div:
             dcc.Interval(id="run-poll", interval=POLL_MS[held.run.state], disabled=held.run.state == "finished"),
             _title(entry.name, held.run.state),
             html.Div(components.verdict(held.diagnosis()), id="verdict"),
+            _flights(held),
             _step_bar(held, selected),
-            html.Div([components.plot(f"plot-{name}", drawn[name]) for name in _ORDER], className="ls-plots"),
+            html.Div(plots, className="ls-plots"),
+            _study_hint(shown),
             _settings(entry, held),
         ]
     )
+
+
+def _flights(held: OpenRun) -> html.Details:
+    """Return where the flight recordings are, folded; hidden as long as there is none."""
+    found = components.flights(held.flights())
+    return html.Details(found, id="flights", hidden=not found, className="ls-card ls-flights")
+
+
+def _study_hint(shown: Mapping[str, bool]) -> html.P:
+    """Return how to get the plots that the page leaves out, where it has none of them."""
+    said: list[Any] = [_STUDY_HINT, html.Code('attach(model, path, preset="study")'), "."]
+    return html.P(said, id="study-hint", hidden=any(shown.values()), className="ls-dim ls-hint")
 
 
 def _step_bar(held: OpenRun, selected: int | None) -> html.Div:
@@ -181,6 +202,24 @@ def _register_live(app: Dash) -> None:
         state, newest = held.run.state, _bounds(held)[1]
         verdict, thumb = components.verdict(held.diagnosis()), newest if selected is None else no_update
         return held.version, POLL_MS[state], state == "finished", verdict, components.state_badge(state), newest, thumb
+
+    @app.callback(
+        Output("flights", "children"),
+        Output("flights", "hidden"),
+        Output("study-hint", "hidden"),
+        *[Output(f"card-{name}", "hidden") for name in panels.STUDY_PLOTS],
+        Input("version", "data"),
+        State("run-id", "data"),
+        prevent_initial_call=True,
+    )
+    def appear(_: str, run_id: str) -> tuple[Any, ...]:
+        """Show what a run has only now: the first arrays of the preset `study`, the first flight."""
+        try:
+            held = _held(run_id)
+            shown, found = panels.recorded(held), components.flights(held.flights())
+        except RunFileError:
+            return (no_update,) * (3 + len(panels.STUDY_PLOTS))
+        return found, not found, any(shown.values()), *[not there for there in shown.values()]
 
     @app.callback(
         [Output(graph, "figure") for graph in _STEP_GRAPHS],

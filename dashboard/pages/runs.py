@@ -21,7 +21,7 @@ _REGIMES = 8  # columns that the error of a broken run takes up: from the linear
 _FAULT = {"function": f"params.data.fault ? {_REGIMES} : 1"}
 _COLUMNS: list[dict[str, Any]] = [
     {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 120, "flex": 4},
-    {"field": "verdict", "headerName": "verdict", **_BADGE, "hide": True},
+    {"field": "verdict", "headerName": "verdict", **_BADGE, "hide": True, "resizable": False},
     {"field": "lti", "headerName": "linear part", **_BADGE, "colSpan": _FAULT},
     {"field": "loop", "headerName": "full loop", **_BADGE},
     {"field": "trajectory", "headerName": "trajectory", **_BADGE},
@@ -69,7 +69,7 @@ def layout(**_: Any) -> html.Div:
 
 def _style(rows: list[summary.Row]) -> dict[str, str]:
     """Return a height that holds all rows, the window permitting: the grid draws only what is in view."""
-    return {"height": f"min(100dvh - var(--ls-above-table), {54 + 42 * max(len(rows), 3)}px)"}
+    return {"height": f"min(100dvh - var(--ls-above-table), {51 + 42 * max(len(rows), 3)}px)"}
 
 
 def tally(rows: list[summary.Row]) -> list[Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import waitress
-from loopscope.probes.layout import Event
+from loopscope.probes.flight import FlightRecorder, FlightStep
+from loopscope.probes.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP, Event
 from loopscope.probes.writer import RunWriter
 
 WIDTH = 16
@@ -32,12 +33,20 @@ def eigenvalues(radius: float, rng: np.random.Generator) -> np.ndarray:
     return values * radius / np.abs(values[0])
 
 
+BLOCKS = {"prelude": ["prelude.0"], "sublayers": ["injection", "core.0"]}
+INFO = {"model": "synthetic", "a_bar_learned": True, "site": BLOCKS}
+
+
 class Training:
-    """A pretended training: ρ drifts from ``start`` to ``end``; the loss falls, and jumps once ρ is well above 1."""
+    """A pretended training: ρ drifts from ``start`` to ``end``; the loss falls, and jumps once ρ is well above 1.
+
+    While ``study`` is set, it records what the preset of that name does.
+    """
 
     def __init__(self, writer: RunWriter, *, start: float, end: float, steps: int, seed: int = 0) -> None:
         self.writer, self.start, self.end, self.steps = writer, start, end, steps
         self.rng = np.random.default_rng(seed)
+        self.study, self.flights = False, FlightRecorder()
 
     def radius(self, step: int) -> float:
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
@@ -53,18 +62,38 @@ class Training:
         if step % 10 == 0:
             self.writer.append_probe(step, loop_table(radius, 16, rng))
             self.writer.append_spectrum(step, eigenvalues(radius, rng))
+        alerts = []
         if radius > 1.15 and step % 25 == 0:
             text = f"loss spike: {loss:.2f} at step {step}"
-            self.writer.append_event(Event(step, 0.0, "loss-spike", "warning", loss, 4.0, text))
+            alerts.append(Event(step, 0.0, "loss-spike", "warning", loss, 4.0, text))
+            self.writer.append_event(alerts[0])
+        if self.study:
+            self.record_inside(step, radius)
+            self.flights.record(self.writer, FlightStep(step=step, scalars={"loss": loss}), alerts)
+
+    def record_inside(self, step: int, radius: float) -> None:
+        """Norms of three blocks, gradients of the last four of eight loops, and every tenth step a map of two sequences
+        of 20 tokens."""
+        gradient = 0.1 * radius ** np.arange(8.0, -1, -1)
+        gradient[:5] = np.nan
+        self.writer.append_array(step, BLOCK_NORM, np.array([1, 5, 5 * radius], np.float32))
+        self.writer.append_array(step, GRADIENT_NORM, gradient.astype(np.float32))
+        if step % 10 == 0:
+            tokens = 5 * radius ** np.arange(16.0)[:, None, None] * np.linspace(1, 2, 40).reshape(2, 20)
+            self.writer.append_array(step, TOKEN_MAP, tokens.astype(np.float32))
 
 
 @pytest.fixture
 def write_run() -> Callable[..., Path]:
     """Return a function that writes a whole run and seals it."""
 
-    def write(path: Path, *, start: float = 0.6, end: float = 0.7, steps: int = 200, seed: int = 0) -> Path:
-        writer = RunWriter.create(path, info={"model": "synthetic", "a_bar_learned": True}, eigenvalues=WIDTH)
+    def write(
+        path: Path, *, start: float = 0.6, end: float = 0.7, steps: int = 200, seed: int = 0, study: bool = False,
+        **info: object,
+    ) -> Path:  # fmt: skip
+        writer = RunWriter.create(path, info=INFO | info, eigenvalues=WIDTH)
         training = Training(writer, start=start, end=end, steps=steps, seed=seed)
+        training.study = study
         for step in range(steps):
             training.step(step)
         writer.flush()
@@ -81,7 +110,7 @@ def training() -> Iterator[Callable[..., Training]]:
     started: list[Training] = []
 
     def start(path: Path, *, steps: int, start: float = 0.6, end: float = 1.4) -> Training:
-        writer = RunWriter.create(path, info={"model": "synthetic", "a_bar_learned": True}, eigenvalues=WIDTH)
+        writer = RunWriter.create(path, info=INFO, eigenvalues=WIDTH)
         started.append(Training(writer, start=start, end=end, steps=steps))
         return started[-1]
 
@@ -105,6 +134,8 @@ for line in sys.stdin:
     if line.strip() == "end":
         writer.seal()
         writer.close()
+    elif line.strip() == "study":
+        training.study = True
     else:
         for step in range(done, int(line)):
             training.step(step)
@@ -118,7 +149,7 @@ for line in sys.stdin:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def tell(self, what: str) -> None:
-        """Write rows up to a step number, or end the run; returns once they are on disk."""
+        """Write rows up to a step number, begin to ``study`` or ``end`` the run; returns once they are on disk."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()

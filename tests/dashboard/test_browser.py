@@ -167,6 +167,28 @@ def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewh
     assert asked == []  # a finished run is not polled
 
 
+def test_study_plots_appear_while_a_run_goes_on_and_fill_their_cards(screen, tmp_path, elsewhere):
+    training = elsewhere(tmp_path / "live.h5")
+    training.tell("100")
+    shown = screen(tmp_path, width=390)
+    page = shown.open()
+    page.locator(".ag-row").click()
+    page.wait_for_selector("#plot-spectrum .main-svg")
+    hint, card = page.locator("#study-hint"), page.locator("#card-tokens")
+    assert hint.is_visible() and not card.is_visible() and not page.locator("#flights").is_visible()
+    training.tell("study")
+    training.tell("400")
+    sync_api.expect(card).to_be_visible(timeout=PATIENCE)
+    shown.wait_for_title("tokens", "step 390")
+    assert not hint.is_visible() and shown.overflow() == 0
+    width = "document.querySelector('#plot-tokens .main-svg').getBoundingClientRect().width"
+    page.wait_for_function(f"Math.abs({width} - {card.bounding_box()['width']}) < 30")
+    page.locator("#flights summary").click()
+    page.locator("#flights .ls-link").first.click()
+    shown.wait_for_title("profile", "training step 300")
+    shown.wait_for_title("tokens", "step 300")
+
+
 def test_new_runs_show_up_in_the_table(screen, runs, write_run):
     shown = screen(runs / "parcae")
     page = shown.open()
@@ -186,8 +208,11 @@ def test_phone_has_one_column_and_no_sideways_scroll(screen, runs, scheme):
     page.locator(".ag-row", has_text="concatenation").click()
     page.wait_for_selector("#plot-spectrum .main-svg")
     assert shown.overflow() == 0
-    left = {round(box.bounding_box()["x"]) for box in page.locator(".ls-plot").all()}
+    left = {round(box.bounding_box()["x"]) for box in page.locator(".ls-plot:visible").all()}
     assert len(left) == 1
+    for plot in page.locator(".ls-plot:visible", has=page.locator(".legend")).all():
+        title, legend = (plot.locator(part).bounding_box() for part in (".gtitle", ".legend"))
+        assert title["y"] + title["height"] <= legend["y"] + 2, plot.inner_text()  # 2: air within the legend's box
 
 
 def test_dark_and_light_are_remembered_and_recolour_the_plots(screen, runs):

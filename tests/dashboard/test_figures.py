@@ -3,8 +3,9 @@
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from loopscope.dashboard import colours, figures
+from loopscope.dashboard import colours, figures, heatmaps
 from loopscope.dashboard.figures import Mark, Profile, Series
+from loopscope.dashboard.panels import STEP_PLOTS
 
 STEPS = np.arange(100.0)
 
@@ -20,9 +21,12 @@ def text(chart: go.Figure) -> str:
 ALL_EMPTY = {
     "loss": lambda: figures.loss(Series()),
     "radius": lambda: figures.radius(Series(), Series(), Series(), tolerance=0.01),
-    "heatmap": lambda: figures.residual_heatmap(STEPS, np.full((100, 4), np.nan)),
-    "no rows": lambda: figures.residual_heatmap(np.empty(0), np.empty((0, 0))),
+    "heatmap": lambda: heatmaps.residual_heatmap(STEPS, np.full((100, 4), np.nan)),
+    "no rows": lambda: heatmaps.residual_heatmap(np.empty(0), np.empty((0, 0))),
     "profile": lambda: figures.loop_profile(None),
+    "blocks": lambda: heatmaps.block_heatmap(np.empty(0), np.empty((0, 0)), []),
+    "gradients": lambda: heatmaps.gradient_heatmap(STEPS, np.full((100, 4), np.nan)),
+    "tokens": lambda: heatmaps.token_map(None, np.empty((0, 0, 0))),
     "spectrum": lambda: figures.spectrum(None, np.empty(0, dtype=complex), tolerance=0.01),
     "state": lambda: figures.state_norm(Series(), Series()),
 }
@@ -39,29 +43,35 @@ def full_figures() -> dict[str, go.Figure]:
     return {
         "loss": figures.loss(line, marks=[Mark(50, "spike", "warning")]),
         "radius": figures.radius(line, line, line, tolerance=0.01),
-        "heatmap": figures.residual_heatmap(STEPS, np.ones((100, 4))),
+        "heatmap": heatmaps.residual_heatmap(STEPS, np.ones((100, 4))),
         "profile": figures.loop_profile(Profile(3, np.ones(5), np.ones(4)), Profile(0, np.ones(9), np.ones(8))),
         "spectrum": figures.spectrum(7, np.array([0.5, 1.2j]), tolerance=0.01),
         "state": figures.state_norm(line, line),
+        "blocks": heatmaps.block_heatmap(STEPS, np.ones((100, 2)), ["prelude.0", "core.0"]),
+        "gradients": heatmaps.gradient_heatmap(STEPS, np.ones((100, 4))),
+        "tokens": heatmaps.token_map(7, np.ones((4, 2, 10))),
     }
 
 
 @pytest.mark.parametrize("name", full_figures())
 def test_every_figure_has_title_axes_units_and_hover(name):
     chart = full_figures()[name]
-    assert chart.layout.title.text and chart.layout.xaxis.title.text and chart.layout.yaxis.title.text
+    assert chart.layout.title.text and chart.layout.xaxis.title.text
+    assert chart.layout.yaxis.title.text or chart.layout.yaxis.ticktext == ("prelude.0", "core.0")
     assert all(trace.hovertemplate or trace.hoverinfo == "skip" for trace in chart.data)
     assert chart.layout.paper_bgcolor == "rgba(0,0,0,0)"  # both themes
 
 
-@pytest.mark.parametrize("name", ["loss", "radius", "heatmap", "state"])
+@pytest.mark.parametrize("name", STEP_PLOTS)
 def test_first_shape_of_every_plot_over_steps_is_the_cursor(name):
     line, selected = Series(STEPS, np.ones(100)), 42
     chart = {
         "loss": lambda: figures.loss(line, selected=selected),
         "radius": lambda: figures.radius(line, line, Series(), tolerance=0.01, selected=selected),
-        "heatmap": lambda: figures.residual_heatmap(STEPS, np.ones((100, 3)), selected=selected),
+        "heatmap": lambda: heatmaps.residual_heatmap(STEPS, np.ones((100, 3)), selected=selected),
         "state": lambda: figures.state_norm(line, line, selected=selected),
+        "blocks": lambda: heatmaps.block_heatmap(STEPS, np.ones((100, 2)), ["a", "b"], selected=selected),
+        "gradients": lambda: heatmaps.gradient_heatmap(STEPS, np.ones((100, 3)), selected=selected),
     }[name]()
     cursor = chart.layout.shapes[0]
     assert (cursor.x0, cursor.x1, cursor.visible, cursor.yref) == (42, 42, True, "y domain")
@@ -113,24 +123,6 @@ def test_the_full_loop_is_drawn_where_it_was_measured():
     assert set(traces(figures.radius(line, Series(), Series(), tolerance=0.01))) == {"ρ(A̅)"}
 
 
-def test_heatmap_is_logarithmic_and_shows_explosions_in_their_own_colour():
-    residual = np.full((100, 4), 10.0)
-    residual[80:, 2] = np.inf
-    residual[:, 3] = np.nan
-    chart = figures.residual_heatmap(STEPS, residual)
-    power, broken = chart.data
-    assert np.nanmax(power.z) == np.nanmin(power.z) == 1
-    assert np.isnan(power.z[3]).all() and np.isnan(power.z[2, 80:]).all()
-    assert np.flatnonzero(broken.z[2] == 1).tolist() == list(range(80, 100))
-    assert "not finite" in chart.layout.title.text
-
-
-def test_heatmap_of_many_steps_says_what_a_column_is():
-    chart = figures.residual_heatmap(np.arange(100_000.0), np.ones((100_000, 8)))
-    assert chart.data[0].z.shape == (8, 400)
-    assert "250 steps" in chart.layout.title.text
-
-
 def test_profile_is_logarithmic_and_names_the_loop_where_the_state_was_lost():
     chart = figures.loop_profile(Profile(9, np.array([1.0, 10.0, np.nan]), np.array([9.0, np.inf])))
     assert chart.layout.yaxis.type == "log" and "step 9" in chart.layout.title.text
@@ -167,3 +159,10 @@ def test_zoom_sends_the_visible_range_in_full():
     steps = np.arange(100_000.0)
     chart = figures.loss(Series(steps, np.sin(steps)), view=(70_000.0, 70_050.0))
     assert list(chart.layout.xaxis.range) == [70_000.0, 70_050.0] and len(chart.data[0].x) == 53
+
+
+def test_a_legend_that_wraps_on_a_phone_has_its_lines():
+    line, few, many = Series(STEPS, np.ones(100)), figures.state_norm, figures.radius
+    usual = few(line, line).layout.margin.t
+    assert few(line, Series()).layout.margin.t == usual
+    assert many(line, line, line, tolerance=0.01, full=line).layout.margin.t > usual

@@ -3,8 +3,11 @@
 import json
 import time
 
+import numpy as np
 import pytest
 from loopscope.dashboard import index as index_module
+from loopscope.dashboard.panels import STEP_PLOTS, STUDY_PLOTS
+from loopscope.probes.reader import Run
 from loopscope.probes.writer import RunWriter
 
 
@@ -24,7 +27,7 @@ def run_id(client, name: str) -> str:
     return next(entry.id for entry in client.index.entries() if entry.name == name)
 
 
-def find(component, identifier: str):
+def find(component, identifier: str | dict):
     """Find a component of a page by its id, wherever it is."""
     if isinstance(component, dict):
         if component.get("props", {}).get("id") == identifier:
@@ -111,6 +114,66 @@ def test_run_without_rows_has_a_page_of_explanations(client, runs):
         assert not figure["data"] and "recorded" in figure["layout"]["annotations"][0]["text"], plot
 
 
+def test_study_data_and_flights_are_on_the_page(client, tmp_path, write_run):
+    write_run(tmp_path / "s.h5", end=1.4, study=True)
+    served = client(tmp_path)
+    page = served.page(f"/run/{run_id(served, 's')}")["_pages_content"]["children"]
+    for plot in STUDY_PLOTS:
+        assert find(page, f"plot-{plot}")["figure"]["data"] and find(page, f"card-{plot}")["hidden"] is False
+    assert find(page, "study-hint")["hidden"] is True
+    assert find(page, "plot-blocks")["figure"]["layout"]["yaxis"]["ticktext"] == ["prelude.0", "injection", "core.0"]
+    assert find(page, "flights")["hidden"] is False
+    said = json.dumps(find(page, "flights")["children"])
+    assert "around steps 150, 175" in said and "loss spike: " in said and "72: 87 to 158" in said
+    assert find(page, {"type": "goto", "step": 150, "rule": "flight 0"})["children"] == "step 150"
+
+
+def test_runs_without_study_data_have_no_empty_plots_of_it_but_say_how_to_get_it(client, runs):
+    served = client(runs)
+    for name in ("concatenation", "no rows"):
+        page = served.page(f"/run/{run_id(served, name)}")["_pages_content"]["children"]
+        assert all(find(page, f"card-{plot}")["hidden"] for plot in STUDY_PLOTS)
+        assert find(page, "flights")["hidden"] is True and find(page, "card-loss")["hidden"] is False
+        hint = find(page, "study-hint")
+        assert hint["hidden"] is False and 'preset=\\"study\\"' in json.dumps(hint)
+
+
+def test_the_map_over_tokens_is_the_last_one_up_to_the_selected_step(client, tmp_path, write_run):
+    write_run(tmp_path / "s.h5", study=True)
+    served = client(tmp_path)
+    state = {"run-id.data": run_id(served, "s")}
+    for selected, shown in ((None, 190), (47, 40), (0, 0)):
+        found = served.fire("plot-tokens.figure", {**state, "selected.data": selected})
+        assert f"step {shown}" in found["plot-tokens"]["figure"]["layout"]["title"]["text"]
+
+
+def test_study_data_of_several_ranks_is_that_of_the_first(client, tmp_path, write_run):
+    for rank, name in enumerate(("a.h5", "a.rank1.h5")):
+        write_run(tmp_path / name, study=rank == 0, end=1.4, rank=rank, world_size=2)
+    served = client(tmp_path)
+    page = served.page(f"/run/{run_id(served, 'a')}")["_pages_content"]["children"]
+    assert all(find(page, f"plot-{plot}")["figure"]["data"] for plot in STUDY_PLOTS)
+    assert "all 2 ranks" in json.dumps(find(page, "flights")["children"])
+
+
+def test_study_data_that_comes_late_appears_on_a_page_that_is_open(client, tmp_path, training):
+    pretended = training(tmp_path / "live.h5", steps=100)
+    pretended.step(0)
+    pretended.writer.flush()
+    served = client(tmp_path)
+    one = run_id(served, "live")
+    assert find(served.page(f"/run/{one}")["_pages_content"]["children"], "card-blocks")["hidden"] is True
+    pretended.study = True
+    for step in range(1, 100):
+        pretended.step(step)
+    pretended.writer.flush()
+    appeared = served.fire("flights.children", {"run-id.data": one})
+    assert [appeared[f"card-{plot}"]["hidden"] for plot in STUDY_PLOTS] == [False] * 3
+    assert appeared["study-hint"]["hidden"] is True and appeared["flights"]["hidden"] is False
+    drawn = served.fire("plot-loss.figure...plot-radius.figure...", {"run-id.data": one})
+    assert drawn["plot-blocks"]["figure"]["data"] and drawn["plot-gradients"]["figure"]["data"]
+
+
 @pytest.mark.parametrize("address", ["/run/nonsense", "/run/..%2f..%2fetc", "/nowhere"])
 def test_unknown_addresses_say_so(client, runs, address):
     assert "No such" in json.dumps(client(runs).page(address))
@@ -135,7 +198,7 @@ def test_selecting_a_step_redraws_profile_and_spectrum_and_moves_the_cursor(clie
     assert found["now"]["children"] == "step 47 of 199"
     key = next(key for key in served.app.callback_map if "plot-loss.figure@" in key)
     moved = json.dumps(served.fire(key, {"selected.data": 47}))
-    assert moved.count('"x0"') == 4 and "47" in moved
+    assert moved.count('"x0"') == len(STEP_PLOTS) and "47" in moved
 
 
 def test_zoom_sends_the_visible_range_only(client, runs):
@@ -205,3 +268,28 @@ def test_long_run_opens_in_bounded_time_and_size(client, tmp_path, write_run):
     assert cold < 4 and zoom < 1, (cold, zoom)
     assert len(json.dumps(page)) < 800_000 and len(json.dumps(found)) < 500_000
     assert len(find(page["_pages_content"]["children"], "plot-heatmap")["figure"]["data"][0]["x"]["bdata"]) < 400 * 12
+
+
+def test_very_many_arrays_open_in_bounded_time_and_size_and_only_new_ones_are_read(client, tmp_path, monkeypatch):
+    count = 50_000  # of each of two names
+    with RunWriter.create(tmp_path / "many.h5", info={}) as writer:
+        for step in range(count):
+            writer.append_array(step, "block_state_norm", np.ones(12, np.float32))
+            writer.append_array(step, "state_gradient_norm", np.full(9, step + 1, np.float32))
+        writer.append_step({"step": count, "loss": 2.0})
+        assert writer.flush()
+        served = client(tmp_path)
+        state = {"run-id.data": run_id(served, "many")}
+        began = time.perf_counter()
+        page = served.page(f"/run/{state['run-id.data']}")
+        cold = time.perf_counter() - began
+        writer.append_array(count, "block_state_norm", np.ones(12, np.float32))
+        assert writer.flush()
+        read = []
+        values = Run._array_values
+        monkeypatch.setattr(Run, "_array_values", lambda run, rows: read.append(len(rows)) or values(run, rows))
+        drawn = served.fire("plot-loss.figure...plot-radius.figure...", state)
+    # Measured on one core: 1.2 s. The bounds leave room for a busy machine.
+    assert cold < 6, cold
+    assert len(json.dumps(page)) < 800_000 and len(json.dumps(drawn)) < 500_000
+    assert sorted(read) == [0, 1]

@@ -140,12 +140,38 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.Monk
         assert writer.flush() and run.refresh()
         read.clear()
         assert [int(a) for a in run.arrays("small", slice(5, 7))[1]] == [5, 6]
-        assert read == [("array_index", slice(0, 200)), ("arrays", slice(6005, 6006)), ("arrays", slice(7006, 7007))]
+        assert read == [("array_index", slice(0, 200)), ("arrays", slice(6005, 7007))]  # near each other: one read
         writer.append_array(100, "small", np.uint8(100))
         assert writer.flush() and run.refresh()
         read.clear()
         run.arrays("small", slice(-1, None))
         assert read == [("array_index", slice(200, 201)), ("arrays", slice(100_100, 100_101))]
+        read.clear()
+        assert run.array_steps("small").tolist() == list(range(101)) and read == []
+        assert run.array_table("small")[1][:, 0].tolist() == list(range(101))
+        writer.append_array(101, "small", np.uint8(101))
+        assert writer.flush() and run.refresh()
+        read.clear()
+        assert run.array_table("small")[1].shape == (102, 1)
+        assert read == [("array_index", slice(201, 202)), ("arrays", slice(100_101, 100_102))]  # the new one only
+
+
+def test_short_arrays_are_a_table_in_which_superseded_ones_are_left_out(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "a.h5", info={}) as writer, open_run(writer.path) as run:
+        assert run.array_steps("norms").shape == (0,) and run.array_table("norms")[1].shape == (0, 0)
+        for step in range(4):
+            writer.append_step({"step": step})
+            writer.append_array(step, "norms", np.arange(step + 1, dtype=np.float32))
+        assert writer.flush() and run.refresh()
+        steps, table = run.array_table("norms")
+        assert steps.tolist() == [0, 1, 2, 3] and table.shape == (4, 4)
+        assert table[2, :3].tolist() == [0, 1, 2] and np.isnan(table[2, 3])
+        writer.append_step({"step": 2})
+        writer.append_array(2, "norms", np.array([7, 8], np.float32))
+        assert writer.flush() and run.refresh()
+        steps, table = run.array_table("norms")
+        assert run.array_steps("norms").tolist() == steps.tolist() == [0, 1, 2]
+        assert table[1:].tolist() == [[0, 1], [7, 8]]
 
 
 def test_a_row_and_bytes_that_do_not_fit_are_damage_in_one_line(tmp_path: Path) -> None:

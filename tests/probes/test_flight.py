@@ -15,6 +15,7 @@ from loopscope.probes.flight import (
     MAX_FLIGHTS,
     FlightRecorder,
     FlightStep,
+    find_flights,
     random_states,
     read_flight,
     restore_random,
@@ -81,6 +82,9 @@ def test_an_alert_writes_the_steps_before_it_and_after_it(tmp_path: Path) -> Non
         assert event.message == (
             "flight 0: 64 steps, 37 to 100, and the 8 after are kept at full detail because of loss_spike"
         )
+        (listed,) = find_flights(run)  # the same without the detail
+        assert [step.step for step in listed.steps] == [step.step for step in flight.steps]
+        assert (listed.alert_step, listed.alerts) == (100, flight.alerts) and listed.steps[0].random == {}
 
 
 def test_the_format_page_names_every_array(tmp_path: Path) -> None:

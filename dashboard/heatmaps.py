@@ -1,0 +1,261 @@
+"""Figures whose colour is a norm on a logarithmic scale: loops, blocks or tokens over training steps.
+
+Arrays in, `plotly.graph_objects.Figure` out, as in `figures`. Norms have the unit 1 where nothing else is said. Shapes:
+N recorded steps, T loops, K blocks, n sequences of P tokens, C columns of a figure. NaN is "not recorded", drawn as a
+bare pane; infinite is "recorded and not finite", drawn in red.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import plotly.graph_objects as go
+from einops import rearrange
+from numpy.typing import NDArray
+from plotly.colors import sample_colorscale
+
+from . import colours
+from .downsample import COLUMNS, Columns, View, columns
+from .frame import empty, figure, over_steps
+
+Array = NDArray[np.float64]
+
+# Viridis without its ends: the first is lost on the dark page, the last on the light one. Holds no red.
+HEAT: Final = sample_colorscale("Viridis", np.linspace(0.1, 0.95, 12).tolist())
+NAMES_SHOWN: Final = 14  # names of rows that fit above each other
+NAME_LENGTH: Final = 14  # letters of a name that a phone has room for
+PANE_GAP: Final = 0.04  # between sequences, as a share of the width
+STEP_NORM: Final = "‖h<sub>t+1</sub> − h<sub>t</sub>‖"
+STUDY: Final = 'The preset "study" measures it: attach(…, preset="study").'
+
+
+def residual_heatmap(
+    steps: Array, residual: Array, *, view: View = None, selected: float | None = None, revision: str = ""
+) -> go.Figure:
+    """Residual norm of every loop of every step as a heatmap, colour logarithmic.
+
+    Args:
+        steps: Steps of the rows, shape ``(N,)``.
+        residual: ‖h[t+1]−h[t]‖ per step and loop, shape ``(N, T)``: NaN where a loop did not run, infinite where it ran
+            and its result was not finite.
+        view: Visible range of steps, or None for everything.
+        selected: Step of the cursor, or None.
+        revision: See `frame.figure`.
+
+    Returns:
+        The figure, with at most `downsample.COLUMNS` columns; each shows the largest residual of the steps it covers.
+    """
+    title = "Residual norm by step and loop"
+    if not np.any(~np.isnan(residual)):
+        return empty(title, "No loops were recorded.", remedy="The probe did not see the loop body run.")
+    return _by_step(
+        steps, residual, title=title, what=STEP_NORM, symbol="‖Δh‖", view=view, selected=selected, revision=revision
+    )
+
+
+def gradient_heatmap(
+    steps: Array, gradient: Array, *, view: View = None, selected: float | None = None, revision: str = ""
+) -> go.Figure:
+    """Norm of the loss's gradient in the state of every loop, over steps: does it grow or die on its way back?
+
+    Args:
+        steps: Steps at which it was measured, shape ``(N,)``.
+        gradient: ‖∂L/∂h_t‖ over all tokens of the step, nats, shape ``(N, T + 1)``: NaN where none arrived, as before
+            the loops that training goes back through.
+        view: Visible range of steps, or None for everything.
+        selected: Step of the cursor, or None.
+        revision: See `frame.figure`.
+
+    Returns:
+        The figure, with at most `downsample.COLUMNS` columns; each shows the largest norm of the steps it covers.
+    """
+    title = "Gradient norm by step and loop"
+    if not np.any(~np.isnan(gradient)):
+        return empty(title, "No gradient per loop was recorded.", remedy=STUDY)
+    what = "in nats" + (" · bare: none arrived" if np.isnan(gradient).any() else "")
+    return _by_step(
+        steps, gradient, title=title, what=what, symbol="‖∂L/∂h‖", view=view, selected=selected, revision=revision
+    )
+
+
+def block_heatmap(
+    steps: Array, norms: Array, names: Sequence[str], *, view: View = None, selected: float | None = None,
+    revision: str = "",
+) -> go.Figure:  # fmt: skip
+    """Norm of the state after every block, over steps: where within one loop does it jump?
+
+    Args:
+        steps: Steps at which it was measured, shape ``(N,)``.
+        norms: ‖h‖ after each block, mean over tokens, shape ``(N, K)``: blocks of the prelude, then, of the first loop,
+            the injection and the blocks.
+        names: Of the K blocks, in running order; the first is drawn lowest, as loops are.
+        view: Visible range of steps, or None for everything.
+        selected: Step of the cursor, or None.
+        revision: See `frame.figure`.
+
+    Returns:
+        The figure, with at most `downsample.COLUMNS` columns; each shows the largest norm of the steps it covers.
+    """
+    title = "State norm after every block"
+    if not np.any(~np.isnan(norms)):
+        return empty(title, "No norm after a block was recorded.", remedy=STUDY)
+    what = "first loop"
+    chart = _by_step(
+        steps, norms, names, title=title, what=what, symbol="‖h‖", view=view, selected=selected, revision=revision
+    )
+    shown = names[:: -(-len(names) // NAMES_SHOWN)]
+    chart.update_yaxes(title=None, type="category", tickvals=shown, ticktext=[_short(name) for name in shown])
+    return chart
+
+
+def token_map(step: float | None, residual: Array, *, revision: str = "") -> go.Figure:
+    """Step norm of every token at every loop of one pass of the probe batch: which tokens settle, and when?
+
+    Args:
+        step: Training step of the pass; None when there is none up to the selected step.
+        residual: ‖h[t+1]−h[t]‖ of every token, shape ``(T, n, P)``; 0 where a token has settled to the last digit.
+        revision: See `frame.figure`.
+
+    Returns:
+        The figure, one pane per sequence, with at most `downsample.COLUMNS` columns in all; each shows the largest norm
+        of the tokens it covers.
+    """
+    title = "Convergence of every token"
+    if step is None or residual.size == 0:
+        return empty(title, "No map over tokens was recorded up to this step.", remedy="Select a later step.")
+    residual = np.where(np.isfinite(residual), residual, np.inf)  # every loop of the map ran
+    count = residual.shape[1]
+    tokens = rearrange(residual, "T n P -> P (n T)")
+    found = columns(np.arange(float(len(tokens))), tokens, limit=max(1, COLUMNS // count))
+    what = f"probe batch, step {step:,.0f}" + (" · bare: exactly 0" if np.any(residual == 0) else "")
+    chart = _log_colours(title, what, "‖Δh‖", found, "tokens", x="", revision=revision)
+    axis = chart.layout.xaxis.to_plotly_json()
+    for i, pane in enumerate(rearrange(found.values, "C (n T) -> n T C", n=count)):
+        name = "" if i == 0 else str(i + 1)
+        where = f"sequence {i + 1} · token %{{x}} · loop %{{y}}"
+        _add_cells(chart, found.steps, pane, None, where, "‖Δh‖", xaxis=f"x{name}")
+        room = (1 + PANE_GAP) / count
+        label = {"text": f"sequence {i + 1}", "standoff": 6}
+        domain = [i * room, (i + 1) * room - PANE_GAP]
+        chart.update_layout({f"xaxis{name}": {**axis, "title": label, "domain": domain, "tickformat": "d"}})
+    return chart
+
+
+def _short(name: str) -> str:
+    """Return the end of a dotted name, which tells blocks apart, short enough for a phone.
+
+    >>> _short("core.0"), _short("transformer.core_block.3"), _short("transformer.h.3")
+    ('core.0', '…core_block.3', '…h.3')
+    """
+    kept = name
+    while len(kept) > NAME_LENGTH and "." in kept:
+        kept = kept.partition(".")[2]
+    return kept if kept == name else "…" + kept[-NAME_LENGTH:]
+
+
+def _by_step(
+    steps: Array, values: Array, rows: Sequence[str] | None = None, *, title: str, what: str, symbol: str,
+    view: View, selected: float | None, revision: str,
+) -> go.Figure:  # fmt: skip
+    """Draw ``values`` (N, rows) over steps, thinned for the visible range; rows without names are loops."""
+    found = columns(steps, values, view)
+    chart = _log_colours(title, what, symbol, found, "steps", x="step", revision=revision)
+    where = "step %{x:,} · " + ("loop %{y}" if rows is None else "%{y}")
+    _add_cells(chart, found.steps, found.values.T, rows, where, symbol)
+    return over_steps(chart, view, selected)
+
+
+def _log_colours(
+    title: str, what: str, symbol: str, found: Columns, counted: str, *, x: str, revision: str
+) -> go.Figure:
+    """Return a figure without cells whose colours hold what was ``found``; a phone may cut the end of its subtitle."""
+    if np.isinf(found.values).any():
+        what += " · red: not finite"
+    if found.per_column > 1:
+        what += f" · largest of {found.per_column:,} {counted} each"
+    chart = figure(title, x=x, y="loop t", subtitle=what, legend=False, revision=revision)
+    return chart.update_layout(
+        plot_bgcolor=colours.tint(colours.INK, 0.12),  # what was not recorded: a pane, not a colour
+        coloraxis={"colorscale": HEAT, "colorbar": _power_bar(_power(found.values), symbol)},
+    )
+
+
+def _add_cells(
+    chart: go.Figure, x: Array, values: Array, rows: Sequence[str] | None, where: str, symbol: str, **axes: str
+) -> None:
+    """Draw ``values`` (rows, columns) in powers of ten, and in red what is not finite."""
+    y = None if rows is None else list(rows)
+    chart.add_trace(
+        go.Heatmap(
+            x=x,
+            y=y,
+            z=_power(values).astype(np.float32),
+            coloraxis="coloraxis",
+            name="",
+            hovertemplate=f"{where}<br>{symbol} = 10<sup>%{{z:.2f}}</sup>",
+            **axes,
+        )
+    )
+    broken = np.isinf(values)
+    if broken.any():
+        red = colours.REGIME_COLOURS["unstable"]
+        chart.add_trace(
+            go.Heatmap(
+                x=x,
+                y=y,
+                z=np.where(broken, 1.0, np.nan).astype(np.float32),
+                colorscale=[[0, red], [1, red]],
+                showscale=False,
+                name="",
+                hovertemplate=f"{where}<br>not finite",
+                **axes,
+            )
+        )
+
+
+def _power(values: Array) -> Array:
+    """Return log10 of what has one, NaN for the rest."""
+    return np.log10(np.where(np.isfinite(values) & (values > 0), values, np.nan))
+
+
+def _power_bar(power: Array, symbol: str) -> dict[str, Any]:
+    """Return the colour bar of log10 values."""
+    title = {"text": symbol, "side": "top", "font": {"size": 12}}
+    bar = {"thickness": 12, "outlinewidth": 0, "ticklen": 3, "tickfont": {"size": 11}, "title": title}
+    seen = power[np.isfinite(power)]
+    if seen.size == 0:
+        return bar
+    at, labels = _power_ticks(float(seen.min()), float(seen.max()))
+    return bar | {"tickvals": at, "ticktext": labels}
+
+
+def _power_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Return a few places between two log10 values and their labels: powers of ten where at least three fit, else less
+    round ones.
+
+    >>> _power_ticks(0.5, 3.5)
+    ([1.0, 2.0, 3.0], ['10', '100', '10<sup>3</sup>'])
+    >>> _power_ticks(-0.1, 0.8)[1], _power_ticks(0.30, 0.38)[1]
+    (['1', '2', '5'], ['2', '2.19', '2.4'])
+    """
+    at = np.arange(np.ceil(low), np.floor(high) + 1)
+    at = at[:: -(-len(at) // 7) or 1]
+    if len(at) < 3:
+        at = np.add.outer(np.arange(np.floor(low), np.ceil(high) + 1), np.log10([1, 2, 5])).reshape(-1)
+        at = at[(low <= at) & (at <= high)]
+    if len(at) < 3:
+        at = np.unique(np.linspace(low, high, 3))
+    return at.tolist(), [_power_label(float(power)) for power in at]
+
+
+def _power_label(power: float) -> str:
+    """Return ten to a power as plotly writes it on axes.
+
+    >>> _power_label(2.0), _power_label(-6.0), _power_label(np.log10(0.25)), _power_label(np.log10(5e-9))
+    ('100', '10<sup>−6</sup>', '0.25', '5·10<sup>−9</sup>')
+    """
+    if -3 < power < 3:
+        return f"{10**power:.3g}"
+    whole = np.floor(power + 1e-9)  # log10 of a power of ten may be a last digit short
+    digits = f"{10 ** (power - whole):.3g}"
+    return ("" if digits == "1" else f"{digits}·") + f"10<sup>{whole:.0f}</sup>".replace("-", "−")
