@@ -168,9 +168,8 @@ class _Interception:
     def _forward(self) -> Any:
         """One run of the model, at depth 1 where its depth can be set."""
         self.calls = 0
-        depth = {self.site.depth_argument: 1} if self.site.depth_argument is not None else {}
         torch.default_generator.manual_seed(self.seed)  # h_0 is the same in every run
-        return self.call.run(self.model, **depth)
+        return self.call.run_at(self.model, self.site, 1)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls += 1

@@ -12,13 +12,15 @@ on the side must change nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .site import LoopSiteError
+from .site import LoopSite, LoopSiteError
 
 PLAIN = (type(None), bool, int, float, str)
 
@@ -66,6 +68,13 @@ class Call:
                 return value
         raise LoopSiteError("the model is called without a tensor of its own; give attach() a probe_batch")
 
+    def run_at(self, model: nn.Module, site: LoopSite, depth: int) -> Any:
+        """Calls the model at a depth of its loop, where the site says how that is set; else as it is."""
+        if site.depth_argument is not None:
+            return self.run(model, **{site.depth_argument: depth})
+        with _depth_set(model, site.depth_attribute, depth):
+            return self.run(model)
+
     def run(self, model: nn.Module, **others: Any) -> Any:
         """Calls the model, some arguments exchanged for others of these names."""
         args = list(self.args)
@@ -112,6 +121,25 @@ class Call:
         """The same call with every tensor changed."""
         args: tuple[Any, ...] = tuple(_changed(value, change) for value in self.args)
         return Call(args, {name: _changed(value, change) for name, value in self.kwargs.items()})
+
+
+@contextmanager
+def _depth_set(model: nn.Module, path: str | None, depth: int) -> Iterator[None]:
+    """A block in which the attribute that holds the depth has another value."""
+    if path is None:
+        yield
+        return
+    *parents, name = path.split(".")
+    holder: Any = model
+    for parent in parents:
+        holder = holder[parent] if isinstance(holder, dict) else getattr(holder, parent)
+    usual = holder[name] if isinstance(holder, dict) else getattr(holder, name)
+    change = holder.__setitem__ if isinstance(holder, dict) else partial(setattr, holder)
+    change(name, depth)
+    try:
+        yield
+    finally:
+        change(name, usual)
 
 
 Input: TypeAlias = Tensor | Mapping[str, Any] | tuple[Any, ...] | Call

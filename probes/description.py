@@ -175,8 +175,8 @@ def _missing(site: LoopSite) -> list[str]:
         found.append("A, B: no linear injection can be read from parameters; LoopSite(a_bar=..., b_bar=...) gives them")
     if site.c_out is None:
         found.append("C_out: what follows the loop is no linear read-out")
-    if site.depth_argument is None:
-        found.append("depth: no argument of forward sets it, so there are no passes at a fixed depth")
+    if not site.sets_depth:
+        found.append("depth: no argument of forward and no attribute sets it, so there are no passes at a fixed depth")
     return found
 
 

@@ -10,12 +10,11 @@ Not covered: loops inside compiled modules or in one module's own operations, an
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .call import Call, Input
 from .linear_part import known_linear_part, traced_linear_part
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
+MOST_ATTRIBUTES = 8  # tried, at a small forward each
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
         LoopSiteError: There is no loop, there are several, or its state is not certain; the message lists what was
             seen and the ``LoopSite(...)`` calls that settle it.
 
-    >>> from torch import nn
+    >>> from torch import Tensor, nn
     >>> class Looped(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
@@ -233,31 +233,60 @@ def _with_linear_part(
 
 
 def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Input) -> LoopSite:
-    """Adds the argument that sets the depth, once a forward has shown that it does."""
+    """Adds what sets the depth, an argument or an attribute, once a forward has shown that it does."""
     accepted = inspect.signature(model.forward).parameters
-    counted = site.output or site.body
-    for name in DEPTH_ARGUMENTS:
-        if name in accepted and _calls(model, counted, example, {name: loops + 1}) == loops + 1:
-            return replace(site, depth_argument=name, mean_depth=loops)
-    return replace(site, mean_depth=loops)
+    site = replace(site, mean_depth=loops)
+    ways = [replace(site, depth_argument=name) for name in DEPTH_ARGUMENTS if name in accepted]
+    ways += [replace(site, depth_attribute=path) for path in _attributes(model, loops)]
+    return next((way for way in ways if _calls(model, way, example, loops + 1) == loops + 1), site)
 
 
-def _calls(model: nn.Module, name: str, example: Input, keywords: dict[str, int]) -> int:
-    """How often a module is called by a forward; 0 when the forward fails."""
-    seen: Counter[str] = Counter()
+def _attributes(model: nn.Module, value: int) -> list[str]:
+    """Dotted names of integers of this value in modules and in their configurations, outermost first.
+
+    >>> module = nn.Identity()
+    >>> module.loops, module.config = 4, {"depth": 4, "width": 64}
+    >>> _attributes(nn.Sequential(module), 4)
+    ['0.loops', '0.config.depth']
+    """
+    found: list[str] = []
+    seen = set[int]()  # one configuration is often held by many modules
+    for name, module in model.named_modules():
+        holders = [(name, vars(module)), *((f"{name}.{key}", _plain(held)) for key, held in vars(module).items())]
+        for path, holder in holders:
+            if id(holder) in seen or "._" in f".{path}":
+                continue
+            seen.add(id(holder))
+            names = [key for key, held in holder.items() if type(held) is int and held == value]
+            found += [f"{path}.{key}".strip(".") for key in names if isinstance(key, str)]
+    return found[:MOST_ATTRIBUTES]
+
+
+def _plain(held: object) -> dict[Any, Any]:
+    """What a configuration holds by name: a dict, or an object's attributes; empty for anything else."""
+    if isinstance(held, dict):
+        return held
+    is_data = not isinstance(held, nn.Module | Tensor | type) and not callable(held)
+    return getattr(held, "__dict__", {}) if is_data else {}
+
+
+def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
+    """How often the loop runs in a forward at this depth; 0 when the forward fails."""
+    seen = 0
 
     def count(module: nn.Module, args: object) -> None:
-        seen[name] += 1
+        nonlocal seen
+        seen += 1
 
-    handle: RemovableHandle = dict(model.named_modules())[name].register_forward_pre_hook(count)
+    handle: RemovableHandle = dict(model.named_modules())[site.output or site.body].register_forward_pre_hook(count)
     try:
         with on_the_side(model):
-            Call.of(model, example).run(model, **keywords)
-    except Exception:  # whatever the model raises, this argument is not its number of loops
+            Call.of(model, example).run_at(model, site, depth)
+    except Exception:  # whatever the model raises, this is not its number of loops
         return 0
     finally:
         handle.remove()
-    return seen[name]
+    return seen
 
 
 def _explanation(model: nn.Module, levels: Sequence[Level]) -> str:

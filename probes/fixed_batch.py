@@ -5,7 +5,7 @@ beside training at twice the mean depth. Its tokens are the beginnings of the fi
 which keeps a pass far below the cost of a step, or what the user gave; whatever else training calls the model with
 (targets, masks) is given to it too.
 
-Not covered: models whose depth cannot be set by an argument.
+Not covered: models whose depth is set neither by an argument nor by an attribute.
 """
 
 # Shapes: n sequences, S positions, T loops.
@@ -98,7 +98,7 @@ class FixedBatch:
             model once failed on the batch (`failed` says how).
         """
         site, call = self._site, self.call
-        if self.failed or call is None or site.depth_argument is None or site.mean_depth is None:
+        if self.failed or call is None or not site.sets_depth or site.mean_depth is None:
             return None
         depth = 2 * site.mean_depth
         tokenwise = EagerReduction(keep_steps=MAP_POSITIONS if token_steps else 0)
@@ -107,7 +107,7 @@ class FixedBatch:
             return None
         try:
             with undisturbed(self._model, self._device), tap.into(sums):
-                call.run(self._model, **{site.depth_argument: depth})
+                call.run_at(self._model, site, depth)
         except Exception as error:
             if self._whole is None:
                 self.failed = f"{type(self._model).__name__} failed on it ({error!r})"

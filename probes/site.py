@@ -63,6 +63,8 @@ class LoopSite:
         b_bar: The same for B̅.
         c_out: The same for the read-out matrix.
         depth_argument: Keyword of the model's ``forward`` that sets the number of loops; ``None`` when there is none.
+        depth_attribute: Dotted name, from the model, of the attribute that holds the number of loops instead:
+            ``n_loops``, ``config.n_loops``. It is changed for a pass of the fixed batch and put back.
         mean_depth: Mean number of loops in training (μ_rec of the Parcae paper).
         sublayers: Dotted names of the modules of the body whose output is the whole state, in running order.
         prelude: Dotted names of the modules before the loop whose output is the residual stream, in running order.
@@ -83,6 +85,7 @@ class LoopSite:
     b_bar: Callable[[], Tensor] | None = None
     c_out: Callable[[], Tensor] | None = None
     depth_argument: str | None = None
+    depth_attribute: str | None = None
     mean_depth: int | None = None
     sublayers: tuple[str, ...] = ()
     prelude: tuple[str, ...] = ()
@@ -93,6 +96,11 @@ class LoopSite:
     def was_found(self) -> bool:
         """Whether the loop had to be found, by an adapter or by discovery."""
         return self.found not in (BY_HAND, BY_MODEL)
+
+    @property
+    def sets_depth(self) -> bool:
+        """Whether it is known how to run the model at another depth."""
+        return self.depth_argument is not None or self.depth_attribute is not None
 
     def describe(self) -> dict[str, Any]:
         """The site as plain values, for the run file: callables become whether they are there."""

@@ -1,5 +1,6 @@
 """Finding the loop of models made up here, and saying what is missing where it cannot be certain."""
 
+import dataclasses
 import random
 
 import loopscope
@@ -197,6 +198,54 @@ def test_arguments_of_any_kind_show_the_loop():
         assert (site.body, site.depth_argument, site.mean_depth) == ("inject", "n_loops", 4), kind
     with pytest.raises(LoopSiteError, match=r"a tuple of arguments or a mapping"):
         discover(Both(plain, inject=Joined(), block=block()))
+
+
+class Config:
+    def __init__(self, loops):
+        self.width, self.loops = 8, loops
+
+
+@pytest.mark.parametrize("where", ["an attribute", "a configuration", "a mapping"])
+def test_a_depth_held_by_the_model_is_found_and_put_back(where, tmp_path):
+    path = {"an attribute": "loops", "a configuration": "config.loops", "a mapping": "config.loops"}[where]
+
+    class Fixed(Model):
+        def forward(self, tokens):
+            given = self.loops if where == "an attribute" else self.config
+            loops = given if isinstance(given, int) else given["loops"] if isinstance(given, dict) else given.loops
+            return super().forward(tokens, loops)
+
+    model = Fixed(plain, inject=Joined(), block=block())
+    model.not_it = 3  # as long as the loop is, and nothing to do with it
+    if where == "an attribute":
+        model.loops = 3
+    else:
+        model.config = Config(3) if where == "a configuration" else vars(Config(3))
+    site = discover(model)
+    assert (site.depth_attribute, site.depth_argument, site.mean_depth) == (path, None, 3)
+    tokens = torch.arange(8)[None]
+    before = model(tokens)
+    with attach(model, tmp_path / "a.h5") as probe:
+        assert torch.equal(model(tokens), before)
+        probe.step()
+        assert torch.equal(model(tokens), before)
+    with open_run(tmp_path / "a.h5") as run:
+        assert run["depth"].tolist() == [3] and run.probe("state_norm").shape == (1, 7)
+
+
+def test_a_depth_that_cannot_be_changed_is_left_alone():
+    @dataclasses.dataclass(frozen=True)
+    class Frozen:
+        loops: int = 3
+
+    class Fixed(Model):
+        def forward(self, tokens):
+            return super().forward(tokens, self.config.loops)
+
+    model = Fixed(plain, inject=Joined(), block=block())
+    model.config = Frozen()
+    site = discover(model)
+    assert not site.sets_depth and site.mean_depth == 3 and model.config == Frozen()
 
 
 def test_a_model_without_a_loop():
