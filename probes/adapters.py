@@ -140,6 +140,7 @@ def _ouro(model: nn.Module) -> LoopSite | None:
         after="lm_head",
         state_argument=0,
         output="model.norm",
+        depth_attribute="model.total_ut_steps" if hasattr(model.model, "total_ut_steps") else None,
         mean_depth=_setting(model, "total_ut_steps"),
         sublayers=(*(f"model.layers.{i}" for i in range(len(layers))), "model.norm"),
         found="adapter for Ouro",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
-MOST_ATTRIBUTES = 8  # tried, at a small forward each
+MOST_TRIED = 8  # arguments, and attributes, at a small forward each
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +234,24 @@ def _with_linear_part(
 
 def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Input) -> LoopSite:
     """Adds what sets the depth, an argument or an attribute, once a forward has shown that it does."""
-    accepted = inspect.signature(model.forward).parameters
     site = replace(site, mean_depth=loops)
-    ways = [replace(site, depth_argument=name) for name in DEPTH_ARGUMENTS if name in accepted]
+    ways = [replace(site, depth_argument=name) for name in _arguments(model)]
     ways += [replace(site, depth_attribute=path) for path in _attributes(model, loops)]
     return next((way for way in ways if _calls(model, way, example, loops + 1) == loops + 1), site)
+
+
+def _arguments(model: nn.Module) -> list[str]:
+    """Arguments that may be a number of loops: those of usual names, then others that may be left out or are integers.
+
+    >>> class Model(nn.Module):
+    ...     def forward(self, tokens, mask=None, scale=1.0, n_recur=4, num_steps=None): ...
+    >>> _arguments(Model())
+    ['num_steps', 'mask', 'n_recur']
+    """
+    accepted = inspect.signature(model.forward).parameters
+    known = [name for name in DEPTH_ARGUMENTS if name in accepted]
+    others = [name for name, given in accepted.items() if given.default is None or type(given.default) is int]
+    return [*known, *(name for name in others if name not in known)][:MOST_TRIED]
 
 
 def _attributes(model: nn.Module, value: int) -> list[str]:
@@ -259,7 +272,7 @@ def _attributes(model: nn.Module, value: int) -> list[str]:
             seen.add(id(holder))
             names = [key for key, held in holder.items() if type(held) is int and held == value]
             found += [f"{path}.{key}".strip(".") for key in names if isinstance(key, str)]
-    return found[:MOST_ATTRIBUTES]
+    return found[:MOST_TRIED]
 
 
 def _plain(held: object) -> dict[Any, Any]:

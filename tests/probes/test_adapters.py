@@ -200,6 +200,10 @@ def test_ouro_stand_in(labels, foreign, tmp_path):
     assert info["linear_estimate"]["method"] == "least squares of successive steps"
     assert 0 < info["linear_estimate"]["residual"] < 1
     assert discover(model).body == "model.layers.0"
+    assert discover(model).depth_attribute == info["site"]["depth_attribute"] == "model.total_ut_steps"
+    with open_run(tmp_path / "run.h5") as run:
+        assert run.probe("state_norm").shape[1] == 2 * 4 + 1  # at twice the usual depth
+    assert model.model.total_ut_steps == 4
 
 
 def test_a_loop_over_bare_parameters(foreign, tmp_path):
