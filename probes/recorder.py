@@ -2,8 +2,7 @@
 
 The training thread hands over records and never waits: the queue is bounded, and what does not fit is dropped and
 counted. Everything that takes time on the host (division, eigenvalues, detectors, HDF5) happens here. A failure of the
-file or of anything else in this thread is said once; training goes on without rows. Alerts (`detectors`, `live_rules`)
-go into the file as events and, on rank 0, to the log.
+file or of anything else in this thread is said once; training goes on without rows.
 
 A dense A̅ wider than `EXACT_WIDTH` is tracked from step to step (`SpectralTracker`, refreshed exactly in a further
 thread; 14 ms for both numbers at width 768 against 0.6 s exactly, on one core) and solved exactly in the steps whose
@@ -19,8 +18,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ from numpy.typing import NDArray
 
 from ..dynamics.lti import LTISystem
 from ..dynamics.tracker import SpectralTracker
+from .alerts import Alerts
 from .companions import WORLD_SIZE, resumed_on
-from .detectors import EventDetector, non_finite
-from .flight import FlightRecorder, FlightStep, count_flights
-from .layout import STEP_DERIVED, Event
-from .live_rules import LiveRules
+from .detectors import non_finite
+from .flight import FlightStep
+from .layout import Event
 from .mirrors import Mirror, Mirrors
 from .reader import Run
 from .rules import Rule
@@ -48,7 +47,6 @@ ROWS_PER_FLUSH = 100
 SECONDS_PER_FLUSH = 0.5  # the most a kill can cost
 FLUSH_PATIENCE = 10.0  # seconds a checkpoint waits for a disk that hangs
 EIGENVALUES_KEPT = 64
-REPLAYED = 4096  # losses that the detector is shown again after a resume; it remembers 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +115,12 @@ class Recorder:
         self._queue: queue.Queue[Record | threading.Event | None] = queue.Queue(QUEUE_LENGTH)
         self._opened = threading.Event()
         self._error: Exception | None = None
-        self._detector = EventDetector()
-        self._past = np.empty(0), np.empty(0)  # steps and losses of the run that is resumed
-        self._flight: FlightRecorder | None = FlightRecorder()
-        self._rules: LiveRules | None = None
-        self._rank = int(info.get("rank") or 0)
+        self._alerts = Alerts(path, rules)
         self._seal = True
         self._was_finished = False
         self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
-        arguments = (info, tuple(scalars), tuple(rules), resume, overwrite)
+        arguments = (info, tuple(scalars), resume, overwrite)
         # HDF5 handles live and die in the thread that uses them.
         self._thread = threading.Thread(target=self._run, args=arguments, name="loopscope-recorder", daemon=True)
         self._thread.start()
@@ -166,11 +160,9 @@ class Recorder:
             self._queue.put(None)
             self._thread.join()
 
-    def _run(
-        self, info: dict[str, Any], scalars: Sequence[str], rules: Sequence[Rule], resume: bool, overwrite: bool
-    ) -> None:
+    def _run(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> None:
         try:
-            writer = self._open(info, scalars, rules, resume, overwrite)
+            writer = self._open(info, scalars, resume, overwrite)
         except Exception as error:
             self._error = error
             return
@@ -185,16 +177,11 @@ class Recorder:
             writer.close()
             self._mirrors.close()
 
-    def _open(
-        self, info: dict[str, Any], scalars: Sequence[str], rules: Sequence[Rule], resume: bool, overwrite: bool
-    ) -> RunWriter:
+    def _open(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> RunWriter:
         if resume and self.path.exists():
             with Run(self.path) as run:  # this rank's file alone, whatever lies beside it
-                self._past = run["step"][-REPLAYED:], run["loss"][-REPLAYED:]
-                self.next_step = int(self._past[0][-1]) + 1 if len(run) else 0
-                self._rules = LiveRules(rules, run.info, run.names)
-                self._rules.resume(run)
-                self._flight = FlightRecorder(flights=count_flights(run))
+                self.next_step = int(run["step"][-1]) + 1 if len(run) else 0
+                self._alerts.resume(run)
                 ranks = resumed_on(info.get("world_size"), run)
                 self._was_finished = run.state == "finished"
             writer = RunWriter.resume(self.path)
@@ -205,15 +192,8 @@ class Recorder:
         writer = RunWriter.create(
             self.path, info=info, scalars=scalars, eigenvalues=EIGENVALUES_KEPT, overwrite=overwrite
         )
-        self._rules = LiveRules(rules, info, (*writer.names, *STEP_DERIVED))
+        self._alerts.begin(info, writer.names)
         return writer
-
-    def _replay(self, step: int) -> None:
-        """Brings the detector to where it was before this step, the first after a resume."""
-        steps, losses = self._past
-        self._past = np.empty(0), np.empty(0)
-        for earlier, loss in zip(steps[steps < step], losses[steps < step], strict=True):
-            self._detector.update(int(earlier), 0.0, {} if math.isnan(loss) else {"loss": float(loss)})
 
     def _write_all(self, writer: RunWriter) -> None:
         waiting, flushed, rows = 0, time.monotonic(), writer.rows
@@ -232,10 +212,10 @@ class Recorder:
                 self._write(writer, record)
                 waiting += 1
             if waiting and (waiting >= ROWS_PER_FLUSH or time.monotonic() - flushed >= SECONDS_PER_FLUSH):
-                self._tell(writer, self._judged(LiveRules.judge))
+                self._alerts.judge(writer)
                 writer.flush()
                 waiting, flushed = 0, time.monotonic()
-        self._tell(writer, self._judged(lambda rules: rules.judge(ended=True)))
+        self._alerts.judge(writer, ended=True)
         writer.flush()
         # A finished run resumed in vain, by settings that its checkpoint refused say, is as finished as before.
         if self._seal or (self._was_finished and writer.rows == rows):
@@ -259,7 +239,7 @@ class Recorder:
         if record.is_probe:
             if loops is not None:
                 writer.append_probe(record.step, loops)
-                self._judged(lambda rules: rules.add_pass(loops))
+                self._alerts.add_pass(loops)
             return
         given = record.values | once | self._linear(writer, record)
         extra = {
@@ -270,55 +250,9 @@ class Recorder:
         }
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
-        if len(self._past[0]):
-            self._replay(record.step)
-        events = self._detector.update(record.step, record.time, given, loops)
-        known = given | extra | {"loss_zscore": self._detector.loss_zscore} | _lasts(loops)
-        events += self._judged(lambda rules: rules.add(record.step, known, time=record.time))
-        flight = record.flight
-        self._tell(
-            writer,
-            events,
-            None if flight is None else replace(flight, step=record.step, loops=loops, scalars=given | extra),
-        )
+        self._alerts.add(writer, given | extra, loops, record.flight, measured=given)
         for event in record.events:
             writer.append_event(event)
-
-    def _judged(self, judge: Callable[[LiveRules], list[Event] | None]) -> list[Event]:
-        """What the rules say; the rows of the run do not depend on their fate."""
-        if self._rules is None:
-            return []
-        try:
-            return judge(self._rules) or []
-        except Exception:
-            self._rules = None
-            log.exception("loopscope: rules failed and are off until `loopscope check`; recording goes on")
-            return []
-
-    def _tell(self, writer: RunWriter, events: Sequence[Event], step: FlightStep | None = None) -> None:
-        """Writes events into the file, says the worst of them aloud, and keeps the steps around an alert.
-
-        Args:
-            writer: Of the run file.
-            events: What was found.
-            step: The step that was just recorded, where events come with one.
-        """
-        for event in events:
-            writer.append_event(event)
-            # A spike may be one of hundreds, and it may be nothing; what a rule calls an alert is worth a line.
-            if self._rank == 0 and (event.severity == "error" or event.kind != "loss_spike"):
-                more = f"`loopscope check {self.path}` says what to try"
-                log.warning("loopscope: step %d: %s %s (%s)", event.step, event.kind, event.message, more)
-        if self._flight is None:
-            return
-        try:
-            if step is not None:
-                self._flight.record(writer, step, events)
-            else:
-                self._flight.alert(writer, events)
-        except Exception:
-            self._flight = None
-            log.exception("loopscope: the flight recorder failed and is off; recording to %s goes on", self.path)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
         """Norms and eigenvalues of the matrices that came with a record."""
@@ -347,13 +281,6 @@ class Recorder:
         if norm.converged:
             values["a_bar_norm"] = norm.value
         return values
-
-
-def _lasts(loops: NDArray[np.float32] | None) -> dict[str, float]:
-    """The series that a reader derives from the loops of a step (`layout.STEP_DERIVED`)."""
-    if loops is None:
-        return {}
-    return {"last_state_norm": float(loops[-1, 0]), "last_residual_norm": float(loops[-2, 1])}
 
 
 def _spectral_norm(matrix: NDArray[np.generic]) -> float:

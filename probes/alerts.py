@@ -1,0 +1,148 @@
+"""What is worth an alarm while a run is recorded, and what is done about it.
+
+Detectors speak of every spike of the loss and every number that stops being finite, rules of their conditions. Each
+such event goes into the run file, the worst of them to the log as well (rank 0's), and an alert has the flight recorder
+write the steps around it. The rows of the run do not depend on any of this: a part that fails is switched off and said
+to be.
+
+Not covered: sending an alert anywhere but to the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .detectors import EventDetector
+from .flight import FlightRecorder, FlightStep, count_flights
+from .layout import STEP_DERIVED, Event
+from .live_rules import LiveRules
+from .reader import Run
+from .rules import Rule
+from .writer import RunWriter
+
+log = logging.getLogger("loopscope")
+
+REPLAYED = 4096  # losses that the detector is shown again after a resume; it remembers 64
+
+
+class Alerts:
+    """Watches the rows of one run.
+
+    Args:
+        path: The run file, for what is said.
+        rules: What an alert is besides spikes and numbers that are not finite.
+    """
+
+    def __init__(self, path: Path, rules: Sequence[Rule]) -> None:
+        self._path, self._given = path, rules
+        self._detector = EventDetector()
+        self._rules: LiveRules | None = None
+        self._flight: FlightRecorder | None = FlightRecorder()
+        self._past = np.empty(0), np.empty(0)  # steps and losses of the run that is resumed
+        self._aloud = True
+
+    def begin(self, info: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Makes ready for a new run with these step columns."""
+        self._aloud = not info.get("rank")
+        self._rules = LiveRules(self._given, info, (*names, *STEP_DERIVED))
+
+    def resume(self, run: Run) -> None:
+        """Goes on where a run was interrupted; its rows before the first new one count."""
+        self._aloud = not run.info.get("rank")
+        self._rules = LiveRules(self._given, run.info, run.names)
+        self._rules.resume(run)
+        self._flight = FlightRecorder(flights=count_flights(run))
+        self._past = run["step"][-REPLAYED:], run["loss"][-REPLAYED:]
+
+    def add(
+        self,
+        writer: RunWriter,
+        values: Mapping[str, float],
+        loops: NDArray[np.float32] | None,
+        flight: FlightStep | None,
+        *,
+        measured: Mapping[str, float],
+    ) -> None:
+        """Takes the row of a step that was just written.
+
+        Args:
+            writer: Of the run file.
+            values: The whole row, by name.
+            loops: Its loops ``(T + 1, 4)``.
+            flight: What the flight recorder needs of the step and the row does not hold.
+            measured: The part of ``values`` that was given or measured, which ought to be finite.
+        """
+        step, time = int(values["step"]), values["time"]
+        if len(self._past[0]):
+            self._replay(step)
+        events = self._detector.update(step, time, measured, loops)
+        known = {**values, "loss_zscore": self._detector.loss_zscore, **_lasts(loops)}
+        events += self._judged(lambda rules: rules.add(step, known, time=time))
+        kept = None if flight is None else replace(flight, step=step, loops=loops, scalars=values)
+        self._tell(writer, events, kept)
+
+    def add_pass(self, loops: NDArray[np.float32]) -> None:
+        """Takes a pass of the probe batch."""
+        self._judged(lambda rules: rules.add_pass(loops))
+
+    def judge(self, writer: RunWriter, *, ended: bool = False) -> None:
+        """Has the rules judge what they have so far."""
+        self._tell(writer, self._judged(lambda rules: rules.judge(ended=ended)))
+
+    def _replay(self, step: int) -> None:
+        """Brings the detector to where it was before this step, the first after a resume."""
+        steps, losses = self._past
+        self._past = np.empty(0), np.empty(0)
+        for earlier, loss in zip(steps[steps < step], losses[steps < step], strict=True):
+            self._detector.update(int(earlier), 0.0, {} if math.isnan(loss) else {"loss": float(loss)})
+
+    def _judged(self, judge: Callable[[LiveRules], list[Event] | None]) -> list[Event]:
+        """What the rules say."""
+        if self._rules is None:
+            return []
+        try:
+            return judge(self._rules) or []
+        except Exception:
+            self._rules = None
+            log.exception("loopscope: rules failed and are off until `loopscope check`; recording goes on")
+            return []
+
+    def _tell(self, writer: RunWriter, events: Sequence[Event], step: FlightStep | None = None) -> None:
+        """Writes events, says the worst of them aloud, and keeps the steps around an alert.
+
+        Args:
+            writer: Of the run file.
+            events: What was found.
+            step: The step that was just recorded, where events come with one.
+        """
+        for event in events:
+            writer.append_event(event)
+            # A spike may be one of hundreds, and it may be nothing; what a rule calls an alert is worth a line.
+            if self._aloud and (event.severity == "error" or event.kind != "loss_spike"):
+                more = f"`loopscope check {self._path}` says what to try"
+                log.warning("loopscope: step %d: %s %s (%s)", event.step, event.kind, event.message, more)
+        if self._flight is None:
+            return
+        try:
+            if step is not None:
+                self._flight.record(writer, step, events)
+            else:
+                self._flight.alert(writer, events)
+        except Exception:
+            self._flight = None
+            log.exception("loopscope: the flight recorder failed and is off; recording to %s goes on", self._path)
+
+
+def _lasts(loops: NDArray[np.float32] | None) -> dict[str, float]:
+    """The series that a reader derives from the loops of a step (`layout.STEP_DERIVED`)."""
+    if loops is None:
+        return {}
+    return {"last_state_norm": float(loops[-1, 0]), "last_residual_norm": float(loops[-2, 1])}
