@@ -2,8 +2,9 @@
 
 Training steps have random depths and other tokens each time; ratios between them say nothing. So a small batch is run
 beside training at twice the mean depth. Its tokens are the beginnings of the first training batch's first sequences,
-which keeps a pass far below the cost of a step, or what the user gave; whatever else training calls the model with
-(targets, masks) is given to it too.
+which keeps a pass far below the cost of a step, or what the user gave. Compiled parts run eagerly in a pass: compiling
+them for another shape and depth would take longer than all passes of the run. Whatever else training calls the model
+with (targets, masks) is given to it too.
 
 Not covered: models whose depth is set neither by an argument nor by an attribute.
 """
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .call import Call, Input
-from .neutral import undisturbed
+from .neutral import eagerly, undisturbed
 from .reduction import EagerReduction, reduction_for
 from .site import LoopSite, LoopSiteError
 from .sums import LoopSums
@@ -106,7 +107,7 @@ class FixedBatch:
         if together is not None and not together():
             return None
         try:
-            with undisturbed(self._model, self._device), tap.into(sums):
+            with eagerly(), undisturbed(self._model, self._device), tap.into(sums):
                 call.run_at(self._model, site, depth)
         except Exception as error:
             if self._whole is None:

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,6 +33,7 @@ from .bound import BoundLoop, bound_loop
 from .call import Call
 from .group import is_sharded
 from .layout import LYAPUNOV_EXPONENTS, TOKEN_RADIUS, Event
+from .neutral import eagerly
 from .site import LoopSite, LoopSiteError
 
 log = logging.getLogger("loopscope")
@@ -225,12 +224,6 @@ def _read_out_gain(loop: BoundLoop, state: Tensor) -> float:
     return float((seen.norm(dim=-1) / state.norm(dim=-1)).mean())
 
 
-def _eagerly() -> AbstractContextManager[object]:
-    """Runs compiled code as it was written; without importing the compiler where nothing is compiled."""
-    compiles = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
     """What one measurement has for the run file.
@@ -297,5 +290,5 @@ class FullLoopProbe:
         tokens = part.tokens
         where = f"at loop {loops} of {' x '.join(str(n) for n in tokens.shape[:2])} tokens"
         wide = torch.autocast(tokens.device.type, enabled=False)
-        with wide, _eagerly(), bound_loop(self._model, part, site=self._site) as loop:
+        with wide, eagerly(), bound_loop(self._model, part, site=self._site) as loop:
             return measure_full_loop(loop, loops=loops, structure=self._structure), where

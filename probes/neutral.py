@@ -8,12 +8,22 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+
+def eagerly() -> AbstractContextManager[object]:
+    """Inside, compiled code runs as it was written: nothing is compiled for a run on the side, and every graph stays.
+
+    >>> with eagerly():
+    ...     pass
+    """
+    compiles = "torch._dynamo" in sys.modules  # nothing is compiled where that was never imported
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
 @contextmanager

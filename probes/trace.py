@@ -8,9 +8,8 @@ Not covered: compiled modules (their functions run unseen), and operations outsi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .call import Call, Input
-from .neutral import undisturbed
+from .neutral import eagerly, undisturbed
 from .site import LoopSiteError
 
 EXAMPLE_SHAPE = (2, 16)  # sequences and positions of the default input: small, yet more positions than sequences
@@ -93,10 +92,8 @@ def on_the_side(model: nn.Module) -> Iterator[None]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     held = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     contents = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    compiling = "torch._dynamo" in sys.modules  # nothing is compiled where that was never imported
-    eager = torch.compiler.set_stance("force_eager") if compiling else nullcontext()
     try:
-        with eager, undisturbed(model, device):
+        with eagerly(), undisturbed(model, device):
             yield
     finally:
         for module, attributes, buffers in held:

@@ -280,3 +280,27 @@ def test_a_model_that_takes_one_length_only_is_given_it(demo_model, tmp_path, ca
     with open_run(tmp_path / "run.h5") as run:
         assert run.probe_steps.tolist() == [0, 10, 11]
         assert (run.probe("tokens") == 200).all()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_passes_compile_nothing(whole, demo_model, tmp_path):
+    """A graph for the fixed batch's shape and depth would cost more than all its passes."""
+
+    def graphs(passes):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = demo_model()
+        for part in [model] if whole else model.core:
+            part.compile(backend="eager")
+        preset = Preset("rows", probe_batch=every(1) if passes else lambda step: False)
+        with loopscope.attach(model, tmp_path / "run.h5", preset=preset, overwrite=True) as probe:
+            for _ in range(3):
+                loss = model(torch.zeros(4, 32, dtype=torch.int64), num_loops=3).logsumexp(-1).mean()
+                loss.backward()
+                probe.step(loss=loss)
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    without = graphs(False)
+    assert graphs(True) == without >= 1
+    with open_run(tmp_path / "run.h5") as run:
+        assert run.probe_steps.tolist() == [0, 1, 2] and run["depth"].tolist() == [3, 3, 3]
