@@ -99,8 +99,8 @@ def _check_extents(path: Path, file: h5py.File) -> None:
     """Raise where committed rows lie beyond the end of the file, which HDF5 would read as zeros."""
     size = path.stat().st_size
     commits = file["commit"]
-    found, _ = last_commit(commits, readable_rows(commits, size))
-    if found is None or not commits_whole(commits, size):
+    found, at = last_commit(commits, readable_rows(commits, size))
+    if found is None or not commits_whole(commits, at):
         raise damaged(path, "commit rows are missing")
     for table in tables_in(file):
         whole, needed = readable_rows(file[table], size), found.lengths[table]
@@ -134,9 +134,12 @@ def readable_rows(dataset: Any, size: int) -> int:
     return length if len(missing) == 0 else min(length, int(missing[0]) * rows + int(inside[missing[0], 1]))
 
 
-def commits_whole(commits: Any, size: int) -> bool:
-    """Whether the newest commit row is in the file; a kill may leave room for one that was never written."""
-    return readable_rows(commits, size) >= int(commits.shape[0]) - 1
+def commits_whole(commits: Any, valid: int) -> bool:
+    """Whether the last of the ``valid`` leading commit rows is the newest.
+
+    A kill may leave room for one row that was never written; of several, rows were written that are gone now.
+    """
+    return valid >= int(commits.shape[0]) - 1
 
 
 def chunk_end(dataset: Any) -> int:

@@ -59,6 +59,7 @@ ARRAY_DIMENSIONS: Final = 4  # most axes of an array
 SPARE_COLUMNS: Final = 16  # unnamed at creation; a user scalar that appears later takes the next one
 NAME_BYTES: Final = 64
 MAX_EIGENVALUES: Final = 64
+LARGEST_STEP: Final = 2.0**62  # of what no step number reaches, fits int64
 
 STEP_DERIVED: Final = ("last_state_norm", "last_residual_norm")
 PROBE_DERIVED: Final = ("residual_ratio", "growth_ratio")

@@ -62,7 +62,11 @@ def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> N
             table = _create_table(file, name, length, shape, dtype, kind, columns)
             for start in range(0, length, _BLOCK):
                 stop = min(start + _BLOCK, length)
-                table[start:stop] = source[name][start:stop]
+                rows = source[name][start:stop]
+                if name == "steps":
+                    rows[:, commit.lengths["columns"] :] = np.nan  # numbers whose names are lost belong to no name
+                table[start:stop] = rows
+        file["columns"][: layout.FIRST_COLUMNS] = np.array(layout.STEP_COLUMNS[: layout.FIRST_COLUMNS], dtype="S")
         row_shape, dtype = shapes["commit"]
         _create_table(file, "commit", 1, row_shape, dtype, kind, columns)[0] = commit.pack()
     sync(target)
