@@ -22,6 +22,7 @@ from .ranks import rank_files, rank_of
 if TYPE_CHECKING:
     from .reader import Run
 
+_MOST_RANKS: Final = 1 << 20  # whatever says more is damaged
 Intervals = list[tuple[float, float]]
 RANK_EVENTS: Final = ("rank_missing", "rank_unreadable", "rank_foreign", "rank_ended")
 WORLD_SIZE: Final = "world_size"
@@ -36,8 +37,8 @@ def of_several_ranks(run: Run) -> bool:
 def world_sizes(run: Run) -> list[int]:
     """Return on how many ranks a run was recorded, the present number last; empty where it was not recorded."""
     begun = run.info.get("world_size")
-    resumed = [int(event.value) for event in run.events if event.kind == WORLD_SIZE]
-    return [*([int(begun)] if begun else []), *resumed]
+    resumed = [event.value for event in run.events if event.kind == WORLD_SIZE]
+    return [int(size) for size in (begun, *resumed) if size and 1 <= size <= _MOST_RANKS]  # false for NaN
 
 
 def resumed_on(world_size: int | None, run: Run) -> int | None:

@@ -6,6 +6,7 @@ Not covered: bit rot in the numbers of uncompressed live files, which carry no c
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from .layout import FORMAT, VERSION, Commit, DamagedRun, NotARun, RunFileError, tables_of
 from .superblock import SIGNATURE, Superblock, open_clean
 
-READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)
 """Everything HDF5 raises on a file that is not what it should be."""
 
 
@@ -71,6 +72,11 @@ def check_format(path: Path, file: h5py.File) -> None:
         raise RunFileError(f"{path}: has format version {version}, this loopscope reads {VERSION}; upgrade loopscope")
     if missing:
         raise DamagedRun(f"{path}: table {missing[0]!r} is missing; expected a whole run file, try `loopscope repair`")
+
+
+def read_info(file: h5py.File) -> dict[str, Any]:
+    """Return what the writer said about the run; raises one of ``READ_ERRORS`` where that is damaged."""
+    return dict(json.loads(str(file.attrs["info"])))
 
 
 def tables_in(file: h5py.File) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,12 +225,13 @@ def pack_event(event: Event, generation: int) -> tuple[Any, ...]:
 
 
 def unpack_event(row: Any) -> Event:
-    """Return one row of the events table as an event."""
+    """Return one row of the events table as an event; what is no severity is a warning."""
+    severity = bytes(row["severity"]).decode("utf-8", "replace")
     return Event(
         step=int(row["step"]),
         time=float(row["time"]),
         kind=bytes(row["kind"]).decode("utf-8", "replace"),
-        severity=bytes(row["severity"]).decode("utf-8", "replace"),  # type: ignore[arg-type]
+        severity=severity if severity in get_args(Severity) else "warning",  # type: ignore[arg-type]
         value=float(row["value"]),
         threshold=float(row["threshold"]),
         message=bytes(row["message"]).decode("utf-8", "replace"),

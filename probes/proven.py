@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import number_bytes, stored_bytes
+from .integrity import READ_ERRORS
 from .layout import FIRST_COLUMNS, LARGEST_STEP, STEP_COLUMNS, TABLES, Severity
 
 Rows = NDArray[Any]
@@ -59,7 +60,10 @@ def proven_lengths(file: h5py.File, bound: dict[str, int], *, recorded: bool) ->
 
 def names_intact(file: h5py.File) -> bool:
     """Whether the names that every run begins with are in their places."""
-    found: bool = np.array_equal(file["columns"][:FIRST_COLUMNS], _KNOWN_NAMES)
+    try:
+        found: bool = np.array_equal(file["columns"][:FIRST_COLUMNS], _KNOWN_NAMES)
+    except READ_ERRORS:
+        return False
     return found
 
 

@@ -14,7 +14,6 @@ Not covered: bit rot in uncompressed live files, which carry no checksum of thei
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -26,16 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import handle as handles
-from .arrays import from_bytes
+from .arrays import from_bytes, stored_bytes
 from .companions import of_several_ranks
 from .growing import Growing, Rows, Standing, standing_rows
 from .handle import LOCK, Handle
-from .integrity import READ_ERRORS, damaged, one_line
+from .integrity import READ_ERRORS, damaged, one_line, read_info
 from .layout import (
     ARRAY_INDEX_DTYPE,
+    FIRST_COLUMNS,
     LARGEST_STEP,
     LOOP_COLUMNS,
     PROBE_DERIVED,
+    STEP_COLUMNS,
     STEP_DERIVED,
     TABLES,
     Commit,
@@ -119,8 +120,8 @@ class Run:
         self._forget()
         self._handle: Handle | None = None
         with LOCK:
-            self._attach()
             try:
+                self._attach()
                 self._load()
             except BaseException:
                 self.close()
@@ -226,7 +227,8 @@ class Run:
         """Return one number per probe pass and loop, ``(P, D + 1)``, as ``loops`` does for training steps."""
         with LOCK:
             _, index = self._passes()
-            start, end = _starts_and_ends(self._column("probe_index", 2, np.int64), index)
+            ends = self._ends("probe_index", self._column("probe_index", 2, np.int64), "probe")
+            start, end = _starts_and_ends(ends, index)
             return _pad(self._column("probe", _loop_column(name)), start, end)
 
     def spectra(self) -> tuple[NDArray[np.int64], NDArray[np.complex128]]:
@@ -277,13 +279,18 @@ class Run:
             index = self._array_index()
             rows = np.flatnonzero(np.char.startswith(index["name"], prefix.encode())) if len(index) else index["step"]
             return [
-                RecordedArray(int(index[i]["step"]), int(index[i]["generation"]), index[i]["name"].decode(), values)
-                for i, values in zip(rows, self._array_values(rows), strict=True)
+                RecordedArray(int(row["step"]), int(row["generation"]), row["name"].decode("utf-8", "replace"), values)
+                for row, values in zip(index[rows], self._array_values(rows), strict=True)
             ]
 
     def _array_index(self) -> NDArray[Any]:
         """Return the committed rows that say what the arrays are, reading only those not cached yet."""
-        return self._cached("array_index", None, ARRAY_INDEX_DTYPE)
+        index = self._cached("array_index", None, ARRAY_INDEX_DTYPE)
+        known, ends = self._sound.get("arrays", 0), self._ends("array_index", index["end"], "arrays")
+        if np.any(stored_bytes(index[known:]) != np.diff(ends[known:], prepend=ends[known - 1] if known else 0)):
+            raise damaged(self.path, "rows of array_index describe no arrays")
+        self._sound["arrays"] = len(index)
+        return index
 
     def _array_values(self, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
         """Return the arrays of some rows of the index."""
@@ -346,6 +353,7 @@ class Run:
         self._names: dict[str, int] = {}
         self._events: list[Event] = []
         self._standing = Standing()
+        self._sound: dict[str, int] = {}  # rows of ragged tables that were checked
         self._lowest = np.empty(0)  # of the first generations, their lowest steps
         self._lowest_of = 0  # rows
         self._changed_from = -math.inf  # step from which on other rows stand than when a merged view looked last
@@ -355,12 +363,12 @@ class Run:
         handle = handles.acquire(self.path)
         self._handle = handle
         assert handle.file is not None
-        attributes = handle.file.attrs
-        run_id = str(attributes["run_id"])
+        file = handle.file
+        run_id = self._guard(lambda: str(file.attrs["run_id"]))
         if run_id != self._run_id:
-            self._run_id = run_id
             self._forget()
-            self.info = json.loads(str(attributes["info"]))
+            self.info = self._guard(lambda: read_info(file))
+            self._run_id = run_id
         return handle
 
     def _follow(self) -> Handle:
@@ -388,14 +396,19 @@ class Run:
         if any(commit.lengths[table] < length for table, length in self._commit.lengths.items()):
             self._forget()  # what could not be read any more was left out by a repair
         before, self._commit = self._commit, commit
-        if commit.lengths["columns"] != before.lengths["columns"]:
+        if commit.lengths["columns"] != len(self._names):
             encoded = self._read("columns", slice(0, commit.lengths["columns"]))
-            self._names = {bytes(name).decode("utf-8", "replace"): i for i, name in enumerate(encoded)}
+            names = [bytes(name).decode("utf-8", "replace") for name in encoded]
+            if names[:FIRST_COLUMNS] != list(STEP_COLUMNS[:FIRST_COLUMNS]):
+                raise damaged(self.path, "the names of its columns are gone")
+            self._names = {name: i for i, name in enumerate(names)}
         if commit.lengths["steps"] != self._standing.seen:
             self._changed_from = min(self._changed_from, self._standing.take_in(self._column("steps", 0)))
-        lowest = self._lowest.copy()
-        if commit.lengths["events"] != before.lengths["events"] or not np.array_equal(lowest, self._lowest_steps()):
-            self._events = self._visible_events()
+        if commit.lengths["events"]:
+            lowest = self._lowest.copy()
+            new = commit.lengths["events"] != before.lengths["events"]
+            if not np.array_equal(lowest, self._lowest_steps()) or new:
+                self._events = self._visible_events()
 
     def _visible_events(self) -> list[Event]:
         """Return the events whose step no later generation has run again."""
@@ -477,7 +490,17 @@ class Run:
 
     def _spans(self, rows: Rows = slice(None)) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where the loop rows of some visible steps start and end."""
-        return _starts_and_ends(self._cached("loop_end", None, np.int64), self._standing.numbers(rows))
+        ends = self._ends("loop_end", self._cached("loop_end", None, np.int64), "loops")
+        return _starts_and_ends(ends, self._standing.numbers(rows))
+
+    def _ends(self, table: str, ends: NDArray[np.int64], of: str) -> NDArray[np.int64]:
+        """Return where the entries of a ragged table end, once it is certain that all lie within it."""
+        known = self._sound.get(table, 0)
+        new = ends[max(0, known - 1) :]
+        if len(new) and (new[0] < 0 or np.any(new[1:] < new[:-1]) or new[-1] > self._commit.lengths[of]):
+            raise damaged(self.path, f"rows of {table} lead out of {of}")
+        self._sound[table] = len(ends)
+        return ends
 
     def _at_loop(self, name: str, loop: int, rows: Rows = slice(None)) -> Series:
         """Return a number of one loop at some visible steps, a negative ``loop`` counted from the last row."""

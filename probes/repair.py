@@ -35,7 +35,7 @@ from .integrity import (
 from .layout import STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
 from .lease import Lease, is_held, lease_path
 from .proven import names_intact, proven_lengths
-from .rewrite import copy_run, temporary_path
+from .rewrite import attributes_intact, copy_run, temporary_path
 from .superblock import Superblock, open_clean
 
 _BLOCK: Final = 16384  # rows decoded at a time while looking for unreadable ones
@@ -124,7 +124,7 @@ def _repair(path: Path) -> RepairReport:
             with open_clean(path) as file:
                 check_format(path, file)
                 kept, wanted, commit = _examine(path, file)
-                if kept != wanted or commit is None or not names_intact(file):
+                if kept != wanted or commit is None or not (names_intact(file) and attributes_intact(file)):
                     return _salvage(path, file, commit, kept, wanted, actions)
                 beyond = int(file["steps"].shape[0]) - kept["steps"]
             return _close_cleanly(path, kept["steps"], beyond, actions)
@@ -189,7 +189,7 @@ def _salvage(
     copy_run(file, temporary_path(path), commit, "sealed")
     temporary_path(path).replace(path)
     lost = {table: wanted[table] - kept[table] for table in TABLES if wanted[table] > kept[table]}
-    beside = "the commit rows" if last is None else "names of columns"
+    beside = "the commit rows" if last is None else "names of columns or the description of the run"
     missing = ", ".join(f"{n} rows of {table}" for table, n in lost.items()) or beside
     actions += [f"the original is kept as {backup}", f"could not be read: {missing}", f"kept {kept['steps']} steps"]
     return RepairReport(path, "damaged", kept["steps"], lost.get("steps", 0), backup, tuple(actions))
