@@ -9,13 +9,14 @@ Not covered: when they reach the disk (``writer``) and which of them are superse
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .layout import ARRAY_DIMENSIONS, ARRAY_DTYPES, NAME_BYTES
 
+_ITEM_BYTES: Final = {kind.encode(): np.dtype(kind).itemsize for kind in ARRAY_DTYPES}
 IndexRow = tuple[int, int, int, bytes, bytes, int, tuple[int, ...]]
 
 
@@ -45,6 +46,25 @@ def index_row(step: int, generation: int, end: int, name: str, array: NDArray[An
     """Return the row of ``array_index`` of an array whose bytes end at ``end``."""
     shape = (*array.shape, *(0,) * (ARRAY_DIMENSIONS - array.ndim))
     return int(step), generation, end, name.encode(), array.dtype.str.encode(), array.ndim, shape
+
+
+def number_bytes(index: NDArray[Any]) -> NDArray[np.int64]:
+    """Return of rows of ``array_index`` the bytes of one number; 0 where the kind is unknown."""
+    return np.array([_ITEM_BYTES.get(kind, 0) for kind in index["dtype"].tolist()], dtype=np.int64)
+
+
+def stored_bytes(index: NDArray[Any]) -> NDArray[np.float64]:
+    """Return of rows of ``array_index`` how many bytes their arrays take; NaN where a row describes none.
+
+    >>> from loopscope.probes.layout import ARRAY_INDEX_DTYPE
+    >>> row = index_row(0, 0, 24, "example", np.zeros((2, 3), "<f4"))
+    >>> stored_bytes(np.array([row], ARRAY_INDEX_DTYPE))
+    array([24.])
+    """
+    axes, shape, each = index["ndim"], index["shape"], number_bytes(index)
+    count = np.where(np.arange(ARRAY_DIMENSIONS) < axes[:, np.newaxis], shape, 1).prod(axis=1, dtype=np.float64)
+    known = (each > 0) & (axes >= 0) & (axes <= ARRAY_DIMENSIONS) & np.all(shape >= 0, axis=1)
+    return np.where(known, count * each, np.nan)
 
 
 def from_bytes(row: Any, data: NDArray[np.uint8]) -> NDArray[Any]:

@@ -22,6 +22,8 @@ from .ranks import rank_files, rank_of
 if TYPE_CHECKING:
     from .reader import Run
 
+_MOST_RANKS: Final = 1 << 20  # whatever says more is damaged
+Intervals = list[tuple[float, float]]
 RANK_EVENTS: Final = ("rank_missing", "rank_unreadable", "rank_foreign", "rank_ended")
 WORLD_SIZE: Final = "world_size"
 """Kind of the event that a resume on another number of ranks leaves; its value is that number."""
@@ -35,8 +37,8 @@ def of_several_ranks(run: Run) -> bool:
 def world_sizes(run: Run) -> list[int]:
     """Return on how many ranks a run was recorded, the present number last; empty where it was not recorded."""
     begun = run.info.get("world_size")
-    resumed = [int(event.value) for event in run.events if event.kind == WORLD_SIZE]
-    return [*([int(begun)] if begun else []), *resumed]
+    resumed = [event.value for event in run.events if event.kind == WORLD_SIZE]
+    return [int(size) for size in (begun, *resumed) if size and 1 <= size <= _MOST_RANKS]  # false for NaN
 
 
 def resumed_on(world_size: int | None, run: Run) -> int | None:
@@ -63,27 +65,37 @@ def why_foreign(first: Run, other: Run, rank: int) -> str:
     return ""
 
 
-def abandoned(first: Run, other: Run) -> list[tuple[float, float]]:
-    """Return the steps, as intervals, that a rank recorded and that the run then went back behind without it.
-
-    A run of four ranks that is resumed on two from an older checkpoint leaves steps in the files of the other two that
-    belong to a branch that no longer exists. Rank 0 knows when it went back and to which step.
-    """
+def went_back(first: Run) -> list[tuple[float, float]]:
+    """Return to which steps a run went back when it was resumed, and when."""
     if not first.generation:
         return []
-    rows = first.history("step", "time", "generation")
-    own, times = other["step"], other["time"]
-    found = []
-    for generation in np.unique(rows["generation"])[1:]:
-        begin = int(np.argmax(rows["generation"] == generation))
-        restarted = (rows["time"][begin - 1] + rows["time"][begin]) / 2  # clocks of hosts may differ a little
-        before = own[times < restarted]
-        if len(before) and before[-1] >= rows["step"][begin]:
-            found.append((float(rows["step"][begin]), float(before[-1])))
+    rows, found = first.history("step", "time", "generation"), []
+    for generation in range(1, first.generation + 1):
+        begin = int(np.searchsorted(rows["generation"], generation))  # they never fall
+        if 0 < begin < len(rows["step"]) and rows["generation"][begin] == generation:
+            moment = (rows["time"][begin - 1] + rows["time"][begin]) / 2  # clocks of hosts may differ a little
+            found.append((float(rows["step"][begin]), float(moment)))
     return found
 
 
-def outside(steps: NDArray[Any], intervals: list[tuple[float, float]]) -> NDArray[np.bool_]:
+def abandoned(back: Sequence[tuple[float, float]], steps: NDArray[Any], times: NDArray[Any]) -> Intervals:
+    """Return the steps, as intervals, that a rank recorded and that the run then went back behind without it.
+
+    A run of four ranks that is resumed on two from an older checkpoint leaves steps in the files of the other two that
+    belong to a branch that no longer exists. Rank 0 knows when it went back and to which step (`went_back`).
+
+    >>> abandoned([(2.0, 9.5)], np.array([0, 1, 2, 3, 4]), np.array([5, 6, 7, 8, 10]))
+    [(2.0, 3.0)]
+    """
+    found = []
+    for step, moment in back:
+        before = steps[times < moment]
+        if len(before) and before[-1] >= step:
+            found.append((step, float(before[-1])))
+    return found
+
+
+def outside(steps: NDArray[Any], intervals: Intervals) -> NDArray[np.bool_]:
     """Return which steps lie in none of the closed intervals.
 
     >>> outside(np.arange(5), [(1, 2), (4, 9)]).tolist()
@@ -125,7 +137,7 @@ def _ended_early(runs: Mapping[int, Run], wanted: int | None, end: int) -> list[
     if not any(len(run) for run in runs.values()):
         return found
     for rank, run in runs.items():
-        last = int(run["step"][-1]) if len(run) else None
+        last = run._step_at(-1) if len(run) else None
         # A rank that a resume left out has not died.
         if run.state == "live" or last == end or (wanted is not None and rank >= wanted):
             continue
@@ -138,8 +150,8 @@ def _ended_early(runs: Mapping[int, Run], wanted: int | None, end: int) -> list[
 
 def _span(runs: Mapping[int, Run]) -> tuple[int, int]:
     """Return the first and the last step that any rank recorded; 0 without rows."""
-    steps = [run["step"] for run in runs.values() if len(run)]
-    return int(min((s[0] for s in steps), default=0)), int(max((s[-1] for s in steps), default=0))
+    steps = [(run._step_at(0), run._step_at(-1)) for run in runs.values() if len(run)]
+    return min((first for first, _ in steps), default=0), max((last for _, last in steps), default=0)
 
 
 def _left_over(rank: int, why: str, wanted: int) -> str:

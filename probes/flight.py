@@ -220,7 +220,7 @@ def _flights(run: Run, prefix: str) -> list[Flight]:
     steps: dict[tuple[int, int, int], list[FlightStep]] = {}  # of each flight
     latest: list[FlightStep] = []
     for array in run.array_history(prefix):
-        if array.name == ALERT:
+        if array.name == ALERT and array.values.dtype.kind == "i" and array.values.shape == (2,):
             number, alert_step = (int(value) for value in array.values)
             latest = steps.setdefault((number, array.generation, alert_step), [])
             latest.append(FlightStep(step=array.step))
@@ -236,7 +236,7 @@ def _with(step: FlightStep, name: str, values: NDArray[Any], columns: Sequence[s
     """A step with one more of its arrays; names of later versions are passed over."""
     if name.startswith(_RNG):
         return replace(step, random={**step.random, name.removeprefix(_RNG): values})
-    if name == "scalars":
+    if name == "scalars" and values.dtype.kind == "f":
         known = zip(columns, values.tolist(), strict=False)
         return replace(step, scalars={column: value for column, value in known if not math.isnan(value)})
     if name == "loops":

@@ -6,6 +6,7 @@ Not covered: bit rot in the numbers of uncompressed live files, which carry no c
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from .layout import FORMAT, VERSION, Commit, DamagedRun, NotARun, RunFileError, tables_of
 from .superblock import SIGNATURE, Superblock, open_clean
 
-READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)
 """Everything HDF5 raises on a file that is not what it should be."""
 
 
@@ -73,6 +74,11 @@ def check_format(path: Path, file: h5py.File) -> None:
         raise DamagedRun(f"{path}: table {missing[0]!r} is missing; expected a whole run file, try `loopscope repair`")
 
 
+def read_info(file: h5py.File) -> dict[str, Any]:
+    """Return what the writer said about the run; raises one of ``READ_ERRORS`` where that is damaged."""
+    return dict(json.loads(str(file.attrs["info"])))
+
+
 def tables_in(file: h5py.File) -> tuple[str, ...]:
     """Return the names of the tables that the version of an open file has, ``commit`` not among them."""
     return tables_of(int(file["commit"].shape[-1]))
@@ -99,8 +105,8 @@ def _check_extents(path: Path, file: h5py.File) -> None:
     """Raise where committed rows lie beyond the end of the file, which HDF5 would read as zeros."""
     size = path.stat().st_size
     commits = file["commit"]
-    found, _ = last_commit(commits, readable_rows(commits, size))
-    if found is None or not commits_whole(commits, size):
+    found, at = last_commit(commits, readable_rows(commits, size))
+    if found is None or not commits_whole(commits, at):
         raise damaged(path, "commit rows are missing")
     for table in tables_in(file):
         whole, needed = readable_rows(file[table], size), found.lengths[table]
@@ -134,9 +140,12 @@ def readable_rows(dataset: Any, size: int) -> int:
     return length if len(missing) == 0 else min(length, int(missing[0]) * rows + int(inside[missing[0], 1]))
 
 
-def commits_whole(commits: Any, size: int) -> bool:
-    """Whether the newest commit row is in the file; a kill may leave room for one that was never written."""
-    return readable_rows(commits, size) >= int(commits.shape[0]) - 1
+def commits_whole(commits: Any, valid: int) -> bool:
+    """Whether the last of the ``valid`` leading commit rows is the newest.
+
+    A kill may leave room for one row that was never written; of several, rows were written that are gone now.
+    """
+    return valid >= int(commits.shape[0]) - 1
 
 
 def chunk_end(dataset: Any) -> int:

@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,7 @@ ARRAY_DIMENSIONS: Final = 4  # most axes of an array
 SPARE_COLUMNS: Final = 16  # unnamed at creation; a user scalar that appears later takes the next one
 NAME_BYTES: Final = 64
 MAX_EIGENVALUES: Final = 64
+LARGEST_STEP: Final = 2.0**62  # of what no step number reaches, fits int64
 
 STEP_DERIVED: Final = ("last_state_norm", "last_residual_norm")
 PROBE_DERIVED: Final = ("residual_ratio", "growth_ratio")
@@ -237,12 +238,13 @@ def pack_event(event: Event, generation: int) -> tuple[Any, ...]:
 
 
 def unpack_event(row: Any) -> Event:
-    """Return one row of the events table as an event."""
+    """Return one row of the events table as an event; what is no severity is a warning."""
+    severity = bytes(row["severity"]).decode("utf-8", "replace")
     return Event(
         step=int(row["step"]),
         time=float(row["time"]),
         kind=bytes(row["kind"]).decode("utf-8", "replace"),
-        severity=bytes(row["severity"]).decode("utf-8", "replace"),  # type: ignore[arg-type]
+        severity=severity if severity in get_args(Severity) else "warning",  # type: ignore[arg-type]
         value=float(row["value"]),
         threshold=float(row["threshold"]),
         message=bytes(row["message"]).decode("utf-8", "replace"),

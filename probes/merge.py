@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Series = NDArray[np.float64]
 Index = NDArray[np.int64]
+Rows = slice | Index
 Reduction = Literal["mean", "token mean", "sum", "min", "max"]
 
 REDUCTIONS: Final[dict[str, Reduction]] = {
@@ -55,21 +56,19 @@ _NEVER_GIVEN: Final = {
 }  # fmt: skip
 
 
-def align(steps: Sequence[Index]) -> tuple[Index, list[Index]]:
-    """Return the steps that any rank has, and where the steps of each rank are among them.
+def united(steps: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return the steps that any rank has; those of each rank increase.
 
-    >>> steps, at = align([np.array([0, 1, 2]), np.array([1, 3])])
-    >>> steps.tolist(), at[1].tolist()
-    ([0, 1, 2, 3], [1, 3])
+    >>> united([np.array([0, 1, 2]), np.array([1, 3])]).tolist()
+    [0, 1, 2, 3]
     """
     longest = max(steps, key=len)
     if all(np.array_equal(one, longest[: len(one)]) for one in steps):  # the usual case: some ranks are behind
-        return longest, [np.arange(len(one)) for one in steps]
-    union = np.unique(np.concatenate(steps))
-    return union, [np.searchsorted(union, one) for one in steps]
+        return longest
+    return np.unique(np.concatenate(steps))
 
 
-def spread(values: Sequence[Series], at: Sequence[Index], length: int) -> Series:
+def spread(values: Sequence[Series], at: Sequence[Rows], length: int) -> Series:
     """Return one row per rank with its values at their places, NaN at the steps that it does not have."""
     found = np.full((len(values), length), np.nan)
     for row, own, where in zip(found, values, at, strict=True):
@@ -102,15 +101,23 @@ def merge_column(name: str, values: Series, nonfinite: Series, tokens: Series | 
             weighable = np.all(~recorded | (tokens > 0), axis=0)
             weights = np.where(weighable & recorded, tokens, weights)
         with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 is "no rank has it", inf - inf is a NaN to be shown
-            merged = np.sum(np.where(recorded, values, 0.0) * weights, axis=0)
-            merged = np.where(recorded.any(axis=0), merged if rule == "sum" else merged / weights.sum(axis=0), np.nan)
+            merged = _sum(np.where(recorded, values, 0.0) * weights)
+            merged = np.where(recorded.any(axis=0), merged if rule == "sum" else merged / _sum(weights), np.nan)
     if name not in _NEVER_GIVEN:
         merged[np.any(~recorded & (nonfinite > 0), axis=0)] = np.nan
     return merged
 
 
+def _sum(rows: NDArray[np.float64]) -> Series:
+    """Return the sum over ranks, one after another: numpy's own order depends on how many steps there are."""
+    total = np.zeros(rows.shape[1])
+    for row in rows:
+        total += row
+    return total
+
+
 def merge_loops(
-    name: str, values: Sequence[Series], tokens: Sequence[Series], at: Sequence[Index], length: int
+    name: str, values: Sequence[Series], tokens: Sequence[Series], at: Sequence[Rows], length: int
 ) -> Series:
     """Return a per-loop number over all ranks: the mean over the tokens of all of them, which is exact.
 
@@ -138,7 +145,7 @@ def merge_loops(
     return found
 
 
-def merge_tokens(tokens: Sequence[Series], at: Sequence[Index], length: int) -> Series:
+def merge_tokens(tokens: Sequence[Series], at: Sequence[Rows], length: int) -> Series:
     """Return how many tokens reached each loop on all ranks together, NaN where it ran on none.
 
     >>> merge_tokens([np.array([[8.0, 8.0]]), np.array([[4.0]])], [[0], [0]], 1)

@@ -24,23 +24,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .companions import abandoned, in_words, outside, what_is_wrong, why_foreign, world_sizes
+from .companions import (
+    Intervals,
+    abandoned,
+    in_words,
+    outside,
+    went_back,
+    what_is_wrong,
+    why_foreign,
+    world_sizes,
+)
+from .growing import Growing, Rows
 from .handle import LOCK
 from .layout import Event, RunFileError
-from .merge import REDUCTIONS, align, last_of, merge_column, merge_loops, merge_tokens, spread, widest
+from .merge import REDUCTIONS, last_of, merge_column, merge_loops, merge_tokens, united, widest
 from .ranks import rank_files
 from .reader import RecordedArray, Run, Series, State, _frozen
 
 Index = NDArray[np.int64]
 T = TypeVar("T")
+_BLOCK: Final = 8192  # steps merged at a time
 
 
 class MergedRun(Run):
@@ -72,6 +83,11 @@ class MergedRun(Run):
         self._unreadable: dict[int, tuple[tuple[int, ...], str]] = {}  # what could not, as it was then, and why
         self._members: dict[int, Run] = {}
         self._wrong: list[Event] = []
+        self._said: list[Event] = []
+        self._gone: dict[int, Intervals] = {}
+        self._back: list[tuple[float, float]] = []
+        self._steps = Growing(np.float64)
+        self._merged: dict[str, Growing] = {}
         self._kept: dict[str, Any] = {}
         with LOCK:
             self._survey()
@@ -116,25 +132,20 @@ class MergedRun(Run):
         """
         with LOCK:
             if name == "step":
-                return _frozen(self._steps.astype(np.float64))
+                return _frozen(self._steps.values())
             if name in self._names:
-                return _frozen(self._keep(f"step {name}", lambda: self._merge(name)))
+                return _frozen(self._grown(name, lambda steps: self._merge(name, steps)))
             return super().__getitem__(name)
 
-    def loops(self, name: str, rows: slice | Index = slice(None)) -> Series:
+    def loops(self, name: str, rows: Rows = slice(None)) -> Series:
         """Return one number per step and loop, averaged over the tokens of all ranks that reached the loop."""
         with LOCK:
-            wanted = np.arange(len(self._steps))[rows]
-            place = np.full(len(self._steps), -1)
-            place[wanted] = np.arange(len(wanted))
-            asked = {rank: place[at] for rank, at in self._at.items()}
-            mine = {rank: self._rows[rank][at >= 0] for rank, at in asked.items()}
-            return self._merge_loops(
-                name,
-                lambda rank, column: self._members[rank].loops(column, mine[rank]),
-                {rank: at[at >= 0] for rank, at in asked.items()},
-                len(wanted),
-            )
+            steps = self._steps.values()[rows]
+            if np.any(steps[1:] <= steps[:-1]):  # asked for in another order
+                steps, place = np.unique(steps, return_inverse=True)
+                return self._loops_at(name, steps)[place]
+            parts = [self._loops_at(name, block) for block in _blocks(steps)]
+            return widest(parts) if parts else np.empty((0, 0))
 
     # -- the fixed probe batch ------------------------------------------------------------------------------------
 
@@ -142,13 +153,13 @@ class MergedRun(Run):
     def probe_steps(self) -> Index:
         """Steps at which any rank ran its fixed probe batch."""
         with LOCK:
-            return _frozen(self._keep("probe_steps", self._align_probe)[0])
+            return _frozen(self._keep("probe_steps", self._line_up_passes)[0])
 
     def probe(self, name: str) -> Series:
         """Return one number per probe pass and loop, averaged over the tokens of the ranks' batches."""
         with LOCK:
-            steps, at, kept = self._keep("probe_steps", self._align_probe)
-            return self._merge_loops(name, lambda rank, n: self._members[rank].probe(n)[kept[rank]], at, len(steps))
+            steps, at, kept = self._keep("probe_steps", self._line_up_passes)
+            return _merge_loops(name, lambda rank, n: self._members[rank].probe(n)[kept[rank]], at, len(steps))
 
     def spectra(self) -> tuple[Index, NDArray[np.complex128]]:
         """Return eigenvalues of A̅ over time, at each step those of the rank with the largest radius."""
@@ -193,7 +204,7 @@ class MergedRun(Run):
     @property
     def events(self) -> list[Event]:
         """What is to be said of the ranks, then what they found, by step; see the module for how events are merged."""
-        return list(self._events)
+        return self._wrong + self._said
 
     def history(self, *names: str) -> dict[str, Series]:
         """Return recorded columns over all rows of all files, one rank after another, with a column ``rank``."""
@@ -224,6 +235,7 @@ class MergedRun(Run):
                     self._files.pop(rank).close()
                     self._unreadable[rank] = _stamp(run.path), str(error)
             changed |= self._survey()
+            changed |= any(run._changed_from < math.inf for run in self._members.values())  # refreshed by itself
             if changed:
                 self._line_up()
             return changed
@@ -248,6 +260,8 @@ class MergedRun(Run):
         unreadable = {rank: why for rank, (_, why) in sorted(self._unreadable.items())}
         wrong = what_is_wrong(members, foreign, unreadable)
         changed = (list(members), wrong) != (list(self._members), self._wrong)
+        if list(members) != list(self._members):
+            self._gone = {}  # nothing that was merged of others holds
         self._members, self._wrong = members, wrong
         return changed
 
@@ -263,16 +277,42 @@ class MergedRun(Run):
             self._unreadable[rank] = stamp, str(error)
 
     def _line_up(self) -> None:
-        """Find which rows of which rank make up the steps, and forget what was merged before."""
+        """Take in what the ranks recorded: what was merged stays, up to the first step at which one of them changed."""
         self._kept.clear()
         self.info = self._first.info | {"ranks": list(self._members)}
         self._names = dict.fromkeys((name for run in self._members.values() for name in run._names), 0)
-        self._gone = {rank: abandoned(self._first, run) if rank else [] for rank, run in self._members.items()}
-        steps = {rank: run["step"].astype(np.int64) for rank, run in self._members.items()}
-        self._rows = {rank: np.flatnonzero(outside(own, self._gone[rank])) for rank, own in steps.items()}
-        self._steps, at = align([own[self._rows[rank]] for rank, own in steps.items()])
-        self._at = dict(zip(self._members, at, strict=True))
-        self._events = self._wrong + self._merge_events()
+        back = went_back(self._first)
+        gone = self._abandoned(back)
+        since = min(run._changed_from for run in self._members.values()) if gone == self._gone else -math.inf
+        tails = [run._values("step", slice(run._first_at(since), None)) for run in self._members.values()]
+        new = united([own[outside(own, gone[rank])] for rank, own in zip(gone, tails, strict=True)])
+        kept = int(np.searchsorted(self._steps.values(), since))
+        for column in (self._steps, *self._merged.values()):
+            column.truncate(kept)
+        self._steps.append(new)
+        self._back, self._gone = back, gone
+        self._said = self._merge_events()
+        for run in self._members.values():
+            run._changed_from = math.inf
+
+    def _abandoned(self, back: list[tuple[float, float]]) -> dict[int, Intervals]:
+        """Return the steps of each rank that the run went back behind without it; where that is enough, by new rows."""
+        found: dict[int, Intervals] = {0: []}
+        for rank, run in self._members.items():
+            known = self._gone.get(rank)
+            if rank == 0 or not back:
+                found[rank] = []
+            elif known is not None and back == self._back and self._only_newer(run, known):
+                found[rank] = known
+            else:
+                found[rank] = abandoned(back, run["step"], run["time"])
+        return found
+
+    def _only_newer(self, run: Run, known: Intervals) -> bool:
+        """Whether all that is new of a rank was recorded after the run went back for the last time."""
+        times = run._values("time", slice(run._first_at(run._changed_from), None))
+        latest = max(moment for _, moment in self._back)
+        return bool(np.all(times >= latest)) and all(end < run._changed_from for _, end in known)
 
     def _keep(self, key: str, make: Callable[[], T]) -> T:
         """Return what ``make`` gives, made once until something new was read."""
@@ -281,45 +321,69 @@ class MergedRun(Run):
         kept: T = self._kept[key]
         return kept
 
-    def _spread(self, name: str) -> Series:
-        """Return a step column of every rank, ``(ranks, steps)``, NaN where a rank has none."""
-        columns = [
-            run[name][self._rows[rank]] if name in run._names else np.full(len(self._rows[rank]), np.nan)
-            for rank, run in self._members.items()
-        ]
-        return spread(columns, list(self._at.values()), len(self._steps))
+    def _grown(self, key: str, merge: Callable[[Series], Series]) -> Series:
+        """Return one number per step, asking ``merge`` for those of the steps only that are not known yet."""
+        column = self._merged.setdefault(key, Growing(np.float64))
+        for steps in _blocks(self._steps.values()[len(column) :]):
+            column.append(merge(steps))
+        return column.values()
 
-    def _merge(self, name: str) -> Series:
-        """Return a step column over all ranks."""
-        tokens = self._spread_tokens() if REDUCTIONS.get(name) == "token mean" else None
-        return merge_column(name, self._spread(name), self._spread("nonfinite"), tokens)
+    def _places(self, steps: Series) -> dict[int, tuple[Rows, Rows]]:
+        """Return which of each rank's rows are of some of the steps, given in order, and where they go among those."""
+        return {rank: self._places_of(rank, steps) for rank in self._members}
 
-    def _spread_tokens(self) -> Series:
-        """Return how many tokens every rank's steps had, those of its first loop."""
-        first = []
-        for rank, run in self._members.items():
-            tokens = run.loops("tokens", self._rows[rank])
-            first.append(tokens[:, 0] if tokens.shape[1] else np.full(len(tokens), np.nan))
-        return spread(first, list(self._at.values()), len(self._steps))
+    def _places_of(self, rank: int, steps: Series) -> tuple[Rows, Rows]:
+        """Return which of a rank's rows are of some of the steps, and where they go among those."""
+        run, gone = self._members[rank], self._gone[rank]
+        first, end = run._first_at(steps[0]), run._first_at(np.nextafter(steps[-1], np.inf))
+        own = run._values("step", slice(first, end))
+        if not gone and np.array_equal(own, steps[: len(own)]):  # the usual case, without a copy
+            return slice(first, end), slice(0, end - first)
+        at = np.minimum(np.searchsorted(steps, own), len(steps) - 1)
+        mine = np.flatnonzero((steps[at] == own) & outside(own, gone))
+        return first + mine, at[mine]
 
-    def _merge_loops(self, name: str, read: Callable[[int, str], Series], at: dict[int, Index], length: int) -> Series:
-        """Return a per-loop number over all ranks; ``read`` gives that of one rank, ``at`` where its rows go."""
-        where = list(at.values())
-        tokens = [read(rank, "tokens") for rank in at]
-        if name == "tokens":
-            return merge_tokens(tokens, where, length)
-        return merge_loops(name, [read(rank, name) for rank in at], tokens, where, length)
+    def _spread(self, name: str, steps: Series, read: Callable[[Run, Rows], Series]) -> Series:
+        """Return what ``read`` gives of every rank, ``(ranks, steps)``, NaN where a rank has no such step or column."""
+        found = np.full((len(self._members), len(steps)), np.nan)
+        for row, (rank, (rows, at)) in zip(found, self._places(steps).items(), strict=True):
+            if name in self._members[rank]._names:
+                row[at] = read(self._members[rank], rows)
+        return found
 
-    def _align_probe(self) -> tuple[Index, dict[int, Index], dict[int, Index]]:
+    def _merge(self, name: str, steps: Series) -> Series:
+        """Return a step column over all ranks at some steps."""
+        values = self._spread(name, steps, lambda run, rows: run._values(name, rows))
+        nonfinite = self._spread("nonfinite", steps, lambda run, rows: run._values("nonfinite", rows))
+        tokens = None
+        if REDUCTIONS.get(name) == "token mean":
+            tokens = self._spread("tokens", steps, lambda run, rows: run._at_loop("tokens", 0, rows))
+        return merge_column(name, values, nonfinite, tokens)
+
+    def _loops_at(self, name: str, steps: Series) -> Series:
+        """Return a per-loop number over all ranks at some steps."""
+        places = self._places(steps)
+        return _merge_loops(
+            name,
+            lambda rank, column: self._members[rank].loops(column, places[rank][0]),
+            {rank: at for rank, (_, at) in places.items()},
+            len(steps),
+        )
+
+    def _line_up_passes(self) -> tuple[Index, dict[int, Index], dict[int, Index]]:
         """Return the steps of probe passes, where each rank's are among them, and which of its passes count."""
         steps = {rank: run.probe_steps for rank, run in self._members.items()}
         kept = {rank: np.flatnonzero(outside(own, self._gone[rank])) for rank, own in steps.items()}
-        union, at = align([own[kept[rank]] for rank, own in steps.items()])
-        return union, dict(zip(self._members, at, strict=True)), kept
+        union = united([own[kept[rank]] for rank, own in steps.items()])
+        return union, {rank: np.searchsorted(union, own[kept[rank]]) for rank, own in steps.items()}, kept
 
     def _last(self, name: str, back: int) -> Series:
         """Return the loop number ``back`` rows before the end of every step, of the merged loops."""
-        return self._keep(f"last {name}", lambda: last_of(self.loops(name), self.loops("tokens"), back))
+
+        def merge(steps: Series) -> Series:
+            return last_of(self._loops_at(name, steps), self._loops_at("tokens", steps), back)
+
+        return self._grown(f"last {name}", merge)
 
     def _merge_events(self) -> list[Event]:
         """Return the events of all ranks by step, those of one kind at one step as one."""
@@ -333,6 +397,21 @@ class MergedRun(Run):
                 before[key] += 1
         merged = [_one_event(events, len(self._members)) for events in said.values()]
         return sorted(merged, key=lambda event: event.step)
+
+
+def _merge_loops(name: str, read: Callable[[int, str], Series], at: Mapping[int, Rows], length: int) -> Series:
+    """Return a per-loop number over all ranks; ``read`` gives that of one rank, ``at`` where its rows go."""
+    where = list(at.values())
+    tokens = [read(rank, "tokens") for rank in at]
+    if name == "tokens":
+        return merge_tokens(tokens, where, length)
+    return merge_loops(name, [read(rank, name) for rank in at], tokens, where, length)
+
+
+def _blocks(steps: Series) -> Iterator[Series]:
+    """Split steps into parts that the processor's caches hold."""
+    for start in range(0, len(steps), _BLOCK):
+        yield steps[start : start + _BLOCK]
 
 
 def _one_event(said: Mapping[int, Event], ranks: int) -> Event:

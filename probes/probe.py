@@ -459,6 +459,8 @@ class Probe:
         if self._tap is None or self._sharded is None:
             return
         failed = self._fixed_batch.failed
+        if self._fixed_batch.call is None and self._tap.forwards:
+            self._fixed_batch.failed = "what training calls the model with cannot be seen (it is compiled in place)"
         together = partial(self._agree, "run the fixed batch") if self._sharded else None
         found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step), together=together)
         if found is None:

@@ -14,7 +14,7 @@ Not covered: bit rot in uncompressed live files, which carry no checksum of thei
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,14 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import handle as handles
-from .arrays import from_bytes
+from .arrays import from_bytes, stored_bytes
 from .companions import of_several_ranks
+from .growing import Growing, Rows, Standing, standing_rows
 from .handle import LOCK, Handle
-from .integrity import READ_ERRORS, damaged, one_line
+from .integrity import READ_ERRORS, damaged, one_line, read_info
 from .layout import (
     ARRAY_INDEX_DTYPE,
+    FIRST_COLUMNS,
+    LARGEST_STEP,
     LOOP_COLUMNS,
     PROBE_DERIVED,
+    STEP_COLUMNS,
     STEP_DERIVED,
     TABLES,
     Commit,
@@ -114,15 +118,11 @@ class Run:
         self.path = path
         self.info: dict[str, Any] = {}
         self._run_id = ""
-        self._columns: dict[tuple[str, int], _Column] = {}
-        self._commit = _EMPTY
-        self._names: dict[str, int] = {}
-        self._visible: NDArray[np.int64] | None = None  # None: all rows, none superseded
-        self._events: list[Event] = []
+        self._forget()
         self._handle: Handle | None = None
         with LOCK:
-            self._attach()
             try:
+                self._attach()
                 self._load()
             except BaseException:
                 self.close()
@@ -158,7 +158,7 @@ class Run:
         return {rank_of(self.path): self}
 
     def __len__(self) -> int:
-        return self._commit.lengths["steps"] if self._visible is None else len(self._visible)
+        return len(self._standing)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -179,7 +179,7 @@ class Run:
         """
         with LOCK:
             if name in self._names:
-                return _frozen(self._pick(self._column("steps", self._names[name])))
+                return _frozen(self._values(name))
             if name == "last_state_norm":
                 return _frozen(self._last("state_norm", 0))
             if name == "last_residual_norm":
@@ -212,11 +212,8 @@ class Run:
             with the one before (NaN at the first and last).
         """
         with LOCK:
-            flat = self._column("loops", _loop_column(name))
-            start, end = self._spans("loop_end", None)
-            index = np.arange(len(end)) if self._visible is None else self._visible
-            index = index[rows]
-            return _pad(flat, start[index], end[index])
+            start, end = self._spans(rows)
+            return _pad(self._column("loops", _loop_column(name)), start, end)
 
     # -- the fixed probe batch ------------------------------------------------------------------------------------
 
@@ -230,9 +227,10 @@ class Run:
     def probe(self, name: str) -> Series:
         """Return one number per probe pass and loop, ``(P, D + 1)``, as ``loops`` does for training steps."""
         with LOCK:
-            start, end = self._spans("probe_index", 2)
             _, index = self._passes()
-            return _pad(self._column("probe", _loop_column(name)), start[index], end[index])
+            ends = self._ends("probe_index", self._column("probe_index", 2, np.int64), "probe")
+            start, end = _starts_and_ends(ends, index)
+            return _pad(self._column("probe", _loop_column(name)), start, end)
 
     def spectra(self) -> tuple[NDArray[np.int64], NDArray[np.complex128]]:
         """Return eigenvalues of A̅ over time: steps ``(K,)``, values ``(K, E)``, largest modulus first, NaN padded."""
@@ -240,10 +238,9 @@ class Run:
             length = self._commit.lengths["spectra"]
             rows = np.asarray(self._read("spectra", slice(0, length)), dtype=np.float64)
             count = (rows.shape[1] - 2) // 2
-            steps = rows[:, 0].astype(np.int64)
-            index = self._standing(steps, rows[:, 1])
+            index = self._unsuperseded(rows[:, 0], rows[:, 1])
             values = rows[index, 2 : 2 + count] + 1j * rows[index, 2 + count :]
-            return steps[index], values
+            return rows[index, 0].astype(np.int64), values
 
     # -- arrays of any shape --------------------------------------------------------------------------------------
 
@@ -293,14 +290,14 @@ class Run:
         """
         with LOCK:
             mine, standing = self._array_rows(name)
-            flat = self._columns.setdefault((f"array {name}", 0), _Column(np.float64))
-            ends = self._columns.setdefault((f"array {name}", 1), _Column(np.int64))
-            if fresh := self._array_values(mine[ends.length :]):
-                ends.append(flat.length + np.cumsum([values.size for values in fresh]))
+            flat = self._columns.setdefault((f"array {name}", 0), Growing(np.float64))
+            ends = self._columns.setdefault((f"array {name}", 1), Growing(np.int64))
+            if fresh := self._array_values(mine[len(ends) :]):
+                ends.append(len(flat) + np.cumsum([values.size for values in fresh]))
                 flat.append(np.concatenate([values.reshape(-1) for values in fresh]))
             end = ends.values(len(mine))
             start = np.concatenate([[0], end])[:-1]
-            table = _pad(flat.values(flat.length), start[standing], end[standing])
+            table = _pad(flat.values(), start[standing], end[standing])
             return self._array_index()["step"][mine[standing]], table
 
     def array_history(self, prefix: str) -> list[RecordedArray]:
@@ -309,23 +306,24 @@ class Run:
             index = self._array_index()
             rows = np.flatnonzero(np.char.startswith(index["name"], prefix.encode())) if len(index) else index["step"]
             return [
-                RecordedArray(int(index[i]["step"]), int(index[i]["generation"]), index[i]["name"].decode(), values)
-                for i, values in zip(rows, self._array_values(rows), strict=True)
+                RecordedArray(int(row["step"]), int(row["generation"]), row["name"].decode("utf-8", "replace"), values)
+                for row, values in zip(index[rows], self._array_values(rows), strict=True)
             ]
 
     def _array_index(self) -> NDArray[Any]:
         """Return the committed rows that say what the arrays are, reading only those not cached yet."""
-        cached = self._columns.setdefault(("array_index", 0), _Column(ARRAY_INDEX_DTYPE))
-        length = self._commit.lengths["array_index"]
-        if cached.length < length:
-            cached.append(self._read("array_index", slice(cached.length, length)))
-        return cached.values(length)
+        index = self._cached("array_index", None, ARRAY_INDEX_DTYPE)
+        known, ends = self._sound.get("arrays", 0), self._ends("array_index", index["end"], "arrays")
+        if np.any(stored_bytes(index[known:]) != np.diff(ends[known:], prepend=ends[known - 1] if known else 0)):
+            raise damaged(self.path, "rows of array_index describe no arrays")
+        self._sound["arrays"] = len(index)
+        return index
 
     def _array_rows(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows of the index that have a name, and which of these stand."""
         index = self._array_index()
         mine = np.flatnonzero(index["name"] == name.encode())
-        return mine, self._standing(index["step"][mine], index["generation"][mine])
+        return mine, self._unsuperseded(index["step"][mine], index["generation"][mine])
 
     def _array_values(self, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
         """Return the arrays of some rows of the index, which increase."""
@@ -389,18 +387,29 @@ class Run:
 
     # -- behind it ------------------------------------------------------------------------------------------------
 
+    def _forget(self) -> None:
+        """Start anew: nothing of the run is known."""
+        self._columns: dict[tuple[str, int | None], Growing] = {}
+        self._commit = _EMPTY
+        self._names: dict[str, int] = {}
+        self._events: list[Event] = []
+        self._standing = Standing()
+        self._sound: dict[str, int] = {}  # rows of ragged tables that were checked
+        self._lowest = np.empty(0)  # of the first generations, their lowest steps
+        self._lowest_of = 0  # rows
+        self._changed_from = -math.inf  # step from which on other rows stand than when a merged view looked last
+
     def _attach(self) -> Handle:
         """Open the file and take over its identity; caches survive when it is the same run in a new file."""
         handle = handles.acquire(self.path)
         self._handle = handle
         assert handle.file is not None
-        attributes = handle.file.attrs
-        run_id = str(attributes["run_id"])
+        file = handle.file
+        run_id = self._guard(lambda: str(file.attrs["run_id"]))
         if run_id != self._run_id:
+            self._forget()
+            self.info = self._guard(lambda: read_info(file))
             self._run_id = run_id
-            self._columns.clear()
-            self._commit, self._names = _EMPTY, {}
-            self.info = json.loads(str(attributes["info"]))
         return handle
 
     def _follow(self) -> Handle:
@@ -425,15 +434,22 @@ class Run:
         handle = self._open()
         found, _ = self._guard(handle.last_commit)
         commit = found or _EMPTY
+        if any(commit.lengths[table] < length for table, length in self._commit.lengths.items()):
+            self._forget()  # what could not be read any more was left out by a repair
         before, self._commit = self._commit, commit
-        if commit.lengths["columns"] != before.lengths["columns"]:
+        if commit.lengths["columns"] != len(self._names):
             encoded = self._read("columns", slice(0, commit.lengths["columns"]))
-            self._names = {bytes(name).decode("utf-8", "replace"): i for i, name in enumerate(encoded)}
-        if commit.lengths["steps"] != before.lengths["steps"]:
-            rows = _visible_rows(self._column("steps", 0)) if self._names else np.empty(0, dtype=np.int64)
-            self._visible = None if len(rows) == commit.lengths["steps"] else rows
-        if commit.lengths["events"] != before.lengths["events"] or commit.generation != before.generation:
-            self._events = self._visible_events()
+            names = [bytes(name).decode("utf-8", "replace") for name in encoded]
+            if names[:FIRST_COLUMNS] != list(STEP_COLUMNS[:FIRST_COLUMNS]):
+                raise damaged(self.path, "the names of its columns are gone")
+            self._names = {name: i for i, name in enumerate(names)}
+        if commit.lengths["steps"] != self._standing.seen:
+            self._changed_from = min(self._changed_from, self._standing.take_in(self._column("steps", 0)))
+        if commit.lengths["events"]:
+            lowest = self._lowest.copy()
+            new = commit.lengths["events"] != before.lengths["events"]
+            if not np.array_equal(lowest, self._lowest_steps()) or new:
+                self._events = self._visible_events()
 
     def _visible_events(self) -> list[Event]:
         """Return the events whose step no later generation has run again."""
@@ -444,32 +460,47 @@ class Run:
     def _passes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the steps of all passes of the probe batch, and which of these stand."""
         steps = self._column("probe_index", 0, np.int64)
-        return steps, self._standing(steps, self._column("probe_index", 1, np.int64))
+        return steps, self._unsuperseded(steps, self._column("probe_index", 1, np.int64))
 
-    def _standing(self, steps: NDArray[Any], generations: NDArray[Any]) -> NDArray[np.int64]:
+    def _unsuperseded(self, steps: NDArray[Any], generations: NDArray[Any]) -> NDArray[np.int64]:
         """Return the rows of a table of its own that nothing supersedes: no later row of it and no later generation."""
-        index = _visible_rows(steps)
+        index = standing_rows(steps)
         return index[~self._run_again(steps[index], generations[index])]
 
     def _run_again(self, steps: NDArray[Any], generations: NDArray[Any]) -> NDArray[np.bool_]:
         """Return of which rows a later generation has recorded the step, or one before it."""
-        if not self._commit.generation or not len(steps) or "generation" not in self._names:
+        if not self._commit.generation or not len(steps):
             return np.zeros(len(steps), dtype=bool)
-        step, generation = self._column("steps", 0), self._column("steps", self._names["generation"])
-        first = np.full(self._commit.generation + 2, np.inf)  # step of each generation's first row; none for the last
-        np.minimum.at(first, generation.astype(np.int64), step)
-        from_then_on = np.minimum.accumulate(first[::-1])[::-1]
-        found: NDArray[np.bool_] = steps >= from_then_on[np.asarray(generations, dtype=np.int64) + 1]
+        from_then_on = np.minimum.accumulate(self._lowest_steps()[::-1])[::-1]
+        own = np.clip(np.nan_to_num(generations), 0, self._commit.generation).astype(np.int64)
+        found: NDArray[np.bool_] = steps >= from_then_on[own + 1]
         return found
+
+    def _lowest_steps(self) -> NDArray[np.float64]:
+        """Return the lowest step that each generation recorded, infinite without; nothing where there is only one."""
+        if not self._commit.generation:
+            return self._lowest
+        new, last = slice(self._lowest_of, None), self._commit.generation
+        step, generation = self._column("steps", 0)[new], self._column("steps", self._names["generation"])[new]
+        self._lowest = np.append(self._lowest, np.full(last + 2 - len(self._lowest), np.inf))
+        known = (np.abs(step) < LARGEST_STEP) & (generation >= 0) & (generation <= last)
+        np.minimum.at(self._lowest, generation[known].astype(np.int64), step[known])
+        self._lowest_of += len(step)
+        return self._lowest
 
     def _column(self, table: str, column: int, dtype: type[Any] = np.float64) -> NDArray[Any]:
         """Return the committed part of one column, reading only what is not cached yet."""
         kept = np.float32 if table in ("loops", "probe") else dtype  # as recorded
-        cached = self._columns.setdefault((table, column), _Column(kept))
+        return self._cached(table, column, kept)
+
+    def _cached(self, table: str, column: int | None, dtype: type[Any] | np.dtype[Any]) -> NDArray[Any]:
+        """Return the committed rows of a table, or one column of them, reading only those that are not kept yet."""
+        kept = self._columns.setdefault((table, column), Growing(dtype))
         length = self._commit.lengths[table]
-        if cached.length < length:
-            cached.append(self._read(table, (slice(cached.length, length), column)))
-        return cached.values(length)
+        if len(kept) < length:
+            new = slice(len(kept), length)
+            kept.append(self._read(table, new if column is None else (new, column)))
+        return kept.values(length)
 
     def _read(self, table: str, where: slice | tuple[slice, int]) -> NDArray[Any]:
         """Read rows, or one column of them, after telling HDF5 to look at the disk again."""
@@ -486,31 +517,45 @@ class Run:
         except READ_ERRORS as error:
             raise damaged(self.path, one_line(error)) from None
 
-    def _pick(self, values: Series) -> Series:
-        """Leave superseded rows out."""
-        return values if self._visible is None else values[self._visible]
+    def _values(self, name: str, rows: Rows = slice(None)) -> Series:
+        """Return a step column at some visible steps."""
+        return self._standing.pick(self._column("steps", self._names[name]), rows)
 
-    def _spans(self, table: str, column: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return where each entry of a ragged table starts and ends, over all rows."""
-        if column is None:
-            cached = self._columns.setdefault((table, 0), _Column(np.int64))
-            length = self._commit.lengths[table]
-            if cached.length < length:
-                cached.append(self._read(table, slice(cached.length, length)))
-            end: NDArray[np.int64] = cached.values(length)
-        else:
-            end = self._column(table, column, np.int64)
-        start = np.concatenate([np.zeros(min(1, len(end)), dtype=np.int64), end[:-1]])
-        return start, end
+    def _step_at(self, row: int) -> int:
+        """Return one of the visible steps, counted as in a list."""
+        return int(self._values("step", slice(row, row + 1 or None))[0])
+
+    def _first_at(self, step: float) -> int:
+        """Return how many visible steps are lower than ``step``."""
+        return self._standing.first_at(self._column("steps", 0), step)
+
+    def _spans(self, rows: Rows = slice(None)) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where the loop rows of some visible steps start and end."""
+        ends = self._ends("loop_end", self._cached("loop_end", None, np.int64), "loops")
+        return _starts_and_ends(ends, self._standing.numbers(rows))
+
+    def _ends(self, table: str, ends: NDArray[np.int64], of: str) -> NDArray[np.int64]:
+        """Return where the entries of a ragged table end, once it is certain that all lie within it."""
+        known = self._sound.get(table, 0)
+        new = ends[max(0, known - 1) :]
+        if len(new) and (new[0] < 0 or np.any(new[1:] < new[:-1]) or new[-1] > self._commit.lengths[of]):
+            raise damaged(self.path, f"rows of {table} lead out of {of}")
+        self._sound[table] = len(ends)
+        return ends
+
+    def _at_loop(self, name: str, loop: int, rows: Rows = slice(None)) -> Series:
+        """Return a number of one loop at some visible steps, a negative ``loop`` counted from the last row."""
+        flat = self._column("loops", _loop_column(name))
+        start, end = self._spans(rows)
+        at = end + loop if loop < 0 else start + loop
+        ran = (at >= start) & (at < end)
+        found = np.full(len(at), np.nan)
+        found[ran] = flat[at[ran]]
+        return found
 
     def _last(self, name: str, back: int) -> Series:
         """Return the loop number ``back`` rows before the end of every visible step."""
-        flat = self._column("loops", _loop_column(name))
-        start, end = self._spans("loop_end", None)
-        found = np.full(len(end), np.nan)
-        enough = end - start > back
-        found[enough] = flat[end[enough] - 1 - back]
-        return self._pick(found)
+        return self._at_loop(name, -1 - back)
 
     def _ratios(self, name: str) -> Series:
         """Return a late-loop ratio of every probe pass, NaN where the trajectory was too short to have one."""
@@ -536,40 +581,6 @@ class Run:
         return found
 
 
-class _Column:
-    """One cached column that grows at its end."""
-
-    def __init__(self, dtype: type[Any] | np.dtype[Any]) -> None:
-        self._buffer: NDArray[Any] = np.empty(0, dtype)
-        self.length = 0
-
-    def append(self, tail: NDArray[Any]) -> None:
-        """Keep what was read, moving the old part only when the buffer has to double."""
-        needed = self.length + len(tail)
-        if needed > len(self._buffer):
-            grown = np.empty(needed if self.length == 0 else max(needed, 2 * len(self._buffer)), self._buffer.dtype)
-            grown[: self.length] = self._buffer[: self.length]
-            self._buffer = grown
-        self._buffer[self.length : needed] = tail
-        self.length = needed
-
-    def values(self, length: int) -> NDArray[Any]:
-        """Return the first ``length`` entries without copying."""
-        return self._buffer[:length]
-
-
-def _visible_rows(steps: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the rows that no later row supersedes.
-
-    >>> _visible_rows(np.array([0, 1, 2, 3, 2, 3, 4])).tolist()
-    [0, 1, 4, 5, 6]
-    """
-    if len(steps) == 0:
-        return np.empty(0, dtype=np.int64)
-    lowest_after = np.minimum.accumulate(steps[::-1])[::-1][1:]
-    return np.flatnonzero(np.append(steps[:-1] < lowest_after, True))
-
-
 def _rows(dataset: Any, where: slice | tuple[slice, int]) -> NDArray[Any]:
     """Read rows or one column of them; a column of whole-row chunks in blocks, which HDF5 does faster than a stride."""
     if isinstance(where, slice) or dataset.chunks[1] == 1:
@@ -581,6 +592,11 @@ def _rows(dataset: Any, where: slice | tuple[slice, int]) -> NDArray[Any]:
         stop = min(start + _BLOCK, rows.stop)
         found[start - rows.start : stop - rows.start] = dataset[start:stop][:, column]
     return found
+
+
+def _starts_and_ends(ends: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where some rows of a ragged table start and end, from where all of them end."""
+    return np.where(rows > 0, ends[rows - 1], 0), ends[rows]
 
 
 def _pad(flat: NDArray[Any], start: NDArray[np.int64], end: NDArray[np.int64]) -> Series:

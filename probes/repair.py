@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import h5py
-import numpy as np
 
 from . import handle as handles
 from .handle import LOCK
@@ -33,9 +32,10 @@ from .integrity import (
     readable_rows,
     tables_in,
 )
-from .layout import FIRST_COLUMNS, STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
+from .layout import STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError, RunInUse
 from .lease import Lease, is_held, lease_path
-from .rewrite import copy_run, temporary_path
+from .proven import names_intact, proven_lengths
+from .rewrite import attributes_intact, copy_run, temporary_path
 from .superblock import Superblock, open_clean
 
 _BLOCK: Final = 16384  # rows decoded at a time while looking for unreadable ones
@@ -124,7 +124,7 @@ def _repair(path: Path) -> RepairReport:
             with open_clean(path) as file:
                 check_format(path, file)
                 kept, wanted, commit = _examine(path, file)
-                if kept != wanted or commit is None:
+                if kept != wanted or commit is None or not (names_intact(file) and attributes_intact(file)):
                     return _salvage(path, file, commit, kept, wanted, actions)
                 beyond = int(file["steps"].shape[0]) - kept["steps"]
             return _close_cleanly(path, kept["steps"], beyond, actions)
@@ -165,12 +165,18 @@ def _examine(path: Path, file: h5py.File) -> tuple[dict[str, int], dict[str, int
     size = path.stat().st_size
     missing = dict.fromkeys(TABLES, 0)  # of an older version; what has no rows is kept whole
     readable = missing | {table: _readable(file[table], size) for table in (*tables_in(file), "commit")}
-    commit = None
-    if commits_whole(file["commit"], size):  # otherwise newer rows than its last readable one were published
-        commit, _ = last_commit(file["commit"], readable["commit"])
     there = missing | {table: int(file[table].shape[0]) for table in tables_in(file)}
-    wanted = commit.lengths if commit is not None else there
-    return _consistent(path, file, readable, commit), wanted, commit
+    commit, at = last_commit(file["commit"], readable["commit"])
+    kept = missing
+    if commit is not None:
+        bound = {table: min(readable[table], commit.lengths[table]) for table in TABLES}
+        kept = proven_lengths(file, bound, recorded=True)
+        if commits_whole(file["commit"], at):
+            return kept, commit.lengths, commit
+    # Newer rows than those of the last readable commit row, if there is any, were published.
+    sealed = file.attrs.get("layout") == "sealed"
+    proven = proven_lengths(file, readable, recorded=sealed)
+    return {table: max(kept[table], proven[table]) for table in TABLES}, there, None
 
 
 def _salvage(
@@ -183,7 +189,8 @@ def _salvage(
     copy_run(file, temporary_path(path), commit, "sealed")
     temporary_path(path).replace(path)
     lost = {table: wanted[table] - kept[table] for table in TABLES if wanted[table] > kept[table]}
-    missing = ", ".join(f"{n} rows of {table}" for table, n in lost.items()) or "the commit rows"
+    beside = "the commit rows" if last is None else "names of columns or the description of the run"
+    missing = ", ".join(f"{n} rows of {table}" for table, n in lost.items()) or beside
     actions += [f"the original is kept as {backup}", f"could not be read: {missing}", f"kept {kept['steps']} steps"]
     return RepairReport(path, "damaged", kept["steps"], lost.get("steps", 0), backup, tuple(actions))
 
@@ -212,36 +219,6 @@ def _readable_within(dataset: Any, start: int, stop: int) -> int:
         else:
             start = middle
     return start
-
-
-def _consistent(path: Path, file: h5py.File, readable: dict[str, int], last: Commit | None) -> dict[str, int]:
-    """Return the longest table lengths at which every row has everything it points at."""
-    kept = {table: min(readable[table], last.lengths[table]) if last else readable[table] for table in TABLES}
-    named = int(np.count_nonzero(file["columns"][: kept["columns"]]))
-    if named < FIRST_COLUMNS or (last is not None and named < last.lengths["columns"]):
-        raise DamagedRun(f"{path}: the names of its columns are gone")
-    kept["columns"] = named
-    steps = min(kept["steps"], kept["loop_end"])
-    if last is None:  # without a commit only rows that were really written count
-        steps = _leading(np.isfinite(file["steps"][:steps, 0]))
-    steps = _leading(file["loop_end"][:steps] <= kept["loops"])
-    passes = _leading(file["probe_index"][: kept["probe_index"], 2] <= kept["probe"])
-    kept |= {"steps": steps, "loop_end": steps, "probe_index": passes}
-    if kept["array_index"]:
-        index = file["array_index"][: kept["array_index"]]
-        ends = index["end"]
-        arrays = _leading((index["name"] != b"") & (ends <= kept["arrays"]) & (np.diff(ends, prepend=0) >= 0))
-        kept |= {"array_index": arrays, "arrays": int(ends[arrays - 1]) if arrays else 0}
-    else:
-        kept["arrays"] = 0
-    kept["loops"] = int(file["loop_end"][steps - 1]) if steps else 0
-    kept["probe"] = int(file["probe_index"][passes - 1, 2]) if passes else 0
-    return kept
-
-
-def _leading(good: Any) -> int:
-    """Return how many leading entries are true."""
-    return int(np.argmin(good)) if len(good) and not np.all(good) else len(good)
 
 
 def _last_generation(file: h5py.File, steps: int) -> int:

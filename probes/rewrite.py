@@ -8,7 +8,9 @@ Not covered: replacing the original by the copy, which its callers do with ``os.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import math
 import os
 import time
@@ -21,6 +23,7 @@ import numpy as np
 
 from . import layout
 from .handle import create_file
+from .integrity import READ_ERRORS, read_info
 from .layout import Commit
 
 Layout = Literal["live", "sealed"]
@@ -52,20 +55,46 @@ def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> N
     sizes = (commit.lengths[name] * math.prod(shapes[name][0]) * shapes[name][1].itemsize for name in layout.TABLES)
     _require_room(target, sum(sizes))
     with create_file(target) as file:
-        kept = {key: source.attrs[key] for key in ("info", "run_id", "eigenvalues")}
-        _write_attributes(file, kept, kind)
+        _write_attributes(file, _kept_attributes(source), kind)
         columns = int(source["columns"].shape[0])
         for name, (shape, dtype) in shapes.items():
             if name == "commit":
                 continue
             length = commit.lengths[name]
             table = _create_table(file, name, length, shape, dtype, kind, columns)
-            for start in range(0, length, _BLOCK):
+            known = layout.FIRST_COLUMNS if name == "columns" else 0  # whatever became of them in the source
+            for start in range(known, length, _BLOCK):
                 stop = min(start + _BLOCK, length)
-                table[start:stop] = source[name][start:stop]
+                rows = source[name][start:stop]
+                if name == "steps":
+                    rows[:, commit.lengths["columns"] :] = np.nan  # numbers whose names are lost belong to no name
+                table[start:stop] = rows
+        file["columns"][: layout.FIRST_COLUMNS] = np.array(layout.STEP_COLUMNS[: layout.FIRST_COLUMNS], dtype="S")
         row_shape, dtype = shapes["commit"]
         _create_table(file, "commit", 1, row_shape, dtype, kind, columns)[0] = commit.pack()
     sync(target)
+
+
+def attributes_intact(file: h5py.File) -> bool:
+    """Whether it can be read which run this is and what the writer said about it."""
+    try:
+        read_info(file)
+        return bool(file.attrs["run_id"])
+    except READ_ERRORS:
+        return False
+
+
+def _kept_attributes(source: h5py.File) -> dict[str, Any]:
+    """Return the attributes that a copy keeps; strings that are damaged do not cost the numbers."""
+    kept = {"eigenvalues": source.attrs["eigenvalues"], "info": "", "run_id": uuid.uuid4().hex}
+    for name in ("info", "run_id"):
+        with contextlib.suppress(*READ_ERRORS):
+            kept[name] = str(source.attrs[name])
+    try:
+        read_info(source)
+    except READ_ERRORS:
+        kept["info"] = json.dumps({"damaged": kept["info"]})
+    return kept
 
 
 def temporary_path(path: Path) -> Path:
@@ -102,8 +131,9 @@ def _create_table(
     file: h5py.File, name: str, length: int, shape: tuple[int, ...], dtype: np.dtype[Any], kind: Layout, columns: int
 ) -> Any:
     """Create one table; column names of the fixed ones are written beside it for readers in other languages."""
-    if name == "columns":
-        return file.create_dataset(name, shape=(columns,), dtype=dtype)
+    if name == "columns":  # all rows at once; compressed, the bytes carry a checksum
+        packed = {} if kind == "live" else {"chunks": (columns,), "compression": "gzip"}
+        return file.create_dataset(name, shape=(columns,), dtype=dtype, **packed)
     if kind == "live":
         table = file.create_dataset(
             name,

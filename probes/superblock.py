@@ -12,6 +12,7 @@ Not covered: other superblock versions than 3, the one our files have.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import struct
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import h5py
+
+from .heaps import check_heaps
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -99,6 +102,8 @@ class _CleanView(io.RawIOBase):
 
     def readinto(self, buffer: Buffer) -> int:
         target = memoryview(buffer).cast("B")
+        if self._position > self._size:  # or beyond what a file can be long
+            raise OSError(errno.EINVAL, "an address in it lies far behind its end")
         data = os.pread(self._fd, len(target), self._position)
         if self._position < len(self._head):
             ours = self._head[self._position : self._position + len(data)]
@@ -123,6 +128,7 @@ def open_clean(path: Path) -> Iterator[h5py.File]:
     Raises:
         OSError: HDF5 cannot make sense of it (or RuntimeError, KeyError, ValueError: HDF5 is not consistent here).
     """
+    check_heaps(path)
     block = Superblock.read(path, verify=False)
     if block is None:
         with h5py.File(path, "r", locking=False) as file:

@@ -95,7 +95,7 @@ class RunWriter:
         }
         self._commits = Table(handle.table("commit"), commits)
         encoded = handle.table("columns")[: commit.lengths["columns"]]
-        self._index = {bytes(name).decode(): i for i, name in enumerate(encoded)}
+        self._index = {bytes(name).decode("utf-8", "replace"): i for i, name in enumerate(encoded)}
         self._unnamed: list[str] = []  # names given since the last flush
         self._refused: set[str] = set()
         self._loop_rows = commit.lengths["loops"]

@@ -292,8 +292,9 @@ def test_passes_compile_nothing(whole, demo_model, tmp_path):
         model = demo_model()
         for part in [model] if whole else model.core:
             part.compile(backend="eager")
-        preset = Preset("rows", probe_batch=every(1) if passes else lambda step: False)
-        with loopscope.attach(model, tmp_path / "run.h5", preset=preset, overwrite=True) as probe:
+        preset = Preset("rows", every(1), every(1), every(1) if passes else lambda step: False)
+        batch = torch.zeros(2, 16, dtype=torch.int64)  # that of training is not seen where the whole model is compiled
+        with loopscope.attach(model, tmp_path / "run.h5", preset=preset, probe_batch=batch, overwrite=True) as probe:
             for _ in range(3):
                 loss = model(torch.zeros(4, 32, dtype=torch.int64), num_loops=3).logsumexp(-1).mean()
                 loss.backward()
@@ -304,3 +305,16 @@ def test_passes_compile_nothing(whole, demo_model, tmp_path):
     assert graphs(True) == without >= 1
     with open_run(tmp_path / "run.h5") as run:
         assert run.probe_steps.tolist() == [0, 1, 2] and run["depth"].tolist() == [3, 3, 3]
+
+
+def test_a_model_compiled_in_place_needs_a_batch_and_says_so(demo_model, tmp_path, caplog):
+    torch._dynamo.reset()
+    model = demo_model()
+    model.compile(backend="eager")
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        for _ in range(12):
+            probe.step(loss=model(torch.zeros(4, 32, dtype=torch.int64), num_loops=3).logsumexp(-1).mean())
+    (said,) = [record.message for record in caplog.records if "fixed batch" in record.message]
+    assert "compiled in place" in said and "probe_batch" in said
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["depth"].tolist() == [3] * 12 and len(run.probe_steps) == 0

@@ -115,6 +115,20 @@ def test_ratios_are_those_of_the_decay_law_on_the_probe_batch(tmp_path: Path) ->
         )
 
 
+def test_an_event_is_left_out_as_soon_as_its_step_was_run_again(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "a.h5", info={})
+    writer.append_step({"step": 7})
+    writer.append_event(Event(7, 0.0, "old"))
+    writer.close()
+    writer = RunWriter.resume(writer.path)
+    with open_run(writer.path) as run:
+        assert run.generation == 1 and len(run.events) == 1
+        writer.append_step({"step": 6})
+        writer.flush()
+        assert run.refresh() and run.events == []
+        writer.close()
+
+
 def test_steps_run_again_supersede_and_history_keeps_all(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     writer = RunWriter.create(path, info={})
