@@ -76,7 +76,6 @@ def make_files(folder: Path) -> list[Path]:
     """One of each kind of run file, in a folder each."""
     kinds: dict[str, dict[str, Any]] = {
         "sealed": {"generations": 1, "end": "seal"},
-        "sealed-long": {"generations": 1, "end": "seal", "steps": 1200},
         "killed": {"generations": 1, "end": "kill"},
         "resumed": {"generations": 3, "end": "close"},
         "resumed-sealed": {"generations": 3, "end": "seal"},

@@ -24,7 +24,7 @@ from loopscope.probes.repair import repair
 from loopscope.probes.superblock import Superblock
 from loopscope.probes.writer import RunWriter
 
-DAMAGES = int(os.environ.get("LOOPSCOPE_DAMAGES", "14"))
+DAMAGES = int(os.environ.get("LOOPSCOPE_DAMAGES", "12"))
 
 
 def test_whatever_happens_to_a_file_gives_data_or_one_line(tmp_path: Path) -> None:
