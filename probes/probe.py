@@ -182,6 +182,7 @@ class Probe:
         self._fixed_batch = FixedBatch(self._model, self._site, self._device, probe_batch)
         self._compiled_before = _graphs_compiled() > 0
         self._told_empty = False
+        self._loops_seen = False
         self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
         self._inside = self._watch_inside(self._tap)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
@@ -289,6 +290,9 @@ class Probe:
             self._send_row(step, {**numbers, **measured.values}, measured, began)
         self._prepare(tap)
         if self._preset.probe_batch(step):
+            if self._fixed_batch.call is None and self._loops_seen and not self._fixed_batch.failed:
+                self._fixed_batch.failed = "what training calls the model with cannot be seen, as it is compiled whole"
+                self._leave_out_the_fixed_batch(step)
             self._run_probe_batch(step)
         self._deliver()
 
@@ -325,6 +329,7 @@ class Probe:
         counts, cut = self._sums.counts, self._sums.rows_cut
         if watched and not len(counts):
             self._say_empty(step)
+        self._loops_seen |= len(counts) > 0
         inner, random = None if inside is None else inside.counts, self._random
         transfer = Transfer(
             {f"value.{name}": value for name, value in tensors.items()}
@@ -459,8 +464,6 @@ class Probe:
         if self._tap is None or self._sharded is None:
             return
         failed = self._fixed_batch.failed
-        if self._fixed_batch.call is None and self._tap.forwards:
-            self._fixed_batch.failed = "what training calls the model with cannot be seen (it is compiled in place)"
         together = partial(self._agree, "run the fixed batch") if self._sharded else None
         found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step), together=together)
         if found is None:

@@ -122,6 +122,7 @@ def test_a_mirror_that_fails_is_said_once_and_left_alone(demo_model, tmp_path, c
     run = run_steps(demo_model(), tmp_path / "run.h5", [failing, well], steps=6)
     assert len(run) == len(well.rows) == 6
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    said = [record for record in said if "non_finite" not in record.message]  # one of the six losses, an alert
     assert [record.message for record in said] == [
         "loopscope: Keeping failed and is dropped; the run file goes on without it"
     ]

@@ -282,19 +282,17 @@ def test_a_model_that_takes_one_length_only_is_given_it(demo_model, tmp_path, ca
         assert (run.probe("tokens") == 200).all()
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_passes_compile_nothing(whole, demo_model, tmp_path):
+def test_passes_compile_nothing(demo_model, tmp_path):
     """A graph for the fixed batch's shape and depth would cost more than all its passes."""
 
     def graphs(passes):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         model = demo_model()
-        for part in [model] if whole else model.core:
-            part.compile(backend="eager")
+        for block in model.core:
+            block.compile(backend="eager")
         preset = Preset("rows", every(1), every(1), every(1) if passes else lambda step: False)
-        batch = torch.zeros(2, 16, dtype=torch.int64)  # that of training is not seen where the whole model is compiled
-        with loopscope.attach(model, tmp_path / "run.h5", preset=preset, probe_batch=batch, overwrite=True) as probe:
+        with loopscope.attach(model, tmp_path / "run.h5", preset=preset, overwrite=True) as probe:
             for _ in range(3):
                 loss = model(torch.zeros(4, 32, dtype=torch.int64), num_loops=3).logsumexp(-1).mean()
                 loss.backward()
@@ -315,6 +313,6 @@ def test_a_model_compiled_in_place_needs_a_batch_and_says_so(demo_model, tmp_pat
         for _ in range(12):
             probe.step(loss=model(torch.zeros(4, 32, dtype=torch.int64), num_loops=3).logsumexp(-1).mean())
     (said,) = [record.message for record in caplog.records if "fixed batch" in record.message]
-    assert "compiled in place" in said and "probe_batch" in said
+    assert "compiled whole" in said and "probe_batch" in said
     with open_run(tmp_path / "run.h5") as run:
         assert run["depth"].tolist() == [3] * 12 and len(run.probe_steps) == 0
