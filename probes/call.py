@@ -58,15 +58,15 @@ class Call:
 
     @property
     def tokens(self) -> Tensor:
-        """The first tensor, whose first two axes are those of the batch.
+        """The first tensor, nested ones among them, whose first two axes are those of the batch.
 
         Raises:
             LoopSiteError: There is none.
         """
-        for value in (*self.args, *self.kwargs.values()):
-            if isinstance(value, Tensor):
-                return value
-        raise LoopSiteError("the model is called without a tensor of its own; give attach() a probe_batch")
+        found = tensors_in([self.args, self.kwargs])
+        if not found:
+            raise LoopSiteError("the model is called without a tensor; give attach() a probe_batch that holds one")
+        return found[0]
 
     def run_at(self, model: nn.Module, site: LoopSite, depth: int) -> Any:
         """Calls the model at a depth of its loop, where the site says how that is set; else as it is."""
@@ -144,6 +144,17 @@ def _depth_set(model: nn.Module, path: str | None, depth: int) -> Iterator[None]
 
 Input: TypeAlias = Tensor | Mapping[str, Any] | tuple[Any, ...] | Call
 """What a user gives as an example of a model's input."""
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples and mappings, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
 
 
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -55,7 +55,7 @@ def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
         LoopSiteError: There is no loop, there are several, or its state is not certain; the message lists what was
             seen and the ``LoopSite(...)`` calls that settle it.
 
-    >>> from torch import Tensor, nn
+    >>> from torch import nn
     >>> class Looped(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()

@@ -77,10 +77,12 @@ class FixedBatch:
         given = Call(args, kwargs)
         try:
             whole = given.cut(SEQUENCES).kept()
-        except LoopSiteError:  # something among them that cannot be kept: the tokens alone, which may do
-            if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        except LoopSiteError as error:  # something among them that cannot be kept: the tokens alone, which may do
+            tokens = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            if tokens is None:
+                self.failed = str(error)
                 return
-            whole = Call.of(self._model, given.tokens[:SEQUENCES].detach().clone())
+            whole = Call.of(self._model, tokens[:SEQUENCES].detach().clone())
         self.call = whole.cut(SEQUENCES, POSITIONS)
         self._whole = whole if whole.tokens.shape != self.call.tokens.shape else None
 

@@ -53,6 +53,10 @@ log = logging.getLogger("loopscope")
 LOOP_ROWS = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
 STEPS_PER_NORM = 10  # ‖B̅e‖, parameter norms, σ_max(B̅) and σ_max(C_out) move slowly and cost a pass or more each
 TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
+CALL_UNSEEN = (
+    "the call that training makes was not seen, because the model is compiled as a whole, or is not called through "
+    "what attach() was given"
+)
 MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
 
 
@@ -156,6 +160,7 @@ class Probe:
             log.warning("loopscope: the loop of %s, %s: %s", type(self._model).__name__, self._site.found, note)
         self._preset = find_preset(preset)
         self._device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+        self._fixed_batch = FixedBatch(self._model, self._site, self._device, probe_batch)
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,9 +184,8 @@ class Probe:
         self._full_loop = FullLoopProbe(self._model, self._site)
         self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
         self._sums = LoopSums(LOOP_ROWS, self._device, reduction_for(self._device))
-        self._fixed_batch = FixedBatch(self._model, self._site, self._device, probe_batch)
         self._compiled_before = _graphs_compiled() > 0
-        self._told_empty = False
+        self._told_empty = self._told_no_pass = False
         self._loops_seen = False
         self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
         self._inside = self._watch_inside(self._tap)
@@ -290,10 +294,9 @@ class Probe:
             self._send_row(step, {**numbers, **measured.values}, measured, began)
         self._prepare(tap)
         if self._preset.probe_batch(step):
-            if self._fixed_batch.call is None and self._loops_seen and not self._fixed_batch.failed:
-                self._fixed_batch.failed = "what training calls the model with cannot be seen, as it is compiled whole"
-                self._leave_out_the_fixed_batch(step)
             self._run_probe_batch(step)
+            if self._fixed_batch.call is None and self._loops_seen:
+                self._say_no_pass(step, CALL_UNSEEN)
         self._deliver()
 
     def _prepare(self, tap: LoopTap) -> None:
@@ -463,12 +466,10 @@ class Probe:
         """Runs the fixed batch and sends its rows; where a forward takes all ranks, if they agree to."""
         if self._tap is None or self._sharded is None:
             return
-        failed = self._fixed_batch.failed
         together = partial(self._agree, "run the fixed batch") if self._sharded else None
         found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step), together=together)
         if found is None:
-            if self._fixed_batch.failed and not failed:
-                self._leave_out_the_fixed_batch(step)
+            self._say_no_pass(step, self._fixed_batch.failed)
             return
         self._probed, now = step, time.time()
 
@@ -481,16 +482,19 @@ class Probe:
 
         self._queue(Transfer(found.rows), record)
 
-    def _leave_out_the_fixed_batch(self, step: int) -> None:
-        """Says why passes come to an end; everything else goes on."""
+    def _say_no_pass(self, step: int, why: str) -> None:
+        """Says, once, why the fixed batch is not run, if there is a reason; everything else goes on."""
+        if not why or self._told_no_pass:
+            return
+        self._told_no_pass = True
         message = (
-            f"the fixed batch is not run in this run: {self._fixed_batch.failed}; give attach() a probe_batch that "
-            "the model accepts: a tensor, a tuple of arguments, or a mapping of them by name"
+            f"the fixed batch is not run in this run: {why}; give attach() a probe_batch that the model accepts: "
+            "a tensor, a tuple of arguments, or a mapping of them by name"
         )
         log.warning("loopscope: %s", message)
         self._said.append(Event(step, time.time(), "fixed_batch", "warning", message=message))
         if self._sharded:
-            self._group.leave(f"cannot run the fixed batch: {self._fixed_batch.failed}")
+            self._group.leave(f"cannot run the fixed batch: {why}")
 
     def _detach(self, why: str) -> None:
         """Takes the hooks off, and lets ranks that would wait for this one know."""

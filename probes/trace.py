@@ -8,7 +8,7 @@ Not covered: compiled modules (their functions run unseen), and operations outsi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .call import Call, Input
+from .call import Call, Input, tensors_in
 from .neutral import eagerly, undisturbed
 from .site import LoopSiteError
 
@@ -155,34 +155,23 @@ class _Recorder(TorchFunctionMode):
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             own: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             places = {place: value for place, value in own if isinstance(value, Tensor)}
-            self._add(Event(name, module, places, _tensors([args, kwargs])), open_=True)
+            self._add(Event(name, module, places, tensors_in([args, kwargs])), open_=True)
 
         return enter
 
     def leaving(self, module: nn.Module, args: Any, output: Any) -> None:
         """The hook that closes a module's call."""
-        self.stack.pop().writes = _tensors(output)
+        self.stack.pop().writes = tensors_in(output)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        written = _tensors(output)
+        written = tensors_in(output)
         if written:
             name = getattr(func, "__name__", str(func))
-            self._add(Event(name, None, {}, _tensors([args, kwargs or {}]), written), open_=False)
+            self._add(Event(name, None, {}, tensors_in([args, kwargs or {}]), written), open_=False)
         return output
 
     def _add(self, event: Event, *, open_: bool) -> None:
         self.stack[-1].children.append(event)
         if open_:
             self.stack.append(event)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []

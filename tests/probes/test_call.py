@@ -90,9 +90,6 @@ def test_the_fixed_batch_is_called_as_training_calls(name: str, tmp_path: Path) 
             probe.step(loss=loss)
     with open_run(tmp_path / "a.h5") as run:
         assert len(run) == 3 and (run["depth"] > 0).all()
-        if name == "nested":  # no tensor of its own says which axes are the batch's
-            assert len(run.probe_steps) == 0 and "without a tensor" in run.events[0].message
-            return
         assert run.probe_steps.tolist() == [0, 2] and run.probe("state_norm").shape == (2, 7)
         if name != "with a mask":
             assert np.isfinite(run["jacobian_radius"]).any()
@@ -133,6 +130,31 @@ def test_a_model_that_fails_on_the_fixed_batch_is_recorded_all_the_same(
     with open_run(tmp_path / "a.h5") as run:
         assert run["depth"].tolist() == [3.0] * 40 and not len(run.probe_steps)
         assert [(event.kind, event.severity) for event in run.events] == [("fixed_batch", "warning")]
+
+
+def test_a_batch_that_holds_no_tensor_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    model = WithTargets()
+    with pytest.raises(LoopSiteError, match=r"called without a tensor; give attach\(\) a probe_batch"):
+        loopscope.attach(model, tmp_path / "runs" / "a.h5", site=SITE, probe_batch={"n_loops": 3})
+    assert not (tmp_path / "runs").exists() and not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_model_that_is_given_nothing_to_run_again_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FromCache(Looped):
+        def forward(self, cache: Cache, n_loops: int = 3) -> Tensor:
+            return self.loop(TOKENS, n_loops).logsumexp(-1).mean()
+
+    model = FromCache()
+    with loopscope.attach(model, tmp_path / "a.h5", site=SITE) as probe:
+        for _ in range(21):
+            model(Cache()).backward()
+            probe.step()
+    (said,) = [message for message in caplog.messages if "fixed batch" in message]
+    assert "called without a tensor" in said
+    with open_run(tmp_path / "a.h5") as run:
+        assert run["depth"].tolist() == [3.0] * 21 and not len(run.probe_steps)
 
 
 def test_cutting_keeps_what_is_not_the_batchs() -> None:

@@ -313,6 +313,6 @@ def test_a_model_compiled_in_place_needs_a_batch_and_says_so(demo_model, tmp_pat
         for _ in range(12):
             probe.step(loss=model(torch.zeros(4, 32, dtype=torch.int64), num_loops=3).logsumexp(-1).mean())
     (said,) = [record.message for record in caplog.records if "fixed batch" in record.message]
-    assert "compiled whole" in said and "probe_batch" in said
+    assert "compiled as a whole" in said and "probe_batch" in said
     with open_run(tmp_path / "run.h5") as run:
         assert run["depth"].tolist() == [3] * 12 and len(run.probe_steps) == 0
