@@ -1,6 +1,7 @@
 """The shape of the code base: who imports whom, what a light command never loads, what is said of a public name."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_no_module_shares_its_name_with_an_export() -> None:
         for path in (ROOT / package).glob("*.py"):
             text = (ROOT / package / "__init__.py").read_text(encoding="utf-8")
             assert f'"{path.stem}":' not in text, f"{package}/{path.name} and an export of {package} share a name"
+
+
+def test_the_type_checker_leaves_none_of_our_files_out() -> None:
+    """`make types` looks at the tree through a link inside the virtual environment; mypy applies its exclusions there."""
+    import tomllib
+
+    excluded = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]["exclude"]
+    seen = [f".venv/typed/loopscope/{path.relative_to(ROOT)}" for path in [*ROOT.glob("*.py"), *modules()]]
+    assert [path for path in seen if any(re.search(pattern, path) for pattern in excluded)] == []
 
 
 def test_every_public_function_says_what_it_does() -> None:
