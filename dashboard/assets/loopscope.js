@@ -6,6 +6,8 @@
     const context = dash.callback_context;
     return context.triggered.length ? context.triggered[0] : null;
   };
+  const LOST_MS = 60_000;
+  let asked_at = 0;
 
   dash.loopscope = {
     /* A step chosen by a click, the slider, a finding or the "latest" button; null follows the newest step. */
@@ -41,6 +43,14 @@
       if (change["xaxis.autorange"]) return null;
       const range = change["xaxis.range"] || [change["xaxis.range[0]"], change["xaxis.range[1]"]];
       return range[0] === undefined || range[1] === undefined ? dash.no_update : range.map(Number);
+    },
+
+    /* A tick of a clock (see polling.py): none while an answer to the last one is due, unless it must be lost. */
+    tick(count, asked, ...answered) {
+      const due = answered.some((tick) => tick !== asked);
+      if (due && Date.now() - asked_at < LOST_MS) return dash.no_update;
+      asked_at = Date.now();
+      return count;
     },
 
     open_row(rows) {

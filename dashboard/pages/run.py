@@ -16,8 +16,11 @@ from .. import components, panels
 from ..downsample import View
 from ..index import Entry, current_index
 from ..opened import OpenRun
+from ..polling import Clock
 
 POLL_MS = {"live": 1000, "interrupted": 5000, "finished": 5000}
+
+_CLOCK = Clock("run-poll", ("plots", "details"))
 
 _STEP_GRAPHS = [f"plot-{name}" for name in panels.STEP_PLOTS]
 _DETAIL_GRAPHS = [f"plot-{name}" for name in panels.DETAIL_PLOTS]
@@ -77,7 +80,7 @@ def _page(entry: Entry, held: OpenRun, selected: int | None) -> html.Div:
             dcc.Store(id="selected", data=selected),
             dcc.Store(id="view", data=None),
             dcc.Store(id="version", data=held.version),
-            dcc.Interval(id="run-poll", interval=POLL_MS[held.run.state], disabled=held.run.state == "finished"),
+            *_CLOCK.parts(POLL_MS[held.run.state], disabled=held.run.state == "finished"),
             _title(entry.name, held.run.state),
             html.Div(components.verdict(held.diagnosis()), id="verdict"),
             _flights(held),
@@ -175,6 +178,7 @@ def register(app: Dash) -> None:
 
 def _register_live(app: Dash) -> None:
     """Add what follows a run while it trains, and what redraws on zoom."""
+    _CLOCK.register(app)
 
     @app.callback(
         Output("version", "data"),
@@ -184,24 +188,27 @@ def _register_live(app: Dash) -> None:
         Output("state", "children"),
         Output("slider", "max"),
         Output("slider", "value", allow_duplicate=True),
-        Input("run-poll", "n_intervals"),
+        _CLOCK.answered("plots", allow_duplicate=True),
+        _CLOCK.answered("details", allow_duplicate=True),
+        _CLOCK.tick,
         State("run-id", "data"),
         State("version", "data"),
         State("selected", "data"),
         prevent_initial_call=True,
     )
-    def poll(_: int, run_id: str, version: str, selected: int | None) -> tuple[Any, ...]:
-        """Look for new rows; everything else follows from a new version."""
+    def poll(asked: int, run_id: str, version: str, selected: int | None) -> tuple[Any, ...]:
+        """Look for new rows; everything else follows from a new version, and without one nothing is due."""
         try:
             held = _held(run_id)
         except RunFileError as error:
             broken = components.problem("This run cannot be read any more", str(error))
-            return no_update, no_update, True, broken, components.state_badge("unreadable"), no_update, no_update
+            return no_update, no_update, True, broken, components.state_badge("unreadable"), *[no_update] * 4
         if held.version == version:
-            return (no_update,) * 7
+            return *[no_update] * 7, asked, asked
         state, newest = held.run.state, _bounds(held)[1]
         verdict, thumb = components.verdict(held.diagnosis()), newest if selected is None else no_update
-        return held.version, POLL_MS[state], state == "finished", verdict, components.state_badge(state), newest, thumb
+        shown = verdict, components.state_badge(state), newest, thumb
+        return held.version, POLL_MS[state], state == "finished", *shown, no_update, no_update
 
     @app.callback(
         Output("flights", "children"),
@@ -223,18 +230,20 @@ def _register_live(app: Dash) -> None:
 
     @app.callback(
         [Output(graph, "figure") for graph in _STEP_GRAPHS],
+        _CLOCK.answered("plots"),
         Input("version", "data"),
         Input("view", "data"),
         State("run-id", "data"),
         State("selected", "data"),
+        _CLOCK.asked,
         prevent_initial_call=True,
     )
-    def draw(_: str, view: list[float] | None, run_id: str, selected: int | None) -> list[Any]:
+    def draw(_: str, view: list[float] | None, run_id: str, selected: int | None, asked: int) -> list[Any]:
         """Draw the plots over steps again: new rows, or another visible range."""
         try:
-            return list(panels.step_figures(_held(run_id), _view(view), selected, run_id))
+            return [*panels.step_figures(_held(run_id), _view(view), selected, run_id), asked]
         except RunFileError:
-            return [no_update] * len(_STEP_GRAPHS)
+            return [*[no_update] * len(_STEP_GRAPHS), asked]
 
     app.clientside_callback(
         ClientsideFunction("loopscope", "zoom"),
@@ -269,18 +278,20 @@ def _register_selection(app: Dash) -> None:
     @app.callback(
         [Output(graph, "figure") for graph in _DETAIL_GRAPHS],
         Output("now", "children"),
+        _CLOCK.answered("details"),
         Input("selected", "data"),
         Input("version", "data"),
         State("run-id", "data"),
+        _CLOCK.asked,
         prevent_initial_call=True,
     )
-    def detail(selected: int | None, _: str, run_id: str) -> list[Any]:
+    def detail(selected: int | None, _: str, run_id: str, asked: int) -> list[Any]:
         """Draw the plots of the selected step."""
         try:
             held = _held(run_id)
-            return [*panels.detail_figures(held, selected, run_id), now(held, selected)]
+            return [*panels.detail_figures(held, selected, run_id), now(held, selected), asked]
         except RunFileError:
-            return [no_update] * (len(_DETAIL_GRAPHS) + 1)
+            return [*[no_update] * (len(_DETAIL_GRAPHS) + 1), asked]
 
     @app.callback(
         [Output(graph, "figure", allow_duplicate=True) for graph in _STEP_GRAPHS],

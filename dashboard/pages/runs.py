@@ -5,13 +5,15 @@ from typing import Any
 
 import dash_ag_grid as dag
 import dash_mantine_components as dmc
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, html, no_update
 
 from .. import components, summary
 from ..colours import REGIME_COLOURS
 from ..index import current_index
+from ..polling import Clock
 
 POLL_MS = 2000
+_CLOCK = Clock("runs-poll", ("rows",))
 
 _NUMBER = {"function": "lsNumber(params.value)"}
 _COUNT = {"function": "lsCount(params.value)"}
@@ -64,7 +66,7 @@ def layout(**_: Any) -> html.Div:
         className="ls-table",
         style=_style(rows),
     )
-    return html.Div([toolbar, grid, dcc.Interval(id="runs-poll", interval=POLL_MS)])
+    return html.Div([toolbar, grid, *_CLOCK.parts(POLL_MS)])
 
 
 def _style(rows: list[summary.Row]) -> dict[str, str]:
@@ -91,19 +93,22 @@ def _count(count: int, badge: html.Span) -> html.Span | None:
 
 def register(app: Dash) -> None:
     """Add the callbacks of this page."""
+    _CLOCK.register(app)
 
     @app.callback(
         Output("runs", "rowData"),
         Output("tally", "children"),
         Output("runs", "style"),
-        Input("runs-poll", "n_intervals"),
+        _CLOCK.answered("rows"),
+        _CLOCK.tick,
         State("runs", "rowData"),
         prevent_initial_call=True,
     )
-    def poll(_: int, shown: list[summary.Row] | None) -> tuple[Any, Any, Any]:
+    def poll(asked: int, shown: list[summary.Row] | None) -> list[Any]:
         """Replace the rows when anything changed."""
         rows = summary.rows(current_index())
-        return (no_update,) * 3 if rows == shown else (rows, tally(rows), _style(rows))
+        changed = [no_update] * 3 if rows == shown else [rows, tally(rows), _style(rows)]
+        return [*changed, asked]
 
     app.clientside_callback(
         ClientsideFunction("loopscope", "fit_columns"), Output("runs", "className"), Input("runs", "id")

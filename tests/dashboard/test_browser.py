@@ -2,9 +2,11 @@
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 
 import pytest
+from loopscope.dashboard import panels, summary
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -20,6 +22,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# How many points the plot of the loss has; a long column arrives in binary.
+LOSSES_SHOWN = "(({x}).length ?? ({x})._inputArray.length)".format(
+    x="document.querySelector('#plot-loss .js-plotly-plot').data[0].x"
+)
 PATIENCE = 20_000  # ms; a page takes about one second on an idle machine, the machine may be busy
 
 pytestmark = [
@@ -143,9 +149,7 @@ def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewh
     shown.wait_for_title("profile", "training step 99")
     training.tell("150")
     shown.wait_for_title("profile", "training step 149")  # it grew on screen without any action
-    points = "document.querySelector('#plot-loss .js-plotly-plot').data[0].x"
-    length = f"(({points}).length ?? ({points})._inputArray.length)"
-    assert page.evaluate(length) == 150
+    page.wait_for_function(f"{LOSSES_SHOWN} === 150")  # the plots over steps are drawn by a question of their own
 
     box = page.locator("#plot-loss .nsewdrag").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.5)
@@ -165,6 +169,35 @@ def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewh
     page.on("request", lambda request: asked.append(request.url))
     page.wait_for_timeout(2500)  # two polls long
     assert asked == []  # a finished run is not polled
+
+
+@pytest.mark.parametrize("slow", ["step_figures", "detail_figures"])
+def test_a_live_run_is_followed_where_drawing_takes_longer_than_a_poll(screen, tmp_path, elsewhere, monkeypatch, slow):
+    training = elsewhere(tmp_path / "live.h5")
+    training.tell("100")
+    shown = screen(tmp_path)
+    page = shown.open()
+    page.locator(".ag-row").click()
+    shown.wait_for_title("profile", "training step 99")
+    draw = getattr(panels, slow)
+    monkeypatch.setattr(panels, slow, lambda *given: time.sleep(1.4) or draw(*given))
+    grown = f"{LOSSES_SHOWN} > 100 && !/step 99/.test(document.querySelector('#plot-profile .gtitle').textContent)"
+    for step in range(110, 400, 10):  # news at every poll: none of them may keep the answer to the one before away
+        training.tell(str(step))
+        page.wait_for_timeout(500)
+        if page.evaluate(grown):
+            break
+    assert step < 300  # on both sides of the page, long before the news ended
+
+
+def test_a_slow_folder_of_runs_is_followed(screen, runs, write_run, monkeypatch):
+    shown = screen(runs / "parcae")
+    page = shown.open()
+    page.wait_for_selector(".ag-row >> text=seed0")
+    rows = summary.rows
+    monkeypatch.setattr(summary, "rows", lambda index: time.sleep(2.5) or rows(index))
+    write_run(runs / "parcae" / "seed1.h5", steps=20)
+    page.wait_for_selector(".ag-row >> text=seed1", timeout=10_000)
 
 
 def test_study_plots_appear_while_a_run_goes_on_and_fill_their_cards(screen, tmp_path, elsewhere):

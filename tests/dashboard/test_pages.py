@@ -66,9 +66,10 @@ def test_truncated_runs_are_rows_too(client, tmp_path, write_run, kept):
 def test_poll_of_the_table_sends_rows_only_when_something_changed(client, runs, write_run):
     served = client(runs)
     shown = list(rows(served).values())
-    assert served.fire("runs.rowData", {"runs-poll.n_intervals": 1, "runs.rowData": shown}) == {}
+    same = served.fire("runs.rowData", {"runs-poll-tick.data": 1, "runs.rowData": shown})
+    assert same == {"runs-poll-rows": {"data": 1}}  # answered: the next question may come
     write_run(runs / "late.h5", steps=5)
-    fresh = served.fire("runs.rowData", {"runs-poll.n_intervals": 2, "runs.rowData": shown})
+    fresh = served.fire("runs.rowData", {"runs-poll-tick.data": 2, "runs.rowData": shown})
     assert "late" in [row["name"] for row in fresh["runs"]["rowData"]]
 
 
@@ -219,11 +220,13 @@ def test_live_run_grows_and_polling_stops_at_the_end(client, tmp_path, training)
     page = served.page(f"/run/{one}")["_pages_content"]["children"]
     assert find(page, "run-poll")["disabled"] is False and find(page, "slider")["max"] == 9
     state = {"run-id.data": one, "version.data": find(page, "version")["data"]}
-    assert served.fire("version.data", state) == {}
+    answered = {"run-poll-plots": {"data": 7}, "run-poll-details": {"data": 7}}
+    assert served.fire("version.data", state | {"run-poll-tick.data": 7}) == answered  # no news: nothing else is due
     for step in range(10, 30):
         pretended.step(step)
     pretended.writer.flush()
     grown = served.fire("version.data", state)
+    assert answered.keys().isdisjoint(grown)  # the plots are: they answer when they are drawn
     assert grown["slider"]["max"] == grown["slider"]["value"] == 29 and grown["run-poll"]["disabled"] is False
     kept = served.fire("version.data", {**state, "selected.data": 3})
     assert "value" not in kept["slider"]  # a selected step stays selected

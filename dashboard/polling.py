@@ -1,0 +1,48 @@
+"""Asking the server for news, one question at a time.
+
+Dash drops the answer to a callback that has been asked again meanwhile. Where reading or drawing takes longer than the
+time between two questions, every answer would be dropped, and a page would stand still for as long as its run is live.
+A clock here therefore skips its ticks until all that the last one set off is on the page. (Dash's own marks of what it
+waits for do not tell: with two questions on their way, the first answer clears the mark of both.)
+
+What is not covered: what is asked (the pages' callbacks).
+"""
+
+from typing import Any
+
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc
+
+
+class Clock:
+    """Ticks for a page, each let through only when the one before has been answered, or is taken for lost.
+
+    Args:
+        name: What its interval is called: callbacks may change its ``interval`` and whether it is ``disabled``.
+        answers: What every tick sets off. Each of them is a callback that gives the `asked` it was called with back to
+            its `answered`, whatever else it has to say.
+    """
+
+    def __init__(self, name: str, answers: tuple[str, ...]) -> None:
+        self.name, self.answers = name, answers
+        self.tick = Input(f"{name}-tick", "data")
+        self.asked = State(f"{name}-tick", "data")
+
+    def answered(self, answer: str, **settings: Any) -> Output:
+        """Return where one of the answers says that it has arrived; ``settings`` are those of an output."""
+        return Output(f"{self.name}-{answer}", "data", **settings)
+
+    def parts(self, interval: int, *, disabled: bool = False) -> list[Any]:
+        """Return what a page has to hold: the interval, of so many milliseconds, and what was asked and answered."""
+        stores = [dcc.Store(id=f"{self.name}-{kept}", data=0) for kept in ("tick", *self.answers)]
+        return [dcc.Interval(id=self.name, interval=interval, disabled=disabled), *stores]
+
+    def register(self, app: Dash) -> None:
+        """Start it, for every page that holds its parts."""
+        app.clientside_callback(
+            ClientsideFunction("loopscope", "tick"),
+            Output(f"{self.name}-tick", "data"),
+            Input(self.name, "n_intervals"),
+            self.asked,
+            *[State(f"{self.name}-{answer}", "data") for answer in self.answers],
+            prevent_initial_call=True,
+        )
