@@ -2,6 +2,7 @@
 
     python benchmarks/probe_overhead.py                     # widths 32 and 256, about six minutes
     python benchmarks/probe_overhead.py --size small --rounds 10 --json
+    python benchmarks/probe_overhead.py --size medium --rounds 30 --steps 0      # width 512
     python benchmarks/probe_overhead.py --size 140m --device cuda      # parcae-140m in bf16 autocast
 
 Trains copies of one model in one process, one step each in turn (A B C D E, B C D E A, ...), on the same tokens and
@@ -54,6 +55,7 @@ from loopscope.probes.sums import LoopSums
 SIZES: dict[str, dict[str, Any]] = {
     "toy": {"batch": 8, "length": 32},
     "small": {"batch": 4, "length": 128, "width": 256, "heads": 4, "mlp_width": 1024, "max_length": 128},
+    "medium": {"batch": 4, "length": 256, "width": 512, "heads": 8, "mlp_width": 2048, "max_length": 256},
     "140m": {"batch": 8, "length": 2048, "preset": "parcae-140m"},  # for a GPU; in bf16 autocast there
 }
 ON_CPU = ("toy", "small")
