@@ -23,7 +23,7 @@ _REGIMES = 8  # columns that the error of a broken run takes up: from the linear
 _FAULT = {"function": f"params.data.fault ? {_REGIMES} : 1"}
 _COLUMNS: list[dict[str, Any]] = [
     {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 120, "flex": 4},
-    {"field": "verdict", "headerName": "verdict", **_BADGE, "hide": True, "resizable": False},
+    {"field": "verdict", "headerName": "verdict", **_BADGE, "hide": True, "width": 126, "resizable": False},
     {"field": "lti", "headerName": "linear part", **_BADGE, "colSpan": _FAULT},
     {"field": "loop", "headerName": "full loop", **_BADGE},
     {"field": "trajectory", "headerName": "trajectory", **_BADGE},
