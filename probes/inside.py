@@ -36,25 +36,31 @@ class InsideCounts:
     arrived: tuple[bool, ...]
 
     def norms(self, inside: NDArray[Any], gradients: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The step's arrays, NaN where nothing was measured; an array of nothing else is left out.
+        """The step's arrays: NaN where nothing was measured, infinite where what was measured is not finite.
+
+        An array of which nothing was measured is left out.
 
         Args:
             inside: Sums of norms ``(K,)``.
             gradients: Squares of norms ``(T + 1,)``.
 
-        >>> counts = InsideCounts((2, 0), (False, True))
-        >>> found = counts.norms(np.array([6.0, 0.0]), np.array([0.0, 4.0]))
+        >>> counts = InsideCounts((2, 0), (False, True, True))
+        >>> found = counts.norms(np.array([6.0, 0.0]), np.array([0.0, 4.0, np.nan]))
         >>> {name: values.tolist() for name, values in found.items()}
-        {'block_state_norm': [3.0, nan], 'state_gradient_norm': [nan, 2.0]}
+        {'block_state_norm': [3.0, nan], 'state_gradient_norm': [nan, 2.0, inf]}
         """
         tokens, arrived = np.array(self.tokens), np.array(self.arrived, dtype=bool)
         found = {}
         if tokens.any():
-            with np.errstate(invalid="ignore", divide="ignore"):
-                found[BLOCK_NORM] = (np.where(tokens > 0, inside, np.nan) / tokens).astype(np.float32)
+            found[BLOCK_NORM] = _where(tokens > 0, inside / np.maximum(tokens, 1))
         if arrived.any():
-            found[GRADIENT_NORM] = np.where(arrived, np.sqrt(gradients), np.nan).astype(np.float32)
+            found[GRADIENT_NORM] = _where(arrived, np.sqrt(gradients))
         return found
+
+
+def _where(measured: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[np.float32]:
+    """Values where there are any, NaN elsewhere; a NaN that was measured is an infinity, to be told from those."""
+    return np.where(measured, np.nan_to_num(values, nan=np.inf, posinf=np.inf), np.nan).astype(np.float32)
 
 
 class InsideTap:

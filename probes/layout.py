@@ -111,12 +111,14 @@ ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
         "float32 (K)",
         "1",
         "mean over tokens of the norm of the state after each block of the prelude, and in the first loop after the "
-        "injection and each block: after `site.prelude` and `site.sublayers` of `info`; NaN for one that did not run",
+        "injection and each block: after `site.prelude` and `site.sublayers` of `info`; NaN for one that did not run, "
+        "infinite where a norm is not finite",
     ),
     GRADIENT_NORM: (
         "float32 (T + 1)",
         "nats",
-        "‖∂L/∂h_t‖₂ over all tokens of the step, t = 0 … T; NaN where no gradient arrived",
+        "‖∂L/∂h_t‖₂ over all tokens of the step, t = 0 … T; NaN where no gradient arrived, infinite where one did that "
+        "is not finite",
     ),
     TOKEN_MAP: (
         "float32 (D, n, P)",

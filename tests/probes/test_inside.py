@@ -106,6 +106,19 @@ def test_loops_outside_the_backward_pass_have_no_gradient(demo_model, tmp_path):
     assert np.isnan(gradient).tolist() == [True] * 5 + [False] * 2
 
 
+def test_a_gradient_that_is_not_a_number_is_told_from_one_that_never_came(demo_model, tmp_path):
+    model = demo_model("parcae", backward_depth=2)
+    with loopscope.attach(model, tmp_path / "run.h5", preset=INSIDE) as probe:
+        train(model, [[6]], probe=probe)  # an ordinary step, after which one weight of the last block is lost
+        with torch.no_grad():
+            model.read_out.weight[0, 0] = torch.nan
+        train(model, [[6]], probe=probe)
+    with open_run(tmp_path / "run.h5") as run:
+        fine, lost = run.arrays("state_gradient_norm")[1]
+    assert np.isfinite(fine[5:]).all() and np.isinf(lost[5:]).all()
+    assert np.isnan(fine[:5]).all() and np.isnan(lost[:5]).all()
+
+
 @pytest.mark.parametrize("checkpointing", ["reentrant", "non-reentrant"])
 def test_checkpoints_change_neither_training_nor_the_norms(checkpointing, demo_model, tmp_path):
     plain = demo_model("parcae", backward_depth=8, activation_checkpointing=checkpointing)
