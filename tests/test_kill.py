@@ -44,6 +44,7 @@ def test_killed_training_loses_nothing_and_goes_on(seed: int, tmp_path: Path) ->
         while len(seen.get("step", ())) < target and time.monotonic() < deadline:
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
             seen = committed(path)
+            time.sleep(0.05)  # a core for the training that is waited for
         time.sleep(rng.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
