@@ -6,7 +6,7 @@
     const context = dash.callback_context;
     return context.triggered.length ? context.triggered[0] : null;
   };
-  const LOST_MS = 60_000;
+  const LOST_MS = 20_000; /* an answer that takes longer is taken for lost, as where the server was started anew */
   let asked_at = 0;
 
   dash.loopscope = {

@@ -200,6 +200,17 @@ def test_a_slow_folder_of_runs_is_followed(screen, runs, write_run, monkeypatch)
     page.wait_for_selector(".ag-row >> text=seed1", timeout=10_000)
 
 
+def test_an_answer_that_never_comes_does_not_stop_the_clock(screen, runs):
+    page = screen(runs).open()
+    passed, skipped, late = page.evaluate("""() => {
+        const { tick } = dash_clientside.loopscope, now = Date.now;
+        const found = [tick(1, 0, 0, 0), tick(2, 1, 1, 0) === dash_clientside.no_update];
+        Date.now = () => now() + 21000;
+        try { return [...found, tick(3, 1, 1, 0)]; } finally { Date.now = now; }
+    }""")
+    assert (passed, skipped, late) == (1, True, 3)
+
+
 def test_study_plots_appear_while_a_run_goes_on_and_fill_their_cards(screen, tmp_path, elsewhere):
     training = elsewhere(tmp_path / "live.h5")
     training.tell("100")
