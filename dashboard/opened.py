@@ -5,7 +5,8 @@ What is not covered: nothing here computes a statistic; it asks the reader and t
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,6 +54,7 @@ class OpenRun:
         self._diagnosis: Diagnosis | None = None
         self._diagnosis_of = ""
         self._diagnosis_due = 0.0
+        self._took: dict[str, float] = {}
         self.refresh()
 
     def close(self) -> None:
@@ -83,6 +85,18 @@ class OpenRun:
                 self._kept[key] = make()
             kept: T = self._kept[key]
             return kept
+
+    @property
+    def took(self) -> float:
+        """Seconds that drawing this run took the last time."""
+        return sum(self._took.values())
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Notes how long one part of drawing this run takes."""
+        began = time.perf_counter()
+        yield
+        self._took[part] = time.perf_counter() - began
 
     def diagnosis(self) -> Diagnosis:
         """Return the verdict; of a live run it may be a little older than the last row."""

@@ -20,6 +20,10 @@ from ..polling import Clock
 
 POLL_MS = {"live": 1000, "interrupted": 5000, "finished": 5000}
 
+# A page that follows a run is drawn again only after the time this took, this many times over, up to the slowest poll:
+# the training that it follows may run on the same machine.
+DRAWING_REST = 10
+
 _CLOCK = Clock("run-poll", ("plots", "details"))
 
 _STEP_GRAPHS = [f"plot-{name}" for name in panels.STEP_PLOTS]
@@ -165,6 +169,11 @@ def _held(run_id: str) -> OpenRun:
     return current_index().open(entry)
 
 
+def _pace(held: OpenRun) -> int:
+    """Return milliseconds between two looks for new rows."""
+    return min(max(POLL_MS[held.run.state], round(1e3 * DRAWING_REST * held.took)), max(POLL_MS.values()))
+
+
 def _view(data: list[float] | None) -> View:
     """Read the visible range out of its store."""
     return None if data is None else (float(data[0]), float(data[1]))
@@ -208,7 +217,7 @@ def _register_live(app: Dash) -> None:
         state, newest = held.run.state, _bounds(held)[1]
         verdict, thumb = components.verdict(held.diagnosis()), newest if selected is None else no_update
         shown = verdict, components.state_badge(state), newest, thumb
-        return held.version, POLL_MS[state], state == "finished", *shown, no_update, no_update
+        return held.version, _pace(held), state == "finished", *shown, no_update, no_update
 
     @app.callback(
         Output("flights", "children"),
@@ -241,7 +250,9 @@ def _register_live(app: Dash) -> None:
     def draw(_: str, view: list[float] | None, run_id: str, selected: int | None, asked: int) -> list[Any]:
         """Draw the plots over steps again: new rows, or another visible range."""
         try:
-            return [*panels.step_figures(_held(run_id), _view(view), selected, run_id), asked]
+            held = _held(run_id)
+            with held.timed("plots"):
+                return [*panels.step_figures(held, _view(view), selected, run_id), asked]
         except RunFileError:
             return [*[no_update] * len(_STEP_GRAPHS), asked]
 
@@ -289,7 +300,8 @@ def _register_selection(app: Dash) -> None:
         """Draw the plots of the selected step."""
         try:
             held = _held(run_id)
-            return [*panels.detail_figures(held, selected, run_id), now(held, selected), asked]
+            with held.timed("details"):
+                return [*panels.detail_figures(held, selected, run_id), now(held, selected), asked]
         except RunFileError:
             return [*[no_update] * (len(_DETAIL_GRAPHS) + 1), asked]
 

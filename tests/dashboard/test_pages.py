@@ -236,6 +236,23 @@ def test_live_run_grows_and_polling_stops_at_the_end(client, tmp_path, training)
     assert ended["run-poll"]["disabled"] is True and "finished" in json.dumps(ended["state"])
 
 
+def test_a_page_leaves_the_machine_to_the_training_it_follows(client, tmp_path, training, monkeypatch):
+    pretended = training(tmp_path / "live.h5", steps=100)
+    pretended.step(0)
+    pretended.writer.flush()
+    served = client(tmp_path)
+    one = run_id(served, "live")
+    state = {"run-id.data": one, "version.data": "old"}
+    assert served.fire("version.data", state)["run-poll"]["interval"] == 1000
+    held = served.index.open(served.index.find(one))
+    monkeypatch.setattr(held, "_took", {"plots": 0.2, "details": 0.1})
+    assert served.fire("version.data", state)["run-poll"]["interval"] == 3000
+    served.fire("plot-loss.figure", state)
+    assert held.took > 0.1 and held.took != 0.3  # the plots were measured anew, the details are those of before
+    monkeypatch.setattr(held, "_took", {"plots": 60.0})
+    assert served.fire("version.data", state)["run-poll"]["interval"] == 5000
+
+
 def test_run_that_vanishes_stops_polling_with_a_reason(client, runs):
     served = client(runs)
     one = run_id(served, "addition")
