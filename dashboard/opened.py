@@ -89,14 +89,16 @@ class OpenRun:
     @property
     def took(self) -> float:
         """Seconds that drawing this run took the last time."""
-        return sum(self._took.values())
+        with self._lock:
+            return sum(self._took.values())
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Notes how long one part of drawing this run takes."""
+        """Note how long one part of drawing this run takes."""
         began = time.perf_counter()
         yield
-        self._took[part] = time.perf_counter() - began
+        with self._lock:
+            self._took[part] = time.perf_counter() - began
 
     def diagnosis(self) -> Diagnosis:
         """Return the verdict; of a live run it may be a little older than the last row."""

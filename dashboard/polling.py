@@ -20,6 +20,10 @@ class Clock:
         name: What its interval is called: callbacks may change its ``interval`` and whether it is ``disabled``.
         answers: What every tick sets off. Each of them is a callback that gives the `asked` it was called with back to
             its `answered`, whatever else it has to say.
+
+    Attributes:
+        tick: Input of the callback that asks; its value is the number of the tick.
+        asked: State of the callbacks that answer: the number of the last tick that was let through.
     """
 
     def __init__(self, name: str, answers: tuple[str, ...]) -> None:

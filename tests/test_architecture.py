@@ -89,7 +89,7 @@ def test_no_module_shares_its_name_with_an_export() -> None:
 
 
 def test_the_type_checker_leaves_none_of_our_files_out() -> None:
-    """`make types` shows mypy the tree through a link inside the virtual environment, and there it applies them."""
+    """`make types` shows mypy the tree through a link in the virtual environment; its exclusions must not match it."""
     excluded = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]["exclude"]
     seen = [f".venv/typed/loopscope/{path.relative_to(ROOT)}" for path in [*ROOT.glob("*.py"), *modules()]]
     assert [path for path in seen if any(re.search(pattern, path) for pattern in excluded)] == []

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 
@@ -171,16 +172,29 @@ def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewh
     assert asked == []  # a finished run is not polled
 
 
+@pytest.fixture
+def slowed(monkeypatch) -> Iterator:
+    """Return a function that makes a function of a module take longer; at the end nothing is kept waiting."""
+    over = threading.Event()
+
+    def slow(module, name: str, seconds: float) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: (over.wait(seconds), real(*given))[1])
+
+    yield slow
+    over.set()
+    time.sleep(0.5)  # for what is being answered, before the server goes
+
+
 @pytest.mark.parametrize("slow", ["step_figures", "detail_figures"])
-def test_a_live_run_is_followed_where_drawing_takes_longer_than_a_poll(screen, tmp_path, elsewhere, monkeypatch, slow):
+def test_a_live_run_is_followed_where_drawing_takes_longer_than_a_poll(screen, tmp_path, elsewhere, slowed, slow):
     training = elsewhere(tmp_path / "live.h5")
     training.tell("100")
     shown = screen(tmp_path)
     page = shown.open()
     page.locator(".ag-row").click()
     shown.wait_for_title("profile", "training step 99")
-    draw = getattr(panels, slow)
-    monkeypatch.setattr(panels, slow, lambda *given: time.sleep(1.4) or draw(*given))
+    slowed(panels, slow, 1.4)
     grown = f"{LOSSES_SHOWN} > 100 && !/step 99/.test(document.querySelector('#plot-profile .gtitle').textContent)"
     for step in range(110, 400, 10):  # news at every poll: none of them may keep the answer to the one before away
         training.tell(str(step))
@@ -190,14 +204,14 @@ def test_a_live_run_is_followed_where_drawing_takes_longer_than_a_poll(screen, t
     assert step < 300  # on both sides of the page, long before the news ended
 
 
-def test_a_slow_folder_of_runs_is_followed(screen, runs, write_run, monkeypatch):
+def test_a_slow_folder_of_runs_is_followed(screen, runs, write_run, slowed):
     shown = screen(runs / "parcae")
     page = shown.open()
     page.wait_for_selector(".ag-row >> text=seed0")
-    rows = summary.rows
-    monkeypatch.setattr(summary, "rows", lambda index: time.sleep(2.5) or rows(index))
+    slowed(summary, "rows", 2.5)
     write_run(runs / "parcae" / "seed1.h5", steps=20)
     page.wait_for_selector(".ag-row >> text=seed1", timeout=10_000)
+    assert page.locator(".ls-run").all_inner_texts() == ["seed0", "seed1"]
 
 
 def test_an_answer_that_never_comes_does_not_stop_the_clock(screen, runs):

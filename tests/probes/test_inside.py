@@ -109,7 +109,7 @@ def test_loops_outside_the_backward_pass_have_no_gradient(demo_model, tmp_path):
 def test_a_gradient_that_is_not_a_number_is_told_from_one_that_never_came(demo_model, tmp_path):
     model = demo_model("parcae", backward_depth=2)
     with loopscope.attach(model, tmp_path / "run.h5", preset=INSIDE) as probe:
-        train(model, [[6]], probe=probe)  # an ordinary step, after which one weight of the last block is lost
+        train(model, [[6]], probe=probe)  # an ordinary step, after which one weight behind the loop is lost
         with torch.no_grad():
             model.read_out.weight[0, 0] = torch.nan
         train(model, [[6]], probe=probe)
