@@ -69,7 +69,7 @@ def demo(
     Nine small runs on the Python standard library's own source (addition, concatenation and Parcae, three seeds each),
     recorded by probes; the verdicts are read off the recorded runs.
     """
-    from .demo import run_demo
+    from .commands.demo import run_demo
 
     run_demo(out, jobs=jobs)
     if serve:
@@ -109,9 +109,9 @@ def train(
 
     Ctrl-C saves a checkpoint and seals the run file; --resume goes on from there, also after a kill.
     """
+    from .commands.progress import step_progress
+    from .commands.training import train_run
     from .models.run_config import RunConfig, load_run_config
-    from .progress import step_progress
-    from .training import train_run
 
     run = load_run_config(config) if config is not None else RunConfig(train={"checkpoint_every": 50})
     run = run.updated(
@@ -139,7 +139,7 @@ def train(
         raise typer.Exit(130)
     typer.echo(f"{result.step} steps, loss {result.loss:.3f}, {result.tokens} tokens in {result.seconds:.0f} s")
     if probes:
-        from .gate import check_runs
+        from .gate.check import check_runs
 
         typer.echo(check_runs([out], rules_file=rules).text())
 
@@ -172,7 +172,7 @@ def check(
     ] = "text",
 ) -> None:
     """Apply the rules to runs: the gate of a CI job."""
-    from .gate import check_runs
+    from .gate.check import check_runs
 
     result = check_runs(runs, rules_file=rules, fail_on=fail_on)
     typer.echo(result.json() if output == "json" else result.text())
@@ -191,7 +191,7 @@ def describe(
     """
     import importlib
 
-    from .probes.description import describe as describe_model
+    from .loops.description import describe as describe_model
 
     module, _, name = factory.partition(":")
     sys.path.insert(0, str(Path.cwd()))
@@ -225,8 +225,8 @@ def linearize(
     Spectra of the linear part and of the full loop, Lyapunov exponents, fixed points, safe depth: each number with its
     method and whether it converged; what was left out is named with its reason.
     """
-    from .checkpoints import linearize_checkpoint
-    from .progress import part_progress
+    from .commands.checkpoints import linearize_checkpoint
+    from .commands.progress import part_progress
 
     with part_progress() as report:
         found = linearize_checkpoint(
@@ -258,7 +258,7 @@ def depth(
     """
     import json
 
-    from .checkpoints import depth_curve
+    from .commands.checkpoints import depth_curve
 
     try:
         chosen = [int(word) for word in depths.split(",") if word.strip()]
@@ -300,8 +300,8 @@ def export(
 
     CSV and Parquet hold one table: steps (one row per step) or one of the tidy ones; JSON holds everything.
     """
-    from .probes.export import export as export_run
-    from .probes.reader import open_run
+    from .runfile.export import export as export_run
+    from .runfile.open import open_run
 
     if out.exists() and not force:
         raise FileExistsError(f"{out}: exists; replace it with --force")
@@ -316,7 +316,7 @@ def repair(run: RunPath) -> None:
 
     A kill or a full disk can leave a file that other HDF5 programs refuse; every committed row of it is kept.
     """
-    from .probes.repair import repair as repair_run
+    from .runfile.disk.repair import repair as repair_run
 
     report = repair_run(run, in_place=True)
     for action in report.actions:
@@ -347,10 +347,10 @@ def selfcheck(
 
     import torch
 
+    from .commands.training import checked_device
     from .models import build
     from .models.presets import preset as build_config
     from .probes.selfcheck import selfcheck as check_training
-    from .training import checked_device
 
     where = checked_device(device)
     kind = torch.device("cuda" if where == "auto" and torch.cuda.is_available() else where.replace("auto", "cpu"))

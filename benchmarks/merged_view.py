@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from loopscope.probes.ranks import rank_path
-from loopscope.probes.reader import Run, open_run
-from loopscope.probes.writer import RunWriter
+from loopscope.runfile.open import open_run
+from loopscope.runfile.rank_names import rank_path
+from loopscope.runfile.reader import Run
+from loopscope.runfile.writer import RunWriter
 
 LOOPS = 8
 NEW_ROWS = 20

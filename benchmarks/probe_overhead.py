@@ -47,10 +47,11 @@ import torch.nn.functional as F
 from loopscope.models import build
 from loopscope.models.looped import LoopedTransformer
 from loopscope.probes import attach
+from loopscope.probes.measure.fastest import reduction_for
+from loopscope.probes.measure.reduction import EagerReduction
+from loopscope.probes.measure.sums import LoopSums
 from loopscope.probes.probe import LOOP_ROWS
-from loopscope.probes.reduction import EagerReduction, reduction_for
 from loopscope.probes.schedule import PRESETS
-from loopscope.probes.sums import LoopSums
 
 SIZES: dict[str, dict[str, Any]] = {
     "toy": {"batch": 8, "length": 32},
@@ -226,8 +227,8 @@ def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.de
 
 def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[str, float]:
     """The tap's own time per step in milliseconds, all hooks: not blurred by what the model's steps vary."""
-    from loopscope.probes.site import find_site
-    from loopscope.probes.tap import LoopTap
+    from loopscope.loops.find import find_site
+    from loopscope.probes.measure.tap import LoopTap
 
     model = model_of(size).to(device)
     buffer = LoopSums(256, device, reduction_for(device))

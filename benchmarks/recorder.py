@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from loopscope.probes.reader import open_run
-from loopscope.probes.writer import RunWriter
+from loopscope.runfile.open import open_run
+from loopscope.runfile.writer import RunWriter
 
 SCALARS = tuple(f"scalar{i}" for i in range(28))  # with loss and lr: 30
 LOOPS = 8

@@ -27,8 +27,8 @@ LAST = 20  # steps averaged at the end
 def train_one(path: Path, injection: str, norm: str, lr: float, seed: int) -> None:
     """Body of a worker process; a run that is there already is kept."""
     import torch
+    from loopscope.commands.training import train_run
     from loopscope.models.run_config import RunConfig
-    from loopscope.training import train_run
 
     torch.set_num_threads(1)
     logging.getLogger("loopscope").setLevel(logging.ERROR)

@@ -28,7 +28,6 @@ SEVERITY_COLOURS: Final[Mapping[str, str]] = {
     "error": REGIME_COLOURS["unstable"],
     "warning": REGIME_COLOURS["marginal"],
     "note": REGIME_COLOURS["unknown"],
-    "info": REGIME_COLOURS["unknown"],
 }
 
 # Plotted quantities keep their colour on every page; none of them is a regime's colour.

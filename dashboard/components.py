@@ -5,9 +5,9 @@ from typing import Any
 
 from dash import dcc, html
 
-from ..probes.diagnosis import Diagnosis
-from ..probes.flight import Flight
-from ..probes.rules import Finding
+from ..rules.diagnosis import Diagnosis
+from ..rules.rules import Finding
+from ..runfile.flights import Flight
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flask import current_app
 
-from ..probes.ranks import rank_files, rank_of, run_path, whole_runs
+from ..runfile.rank_names import rank_files, rank_of, run_path, whole_runs
 from .opened import OpenRun
 
 CONFIG_KEY = "LOOPSCOPE_INDEX"

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..probes.companions import of_several_ranks
-from ..probes.diagnosis import Diagnosis, diagnose
-from ..probes.flight import Flight, find_flights
-from ..probes.reader import Run, open_run
+from ..rules.diagnosis import Diagnosis, diagnose
+from ..runfile.flights import Flight, find_flights
+from ..runfile.open import open_run
+from ..runfile.ranks.companions import of_several_ranks
+from ..runfile.reader import Run
 from .figures import Series
 
 # A diagnosis of a live run may take this share of the time: it is made again only after its cost, this many times over.

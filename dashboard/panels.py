@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from ..dynamics.regime import LTI_TOLERANCE
-from ..probes.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP
-from ..probes.reader import Run
+from ..runfile.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP
+from ..runfile.reader import Run
 from . import figures, heatmaps
 from .downsample import View
 from .figures import Mark, Profile

@@ -7,8 +7,8 @@ import math
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..probes.diagnosis import Diagnosis
-from ..probes.layout import RunFileError
+from ..rules.diagnosis import Diagnosis
+from ..runfile.layout import RunFileError
 from .index import Entry, RunIndex
 from .opened import OpenRun
 

@@ -21,7 +21,8 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from drawing import LOG_TICKS, Floats, add_dots, add_line, as_svg, columns, note, panels, style
-from loopscope.checkpoints import depth_curve
+from loopscope.commands.checkpoints import depth_curve
+from loopscope.commands.training import train_run
 from loopscope.dashboard.colours import INK, LOSS, NORM, RATIO, REGIME_COLOURS, tint
 from loopscope.dynamics import (
     LTISystem,
@@ -37,12 +38,11 @@ from loopscope.dynamics import (
     token_spectra,
     zoh,
 )
+from loopscope.loops.bound import bound_loop
 from loopscope.models import load_model, standard_library
 from loopscope.models.run_config import RunConfig
-from loopscope.probes.bound import bound_loop
-from loopscope.probes.diagnosis import diagnose
-from loopscope.probes.reader import open_run
-from loopscope.training import train_run
+from loopscope.rules.diagnosis import diagnose
+from loopscope.runfile.open import open_run
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import loopscope
 import torch
+from loopscope.commands.training import train_run
 from loopscope.dynamics import LTISystem, certify_radius, kreiss_constant, peak_growth, verdict
 from loopscope.models import load_model, loss_at_depths, standard_library
 from loopscope.models.run_config import RunConfig
-from loopscope.training import train_run
 
 if len(sys.argv) > 1:
     checkpoint = Path(sys.argv[1])

@@ -1,6 +1,6 @@
 """Held-out loss against the number of loops at test time.
 
-Not covered: fitting a law to the result (`loopscope.dynamics.scaling`).
+Not covered: fitting a law to the result (`loopscope.dynamics.trajectory.scaling`).
 """
 
 from __future__ import annotations

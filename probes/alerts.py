@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .detectors import EventDetector
-from .flight import FlightRecorder, FlightStep, count_flights
-from .layout import STEP_DERIVED, Event
-from .live_rules import LiveRules
-from .reader import Run
-from .rules import Rule
-from .writer import RunWriter
+from ..rules.detectors import EventDetector
+from ..rules.live_rules import LiveRules
+from ..rules.rules import Rule
+from ..runfile.flights import FlightStep, count_flights
+from ..runfile.layout import STEP_DERIVED, Event
+from ..runfile.reader import Run
+from ..runfile.writer import RunWriter
+from .flight_recorder import FlightRecorder
 
 log = logging.getLogger("loopscope")
 

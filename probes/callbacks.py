@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import torch
 from torch import Tensor, nn
 
+from ..runfile.rank_names import rank_path
+from .measure.tap import Hook
 from .probe import Probe, attach
-from .ranks import rank_path
-from .tap import Hook
 
 log = logging.getLogger("loopscope")
 

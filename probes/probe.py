@@ -29,24 +29,26 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .call import Input
-from .fixed_batch import TOKEN_STEPS, FixedBatch
-from .flight import FlightStep, random_states
-from .full_loop import FullLoopProbe, Measured
-from .group import PATIENCE_AT_END, Group, is_sharded
-from .inside import InsideTap
-from .layout import TOKEN_MAP, Event
-from .least_squares import linear_estimate
+from ..loops.call import Input
+from ..loops.find import find_site
+from ..loops.least_squares import linear_estimate
+from ..loops.site import LoopSite, unwrap
+from ..rules.rules import load_rules
+from ..runfile.flights import FlightStep
+from ..runfile.layout import TOKEN_MAP, Event
+from ..runfile.rank_names import rank_of, rank_path
+from .measure.fastest import reduction_for
+from .measure.fixed_batch import TOKEN_STEPS, FixedBatch
+from .measure.full_loop import FullLoopProbe, Measured
+from .measure.group import PATIENCE_AT_END, Group, is_sharded
+from .measure.inside import InsideTap
+from .measure.sums import LoopSums
+from .measure.tap import Hook, LoopTap
+from .measure.transfer import Transfer
 from .mirrors import Mirror
-from .ranks import rank_of, rank_path
+from .random_states import random_states
 from .recorder import Record, Recorder
-from .reduction import reduction_for
-from .rules import load_rules
 from .schedule import Preset, every, find_preset, matrix_interval, never
-from .site import LoopSite, find_site, unwrap
-from .sums import LoopSums
-from .tap import Hook, LoopTap
-from .transfer import Transfer
 
 log = logging.getLogger("loopscope")
 

@@ -26,19 +26,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dynamics.lti import LTISystem
-from ..dynamics.tracker import SpectralTracker
+from ..dynamics.linear.lti import LTISystem
+from ..dynamics.linear.tracker import SpectralTracker
+from ..rules.detectors import non_finite
+from ..rules.rules import Rule
+from ..runfile.flights import FlightStep
+from ..runfile.layout import Event
+from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
+from ..runfile.reader import Run
+from ..runfile.writer import RunWriter
 from .alerts import Alerts
-from .companions import WORLD_SIZE, resumed_on
-from .detectors import non_finite
-from .flight import FlightStep
-from .layout import Event
+from .measure.sums import loop_means
 from .mirrors import Mirror, Mirrors
-from .reader import Run
-from .rules import Rule
 from .schedule import EXACT_WIDTH
-from .sums import loop_means
-from .writer import RunWriter
 
 log = logging.getLogger("loopscope")
 
@@ -187,7 +187,7 @@ class Recorder:
             writer = RunWriter.resume(self.path)
             if ranks is not None:
                 said = f"resumed on {ranks} rank{'s' if ranks > 1 else ''}"
-                writer.append_event(Event(self.next_step, time.time(), WORLD_SIZE, "info", ranks, message=said))
+                writer.append_event(Event(self.next_step, time.time(), WORLD_SIZE, "note", ranks, message=said))
             return writer
         writer = RunWriter.create(
             self.path, info=info, scalars=scalars, eigenvalues=EIGENVALUES_KEPT, overwrite=overwrite

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .flight import random_states
+from ..loops.find import find_site
+from ..loops.site import LoopSite, argument, unwrap
+from ..runfile.open import open_run
+from .measure.tap import Hook
 from .probe import Probe, attach
-from .reader import open_run
+from .random_states import random_states
 from .schedule import Preset, every
-from .site import LoopSite, argument, find_site, unwrap
-from .tap import Hook
 
 NORM_TOLERANCE = 1e-5  # float32 sums against float64 ones, over up to 10⁵ tokens
 _ROWS = Preset("selfcheck", rows=every(1), spectrum=every(10), probe_batch=lambda step: False)

@@ -113,7 +113,7 @@ def test_unreadable_files_are_four(trained, tmp_path):
 
 
 def test_a_run_without_rows_is_five(tmp_path):
-    from loopscope.probes.writer import RunWriter
+    from loopscope.runfile.writer import RunWriter
 
     with RunWriter.create(tmp_path / "none.h5", info={}):
         pass
@@ -216,7 +216,7 @@ def test_export_and_repair(trained, tmp_path):
 
 
 def test_the_files_of_ranks_are_one_run(tmp_path):
-    from loopscope.probes.writer import RunWriter
+    from loopscope.runfile.writer import RunWriter
 
     for rank, name in enumerate(("a.h5", "a.rank1.h5")):
         with RunWriter.create(tmp_path / name, info={"rank": rank, "world_size": 3}) as writer:
@@ -251,7 +251,8 @@ def test_resuming_makes_the_run_longer(tmp_path):
 
 
 def test_an_error_of_ours_is_three_and_asks_for_the_traceback(monkeypatch, capsys, tmp_path):
-    from loopscope import cli, gate
+    from loopscope import cli
+    from loopscope.gate import check as gate
 
     def broken(*args, **options):
         raise RuntimeError("a defect")

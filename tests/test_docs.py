@@ -14,11 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def module_names() -> list[str]:
-    found = []
-    for package in ("dynamics", "models", "probes", "dashboard"):
-        base = importlib.import_module(f"loopscope.{package}")
-        found += [base.__name__, *(m.name for m in pkgutil.iter_modules(base.__path__, f"{base.__name__}."))]
-    return found
+    packages = pkgutil.walk_packages(loopscope.__path__, "loopscope.")
+    skipped = ("loopscope.tests", "loopscope.benchmarks", "loopscope.docs", "loopscope.examples")
+    return ["loopscope", *(m.name for m in packages if not m.name.startswith(skipped))]
 
 
 @pytest.mark.parametrize("name", module_names())

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import loopscope
 import pytest
-from loopscope import gate
-from loopscope.probes.rules import load_rules
+from loopscope.gate import check as gate
+from loopscope.rules.rules import load_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
@@ -172,7 +172,7 @@ def test_links_of_the_theory_page_lead_somewhere() -> None:
 
 def test_the_table_of_quantities_names_functions_and_columns_that_exist() -> None:
     from loopscope import dynamics
-    from loopscope.probes import layout
+    from loopscope.runfile import layout
 
     table = THEORY[THEORY.index("## 13.") : THEORY.index("## Not covered")]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines() if line.startswith("| ")][1:]

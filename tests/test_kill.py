@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loopscope import diagnose, open_run
-from loopscope.probes.reader import RunFileError
+from loopscope.runfile.reader import RunFileError
 
 KILLS = 5  # per seed; four seeds make twenty
 

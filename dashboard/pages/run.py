@@ -11,7 +11,7 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import ALL, ClientsideFunction, Dash, Input, Output, Patch, State, dcc, html, no_update
 
-from ...probes.layout import RunFileError
+from ...runfile.layout import RunFileError
 from .. import components, panels
 from ..downsample import View
 from ..index import Entry, current_index

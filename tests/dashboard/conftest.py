@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import waitress
-from loopscope.probes.flight import FlightRecorder, FlightStep
-from loopscope.probes.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP, Event
-from loopscope.probes.writer import RunWriter
+from loopscope.probes.flight_recorder import FlightRecorder
+from loopscope.runfile.flights import FlightStep
+from loopscope.runfile.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP, Event
+from loopscope.runfile.writer import RunWriter
 
 WIDTH = 16
 
@@ -65,7 +66,7 @@ class Training:
         alerts = []
         if radius > 1.15 and step % 25 == 0:
             text = f"loss spike: {loss:.2f} at step {step}"
-            alerts.append(Event(step, 0.0, "loss-spike", "warning", loss, 4.0, text))
+            alerts.append(Event(step, 0.0, "loss_spike", "warning", loss, 4.0, text))
             self.writer.append_event(alerts[0])
         if self.study:
             self.record_inside(step, radius)

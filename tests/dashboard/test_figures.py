@@ -81,7 +81,7 @@ def test_first_shape_of_every_plot_over_steps_is_the_cursor(name):
 
 def test_loss_events_sit_on_the_curve_and_carry_their_message():
     line = Series(STEPS, 3 - STEPS / 100)
-    chart = figures.loss(line, marks=[Mark(50, "loss-spike: 5.2", "warning"), Mark(60, "not finite", "error")])
+    chart = figures.loss(line, marks=[Mark(50, "loss_spike: 5.2", "warning"), Mark(60, "not finite", "error")])
     warning = traces(chart)["warning event"]
     assert warning.x[0] == 50 and warning.y[0] == pytest.approx(2.5) and "5.2" in warning.text[0]
     assert traces(chart)["error event"].marker.color == colours.REGIME_COLOURS["unstable"]

@@ -6,7 +6,7 @@ import pytest
 from loopscope.dashboard import index as index_module
 from loopscope.dashboard import summary
 from loopscope.dashboard.index import RunIndex
-from loopscope.probes.layout import RunFileError
+from loopscope.runfile.layout import RunFileError
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from loopscope.dashboard import index as index_module
 from loopscope.dashboard.panels import STEP_PLOTS, STUDY_PLOTS
-from loopscope.probes.reader import Run
-from loopscope.probes.writer import RunWriter
+from loopscope.runfile.reader import Run
+from loopscope.runfile.writer import RunWriter
 
 
 @pytest.fixture(autouse=True)

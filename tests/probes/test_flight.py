@@ -9,21 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loopscope.probes.flight import (
-    CAPACITY,
-    FOLLOWING,
-    MAX_FLIGHTS,
-    FlightRecorder,
-    FlightStep,
-    find_flights,
-    random_states,
-    read_flight,
-    restore_random,
-)
-from loopscope.probes.layout import Event
-from loopscope.probes.reader import open_run
+from loopscope.probes.flight_recorder import CAPACITY, FOLLOWING, MAX_FLIGHTS, FlightRecorder
+from loopscope.probes.random_states import random_states, restore_random
 from loopscope.probes.recorder import Record, Recorder
-from loopscope.probes.writer import RunWriter
+from loopscope.runfile.flights import FlightStep, find_flights, read_flight
+from loopscope.runfile.layout import Event
+from loopscope.runfile.open import open_run
+from loopscope.runfile.writer import RunWriter
 
 NAMES = ["embed", "core.weight", "head"]
 SUMS = np.array([[16, 0, 0, 0, 0], *[[16, 4, 8, 0, 0]] * 3], np.float32)  # three loops over 8 tokens
@@ -78,7 +70,7 @@ def test_an_alert_writes_the_steps_before_it_and_after_it(tmp_path: Path) -> Non
                 assert np.array_equal(step.parameter_norm, np.arange(3) + step.step)
             assert {"python", "numpy", "torch"} <= set(step.random)
         (event,) = (event for event in run.events if event.kind == "flight")
-        assert event.step == 100 and event.severity == "info" and event.time == 1e9 + 100
+        assert event.step == 100 and event.severity == "note" and event.time == 1e9 + 100
         assert event.message == (
             "flight 0: 64 steps, 37 to 100, and the 8 after are kept at full detail because of loss_spike"
         )
@@ -109,7 +101,7 @@ def test_no_step_is_written_twice_and_alerts_that_follow_belong_to_the_same_flig
     recorder = FlightRecorder(capacity=5)
     with RunWriter.create(tmp_path / "a.h5", info={}) as writer:
         for step in range(60):
-            events = [alert(step)] if step in (20, 22, 28, 31, 50) else [Event(step, 0.0, "note", "info")]
+            events = [alert(step)] if step in (20, 22, 28, 31, 50) else [Event(step, 0.0, "note", "note")]
             recorder.record(writer, FlightStep(step=step), events)
     with open_run(writer.path) as run:
         flights = read_flight(run)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from loopscope.dynamics import tracker
+from loopscope.dynamics.linear import tracker
 from loopscope.probes import open_run
 from loopscope.probes.recorder import Record, Recorder
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loopscope.probes import batch_hash, open_run, read_flight, restore_random
-from loopscope.probes.flight import FOLLOWING
+from loopscope.probes.flight_recorder import FOLLOWING
 
 BAD = 47
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 from loopscope.probes import LoopSite
-from loopscope.probes import reduction as reduction_module
-from loopscope.probes import tap as tap_module
+from loopscope.probes.measure import reduction as reduction_module
+from loopscope.probes.measure import tap as tap_module
 from loopscope.probes.selfcheck import selfcheck
 from torch import nn
 

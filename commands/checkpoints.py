@@ -1,0 +1,193 @@
+"""What can be asked of a checkpoint: the dynamics of its loop, and its loss against test-time depth.
+
+A checkpoint is a folder that ``loopscope train`` wrote, or the run file beside it.
+
+Not covered: checkpoints of models that are not ours; call `loopscope.linearize` on the live model instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dynamics.trajectory.safe_depth import SafeDepth, measured_depth, predicted_depth
+from ..dynamics.trajectory.scaling import DepthLaw, depth_law
+from ..loops.analysis import linearize
+from ..loops.bound import bound_loop
+from ..models.checkpoint import load_model
+from ..models.data import Data
+from ..models.depth import loss_at_depths
+from ..models.looped import LoopedTransformer
+from ..models.run_config import RunConfig
+from ..runfile.open import open_run
+from .training import checked_device
+
+if TYPE_CHECKING:
+    from ..dynamics.loop.linearization import Linearization
+
+SEQUENCES = 8  # of the batch whose answers are followed
+HORIZON = 64  # loops they are followed for
+MIN_DEPTHS = 4  # a law with three coefficients and one point to spare
+
+
+@dataclass(frozen=True, slots=True)
+class DepthCurve:
+    """Held-out loss against test-time depth.
+
+    Args:
+        losses: Nats per token by depth.
+        law: ``L(T) = L_∞ + Z e^{−zT}`` fitted to them; ``None`` with fewer than four depths.
+        predicted: Safe depth predicted from the first loops of one held-out batch.
+        measured: Depth up to which 95 % of that batch's answers stand, of ``horizon`` loops that were run.
+        horizon: Loops run to measure it.
+    """
+
+    losses: dict[int, float]
+    law: DepthLaw | None
+    predicted: SafeDepth
+    measured: int
+    horizon: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The curve for JSON."""
+        law = self.law
+        fitted = None if law is None else {
+            "limit": law.limit, "amplitude": law.amplitude, "rate": law.rate, "identified": law.identified,
+            "standard_errors": dict(law.quality.standard_errors),
+        }  # fmt: skip
+        losses = {str(depth): loss for depth, loss in self.losses.items()}
+        safe = {"predicted": self.predicted.depth, "measured": self.measured, "horizon": self.horizon}
+        return {"losses": losses, "law": fitted, "safe_depth": safe}
+
+    def text(self) -> str:
+        """The curve for people."""
+        lines = [f"{'depth':>6} {'loss':>8}", *(f"{depth:6d} {loss:8.4f}" for depth, loss in self.losses.items())]
+        if (law := self.law) is not None:
+            fit = f"L(T) = {law.limit:.4f} {law.amplitude:+.4f} · exp(−{law.rate:.4f} T)"
+            lines.append(fit if law.identified else f"{fit}  (these depths do not determine all coefficients)")
+        predicted, measured = (
+            f"≥ {self.horizon}" if depth >= self.horizon else str(depth)
+            for depth in (self.predicted.depth, self.measured)
+        )
+        lines.append(f"safe depth: predicted {predicted}, measured {measured} (95 % of the answers stand)")
+        return "\n".join(lines)
+
+
+def linearize_checkpoint(
+    path: Path,
+    *,
+    num_loops: int,
+    text: Path | None,
+    shape: tuple[int, int],
+    budget: float,
+    device: str,
+    progress: Callable[[str, float], None] | None = None,
+) -> Linearization:
+    """Analyses the loop of a checkpoint on text.
+
+    Args:
+        path: Checkpoint folder or run file.
+        num_loops: Loops run before the loop is linearised.
+        text: File whose first bytes are the input of a byte model; default: held-out text of the run's own data.
+        shape: Sequences and positions of the input.
+        budget: Seconds after which no further part of the analysis is begun.
+        device: As torch names it, or ``auto``.
+        progress: Told which part is under way.
+
+    Raises:
+        ValueError: The checkpoint cannot be read, or the text is too short.
+    """
+    model, data = _open(path, device)
+    sequences, positions = shape
+    if text is None:
+        tokens = next(data.held_out(sequences))[:, :positions]
+    else:
+        tokens = _bytes(text, sequences, positions)
+    if tokens.shape[1] > model.config.max_length:
+        raise ValueError(f"--positions {positions}: the model takes at most {model.config.max_length}")
+    return linearize(model, tokens, num_loops=num_loops, budget=budget, progress=progress)
+
+
+def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, device: str) -> DepthCurve:
+    """Evaluates a checkpoint at several test-time depths and fits the law of saturation.
+
+    Args:
+        path: Checkpoint folder or run file.
+        depths: Numbers of loops; default: from 1 to four times the mean training depth, in steps that grow.
+        batches: Held-out batches of 8 sequences.
+        device: As torch names it, or ``auto``.
+
+    Raises:
+        ValueError: The checkpoint cannot be read, or a depth is below 1.
+    """
+    model, data = _open(path, device)
+    if not depths:
+        mean = model.config.mean_depth
+        depths = sorted({1, 2, 3, *(max(1, round(mean * share)) for share in (0.5, 0.75, 1, 1.5, 2, 3, 4))})
+    losses = loss_at_depths(model, data, depths, batches=batches)
+    law = depth_law(list(losses), list(losses.values())) if len(losses) >= MIN_DEPTHS else None
+    predicted, measured = _safe_depth(model, next(data.held_out(SEQUENCES))[:, :-1])
+    return DepthCurve(losses, law, predicted, measured, HORIZON)
+
+
+@torch.no_grad()
+def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, int]:
+    """Safe depth predicted from twice the training depth, and measured by running on to the horizon."""
+    seen = 2 * model.config.mean_depth
+    with bound_loop(model, tokens) as loop, torch.no_grad():
+        assert loop.read_out is not None  # our models return logits
+        states, logits = [loop.state], []
+        answers = [loop.read_out(loop.state).argmax(-1).cpu().numpy()]
+        for depth in range(1, max(HORIZON, seen) + 1):
+            states.append(loop.step(states[-1]))
+            output = loop.read_out(states[-1])
+            answers.append(output.argmax(-1).cpu().numpy())
+            if depth in (seen - 1, seen):
+                logits.append(output.cpu().numpy())
+    path = torch.stack(states[: seen + 1]).double()
+    steps = (path[1:] - path[:-1]).norm(dim=-1).permute(1, 2, 0).cpu().numpy()
+    predicted = predicted_depth(
+        steps,
+        state_norm=path.norm(dim=-1).permute(1, 2, 0).cpu().numpy(),
+        logits=(logits[0], logits[1]),
+        horizon=max(HORIZON, seen),
+    )
+    return predicted, measured_depth(np.stack(answers), seen)
+
+
+def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
+    """The model of a checkpoint on its device, and the data of its run."""
+    folder = path if path.is_dir() else path.with_suffix(".checkpoint")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such checkpoint folder; give the one that `loopscope train` wrote")
+    model = load_model(folder)
+    run = folder.with_suffix(".h5")
+    config = RunConfig()
+    if run.exists():
+        with open_run(run) as opened:
+            recorded = opened.info.get("config", {})
+            config = RunConfig(
+                preset=recorded.get("preset", "demo"), model=recorded.get("model", {}), data=recorded.get("data", {})
+            )
+    data = config.open_data()
+    if data.vocab_size > model.config.vocab_size:
+        raise ValueError(f"{folder}: its vocabulary of {model.config.vocab_size} does not hold the data's tokens")
+    chosen = checked_device(device)
+    if chosen == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(chosen), data
+
+
+def _bytes(path: Path, sequences: int, positions: int) -> Tensor:
+    """The first bytes of a file as ``(sequences, positions)`` tokens."""
+    needed = sequences * positions
+    content = path.read_bytes()[:needed]
+    if len(content) < needed:
+        raise ValueError(f"{path}: has {len(content)} bytes, {sequences} x {positions} are needed")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).long().view(sequences, positions)

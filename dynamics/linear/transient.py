@@ -1,0 +1,162 @@
+"""Growth before decay: how large powers of A̅ become although the spectral radius says that they die out.
+
+Eigenvector condition numbers and departures from normality do not predict this growth; powers and resolvents do.
+
+Not covered: growth of the full loop (``lyapunov``), and widths beyond a few hundred in comfort for the Kreiss
+constant and the numerical radius (see ``circle``); the peak itself is computed at model width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..estimate import Estimate
+from .circle import highest, on_circle, resolvent_peak, starting_angles
+from .lti import LTISystem, Matrix
+from .norm_bound import norm_bound
+
+
+@dataclass(frozen=True, slots=True)
+class PeakGrowth:
+    """Largest growth of any state over any number of loops.
+
+    Attributes:
+        growth: max over t >= 0 of ‖A̅^t‖₂ (at least 1, the value at t = 0); infinite for ρ > 1.
+        loop: The t at which it is reached; -1 where the growth has no end.
+    """
+
+    growth: Estimate
+    loop: int
+
+
+def peak_growth(system: LTISystem, horizon: int = 1000) -> PeakGrowth:
+    """How far can a state be thrown before the linear part brings it back? max over t of ‖A̅^t‖₂, and when.
+
+    Powers are multiplied up until one has a norm below one: from there on every power is a product of smaller ones,
+    so the largest seen is proven to be the largest of all. Cost: O(d) for diagonal A̅, else one product per loop, and
+    a norm only where the cheaper Frobenius norm leaves room for a new maximum.
+
+    Args:
+        system: The linear part; only A̅ matters.
+        horizon: Loops after which to give up, at least 1.
+
+    Returns:
+        PeakGrowth, dimensionless. Unconverged, with an infinite upper bound, if no power fell below one within the
+        horizon.
+
+    Raises:
+        ValueError: ``horizon`` below 1.
+
+    Source: Trefethen and Embree, Spectra and Pseudospectra (2005), chapter 16; submultiplicativity of the norm.
+
+    >>> found = peak_growth(LTISystem([[0.5, 10.0], [0.0, 0.5]]))
+    >>> round(found.growth.value, 2), found.loop, peak_growth(LTISystem([0.9])).growth.value
+    (10.02, 1, 1.0)
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1; found {horizon}")
+    radius = system.spectral_radius().value
+    if radius > 1:
+        return PeakGrowth(Estimate(math.inf, math.inf, math.inf, 0.0, "unbounded: ρ > 1", True), -1)
+    if system.a_bar.ndim < 2:
+        return PeakGrowth(Estimate.exact(1.0, "exact, diagonal"), 0)
+    best, loop, power = 1.0, 0, np.eye(system.width)
+    for t in range(1, horizon + 1):
+        power = power @ system.a_bar
+        if 1 <= norm_bound(power) <= best:
+            continue
+        size = float(np.linalg.norm(power, 2))
+        if size > best:
+            best, loop = size, t
+        if size < 1:
+            method = f"powers up to the first below one, t = {t}"
+            return PeakGrowth(Estimate(best, best, best, 0.0, method, True), loop)
+    return PeakGrowth(Estimate(best, best, math.inf, math.nan, f"powers up to t = {horizon}", False), loop)
+
+
+def numerical_radius(system: LTISystem) -> Estimate:
+    """Largest |xᴴA̅x| of a unit vector: between ρ and σ_max, at least σ_max/2, and ‖A̅^t‖ <= 2w^t.
+
+    Below one it rules out growth beyond twofold at any loop. Cost: O(d) for diagonal A̅, else a few pencils of size 2d.
+
+    Args:
+        system: The linear part; only A̅ matters.
+
+    Returns:
+        Estimate, dimensionless: the value is attained, no angle exceeds the upper bound.
+
+    Source: level sets of Mengi and Overton, IMA Journal of Numerical Analysis 25 (2005) 648-669; Berger's inequality.
+
+    >>> round(numerical_radius(LTISystem([[0.0, 1.0], [0.0, 0.0]])).value, 6)
+    0.5
+    """
+    if system.a_bar.ndim < 2:
+        return system.spectral_radius()
+    from scipy.linalg import eigvals
+
+    a, width = system.a_bar, system.width
+    if not a.any():
+        return Estimate.exact(0.0, "exact, zero")
+    zero, identity = np.zeros((width, width)), np.eye(width)
+
+    def value(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Largest eigenvalue of the Hermitian part of the turned matrix."""
+        turned = (np.exp(1j * angle) * a for angle in angles)
+        return np.array([np.linalg.eigvalsh((m + m.conj().T) / 2)[-1] for m in turned])
+
+    def crossings(level: float) -> NDArray[np.float64]:
+        """Angles where z²A − 2·level·z + Aᵀ is singular on the unit circle."""
+        left = np.block([[zero, identity], [-a.T, 2 * level * identity]])
+        right = np.block([[identity, zero], [zero, a]])
+        return on_circle(np.asarray(eigvals(left, right)))
+
+    peak = highest(value, crossings, starting_angles(system.eigenvalues()))
+    return Estimate(peak.value, peak.value, peak.upper, math.nan, "level sets over the angle", peak.converged)
+
+
+def kreiss_constant(system: LTISystem) -> Estimate:
+    """Lower bound of transient growth seen from the resolvent: sup over |z| > 1 of (|z| − 1)·‖(zI − A̅)⁻¹‖₂.
+
+    K <= max_t ‖A̅^t‖ <= e·d·K. One for every stable normal matrix, infinite for ρ > 1. Cost: about 30 searches on
+    circles, each a few pencils of size 2d (1 s at d = 50).
+
+    Args:
+        system: The linear part; only A̅ matters.
+
+    Returns:
+        Estimate, dimensionless. The value is attained, so it is a lower bound; the search over |z| is a grid refined
+        around its best circle, so a higher maximum elsewhere is possible, and the upper bound is the peak growth
+        itself.
+
+    Source: Kreiss matrix theorem; Trefethen and Embree, Spectra and Pseudospectra (2005), chapter 18.
+
+    >>> kreiss_constant(LTISystem([0.9, 0.1])).value
+    1.0
+    """
+    radius = system.spectral_radius().value
+    if radius > 1:
+        return Estimate(math.inf, math.inf, math.inf, 0.0, "unbounded: ρ > 1", True)
+    if system.a_bar.ndim < 2:
+        return Estimate.exact(1.0, "exact, diagonal")
+    a, identity = system.a_bar, np.eye(system.width)
+    # From far outside, where the product tends to one, to a hair outside the circle.
+    logs = np.linspace(math.log(10 * (1 + float(np.linalg.norm(a, 2)))), math.log(1e-6), 24)
+    rough = np.array([_on_circle(a, identity, log) for log in logs])
+    best = int(rough.argmax())
+    from scipy.optimize import minimize_scalar
+
+    bracket = (logs[min(best + 1, len(logs) - 1)], logs[max(best - 1, 0)])
+    refined = minimize_scalar(
+        lambda log: -_on_circle(a, identity, log), bounds=bracket, method="bounded", options={"xatol": 1e-4}
+    )
+    value = max(float(rough.max()), -float(refined.fun), 1.0)
+    upper = max(peak_growth(system).growth.upper, value)
+    return Estimate(value, value, upper, math.nan, "circles, refined around the best", bool(refined.success))
+
+
+def _on_circle(a: Matrix, identity: Matrix, log_distance: float) -> float:
+    """(|z| − 1) times the largest resolvent norm on one circle."""
+    distance = math.exp(log_distance)
+    return distance * resolvent_peak(a, identity, identity, 1 + distance).value

@@ -1,0 +1,252 @@
+"""The result of `linearize_loop`: every number about one loop at one checkpoint, its regimes, its verdict, and JSON.
+
+Not covered: computing the numbers (`dynamics.linearize`) and drawing them (the dashboard).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..estimate import Estimate
+from ..regime import LYAPUNOV_TOLERANCE, Regime, disagreement, loop_regime, lti_regime, worst
+
+if TYPE_CHECKING:
+    from ..trajectory.dependence import InputDependence, StartDependence
+    from ..trajectory.dmd import ModeDecomposition
+    from ..trajectory.fixed_point import FixedPoint
+    from ..trajectory.orbits import TokenMap
+    from ..trajectory.safe_depth import SafeDepth
+    from ..trajectory.trajectory import TrajectoryLaw
+    from .attribution import SublayerGain
+
+_BULKY = ("left", "vectors", "shapes")
+"""Fields that JSON leaves out: vectors of the width of the state."""
+__all__ = ["FullLoop", "LinearPart", "Linearization", "to_plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPart:
+    """The loop without its blocks, ``h[t+1] = A̅ h[t] + B̅ e``.
+
+    Attributes:
+        radius: ρ(A̅) with proven bounds.
+        certificate: ``certified stable``, ``certified unstable``, ``certified marginal`` or ``undecided``.
+        norm: σ_max(A̅).
+        peak_growth: ``max_t ‖A̅^t‖₂``.
+        input_norm: σ_max(B̅); None when B̅ was not given.
+        read_out_norm: σ_max(C_out); None when C_out was not given.
+    """
+
+    radius: Estimate
+    certificate: str
+    norm: Estimate
+    peak_growth: Estimate
+    input_norm: Estimate | None
+    read_out_norm: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class FullLoop:
+    """The Jacobian of the whole loop at the last state visited, and along the way there.
+
+    Attributes:
+        eigenvalues: Leading ones: ``(B, S, k)`` per token, or ``(k,)`` of the whole operator; complex128.
+        spectrum: ``per token`` (exact, causal loops) or ``whole``.
+        radius: ρ_J, the largest modulus.
+        lyapunov_max: λ₁ over the late loops, nats per loop, the largest over tokens; NaN when not measured.
+        lyapunov_error: Its standard error; NaN when there were too few loops to tell.
+        lyapunov: Largest exponent of each token ``(B, S)``; None when not measured.
+        norm: σ_max(J), one loop; None when not measured, as all below.
+        abscissa: Largest eigenvalue of the symmetric part of J.
+        transient: ``‖J^t‖₂`` for some t.
+        gap: ``σ_max(J - A̅) / σ_max(A̅)``.
+        sublayers: Shares of ``log ρ_J`` by sublayer, of the token with the largest radius.
+    """
+
+    eigenvalues: NDArray[np.complex128]
+    spectrum: str
+    radius: Estimate
+    lyapunov_max: float
+    lyapunov_error: float
+    lyapunov: NDArray[np.float64] | None
+    norm: Estimate | None
+    abscissa: Estimate | None
+    transient: dict[int, Estimate]
+    gap: Estimate | None
+    sublayers: list[SublayerGain]
+
+    @property
+    def regime(self) -> Regime:
+        """From λ₁, or from ``log ρ_J`` where it was not measured."""
+        if not math.isnan(self.lyapunov_max):
+            return loop_regime(self.lyapunov_max)
+        return loop_regime(math.log(self.radius.value) if self.radius.value > 0 else -math.inf)
+
+    @property
+    def unstable_share(self) -> float:
+        """Share of the tokens whose own exponent (or radius) is in the unstable regime; NaN where tokens were not told
+        apart.
+        """
+        if self.spectrum != "per token":
+            return math.nan
+        with np.errstate(divide="ignore"):
+            rates = np.log(np.abs(self.eigenvalues[..., 0])) if self.lyapunov is None else self.lyapunov
+        return float(np.mean(rates > LYAPUNOV_TOLERANCE))
+
+    @property
+    def growth(self) -> float:
+        """Largest growth of any perturbation over any number of loops that was tried, at least 1; NaN when not
+        measured.
+        """
+        return max([1.0, *(e.value for e in self.transient.values())]) if self.transient else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Linearization:
+    """Everything measured about one loop.
+
+    Attributes:
+        loops: Loops run to reach the state that was linearised.
+        linear: The linear part; None without A̅.
+        loop: The full loop; None when its Jacobian could not be taken.
+        trajectory: Decay law of the steps, mean over tokens.
+        tokens: The same for every token, with patterns and periods.
+        fixed_points: Those found.
+        start: Dependence of the end state on the start; None when not measured, as all below.
+        input: Dependence on the input.
+        modes: Modes seen in the recorded states.
+        depth: Safe depth.
+        skipped: What is missing, and why.
+        seconds: Time each part took.
+    """
+
+    loops: int
+    linear: LinearPart | None
+    loop: FullLoop | None
+    trajectory: TrajectoryLaw
+    tokens: TokenMap
+    fixed_points: list[FixedPoint]
+    start: StartDependence | None
+    input: InputDependence | None
+    modes: ModeDecomposition | None
+    depth: SafeDepth | None
+    skipped: dict[str, str]
+    seconds: dict[str, float]
+
+    @property
+    def regimes(self) -> dict[str, Regime]:
+        """Regimes of the linear part, the full loop and the trajectory; ``unknown`` where not measured."""
+        lti: Regime = lti_regime(self.linear.radius.value) if self.linear else "unknown"
+        loop: Regime = self.loop.regime if self.loop else "unknown"
+        return {"lti": lti, "loop": loop, "trajectory": self.trajectory.regime}
+
+    @property
+    def regime(self) -> Regime:
+        """The worst of what the full loop and the trajectory show; the linear part alone decides only where they are
+        missing.
+        """
+        seen = self.regimes
+        return (
+            worst(seen["loop"], seen["trajectory"])
+            if {seen["loop"], seen["trajectory"]} != {"unknown"}
+            else seen["lti"]
+        )
+
+    @property
+    def disagreement(self) -> str:
+        """What it means when the three regimes differ; empty when they agree."""
+        return disagreement(**self.regimes)
+
+    @property
+    def verdict(self) -> str:
+        """One line for a person."""
+        parts = [self._linear_words(), self._loop_words()]
+        # Where perturbations grow for ever there is no transient to speak of.
+        if self.loop and self.loop.radius.value < 1 and not math.isnan(self.loop.growth):
+            parts.append(f"transient ×{self.loop.growth:.3g}")
+        parts.append(_trajectory_words(self.trajectory) + self._period_words())
+        if self.depth is not None:
+            at_least = self.depth.depth >= self.depth.horizon
+            parts.append(f"safe depth {'≥ ' if at_least else ''}{self.depth.depth}")
+        return " | ".join(part for part in parts if part)
+
+    def _linear_words(self) -> str:
+        """The linear part in words."""
+        if self.linear is None:
+            return "LTI unknown (no A̅)"
+        proven = ", certified" if self.linear.certificate.startswith("certified") else ""
+        return f"LTI {self.regimes['lti']} (ρ {self.linear.radius.value:.3f}{proven})"
+
+    def _loop_words(self) -> str:
+        """The full loop in words."""
+        if self.loop is None:
+            return "full loop unknown"
+        exponent = "" if math.isnan(self.loop.lyapunov_max) else f", λ₁ {_signed(self.loop.lyapunov_max)}"
+        share = self.loop.unstable_share
+        where = f" for {100 * share:.0f} % of tokens" if 0 < share < 1 else ""
+        doubt = "" if self.loop.radius.converged else ", not converged"
+        return f"full loop {self.loop.regime}{where} (ρ_J {self.loop.radius.value:.3g}{doubt}{exponent})"
+
+    def _period_words(self) -> str:
+        """The period of an orbit that most tokens share."""
+        periods, counts = np.unique(self.tokens.period[self.tokens.pattern == "orbit"], return_counts=True)
+        common = int(periods[counts.argmax()]) if self.trajectory.kind == "orbiting" and len(periods) else 0
+        return f" with period {common}" if common else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries; states are left out, NaN and infinities become None."""
+        plain: dict[str, Any] = to_plain(self)
+        return {"verdict": self.verdict, "regimes": self.regimes, "disagreement": self.disagreement, **plain}
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _trajectory_words(law: TrajectoryLaw) -> str:
+    """The trajectory in two or three words."""
+    if law.kind == "settling":
+        how = {"geometric": "geometrically", "power": "slowly", "round-off": "to round-off"}.get(law.method, "")
+        return f"settles {how}".strip()
+    return {"drifting": "drifts", "orbiting": "orbits", "exploding": "explodes"}.get(law.kind, "too few loops")
+
+
+def _signed(value: float) -> str:
+    """A number with a real minus sign."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, arrays and complex numbers as JSON can hold them: complex as [re, im], NaN and infinity as None.
+
+    Tensors (states) are left out of dataclasses.
+
+    >>> to_plain({"a": np.array([1.0, np.nan]), "b": 1 + 2j})
+    {'a': [1.0, None], 'b': [1.0, 2.0]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        pairs = ((field.name, getattr(value, field.name)) for field in fields(value))
+        return {name: to_plain(item) for name, item in pairs if not _is_tensor(item) and name not in _BULKY}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return to_plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, complex):
+        return [to_plain(value.real), to_plain(value.imag)]
+    if isinstance(value, np.generic):
+        return to_plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_tensor(value: object) -> bool:
+    """Whether this is a torch tensor, without importing torch."""
+    return type(value).__module__.split(".")[0] == "torch"

@@ -1,0 +1,78 @@
+"""The full analysis of a live model's loop: `dynamics.linearize` applied where the model's own `LoopSite` says.
+
+Not covered: choosing representative input; the numbers describe the loop at the states this input visits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..dynamics.loop.linearize import linearize_loop
+from .bound import bound_loop
+from .call import Input
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..dynamics.loop.linearization import Linearization
+    from .site import LoopSite
+
+OTHER_START = 0.5  # relative size of the second start's difference from the first
+
+
+def linearize(
+    model: nn.Module,
+    tokens: Input,
+    *,
+    num_loops: int = 16,
+    site: LoopSite | None = None,
+    seed: int = 0,
+    budget: float = 150.0,
+    progress: Callable[[str, float], None] | None = None,
+) -> Linearization:
+    """What kind of dynamical system is the loop of this model, near the states that this input visits?
+
+    Runs the loop, takes the spectrum of its linear part and of its full Jacobian (per token where the loop is causal),
+    follows perturbations, looks for fixed points from two starts, and predicts how many loops are safe. The model is
+    left as it was. See `loopscope.dynamics.linearize_loop` for the parts, their cost and their status.
+
+    Args:
+        model: Any looped model; in evaluation mode inside, as before outside.
+        tokens: ``(B, S)`` input, or all arguments of the model as a tuple or a mapping.
+        num_loops: Loops run before the loop is linearised.
+        site: Where the loop is, for a model that does not state it.
+        seed: Of the initial state.
+        budget: Seconds after which no further part is begun; what is left out is said so in ``skipped``.
+        progress: Called as ``progress(part, fraction)``.
+
+    Returns:
+        All numbers with their status, the three regimes and a verdict in words.
+
+    Raises:
+        LoopSiteError: The loop cannot be located.
+        ValueError: ``num_loops`` is below 1.
+
+    >>> import torch
+    >>> from loopscope.models import build
+    >>> _ = torch.manual_seed(0)
+    >>> found = linearize(build("demo"), torch.zeros(1, 4, dtype=torch.int64), num_loops=8)
+    >>> print(found.verdict.split(" | ")[0])
+    LTI stable (ρ 0.447, certified)
+    """
+    with bound_loop(model, tokens, site=site, seed=seed) as loop:
+        parts = {name: getattr(loop.site, name) for name in ("a_bar", "b_bar", "c_out")}
+        scale = OTHER_START * loop.state.norm(dim=-1, keepdim=True) / loop.state.shape[-1] ** 0.5
+        return linearize_loop(
+            loop.step,
+            loop.state,
+            loops=num_loops,
+            **{name: read().detach() for name, read in parts.items() if read is not None},
+            read_out=loop.read_out,
+            starts=[loop.state + scale * loop.state.new_empty(loop.state.shape).normal_()],
+            step_of=loop.step_of,
+            e=loop.e,
+            sublayers=loop.sublayers or None,
+            budget=budget,
+            progress=progress,
+        )

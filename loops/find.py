@@ -1,0 +1,69 @@
+"""Finds the loop of a model: given by hand, stated by the model, known to an adapter, or discovered."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from .adapters import adapted_site
+from .discovery import discover
+from .site import BY_MODEL, LoopSite, LoopSiteError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .call import Input
+
+
+def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | None = None) -> LoopSite:
+    """Locates the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
+
+    Args:
+        model: The user's module, unwrapped.
+        site: A site given by hand; it wins.
+        example: Input for the small forward of discovery; default: random tokens.
+
+    Returns:
+        A site whose modules exist in ``model``.
+
+    Raises:
+        LoopSiteError: The loop cannot be found for certain, or a site names a module that the model does not have.
+
+    >>> from torch import nn
+    >>> model = nn.ModuleDict({"inject": nn.Identity(), "head": nn.Identity()})
+    >>> find_site(model, LoopSite(body="inject", after="head")).body
+    'inject'
+    """
+    if site is None:
+        site = _stated_site(model)
+    if site is None:
+        site = adapted_site(model) or discover(model, example)
+    modules = dict(model.named_modules())
+    for role in ("body", "after", "output"):
+        name = getattr(site, role)
+        if name is not None and name not in modules:
+            known = ", ".join(n for n in modules if n and "." not in n) or "none"
+            raise LoopSiteError(
+                f"LoopSite({role}={name!r}): {type(model).__name__} has no module of that name; it has {known}"
+            )
+    for role in ("sublayers", "prelude"):
+        if missing := [name for name in getattr(site, role) if name not in modules]:
+            raise LoopSiteError(f"LoopSite({role}=...): {type(model).__name__} has no module {', '.join(missing)}")
+    if site.state_argument is None and site.output is None:
+        raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
+    return site
+
+
+def _stated_site(model: nn.Module) -> LoopSite | None:
+    """The site a model states about itself, if it does."""
+    state = getattr(model, "loop_site", None)
+    if not callable(state):
+        return None
+    stated = state()
+    try:
+        return LoopSite(**{"found": BY_MODEL, **stated})
+    except TypeError as error:
+        known = ", ".join(f.name for f in fields(LoopSite))
+        raise LoopSiteError(
+            f"{type(model).__name__}.loop_site() must return keyword arguments of LoopSite ({known}): {error}"
+        ) from None

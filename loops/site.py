@@ -1,0 +1,130 @@
+"""Where the loop of a model is: which modules to watch and where its linear part can be read.
+
+A `LoopSite` is the whole interface between a looped model and everything that measures it. A model of any origin may
+state its own with a method ``loop_site()`` that returns the keyword arguments of `LoopSite`, so that the model imports
+nothing of ours; the loops of some known models are described by ``adapters``; others are found by ``discovery``; and
+whatever cannot be found is told by hand.
+
+Not covered: models with several loops. They have one `LoopSite` each, and the user says which one is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class LoopSiteError(ValueError):
+    """The loop of a model could not be located; the message says what was seen and how to name it by hand."""
+
+
+class Part(NamedTuple):
+    """Some channels of an argument, for a module that receives state and input side by side in one tensor.
+
+    >>> Part(0, 0, 64)
+    Part(argument=0, start=0, stop=64)
+    """
+
+    argument: int | str
+    start: int
+    stop: int
+
+
+Place = int | str | Part
+"""Where a module receives a tensor: position, keyword, or channels of either."""
+
+
+BY_HAND, BY_MODEL = "given by hand", "stated by the model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSite:
+    """The places of one loop ``h[t+1] = step(h[t], e)`` in a model.
+
+    Args:
+        body: Dotted name of the first module of the loop body. It is called once per loop and receives ``h_t``.
+        after: Dotted name of the first module after the loop. Its first call receives ``h_T``.
+        state_argument: Where ``body`` receives the state: position, keyword, or a `Part` of either. ``None`` when the
+            state passes through operations first, so that no module receives it; then ``output`` is needed.
+        input_argument: Where ``body`` receives the injected input ``e``; ``None`` when it does not receive it.
+        output: Dotted name of the module that returns ``h_{t+1}``, once per loop. When given, the states are read there
+            and ``body`` gives ``h_0`` only (nothing does when ``state_argument`` is ``None``: ``h_0`` is then missing
+            from the record); for loops whose final state reaches no module, or not on its first call.
+        shared: Whether the state reaches the loop by another way than ``body`` too. Such a loop can be watched, but not
+            run from another state, which linearising it needs.
+        a_bar: Returns A̅ as it is now: 0-d for a scaled identity, 1-D for a diagonal, 2-D for a dense matrix that acts
+            on column vectors. ``None`` when the loop has no linear part that can be read.
+        b_bar: The same for B̅.
+        c_out: The same for the read-out matrix.
+        depth_argument: Keyword of the model's ``forward`` that sets the number of loops; ``None`` when there is none.
+        depth_attribute: Dotted name, from the model, of the attribute that holds the number of loops instead:
+            ``n_loops``, ``config.n_loops``. It is changed for a pass of the fixed batch and put back.
+        mean_depth: Mean number of loops in training (μ_rec of the Parcae paper).
+        sublayers: Dotted names of the modules of the body whose output is the whole state, in running order.
+        prelude: Dotted names of the modules before the loop whose output is the residual stream, in running order.
+        found: How the site was found.
+        notes: What is not as usual about this loop, in sentences for the user.
+
+    >>> LoopSite(body="injection", after="head", mean_depth=8).state_argument
+    0
+    """
+
+    body: str
+    after: str
+    state_argument: Place | None = 0
+    input_argument: Place | None = None
+    output: str | None = None
+    shared: bool = False
+    a_bar: Callable[[], Tensor] | None = None
+    b_bar: Callable[[], Tensor] | None = None
+    c_out: Callable[[], Tensor] | None = None
+    depth_argument: str | None = None
+    depth_attribute: str | None = None
+    mean_depth: int | None = None
+    sublayers: tuple[str, ...] = ()
+    prelude: tuple[str, ...] = ()
+    found: str = BY_HAND
+    notes: tuple[str, ...] = ()
+
+    @property
+    def was_found(self) -> bool:
+        """Whether the loop had to be found, by an adapter or by discovery."""
+        return self.found not in (BY_HAND, BY_MODEL)
+
+    @property
+    def sets_depth(self) -> bool:
+        """Whether it is known how to run the model at another depth."""
+        return self.depth_argument is not None or self.depth_attribute is not None
+
+    def describe(self) -> dict[str, Any]:
+        """The site as plain values, for the run file: callables become whether they are there."""
+        return {f.name: v if not callable(v := getattr(self, f.name)) else True for f in fields(self)}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel and ``torch.compile`` wrappers."""
+    for _ in range(4):  # compile(DDP(compile(m))) is the deepest nesting anybody writes
+        inner = getattr(model, "_orig_mod", None) or (getattr(model, "module", None) if _is_parallel(model) else None)
+        if inner is None:
+            return model
+        model = inner
+    return model
+
+
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
+    """The tensor a module received at a position or under a keyword, or the channels of it that are meant."""
+    if isinstance(place, Part):
+        return argument(args, kwargs, place.argument)[..., place.start : place.stop]
+    found: Tensor = kwargs[place] if isinstance(place, str) else args[place]
+    return found
+
+
+def _is_parallel(model: nn.Module) -> bool:
+    """Whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    return isinstance(model, DataParallel | DistributedDataParallel)

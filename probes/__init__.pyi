@@ -1,0 +1,27 @@
+# The public names of this package and where each lives: read by type checkers, and by `lazy.names` at run time.
+from ..loops.analysis import linearize as linearize
+from ..loops.bound import BoundLoop as BoundLoop
+from ..loops.bound import bound_loop as bound_loop
+from ..loops.description import LoopDescription as LoopDescription
+from ..loops.description import describe as describe
+from ..loops.site import LoopSite as LoopSite
+from ..loops.site import LoopSiteError as LoopSiteError
+from ..loops.site import Part as Part
+from ..rules.diagnosis import Diagnosis as Diagnosis
+from ..rules.diagnosis import diagnose as diagnose
+from ..rules.rules import Finding as Finding
+from ..rules.rules import Rule as Rule
+from ..rules.rules import load_rules as load_rules
+from ..runfile.flights import Flight as Flight
+from ..runfile.flights import FlightStep as FlightStep
+from ..runfile.flights import read_flight as read_flight
+from ..runfile.layout import Event as Event
+from ..runfile.open import open_run as open_run
+from ..runfile.reader import Run as Run
+from ..runfile.reader import RunFileError as RunFileError
+from .measure.hashing import batch_hash as batch_hash
+from .probe import Probe as Probe
+from .probe import attach as attach
+from .random_states import restore_random as restore_random
+from .schedule import Preset as Preset
+from .schedule import every as every

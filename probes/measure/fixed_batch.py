@@ -1,0 +1,126 @@
+"""The fixed probe batch: the same input at the same depth again and again, so that trajectories can be compared.
+
+Training steps have random depths and other tokens each time; ratios between them say nothing. So a small batch is run
+beside training at twice the mean depth. Its tokens are the beginnings of the first training batch's first sequences,
+which keeps a pass far below the cost of a step, or what the user gave. Compiled parts run eagerly in a pass: compiling
+them for another shape and depth would take longer than all passes of the run. Whatever else training calls the model
+with (targets, masks) is given to it too.
+
+Not covered: models whose depth is set neither by an argument nor by an attribute.
+"""
+
+# Shapes: n sequences, S positions, T loops.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...loops.call import Call, Input
+from ...loops.neutral import eagerly, undisturbed
+from ...loops.site import LoopSite, LoopSiteError
+from .fastest import reduction_for
+from .reduction import EagerReduction
+from .sums import LoopSums
+from .tap import LoopTap
+
+SEQUENCES = 2  # of the batch that are used
+POSITIONS = 64  # of each, where it is the first training batch
+MAP_POSITIONS = 256  # of each, in maps of every token's steps: 64 KB for 32 loops
+TOKEN_STEPS = "token_steps"
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass left behind.
+
+    Args:
+        rows: On the device: sums as `LoopSums.device_rows` gives them, and ``token_steps (T, n, S)`` where asked for.
+        counts: Over how many tokens each sum is.
+        rows_cut: Rows that did not fit.
+    """
+
+    rows: dict[str, Tensor]
+    counts: NDArray[np.int64]
+    rows_cut: int
+
+
+class FixedBatch:
+    """Keeps the batch and runs it.
+
+    Args:
+        model: The user's module, unwrapped.
+        site: Where its loop is.
+        device: Where it computes.
+        given: The user's own batch.
+
+    Attributes:
+        call: The model's call on the batch; None as long as there is none.
+        failed: Why the batch is not run any more; empty as long as it is.
+    """
+
+    def __init__(self, model: nn.Module, site: LoopSite, device: torch.device, given: Input | None) -> None:
+        self._model, self._site, self._device = model, site, device
+        self.call = None if given is None else Call.of(model, given).cut(SEQUENCES).kept()
+        self._whole: Call | None = None  # what it was cut from, where it was made shorter
+        self.failed = ""
+
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps the beginning of a training batch, given the arguments of a forward; not where there is a batch."""
+        if self.call is not None:
+            return
+        given = Call(args, kwargs)
+        try:
+            whole = given.cut(SEQUENCES).kept()
+        except LoopSiteError as error:  # something among them that cannot be kept: the tokens alone, which may do
+            tokens = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            if tokens is None:
+                self.failed = str(error)
+                return
+            whole = Call.of(self._model, tokens[:SEQUENCES].detach().clone())
+        self.call = whole.cut(SEQUENCES, POSITIONS)
+        self._whole = whole if whole.tokens.shape != self.call.tokens.shape else None
+
+    def run(
+        self, tap: LoopTap, *, token_steps: bool = False, together: Callable[[], bool] | None = None
+    ) -> Pass | None:
+        """Runs the batch at depth 2·μ_rec and records its loop; training notices nothing.
+
+        Args:
+            tap: The tap of the loop.
+            token_steps: Keep the step norm of every token besides.
+            together: Where a forward takes all ranks: whether all are about to run it. Asked when all else is ready.
+
+        Returns:
+            What was recorded; None where there is no batch, the depth cannot be set, not all ranks are there, or the
+            model once failed on the batch (`failed` says how).
+        """
+        site, call = self._site, self.call
+        if self.failed or call is None or not site.sets_depth or site.mean_depth is None:
+            return None
+        depth = 2 * site.mean_depth
+        tokenwise = EagerReduction(keep_steps=MAP_POSITIONS if token_steps else 0)
+        sums = LoopSums(depth + 1, self._device, tokenwise if token_steps else reduction_for(self._device))
+        if together is not None and not together():
+            return None
+        try:
+            with eagerly(), undisturbed(self._model, self._device), tap.into(sums):
+                call.run_at(self._model, site, depth)
+        except Exception as error:
+            if self._whole is None:
+                self.failed = f"{type(self._model).__name__} failed on it ({error!r})"
+                return None
+            self.call, self._whole = self._whole, None  # the model takes sequences of one length only
+            if together is not None:  # the batches of other ranks may have been taken: next time, then
+                return None
+            return self.run(tap, token_steps=token_steps)
+        rows = sums.device_rows()
+        if tokenwise.steps:
+            rows[TOKEN_STEPS] = torch.stack(tokenwise.steps)
+        return Pass(rows, sums.counts, sums.rows_cut)

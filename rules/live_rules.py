@@ -1,0 +1,134 @@
+"""Rules while training runs: the same conditions that ``loopscope check`` applies to the file, on rows as they come.
+
+Rows are judged a few at a time (`BLOCK`), which makes their cost too small to measure, and a row is judged only when
+the next one has come, because the passes of the probe batch belong to the step before them. What fires here is what
+`rules.evaluate` finds in the file: both drive the same `Firing` over the same series.
+
+Not covered: rules over nothing but what the detectors watch (`detectors.WATCHED`), which speak of every single spike;
+notes, which are nobody's alarm; rows that no longer count after a rollback without a resume: what they had begun ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runfile.layout import PROBE_DERIVED, Event, Severity
+from ..runfile.ratios import late_ratios
+from ..runfile.reader import Run
+from .detectors import WATCHED
+from .expression import Series
+from .rules import Finding, Firing, Rule, constants, finding, series_of, turning_rows
+
+BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
+
+
+class LiveRules:
+    """Applies rules to the rows of a run in progress.
+
+    Args:
+        rules: As `load_rules` gives them.
+        info: What is true of the whole run.
+        names: Series that the run has. A rule over others waits until a row brings them.
+
+    >>> from loopscope.rules.rules import load_rules
+    >>> live = LiveRules(load_rules(), {"a_bar_learned": True}, ["a_bar_radius", "residual_ratio"])
+    >>> found = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "residual_ratio": 1.2})]
+    >>> found += live.judge(ended=True)
+    >>> [(event.kind, event.step, event.severity) for event in found]
+    [('LS020', 20, 'error')]
+    """
+
+    def __init__(self, rules: Iterable[Rule], info: Mapping[str, Any], names: Iterable[str]) -> None:
+        audible = (rule for rule in rules if rule.severity != "note" and not rule.expr.names <= WATCHED)
+        self._firing = {rule.id: (rule, Firing(rule)) for rule in audible}
+        self._constants = constants(info)
+        self._names = {name for rule, _ in self._firing.values() for name in rule.expr.names} - self._constants.keys()
+        self._known = dict.fromkeys(self._names & {*names, *WATCHED, *PROBE_DERIVED}, math.nan)  # the last values
+        self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
+        self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
+
+    def resume(self, run: Run) -> None:
+        """Goes on where a run was interrupted; the rows before the first new one count."""
+        steps = np.asarray(run["step"], dtype=np.float64)
+        found = {name: series_of(run, name, steps) for name in self._names}
+        self._past = {"step": steps} | {name: values for name, values in found.items() if values is not None}
+
+    def add(self, step: int, values: Mapping[str, float], *, time: float = math.nan) -> list[Event]:
+        """Takes the row of a step; the alerts of earlier rows, where it is time to judge them.
+
+        Args:
+            step: Training step.
+            values: What was recorded, by name.
+            time: Unix seconds.
+        """
+        if self._past:
+            self._replay(step)
+        if self._rows and step <= self._rows[-1][0]:
+            self._forget()
+        self._learn(values)
+        self._rows.append((float(step), time, dict(self._known)))
+        return self.judge() if len(self._rows) > BLOCK else []
+
+    def add_pass(self, loops: NDArray[np.float32]) -> None:
+        """Takes a pass of the probe batch, ``(T + 1, 4)`` as ``LOOP_COLUMNS``; it belongs to the row before it."""
+        if not self._names.isdisjoint(PROBE_DERIVED) and len(loops) > 1:
+            rows = loops.astype(np.float64)
+            ratios = late_ratios(rows[None, :-1, 1], rows[None, :, 0])
+            self._learn({name: float(ratio[0]) for name, ratio in zip(PROBE_DERIVED, ratios, strict=True)})
+            if self._rows:
+                self._rows[-1][2].update(self._known)
+
+    def judge(self, *, ended: bool = False) -> list[Event]:
+        """Alerts of the rows that are complete; of all, when the run has ended."""
+        ready = self._rows if ended else self._rows[:-1]
+        self._rows = self._rows[len(ready) :]
+        if not ready:
+            return []
+        steps, times = (np.array([row[i] for row in ready]) for i in (0, 1))
+        env = {name: np.array([row[2].get(name, math.nan) for row in ready]) for name in self._known}
+        return sorted(self._fired(steps, times, env), key=lambda event: event.step)
+
+    def _learn(self, values: Mapping[str, float]) -> None:
+        """Keeps what was recorded; a series that was not keeps what it had last."""
+        for name in self._names & values.keys():
+            if not math.isnan(values[name]) or name in WATCHED:
+                self._known[name] = values[name]
+
+    def _fired(self, steps: Series, times: Series, env: Mapping[str, Series]) -> Iterable[Event]:
+        """Alerts of a stretch of rows, rule by rule."""
+        for rule, firing in self._firing.values():
+            given = {name: values for name, values in {**self._constants, **env}.items() if name in rule.expr.names}
+            if given.keys() != rule.expr.names:
+                continue
+            holds = np.broadcast_to(rule.expr.holds(given), steps.shape)
+            for row in turning_rows(holds, steps, rule.hold, since=firing.since):
+                if firing.update(steps[row], holds[row]):
+                    yield _event(rule, finding(rule, steps, row, given, since=firing.since), times[row])
+
+    def _replay(self, step: int) -> None:
+        """Lets the rules go through what the resumed run had recorded before this step, and says nothing of it."""
+        count = int(np.searchsorted(self._past["step"], step))
+        past = {name: values[:count] for name, values in self._past.items()}
+        self._past = {}
+        if count:
+            unknown = np.full(count, np.nan)
+            steps = past.pop("step")
+            list(self._fired(steps, unknown, dict.fromkeys(self._known, unknown) | past))
+            self._known.update({name: float(values[-1]) for name, values in past.items()})
+
+    def _forget(self) -> None:
+        """Begins anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
+        self._rows = []
+        self._firing = {name: (rule, Firing(rule)) for name, (rule, _) in self._firing.items()}
+
+
+def _event(rule: Rule, found: Finding, time: float) -> Event:
+    """What the run file is told of a rule that fired."""
+    severity: Severity = "error" if rule.severity == "error" else "warning"
+    message = f"{rule.name}: {found.message}"
+    return Event(found.step, time, rule.id, severity, found.value, found.threshold, message)

@@ -1,0 +1,1 @@
+"""Run files as bytes: handles, leases, damage and repair."""

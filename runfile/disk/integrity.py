@@ -1,0 +1,166 @@
+"""Whether a file is a run, of a version we know, and whole; looks only, changes nothing.
+
+Not covered: bit rot in the numbers of uncompressed live files, which carry no checksum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+
+from ..layout import FORMAT, VERSION, Commit, DamagedRun, NotARun, RunFileError, tables_of
+from .superblock import SIGNATURE, Superblock, open_clean
+
+READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)
+"""Everything HDF5 raises on a file that is not what it should be."""
+
+
+def check_hdf5(path: Path) -> None:
+    """Refuse what is certainly no run file, before HDF5 sees it."""
+    if path.is_dir():
+        raise NotARun(f"{path}: is a folder; expected a run file, name one in it")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(8)
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    if not head:
+        raise DamagedRun(f"{path}: is empty; expected a run file, nothing in it can be recovered")
+    if head != SIGNATURE:
+        short = head == SIGNATURE[: len(head)]
+        kind = DamagedRun if short else NotARun
+        said = "is cut off after a few bytes" if short else "is not an HDF5 file"
+        raise kind(f"{path}: {said}; expected a run file written by loopscope, check the path")
+
+
+def inspect(path: Path) -> None:
+    """Raise unless the file at ``path`` is a whole run; costs milliseconds. Not for files being written.
+
+    Raises:
+        NotARun: It is something else.
+        DamagedRun: Its first bytes, its tables or committed rows are missing.
+        RunFileError: It cannot be read, or is of a newer version.
+    """
+    check_hdf5(path)
+    try:
+        with open_clean(path) as file:
+            check_format(path, file)
+            _check_extents(path, file)
+    except READ_ERRORS as error:
+        raise damaged(path, one_line(error)) from None
+    if Superblock.read(path) is None:
+        raise damaged(path, "its first bytes are wrong")
+
+
+def check_format(path: Path, file: h5py.File) -> None:
+    """Raise unless the open file names our format, a version we know, and has every table."""
+    try:
+        name, version = file.attrs.get("format"), file.attrs.get("version")
+        missing = ["commit"] if "commit" not in file else [table for table in tables_in(file) if table not in file]
+    except READ_ERRORS as error:
+        raise damaged(path, one_line(error)) from None
+    if name != FORMAT:
+        raise NotARun(f"{path}: is HDF5 but not a loopscope run (no format attribute {FORMAT!r}); check the path")
+    if not isinstance(version, (int, np.integer)) or int(version) > VERSION:
+        raise RunFileError(f"{path}: has format version {version}, this loopscope reads {VERSION}; upgrade loopscope")
+    if missing:
+        raise DamagedRun(f"{path}: table {missing[0]!r} is missing; expected a whole run file, try `loopscope repair`")
+
+
+def read_info(file: h5py.File) -> dict[str, Any]:
+    """Return what the writer said about the run; raises one of ``READ_ERRORS`` where that is damaged."""
+    return dict(json.loads(str(file.attrs["info"])))
+
+
+def tables_in(file: h5py.File) -> tuple[str, ...]:
+    """Return the names of the tables that the version of an open file has, ``commit`` not among them."""
+    return tables_of(int(file["commit"].shape[-1]))
+
+
+def damaged(path: Path, what: str) -> DamagedRun:
+    """Return the error for a run that cannot be read as it is."""
+    return DamagedRun(f"{path}: is damaged ({what}); expected a whole run file, try `loopscope repair`")
+
+
+def last_commit(table: Any, end: int) -> tuple[Commit | None, int]:
+    """Return the newest whole row among the first ``end`` of the commit table, and how many rows lead up to it."""
+    while end > 0:
+        start = max(0, end - 64)
+        block = table[start:end]
+        for offset in range(end - start - 1, -1, -1):
+            if (commit := Commit.unpack(block[offset])) is not None:
+                return commit, start + offset + 1
+        end = start
+    return None, 0
+
+
+def _check_extents(path: Path, file: h5py.File) -> None:
+    """Raise where committed rows lie beyond the end of the file, which HDF5 would read as zeros."""
+    size = path.stat().st_size
+    commits = file["commit"]
+    found, at = last_commit(commits, readable_rows(commits, size))
+    if found is None or not commits_whole(commits, at):
+        raise damaged(path, "commit rows are missing")
+    for table in tables_in(file):
+        whole, needed = readable_rows(file[table], size), found.lengths[table]
+        if whole < needed:
+            raise damaged(path, f"cut off, table {table} holds {whole} of {needed} rows")
+
+
+def readable_rows(dataset: Any, size: int) -> int:
+    """Return how many leading rows of a table lie inside a file of ``size`` bytes."""
+    length = int(dataset.shape[0])
+    if dataset.chunks is None:
+        end = (dataset.id.get_offset() or 0) + dataset.id.get_storage_size()
+        return length if end <= size else 0
+    rows, *width = dataset.chunks
+    across = math.prod(-(-n // c) for n, c in zip(dataset.shape[1:], width, strict=True))
+    row_bytes = math.prod(width) * dataset.dtype.itemsize
+    inside = np.zeros((-(-length // rows), 2), dtype=np.int64)  # whole chunks; rows inside of one cut in half
+
+    def count(chunk: Any) -> None:
+        block = chunk.chunk_offset[0] // rows
+        if block >= len(inside):
+            return
+        if chunk.byte_offset + chunk.size <= size:
+            inside[block, 0] += 1
+        elif across == 1 and dataset.compression is None:
+            inside[block, 1] = max(0, size - chunk.byte_offset) // row_bytes
+
+    with contextlib.suppress(OSError, RuntimeError):  # the list of chunks may be cut off too: then what it still lists
+        dataset.id.chunk_iter(count)
+    missing = np.flatnonzero(inside[:, 0] < across)
+    return length if len(missing) == 0 else min(length, int(missing[0]) * rows + int(inside[missing[0], 1]))
+
+
+def commits_whole(commits: Any, valid: int) -> bool:
+    """Whether the last of the ``valid`` leading commit rows is the newest.
+
+    A kill may leave room for one row that was never written; of several, rows were written that are gone now.
+    """
+    return valid >= int(commits.shape[0]) - 1
+
+
+def chunk_end(dataset: Any) -> int:
+    """Return the largest file address any chunk of the dataset reaches to."""
+    if dataset.chunks is None:
+        return int((dataset.id.get_offset() or 0) + dataset.id.get_storage_size())
+    ends = [0]
+    dataset.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
+    return max(ends)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message as one line; of HDF5's long ones, what the system said."""
+    said = re.search(r"error message = '([^']+)'", str(error))
+    if said:
+        return said[1]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

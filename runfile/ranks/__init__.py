@@ -1,0 +1,1 @@
+"""The files of several ranks as one run."""

@@ -1,0 +1,181 @@
+"""Which rank files belong to a run, and what has to be said of the others.
+
+A name is no proof: a file may be left over from an older run of the same name. Ranks of one run train side by side, so
+theirs were written at the same time as rank 0's and by as many ranks; both is recorded by `attach` in every file, and
+nothing has to be agreed on between processes. What does not belong is left out and said, as an event of a kind in
+``RANK_EVENTS``; the diagnosis turns those into findings.
+
+Not covered: clocks of hosts that differ by more than a run lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..layout import Event, Severity
+from ..rank_names import rank_files, rank_of
+
+if TYPE_CHECKING:
+    from ..reader import Run
+
+_MOST_RANKS: Final = 1 << 20  # whatever says more is damaged
+Intervals = list[tuple[float, float]]
+RANK_EVENTS: Final = ("rank_missing", "rank_unreadable", "rank_foreign", "rank_ended")
+WORLD_SIZE: Final = "world_size"
+"""Kind of the event that a resume on another number of ranks leaves; its value is that number."""
+
+
+def of_several_ranks(run: Run) -> bool:
+    """Whether a run has, or should have, files of further ranks; a run without costs one look at the disk."""
+    return not rank_of(run.path) and (max(world_sizes(run), default=1) > 1 or bool(rank_files(run.path)))
+
+
+def world_sizes(run: Run) -> list[int]:
+    """Return on how many ranks a run was recorded, the present number last; empty where it was not recorded."""
+    begun = run.info.get("world_size")
+    resumed = [event.value for event in run.events if event.kind == WORLD_SIZE]
+    return [int(size) for size in (begun, *resumed) if size and 1 <= size <= _MOST_RANKS]  # false for NaN
+
+
+def resumed_on(world_size: int | None, run: Run) -> int | None:
+    """Return the number of ranks that a resume has to note in the file; None where the file says so already.
+
+    A process that knows no number has no process group: it trains alone.
+    """
+    known, now = world_sizes(run), world_size or 1
+    return now if known and {known[0], known[-1]} != {now} else None
+
+
+def why_foreign(first: Run, other: Run, rank: int) -> str:
+    """Say why a file named like a rank of a run is not of it, ``""`` when it is."""
+    says, sizes, size = other.info.get("rank", rank), world_sizes(first), other.info.get("world_size")
+    if says != rank:
+        return f"it holds rank {says}"
+    if size and sizes and size not in sizes:
+        return f"it is one of {size} ranks, and this run has {sizes[-1]}"
+    began, other_began = first.info.get("started"), other.info.get("started")
+    if began and other.committed_at < began and other.state != "live":
+        return "it ended before this run began"
+    if other_began and other_began > first.committed_at and first.state != "live":
+        return "it began after this run ended"
+    return ""
+
+
+def went_back(first: Run) -> list[tuple[float, float]]:
+    """Return to which steps a run went back when it was resumed, and when."""
+    if not first.generation:
+        return []
+    rows, found = first.history("step", "time", "generation"), []
+    for generation in range(1, first.generation + 1):
+        begin = int(np.searchsorted(rows["generation"], generation))  # they never fall
+        if 0 < begin < len(rows["step"]) and rows["generation"][begin] == generation:
+            moment = (rows["time"][begin - 1] + rows["time"][begin]) / 2  # clocks of hosts may differ a little
+            found.append((float(rows["step"][begin]), float(moment)))
+    return found
+
+
+def abandoned(back: Sequence[tuple[float, float]], steps: NDArray[Any], times: NDArray[Any]) -> Intervals:
+    """Return the steps, as intervals, that a rank recorded and that the run then went back behind without it.
+
+    A run of four ranks that is resumed on two from an older checkpoint leaves steps in the files of the other two that
+    belong to a branch that no longer exists. Rank 0 knows when it went back and to which step (`went_back`).
+
+    >>> abandoned([(2.0, 9.5)], np.array([0, 1, 2, 3, 4]), np.array([5, 6, 7, 8, 10]))
+    [(2.0, 3.0)]
+    """
+    found = []
+    for step, moment in back:
+        before = steps[times < moment]
+        if len(before) and before[-1] >= step:
+            found.append((step, float(before[-1])))
+    return found
+
+
+def outside(steps: NDArray[Any], intervals: Intervals) -> NDArray[np.bool_]:
+    """Return which steps lie in none of the closed intervals.
+
+    >>> outside(np.arange(5), [(1, 2), (4, 9)]).tolist()
+    [True, False, False, True, False]
+    """
+    kept = np.ones(len(steps), dtype=bool)
+    for first, last in intervals:
+        kept &= (steps < first) | (steps > last)
+    return kept
+
+
+def what_is_wrong(runs: Mapping[int, Run], foreign: Mapping[int, str], unreadable: Mapping[int, str]) -> list[Event]:
+    """Return one event for every rank whose numbers are not in the merged view, or not to its end.
+
+    Args:
+        runs: The ranks that are merged.
+        foreign: Ranks whose file is of another run, and why it is.
+        unreadable: Ranks whose file cannot be read, and the error.
+    """
+    begin, end = _span(runs)
+    sizes = world_sizes(runs[0])
+    wanted = sizes[-1] if sizes else None
+    missing = [rank for rank in range(1, wanted or 1) if rank not in runs.keys() | foreign.keys() | unreadable.keys()]
+    found = [
+        *(_event("rank_unreadable", "error", begin, f"rank {n} is left out: {why}") for n, why in unreadable.items()),
+        *(_event("rank_foreign", "warning", begin, _left_over(n, why, wanted or 1)) for n, why in foreign.items()),
+    ]
+    if missing:
+        alone = len(runs) == 1 and not foreign and not unreadable  # a probe on rank 0 only, as many attach it
+        text = f"{in_words(missing)} of {wanted} left no file: the numbers are those of {in_words(sorted(runs))}"
+        found.append(_event("rank_missing", "note" if alone else "warning", begin, text))
+    return [*found, *_ended_early(runs, wanted, end)]
+
+
+def _ended_early(runs: Mapping[int, Run], wanted: int | None, end: int) -> list[Event]:
+    """Return an event for every rank that is not writing any more and stopped before the last step."""
+    went_on = any(run.state != "interrupted" for run in runs.values())
+    found: list[Event] = []
+    if not any(len(run) for run in runs.values()):
+        return found
+    for rank, run in runs.items():
+        last = run._step_at(-1) if len(run) else None
+        # A rank that a resume left out has not died.
+        if run.state == "live" or last == end or (wanted is not None and rank >= wanted):
+            continue
+        until = "recorded no step" if last is None else f"stopped at step {last}"
+        text = f"rank {rank} {until}, the run went on to step {end}: later numbers are without it"
+        # All of them killed at once differ by the rows that were not yet flushed.
+        found.append(_event("rank_ended", "warning" if went_on else "note", last or 0, text))
+    return found
+
+
+def _span(runs: Mapping[int, Run]) -> tuple[int, int]:
+    """Return the first and the last step that any rank recorded; 0 without rows."""
+    steps = [(run._step_at(0), run._step_at(-1)) for run in runs.values() if len(run)]
+    return min((first for first, _ in steps), default=0), max((last for _, last in steps), default=0)
+
+
+def _left_over(rank: int, why: str, wanted: int) -> str:
+    """Say that a file is of another run, and whether a rank of this one is missing therefore."""
+    said = f"the file of rank {rank} is of another run and left out: {why}"
+    return f"{said}; this run lacks its rank {rank}" if rank < wanted else f"{said}; delete the file"
+
+
+def _event(kind: str, severity: Severity, step: int, message: str) -> Event:
+    """Return an event that no process recorded, so that it has no time."""
+    return Event(step=step, time=0.0, kind=kind, severity=severity, message=message)
+
+
+def in_words(ranks: Sequence[int]) -> str:
+    """Say which ranks.
+
+    >>> in_words([0]), in_words([1, 2, 3, 7])
+    ('rank 0', 'ranks 1 to 3, 7')
+    """
+    stretches: list[list[int]] = []
+    for rank in ranks:
+        if stretches and rank == stretches[-1][-1] + 1:
+            stretches[-1].append(rank)
+        else:
+            stretches.append([rank])
+    said = [f"{s[0]} to {s[-1]}" if len(s) > 2 else ", ".join(map(str, s)) for s in stretches]
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(said)}"

@@ -1,0 +1,119 @@
+"""Fixed points of maps whose fixed points are known, and of small transformer loops."""
+
+import numpy as np
+import pytest
+import torch
+from loopscope.dynamics.trajectory.fixed_point import classify_multipliers, find_fixed_point, fixed_points
+from loopscope.dynamics.trajectory.lyapunov import token_exponents
+
+
+@pytest.mark.parametrize("method", ["plain", "anderson", "newton"])
+def test_every_method_finds_the_rest_state_of_a_contracting_loop(loop, state, method):
+    step = loop(2)
+    found = find_fixed_point(step, state, method=method)
+    assert found.converged
+    assert found.method == method
+    assert (
+        float((step(found.state) - found.state).norm() / found.state.norm()) < 1e-10
+    )  # the tolerance is 1e-11 per sequence
+
+
+def test_anderson_needs_fewer_loops_than_running_on():
+    decay = torch.linspace(0.5, 0.995, 20, dtype=torch.float64)
+    start = torch.zeros(1, 20, dtype=torch.float64)
+    plain = find_fixed_point(lambda h: decay * h + 1, start, method="plain", max_calls=10_000)
+    mixed = find_fixed_point(lambda h: decay * h + 1, start, method="anderson", max_calls=10_000)
+    assert plain.converged and mixed.converged
+    assert mixed.calls < plain.calls / 3
+
+
+def test_newton_finds_unstable_points_and_they_are_called_unstable():
+    a = torch.diag(torch.tensor([1.5, 0.4], dtype=torch.float64))
+    step = lambda h: h @ a.T + 1.0  # noqa: E731
+    found = fixed_points(step, [torch.zeros(1, 1, 2, dtype=torch.float64)], methods=("newton",))
+    assert [p.kind for p in found] == ["saddle"]
+    assert torch.allclose(found[0].state, torch.tensor([[[-2.0, 1 / 0.6]]], dtype=torch.float64), atol=1e-9)
+    assert found[0].radius == pytest.approx(1.5)
+
+
+def test_a_loop_without_a_fixed_point_yields_none():
+    starts = [torch.zeros(1, 1, 2)]
+    # In float32 a drift stands still once the step is below the round-off of the state; that is no rest.
+    assert fixed_points(lambda h: h + 1, starts, methods=("plain", "anderson", "newton")) == []
+    assert not find_fixed_point(lambda h: 1e30 * h + 1, starts[0]).converged
+
+
+def test_starts_that_lead_to_the_same_point_are_counted_once(loop, state):
+    found = fixed_points(loop(1), [state, 2 * state, torch.zeros_like(state)])
+    assert [p.starts for p in found] == [3]
+    assert (found[0].spectrum, found[0].converged) == ("per token", True)
+    assert found[0].kind.startswith("stable")
+
+
+def test_a_loop_that_is_not_causal_is_classified_from_the_whole_operator(loop, state):
+    found = fixed_points(loop(1, "bidirectional"), [state])
+    assert [p.spectrum for p in found] == ["whole"]
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "kind", "near"),
+    [
+        ([0.5, 0.1], "stable node", ()),
+        ([0.3 + 0.4j, 0.3 - 0.4j], "stable focus", ()),
+        ([1.2, 0.5], "saddle", ()),
+        ([1.1j, -1.1j, 0.5], "saddle focus", ()),
+        ([1.3, 1.2], "unstable node", ()),
+        ([0.98, 0.1], "stable node", ("fold",)),
+        ([-0.97, 0.1], "stable node", ("flip",)),
+        ([0.99 * np.exp(1j), 0.99 * np.exp(-1j)], "stable focus", ("Neimark-Sacker",)),
+        ([1.0, 0.2], "non-hyperbolic", ("fold",)),
+    ],
+)
+def test_kinds_by_their_multipliers(multipliers, kind, near):
+    assert classify_multipliers(np.array(multipliers, complex)) == (kind, near)
+
+
+def test_incomplete_multipliers_do_not_claim_a_source():
+    assert classify_multipliers(np.array([1.3 + 0j, 1.2]), complete=False)[0] == "unstable"
+
+
+def test_bifurcations_of_the_logistic_map_are_announced_where_they_are():
+    for r, near in ((2.98, ("flip",)), (2.0, ()), (1.04, ("fold",))):
+        point = fixed_points(
+            lambda h, r=r: r * h * (1 - h), [torch.full((1, 1, 1), 0.4, dtype=torch.float64)], methods=("newton",)
+        )
+        nontrivial = [p for p in point if abs(float(p.state)) > 1e-6]
+        assert [p.near for p in nontrivial] == [near], r  # multiplier 2 - r
+
+
+def test_at_every_point_found_the_exponent_is_the_log_of_the_radius(loop, state):
+    for layers in (1, 3):
+        step = loop(layers)
+        for point in fixed_points(step, [state, -state], tol=1e-13):
+            found = token_exponents(step, point.state, count=2, iterations=250, warmup=150)
+            token = np.unravel_index(np.argmax(found.asymptotic[..., 0]), found.asymptotic.shape[:2])
+            pair = np.isclose(abs(point.multipliers[0]), abs(point.multipliers[1]), rtol=1e-9)
+            largest = found.asymptotic[token].mean() if pair else found.asymptotic[token][0]
+            assert largest == pytest.approx(np.log(point.radius), abs=1e-6)
+
+
+def test_it_holds_at_unstable_points_too():
+    # e -> saddle: each channel has a pitchfork's unstable point at zero, with its own rate; mixed in turned
+    # coordinates.
+    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    rates = torch.tensor([1.7, 1.2, 0.6, -0.3], dtype=torch.float64)
+
+    def step(h):
+        return (torch.tanh(h @ turn * rates)) @ turn.T
+
+    start = 0.01 * torch.ones(1, 2, 4, dtype=torch.float64)
+    (point,) = fixed_points(step, [start], methods=("newton",), tol=1e-13)
+    assert point.kind == "saddle"
+
+    def pinned(h):
+        """The same derivative, without moving off the unstable point."""
+        moved = step(h)
+        return point.state + moved - moved.detach()
+
+    found = token_exponents(pinned, point.state, iterations=100, warmup=150)
+    assert found.asymptotic.max() == pytest.approx(np.log(point.radius), abs=1e-6)  # aligned like (1.2 / 1.7)^150

@@ -1,0 +1,71 @@
+"""Safe depth: predictions against runs in which the answer does change."""
+
+import numpy as np
+import pytest
+from loopscope.dynamics.trajectory.safe_depth import measured_depth, predicted_depth
+
+
+def run(law, loops, horizon, velocity, margin):
+    """A two-token answer whose margin falls along the path of the steps; residuals, states, logits and true answers."""
+    steps = law(np.arange(horizon, dtype=float))
+    path = np.concatenate([[0], np.cumsum(steps)])
+    lead = margin - velocity * (path - path[loops])
+    logits = np.stack([lead, np.zeros_like(lead)], -1)
+    answers = logits.argmax(-1)
+    return steps[:loops], path[: loops + 1] + 10, (logits[loops - 1], logits[loops]), answers
+
+
+@pytest.mark.parametrize(
+    ("law", "margin"),
+    [
+        (lambda t: np.ones_like(t), 8.5),
+        (lambda t: 0.9**t, 0.8),
+        (lambda t: 1.2**t, 500.0),
+        (lambda t: 1 / (t + 1), 1.0),
+    ],
+    ids=["drift", "settling too late", "explosion", "slow drift"],
+)
+def test_the_prediction_is_the_depth_at_which_the_answer_changes(law, margin):
+    residual, state, logits, answers = run(law, 16, 64, 1.0, margin)
+    found = predicted_depth(residual, state_norm=state, step_cosine=np.ones(16), logits=logits, horizon=64)
+    assert found.method == "margin"
+    assert abs(found.depth - measured_depth(answers, 16)) <= 1  # the answer changes between two loops
+    assert not found.unlimited
+
+
+def test_a_settling_loop_whose_margin_outlasts_its_path_is_safe_for_ever():
+    residual, state, logits, answers = run(lambda t: 0.8**t, 16, 64, 1.0, 1.0)
+    found = predicted_depth(residual, state_norm=state, logits=logits, horizon=64)
+    assert (found.depth, found.unlimited) == (64, True)
+    assert measured_depth(answers, 16) == 64
+
+
+def test_the_weakest_twentieth_may_change_but_no_more():
+    residual = np.ones((100, 16))
+    state = np.full((100, 17), 1e4)
+    before, after = np.zeros((100, 2)), np.zeros((100, 2))
+    after[:, 0] = 1000.0
+    before[:, 0] = 1001.0
+    for weak, expected in ((5, 64), (6, 18)):
+        a, b = after.copy(), before.copy()
+        a[:weak, 0], b[:weak, 0] = 2.5, 3.5
+        found = predicted_depth(residual, state_norm=state, step_cosine=np.ones((100, 16)), logits=(b, a), horizon=64)
+        assert found.depth == expected
+        assert (found.per_token[:weak] == 18).all()
+
+
+def test_settled_states_are_safe_and_runaway_ones_are_not():
+    settled = predicted_depth(np.r_[1.0, np.zeros(15)], state_norm=np.ones(17))
+    assert settled.unlimited and settled.depth == 64
+    runaway = predicted_depth(3.0 ** np.arange(16), state_norm=3.0 ** np.arange(17))
+    assert runaway.depth == 16
+    assert runaway.sentence == "safe depth 16"
+
+
+def test_bad_requests():
+    with pytest.raises(ValueError, match="horizon"):
+        predicted_depth(np.ones(16), state_norm=np.ones(17), horizon=8)
+    with pytest.raises(ValueError, match="logits"):
+        predicted_depth(np.ones(16), state_norm=np.ones(17), logits=(np.ones(3), np.ones(4)))
+    with pytest.raises(ValueError, match="reference"):
+        measured_depth(np.zeros((3, 2)), 5)

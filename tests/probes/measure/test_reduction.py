@@ -1,0 +1,204 @@
+"""States reduced to sums: eagerly against plain float64 arithmetic, and by the CUDA kernel against the eager way.
+
+Without a GPU the kernel runs in Triton's interpreter, in a process of its own because the interpreter is switched on by
+an environment variable, and is compiled for real GPUs down to machine code.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from loopscope.probes.measure import reduction as reduction_module
+from loopscope.probes.measure.fastest import reduction_for
+from loopscope.probes.measure.reduction import SUMS, EagerReduction, Tokens
+
+# Float32 sums of up to 200 norms against float64: a few roundings of 2^-24 each.
+RELATIVE = 2e-6
+SIZES = {"constant": [3] * 7, "joining": [1, 1, 3, 4, 4, 4], "joining every loop": [1, 2, 3, 4], "single": [2]}
+
+
+def states_of(sizes, width=33, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [3 * torch.randn(n, 5, width, generator=generator).to(dtype) for n in sizes]
+
+
+def plain(states):
+    """The sums by definition, in float64."""
+    rows, tokens = [], []
+    wide = [h.double() for h in states]
+    for t, h in enumerate(wide):
+        row, count = [h.norm(dim=-1).sum(), math.nan, math.nan], [h[..., 0].numel(), 0, 0]
+        if t > 0:
+            step = h[: len(wide[t - 1])] - wide[t - 1]
+            row[1], count[1] = step.norm(dim=-1).sum(), step[..., 0].numel()
+        if t > 1:
+            before = wide[t - 1][: len(wide[t - 2])] - wide[t - 2]
+            row[2] = torch.cosine_similarity(step[: len(before)], before, dim=-1, eps=1e-30).sum()
+            count[2] = before[..., 0].numel()
+        rows.append([float(x) for x in row])
+        tokens.append(Tokens(*count))
+    return np.array(rows), tokens
+
+
+def meaningful(sums, tokens):
+    """NaN where a sum is over no tokens: what stands there means nothing."""
+    return np.where(np.array(tokens) > 0, sums, np.nan)
+
+
+def reduced(reduction, states):
+    rows = torch.full((len(states), reduction.parts, SUMS), torch.nan)
+    reduction.forget()
+    tokens = [reduction.add(h, rows, at) for at, h in enumerate(states)]
+    reduction.settle()
+    return meaningful(rows.sum(1).double().numpy(), tokens), tokens
+
+
+@pytest.mark.parametrize("waiting", [0, 1200, 4 << 20], ids=["one at a time", "a few at a time", "all at once"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_eager_sums_equal_the_definition(sizes, waiting, dtype, monkeypatch):
+    monkeypatch.setattr(reduction_module, "WAITING_BYTES", 8 * waiting)
+    states = states_of(sizes, dtype=dtype)
+    expected, tokens = plain(states)
+    reduction = EagerReduction()
+    for _ in range(2):  # a forward begins anew, whatever the one before left
+        found, counted = reduced(reduction, states)
+        assert counted == tokens
+        # atol: cosines of random steps add up to nearly nothing.
+        np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=2e-6 * 20)
+
+
+def test_a_state_that_is_changed_afterwards_was_already_read():
+    h = torch.ones(1, 4, 8)
+    states = [h * t for t in (1.0, 2.0, 4.0)]
+    expected, _ = reduced(EagerReduction(), states)
+    rows, reduction = torch.zeros(3, 1, SUMS), EagerReduction()
+    for at, state in enumerate(states):
+        reduction.add(h.copy_(state), rows, at)
+    reduction.settle()
+    assert rows[:, 0, 0].tolist() == expected[:, 0].tolist()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30], ids=["tiny", "huge"])
+def test_the_cosine_of_steps_whose_lengths_multiply_out_of_float32(size):
+    # ‖h‖ itself squares its entries, in float32 too: 1e±30 is out of it, 1e±18 is not.
+    states = [torch.tensor([[[x, 0.0]]]) * size**0.6 for x in (0.0, 1.0, 3.0)]
+    found, _ = reduced(EagerReduction(), states)
+    assert found[2, 2] == pytest.approx(1.0)
+
+
+def test_numbers_that_are_not_finite_are_passed_on():
+    states = states_of([2] * 4)
+    states[2][0, 0, 0] = math.inf
+    found, _ = reduced(EagerReduction(), states)
+    assert math.isfinite(found[1, 0]) and math.isinf(found[2, 0]) and math.isinf(found[2, 1])
+
+
+def test_step_norms_are_kept_by_token_on_request():
+    states = states_of([2] * 5)
+    reduction = EagerReduction(keep_steps=3)
+    reduced(reduction, states)
+    expected = torch.stack([(b - a).norm(dim=-1)[:, :3] for a, b in pairwise(states)])
+    torch.testing.assert_close(torch.stack(reduction.steps), expected)
+
+
+def test_the_cpu_is_reduced_eagerly():
+    assert isinstance(reduction_for(torch.device("cpu")), EagerReduction)
+
+
+INTERPRETED = """
+import json, sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_reduction import SIZES, states_of, reduced, plain
+from loopscope.probes.measure.fused import FusedReduction
+from loopscope.probes.measure.reduction import SUMS
+
+found = []
+for name, sizes in SIZES.items():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        states = states_of(sizes, dtype=dtype)
+        fused = FusedReduction(programs=4)
+        for _ in range(2):
+            fused.forget()
+            rows = torch.full((len(states), fused.parts, SUMS), torch.nan)
+            tokens = [fused.add(h, rows, at) for at, h in enumerate(states)]
+        assert not fused.broken
+        found.append([name, str(dtype), rows.sum(1).tolist(), tokens])
+print(json.dumps(found))
+"""
+
+
+def interpreted():
+    pytest.importorskip("triton", reason="the kernel needs Triton, which this platform has not")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    here = os.path.dirname(__file__)  # noqa: PTH120
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, here], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_kernel_gives_the_same_sums():
+    cases = interpreted()
+    assert len(cases) == 3 * len(SIZES)
+    for name, dtype, rows, tokens in cases:
+        expected, counted = plain(states_of(SIZES[name], dtype=getattr(torch, dtype.removeprefix("torch."))))
+        assert [Tokens(*count) for count in tokens] == counted
+        np.testing.assert_allclose(
+            meaningful(np.array(rows, float), tokens), expected, rtol=RELATIVE, atol=2e-6 * 20, err_msg=name + dtype
+        )
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_kernel_compiles_for_a_gpu(capability, dtype):
+    triton = pytest.importorskip("triton", reason="the kernel needs Triton, which this platform has not")
+    from loopscope.probes.measure import fused
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = fused.constants(768, has_last=True, has_before=True)
+    signature = dict.fromkeys(("state", "last", "before", "into"), f"*{dtype}") | {"out": "*fp32"}
+    signature |= dict.fromkeys(("tokens", "last_tokens", "before_tokens", "width"), "i32")
+    source = ASTSource(fused._reduce, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert len(compiled.asm["cubin"]) > 1000
+
+
+def test_where_the_kernel_cannot_run_the_eager_way_takes_over(caplog):
+    pytest.importorskip("triton", reason="the kernel needs Triton, which this platform has not")
+    from loopscope.probes.measure.fused import FusedReduction
+
+    states = states_of([2] * 4)
+    expected, tokens = plain(states)
+    fused = FusedReduction(programs=4)  # there is no driver here, or the states are on the CPU
+    for _ in range(2):
+        rows = torch.zeros(4, fused.parts, SUMS)
+        fused.forget()
+        assert [fused.add(h, rows, at) for at, h in enumerate(states)] == tokens
+        fused.settle()
+        found = meaningful(rows.sum(1).double().numpy(), tokens)
+        np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=2e-6 * 20)
+    assert [record.message.split(",")[0] for record in caplog.records] == ["loopscope: the fused reduction failed"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_gives_the_same_sums_on_a_gpu(sizes, dtype):
+    states = states_of(sizes, width=768, dtype=dtype)
+    fused = reduction_for(torch.device("cuda"))
+    rows = torch.zeros(len(states), fused.parts, SUMS, device="cuda")
+    tokens = [fused.add(h.cuda(), rows, at) for at, h in enumerate(states)]
+    expected, counted = plain(states)
+    assert not fused.broken and tokens == counted
+    found = meaningful(rows.sum(1).double().cpu().numpy(), tokens)
+    np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=2e-6 * 20)

@@ -1,0 +1,57 @@
+import math
+
+import numpy as np
+import pytest
+from loopscope.rules.spikes import FLOOR, MAX_EXCLUDED, SPIKE, WARM_UP, SpikeScore, loss_zscores
+
+
+def noisy(steps: int, seed: int = 0, level: float = 3.0) -> np.ndarray:
+    return level * np.exp(0.05 * np.random.default_rng(seed).standard_normal(steps))
+
+
+def test_a_spike_scores_and_its_neighbours_do_not():
+    loss = noisy(200)
+    loss[150] *= 3
+    scores = loss_zscores(loss)
+    assert scores[150] > SPIKE
+    assert np.nanmax(np.delete(scores, 150)) < SPIKE
+
+
+def test_a_long_spike_stays_a_spike_and_does_not_become_the_baseline():
+    loss = noisy(200)
+    loss[120:150] *= 3
+    scores = loss_zscores(loss)
+    assert (scores[120:150] > SPIKE).all()
+    assert (scores[150:] < SPIKE).all()
+
+
+def test_a_level_that_stays_becomes_the_new_baseline():
+    loss = noisy(400)
+    loss[120:] *= 3
+    scores = loss_zscores(loss)
+    assert np.nanmax(scores[120 + MAX_EXCLUDED + WARM_UP + 1 :]) < SPIKE
+
+
+def test_false_alarms_on_healthy_noise_are_rare():
+    # Normal noise passes 6 deviations with probability 1e-9; heavy-tailed noise (t, 5 degrees of freedom) about 1e-3.
+    rng = np.random.default_rng(0)
+    healthy = 3 * np.exp(0.05 * rng.standard_normal((20, 500)))
+    assert sum((loss_zscores(loss) >= SPIKE).sum() for loss in healthy) == 0
+    heavy = 3 * np.exp(0.05 * rng.standard_t(5, (20, 500)))
+    assert sum((loss_zscores(loss) >= SPIKE).sum() for loss in heavy) <= 30
+
+
+def test_a_smooth_run_does_not_alarm_at_rounding():
+    loss = np.full(100, 2.0)
+    loss[60] *= 1 + FLOOR
+    assert np.nanmax(loss_zscores(loss)) < 1.1
+
+
+def test_infinite_nan_and_negative_losses():
+    score = SpikeScore()
+    for _ in range(WARM_UP):
+        score.update(2.0)
+    assert score.update(math.inf) == math.inf
+    assert math.isnan(score.update(math.nan))
+    assert math.isnan(score.update(-1.0))
+    assert score.update(2.0) == pytest.approx(0.0)
