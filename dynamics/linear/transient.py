@@ -20,7 +20,6 @@ from .circle import highest, on_circle, resolvent_peak, starting_angles
 from .lti import LTISystem, Matrix
 from .norm_bound import norm_bound
 
-
 # Powers past the horizon are squared this often at most: 2^40 times the horizon is for ever.
 SQUARINGS: Final = 40
 
@@ -207,7 +206,8 @@ def numerical_radius(system: LTISystem) -> Estimate:
 def kreiss_constant(system: LTISystem) -> Estimate:
     """Lower bound of transient growth seen from the resolvent: sup over |z| > 1 of (|z| − 1)·‖(zI − A̅)⁻¹‖₂.
 
-    K <= max_t ‖A̅^t‖ <= e·d·K. One for every normal matrix with ρ <= 1 (rotations included), infinite for ρ > 1. Cost: about 30 searches on
+    K <= max_t ‖A̅^t‖ <= e·d·K. One for every normal matrix with ρ <= 1 (rotations included), infinite for ρ > 1.
+    Cost: about 30 searches on
     circles, each a few pencils of size 2d (1 s at d = 50).
 
     Args:
