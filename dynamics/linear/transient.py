@@ -8,7 +8,7 @@ constant and the numerical radius (see ``circle``); the peak itself is computed 
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,7 +149,9 @@ def grows_for_ever(system: LTISystem) -> bool:
         return True
     from scipy.linalg import eig
 
-    values, left, right = eig(system.a_bar, left=True, right=True)
+    # The stubs of scipy know the plain call only, which returns two arrays.
+    three: Any = eig(system.a_bar, left=True, right=True)
+    values, left, right = three
     at = int(np.argmax(np.abs(values)))
     cosine = abs(np.vdot(left[:, at], right[:, at]))
     backward = 10 * system.width * ROUNDING * float(np.linalg.norm(system.a_bar))
