@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ..loops.call import Input
 from ..loops.find import find_site
+from ..loops.hooks import Hook
 from ..loops.least_squares import linear_estimate
 from ..loops.site import LoopSite, unwrap
 from ..rules.rules import load_rules
@@ -39,7 +40,7 @@ from ..runfile.rank_names import rank_of, rank_path
 from .loop_watch import LoopWatch, sums_on
 from .measure.fixed_batch import FixedBatch
 from .measure.group import PATIENCE_AT_END, Together
-from .measure.tap import Hook, LoopTap
+from .measure.tap import LoopTap
 from .mirrors import Mirror
 from .notices import Notices, log, one_line
 from .numbers import Numbers, accepted, wrong_names

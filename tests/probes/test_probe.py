@@ -208,9 +208,7 @@ def test_nan_losses_and_spikes_become_events(demo_model, tokens, tmp_path):
     assert [finding.rule for finding in found.findings] == ["LS010", "LS001"]
 
 
-def test_a_probe_that_breaks_says_so_once_and_the_trainings_numbers_go_on(
-    demo_model, tokens, tmp_path, caplog, monkeypatch
-):
+def test_a_probe_that_breaks_says_so_once_and_numbers_go_on(demo_model, tokens, tmp_path, caplog, monkeypatch):
     model = demo_model()
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
         model(tokens)
