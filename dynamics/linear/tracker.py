@@ -64,8 +64,8 @@ class SpectralTracker:
     Attributes:
         exact: Latest exact refresh as ``(update, Estimate)``, updates counted from 0; None before the first one.
         missed: Number of refreshes that showed the tracked value to have been off by more than 0.1 %.
-        drift: How far, relative to it, the tracked value is taken to be off because the last exact value lay outside
-            its interval: twice the distance seen; 0 where it lay inside.
+        drift: How far, relative to it, the tracked radius is taken to be off because the last exact value was more
+            than 0.1 % away: twice that distance; 0 where it was closer.
         error: Why the last background refresh failed, ``""`` when it did not.
 
     Raises:
@@ -110,10 +110,10 @@ class SpectralTracker:
                 widened to float32.
 
         Returns:
-            Estimate with ``residual`` relative to the value (a backward error of *an* eigenvalue); ``converged`` means
-            residual <= 1e-3 and bounds within 1 % for the radius, and an error of 1e-3 for the norm. The bounds of a tracked radius are
-            measured and not proven: twice its condition number times its residual to both sides, and ``drift``. A
-            tracked norm is a lower bound and has no upper one.
+            Estimate with ``residual`` relative to the value (a backward error of *an* eigenvalue). ``converged`` means
+            residual <= 1e-3 and bounds within 1 % for the radius, and an error of 1e-3 for the norm. The bounds of a
+            tracked radius are measured and not proven: twice its condition number times its residual to both sides,
+            and ``drift``. A tracked norm is a lower bound and has no upper one.
 
         Raises:
             ValueError: NaN or infinity, or a shape that does not fit.
@@ -223,9 +223,9 @@ class SpectralTracker:
             return
         self.exact = (worker.index, worker.result)
         exact, tracked = worker.result.value, worker.tracked
-        outside = not tracked.lower <= exact <= tracked.upper
+        distance = abs(exact - tracked.value) / tracked.value if tracked.value > 0 else 0.0
         # Doubled, because the next steps are off by about as much and not by exactly as much.
-        self.drift = 2 * abs(exact - tracked.value) / tracked.value if outside and tracked.value > 0 else 0.0
+        self.drift = 2 * distance if distance > TOLERANCE else 0.0
         if worker.direction is None:
             return
         self.missed += 1

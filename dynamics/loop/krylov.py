@@ -32,7 +32,8 @@ class LeadingEigenvalues:
 
     Attributes:
         values: ``(N, k)`` complex128, largest modulus first; zeros beyond the dimension of an invariant subspace.
-        residual: ``(N, k)``, at least the rounding of a product, ``‖A v - λ v‖ / |λ_1|`` with ``‖v‖ = 1``: the backward error relative to the radius.
+        residual: ``(N, k)``, ``‖A v - λ v‖ / |λ_1|`` with ``‖v‖ = 1``, at least the rounding of a product: the
+            backward error relative to the radius.
         vectors: ``(N, k, D)`` complex128, the unit eigenvectors.
         converged: ``(N,)``, whether the leading value met the tolerance.
         products: How many products with the operators were used.
