@@ -555,6 +555,16 @@ def _rank_and_world_size(path: Path) -> tuple[int, int | None]:
     return rank_of(path), None
 
 
+def _parameter_dtype(model: nn.Module) -> str | None:
+    """The type of most of the model's floating-point numbers, as torch names it; None without any."""
+    sizes: dict[str, int] = {}
+    for p in model.parameters():
+        if p.is_floating_point():
+            name = str(p.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + p.numel()
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
 def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
     """What is true of the whole run."""
     a_bar = site.a_bar() if site.a_bar is not None else None
@@ -563,6 +573,7 @@ def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_names": list(_with_norm(model)),
+        "parameter_dtype": _parameter_dtype(model),
         "site": site.describe(),
         "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
         # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
