@@ -165,12 +165,23 @@ class Linearization:
     def regimes(self) -> dict[str, Regime]:
         """Regimes of the linear part, the full loop and the trajectory; ``unknown`` where not measured."""
         lti: Regime = lti_regime(self.linear.radius.value) if self.linear else "unknown"
-        return {"lti": lti, "loop": self._loop_regime(), "trajectory": self.trajectory.regime}
+        trajectory: Regime = "unknown" if self.in_transient else self.trajectory.regime
+        return {"lti": lti, "loop": self._loop_regime(), "trajectory": trajectory}
 
     @property
     def regime(self) -> Regime:
         """The overall regime, see `loopscope.dynamics.regime.overall`."""
         return overall(**self.regimes)
+
+    @property
+    def in_transient(self) -> bool:
+        """Whether the growth of the steps is no more than a transient of a loop with ρ_J < 1 explains: it grows, but
+        how it ends was not seen.
+        """
+        if self.loop is None or loop_regime(self.loop.log_radius) != "stable" or self.trajectory.method != "geometric":
+            return False
+        grown = self.trajectory.rate**self.loops
+        return self.trajectory.kind == "exploding" and not math.isnan(self.loop.growth) and grown <= self.loop.growth
 
     @property
     def attracting_cycle(self) -> bool:
@@ -197,7 +208,8 @@ class Linearization:
         # Where perturbations grow for ever there is no transient to speak of.
         if self.loop and self.loop.radius.value < 1 and not math.isnan(self.loop.growth):
             parts.append(f"transient ×{self.loop.growth:.3g}")
-        parts.append(_trajectory_words(self.trajectory) + self._period_words())
+        transient = ", as a transient of this loop may" if self.in_transient else ""
+        parts.append(_trajectory_words(self.trajectory) + self._period_words() + transient)
         if self.depth is not None:
             at_least = self.depth.depth >= self.depth.horizon
             parts.append(f"safe depth {'≥ ' if at_least else ''}{self.depth.depth}")

@@ -1,7 +1,7 @@
 """Where steps that last lead the state: away, or round and round.
 
-A straight path leads away, and so does a random walk, whose squared norm grows by the sum of its squared steps. An orbit
-gains nothing in the long run.
+A straight path leads away, and so does a random walk, whose squared norm grows by the sum of its squared steps. An
+orbit gains nothing in the long run.
 
 Not covered: an orbit whose period is longer than the loops that were run, which is straight as far as it was seen.
 """

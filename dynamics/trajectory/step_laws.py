@@ -126,14 +126,16 @@ def _transients(since: Floats) -> tuple[Floats, int, int]:
     """Logarithms of the transients, ``(J, n)``, t counted from the first fitted loop.
 
     First none at all, then ``1 + α ρ^t`` (how many these are is the second result), then ``1 / (1 + α ρ^t)``, for
-    growth that saturates (the third result counts up to here), then ``1 + β t``, that of a double eigenvalue.
+    growth that saturates (the third result counts up to here), then ``(1 + β t)^k`` for k up to
+    3, those of Jordan blocks.
     """
     size, factor = np.geomspace(0.3, 3e3, 17), np.array([0.2, 0.35, 0.5, 0.65])
     alpha, rho = (grid.ravel() for grid in np.meshgrid(size, factor))
     shown = alpha * rho ** (len(since) - 1) < HIDDEN
     fading = np.log1p(alpha[shown, None] * rho[shown, None] ** since)
     saturating = -fading[alpha[shown] < MOST_SATURATED]
-    rising = np.log1p(np.geomspace(0.1, 3, 6)[:, None] * since)
+    double = np.log1p(np.geomspace(0.1, 3, 6)[:, None] * since)
+    rising = np.concatenate([double, 2 * double[1:], 3 * double[1:]])
     first = 1 + len(fading)
     return np.concatenate([np.zeros((1, len(since))), fading, saturating, rising]), first, first + len(saturating)
 
@@ -154,7 +156,7 @@ def _fit(steps: Floats, first: int) -> LawFits:
             held = np.clip(line.slope, low, high)
             missed = line.squares + (line.slope - held) ** 2 * line.spread
             # Steps that rise first and settle later must be seen to shrink.
-            late = np.expm1(shapes[rising:, -1]) / (n - 1) / np.exp(shapes[rising:, -1])
+            late = shapes[rising:, -1] - shapes[rising:, -2]
             hidden = (low == -np.inf) & (held[:, rising:] + late > -BAND)
             missed[:, rising:] = np.where(hidden, np.inf, missed[:, rising:])
             if ranges is _POWER:

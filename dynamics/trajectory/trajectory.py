@@ -29,10 +29,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..regime import Regime
 from .direction import STRAIGHT, direction, mean_where
+from .round_off import FLOOR_GROWTH, ROUND_OFF, ROUND_OFF_OF, end_above, follows_a_law
 from .step_laws import BAND, CLASSES, LawFits, fit_laws
 from .trajectory_words import sentence_of
 
-__all__ = ["Kind", "TrajectoryLaw", "TrajectoryMap", "classify", "classify_map", "late_window"]
+__all__ = [
+    "ROUND_OFF",
+    "ROUND_OFF_OF",
+    "Kind",
+    "TrajectoryLaw",
+    "TrajectoryMap",
+    "classify",
+    "classify_map",
+    "late_window",
+]
 
 Kind = Literal["settling", "drifting", "orbiting", "exploding", "undecided", "unknown"]
 Floats = NDArray[np.float64]
@@ -48,11 +58,6 @@ REGIME_OF: Final[dict[str, Regime]] = {
     "unknown": "unknown",
 }
 MIN_LOOPS: Final = 4
-ROUND_OFF: Final = 1e-5
-"""A step this small relative to the state is round-off of a float32 loop (24 bits, hundreds of operations)."""
-ROUND_OFF_OF: Final = {"float64": 1e-13, "float32": ROUND_OFF, "float16": 2.5e-3, "bfloat16": 2e-2}
-"""The same by the type of the states: 5 rounding units of the short types, more of the long ones, whose loops compute
-in one precision throughout."""
 EVIDENCE: Final = 6.0
 """A class of laws is ruled out when its best law misses by this much more than the best one (twice the log-likelihood;
 a normal error of 2.4 standard deviations), and by more where fewer than ten loops tell what their scatter is."""
@@ -63,8 +68,6 @@ EDGE_EVIDENCE: Final = 2.0
 VISIBLE_CHANGE: Final = (0.2, 10.0)
 """Logarithm by which the steps must have shrunk or grown over the n fitted loops before that is called a law: the first
 number plus the second over n², for a few loops wander as far by chance."""
-FLOOR_GROWTH: Final = 4.0
-"""Factor by which steps below the round-off level must grow, loop after loop, before they are no round-off."""
 AHEAD: Final = 8
 """How many times the loops run are looked ahead for the depth at which two laws part."""
 
@@ -316,7 +319,7 @@ def _classify_rows(residual: Floats, cosine: Floats, state: Floats, round_off: f
         method=np.where(bad, "non-finite", decided.method),
         residual_ratio=ratio,
         growth_ratio=growth,
-        rate=np.where(bad, np.nan, np.where(np.isnan(decided.rate), ratio, decided.rate)),
+        rate=np.where(bad, np.nan, np.where(np.isnan(decided.rate) & (ratio == 0), 0.0, decided.rate)),
         exponent=np.where(bad, np.nan, decided.exponent),
         last_step=last,
         last_relative_step=relative,
@@ -343,7 +346,7 @@ def _ratios(residual: Floats, state: Floats, bad: Bools, known: Bools) -> tuple[
     if loops < MIN_LOOPS:
         unknown = np.where(bad, np.inf, np.nan)
         return unknown, np.where(known, unknown, np.nan)
-    end = _end_above(residual, state, known & ~bad, ROUND_OFF)
+    end = end_above(residual, state, known & ~bad, ROUND_OFF)
     start = np.array([late_window(length) for length in range(loops + 1)], np.int64)[end]
     ratio = np.where(bad, np.inf, np.where(end < 2, 0.0, _ratio(residual, start, end - 1)))
     growth = _ratio(state, np.full(count, late_window(loops)), np.full(count, loops))
@@ -353,20 +356,6 @@ def _ratios(residual: Floats, state: Floats, bad: Bools, known: Bools) -> tuple[
 def _all(values: Bools) -> Bools:
     """Whether every entry of each row holds."""
     return np.asarray(values.all(axis=1), np.bool_)
-
-
-def _scale(residual: Floats, state: Floats, known: Bools) -> Floats:
-    """What a step is compared with: the state, or without it the largest step so far, which never makes round-off of
-    the start of an explosion.
-    """
-    return np.where(known[:, None], state[:, 1:], np.maximum.accumulate(residual, axis=1))
-
-
-def _end_above(residual: Floats, state: Floats, known: Bools, level: float) -> Integers:
-    """One past the last loop whose step is above a relative size; T when the loop still moves at its end."""
-    loops = residual.shape[1]
-    moving = residual > level * _scale(residual, state, known)
-    return np.where(moving.any(axis=1), loops - np.argmax(moving[:, ::-1], axis=1), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,8 +395,8 @@ class _Decision:
 def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round_off: float | None) -> _Decision:
     """Kind and law of every row of finite numbers, at least `MIN_LOOPS` long."""
     count, loops = residual.shape
-    end = _end_above(residual, state, known, ROUND_OFF if round_off is None else round_off)
-    at_floor = (end < loops) & ~_follows_a_law(residual, cosine, end)
+    end = end_above(residual, state, known, ROUND_OFF if round_off is None else round_off)
+    at_floor = (end < loops) & ~follows_a_law(residual, cosine, end)
     end = np.where(at_floor, end, loops)
     found = _Decision.nothing(count)
     for length in np.unique(end):
@@ -426,19 +415,6 @@ def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round
     for name, value in settled:
         getattr(found, name)[at_floor] = value
     return found
-
-
-def _follows_a_law(residual: Floats, cosine: Floats, end: Integers) -> Bools:
-    """Do the steps below the round-off level keep their direction, or grow loop after loop? Round-off does neither."""
-    loops = residual.shape[1]
-    below = np.arange(loops)[None] >= end[:, None]
-    straight = mean_where(cosine, below & (np.arange(loops) > 0)) > STRAIGHT
-    still = residual[:, -1] == 0
-    pairs = below[:, :-1]
-    grows = (np.diff(residual, axis=1) > 0) & pairs
-    steadily = grows.sum(axis=1) >= np.maximum(0.8 * pairs.sum(axis=1), 3)
-    least = np.where(below & (residual > 0), residual, np.inf).min(axis=1)
-    return np.asarray(~still & (straight | (steadily & (residual[:, -1] > FLOOR_GROWTH * least))), np.bool_)
 
 
 def _fill(found: _Decision, rows: Integers, fits: LawFits, leads: NDArray[np.str_], loops: int, fitted: int) -> None:
@@ -489,7 +465,7 @@ def _law_words(fits: LawFits, law: Integers) -> NDArray[np.str_]:
 def _doubt_short_floats(found: _Decision, residual: Floats, cosine: Floats, state: Floats, known: Bools) -> None:
     """Where the type of the states is not known: steps that fell and then last, turning, may be bfloat16 round-off."""
     loops = residual.shape[1]
-    end = _end_above(residual, state, known, ROUND_OFF_OF["bfloat16"])
+    end = end_above(residual, state, known, ROUND_OFF_OF["bfloat16"])
     fell = residual.max(axis=1) > FLOOR_GROWTH * residual[:, -1]
     below = np.arange(loops)[None] >= np.minimum(end, loops - 1)[:, None]
     turns = mean_where(cosine, below) < STRAIGHT
