@@ -22,7 +22,7 @@ Accuracy: `benchmarks/trajectory.py`; its table is in docs/theory.md, section 8.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,7 +31,7 @@ from ..regime import Regime
 from .direction import STRAIGHT, direction, mean_where
 from .round_off import FLOOR_GROWTH, ROUND_OFF, ROUND_OFF_OF, end_above, follows_a_law
 from .step_laws import BAND, CLASSES, LawFits, fit_laws
-from .trajectory_words import sentence_of
+from .trajectory_law import Kind, TrajectoryLaw, sentence_of
 
 __all__ = [
     "ROUND_OFF",
@@ -44,7 +44,6 @@ __all__ = [
     "late_window",
 ]
 
-Kind = Literal["settling", "drifting", "orbiting", "exploding", "undecided", "unknown"]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
@@ -70,42 +69,6 @@ VISIBLE_CHANGE: Final = (0.2, 10.0)
 number plus the second over n², for a few loops wander as far by chance."""
 AHEAD: Final = 8
 """How many times the loops run are looked ahead for the depth at which two laws part."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrajectoryLaw:
-    """The law that one series of steps follows, and the verdict it implies.
-
-    Attributes:
-        kind: ``settling``, ``drifting``, ``orbiting``, ``exploding``, ``undecided`` or ``unknown`` (too few loops).
-        regime: ``stable``, ``marginal``, ``marginal``, ``unstable``, ``unknown`` or ``unknown``, in that order;
-            ``marginal`` when undecided between drifting and orbiting.
-        residual_ratio: Geometric mean of ``‖Δ[t+1]‖ / ‖Δ[t]‖`` over the late loops; 0 when steps vanish at once; NaN
-            when unknown.
-        growth_ratio: The same for ``‖h‖``; NaN without state norms.
-        rate: Factor per loop of the fitted geometric law (robuster than the ratio of the window's ends).
-        exponent: ``p`` of the fitted power law, steps ~ t^p (negative when they shrink).
-        last_step: ``‖h[T] - h[T-1]‖``.
-        last_relative_step: The same divided by ``‖h[T]‖``; NaN without state norms.
-        method: The law the verdict rests on: ``geometric``, ``power``, ``constant``, ``round-off``, ``non-finite`` or
-            ``none``.
-        between: The two kinds it is undecided between, the likelier one first; empty when it is decided.
-        more_loops: About how many more loops would tell them apart; 0 when decided or when more loops would not.
-        sentence: The verdict for a person, with its numbers.
-    """
-
-    kind: Kind
-    regime: Regime
-    residual_ratio: float
-    growth_ratio: float
-    rate: float
-    exponent: float
-    last_step: float
-    last_relative_step: float
-    method: str
-    sentence: str
-    between: tuple[str, ...] = ()
-    more_loops: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The verdict on a trajectory in one sentence for a person, with its numbers.
+"""The verdict on a trajectory: its numbers, and one sentence for a person.
 
 Not covered: the decision (`trajectory`). Every number in a sentence is one that the decision rests on, so that no
 sentence can contradict itself.
@@ -7,13 +7,50 @@ sentence can contradict itself.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
-if TYPE_CHECKING:
-    from .trajectory import TrajectoryLaw
+from ..regime import Regime
 
+Kind = Literal["settling", "drifting", "orbiting", "exploding", "undecided", "unknown"]
 SEEN_GROWTH = 1.005
 """Factor per loop from which on the growth of the state is worth a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryLaw:
+    """The law that one series of steps follows, and the verdict it implies.
+
+    Attributes:
+        kind: ``settling``, ``drifting``, ``orbiting``, ``exploding``, ``undecided`` or ``unknown`` (too few loops).
+        regime: ``stable``, ``marginal``, ``marginal``, ``unstable``, ``unknown`` or ``unknown``, in that order;
+            ``marginal`` when undecided between drifting and orbiting.
+        residual_ratio: Geometric mean of ``‖Δ[t+1]‖ / ‖Δ[t]‖`` over the late loops; 0 when steps vanish at once; NaN
+            when unknown.
+        growth_ratio: The same for ``‖h‖``; NaN without state norms.
+        rate: Factor per loop of the fitted geometric law (robuster than the ratio of the window's ends).
+        exponent: ``p`` of the fitted power law, steps ~ t^p (negative when they shrink).
+        last_step: ``‖h[T] - h[T-1]‖``.
+        last_relative_step: The same divided by ``‖h[T]‖``; NaN without state norms.
+        method: The law the verdict rests on: ``geometric``, ``power``, ``constant``, ``round-off``, ``non-finite`` or
+            ``none``.
+        between: The two kinds it is undecided between, the likelier one first; empty when it is decided.
+        more_loops: About how many more loops would tell them apart; 0 when decided or when more loops would not.
+        sentence: The verdict for a person, with its numbers.
+    """
+
+    kind: Kind
+    regime: Regime
+    residual_ratio: float
+    growth_ratio: float
+    rate: float
+    exponent: float
+    last_step: float
+    last_relative_step: float
+    method: str
+    sentence: str
+    between: tuple[str, ...] = ()
+    more_loops: int = 0
 
 
 def sentence_of(
