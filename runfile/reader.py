@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from .arrays import from_bytes, stored_bytes
 from .disk import handle as handles
+from .disk.contract import text
 from .disk.handle import LOCK, Handle
 from .disk.integrity import READ_ERRORS, damaged, one_line, read_info
 from .disk.lease import is_held
@@ -371,7 +372,7 @@ class Run:
         self._handle = handle
         assert handle.file is not None
         file = handle.file
-        run_id = self._guard(lambda: str(file.attrs["run_id"]))
+        run_id = self._guard(lambda: text(file, "run_id"))
         if run_id != self._run_id:
             self._forget()
             self.info = self._guard(lambda: read_info(file))

@@ -370,7 +370,7 @@ def make_cut(path: Path, keep: float, sealed: bool = False) -> None:
         (make_foreign, NotARun, "not a loopscope run"),
         (make_foreign_new, NotARun, "not a loopscope run"),
         (make_newer, RunFileError, "upgrade"),
-        (make_without_table, DamagedRun, "'loops' is missing"),
+        (make_without_table, DamagedRun, "loops is missing"),
         (lambda path: make_cut(path, 0.6), DamagedRun, "loopscope repair"),
         (lambda path: make_cut(path, 0.001), DamagedRun, "loopscope repair"),
         (lambda path: make_cut(path, 0.6, True), DamagedRun, "loopscope repair"),
