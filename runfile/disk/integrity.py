@@ -144,7 +144,8 @@ def readable_rows(dataset: Any, size: int) -> int:
     rows, *width = dataset.chunks
     across = math.prod(-(-n // c) for n, c in zip(dataset.shape[1:], width, strict=True))
     row_bytes = math.prod(width) * dataset.dtype.itemsize
-    whole, cut = array("q"), {}  # blocks of rows, once for each chunk that is there; rows inside of one cut in half
+    whole = array("q")  # blocks of rows, once for each chunk that is there
+    cut: dict[int, int] = {}  # rows inside of a block that is cut in half
 
     def count(chunk: Any) -> None:
         block = chunk.chunk_offset[0] // rows
@@ -157,9 +158,7 @@ def readable_rows(dataset: Any, size: int) -> int:
         dataset.id.chunk_iter(count)
     blocks, chunks = np.unique(np.frombuffer(whole, np.int64), return_counts=True)
     blocks = blocks[chunks >= across]
-    leading = (
-        int(np.argmin(blocks == np.arange(len(blocks)))) if len(blocks) and blocks[-1] >= len(blocks) else len(blocks)
-    )
+    leading = int(np.searchsorted(blocks - np.arange(len(blocks)), 0, side="right"))  # those before the first gap
     return min(length, leading * rows + cut.get(leading, 0))
 
 

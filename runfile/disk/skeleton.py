@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 import h5py
 import numpy as np
 
-from ..layout import TABLES
+from ..layout import TABLES, table_shapes
 from .superblock import SIGNATURE
 
 UNDEFINED: Final = 0xFFFFFFFFFFFFFFFF
