@@ -159,7 +159,7 @@ def readable_rows(dataset: Any, size: int) -> int:
     blocks, chunks = np.unique(np.frombuffer(whole, np.int64), return_counts=True)
     blocks = blocks[chunks >= across]
     leading = int(np.searchsorted(blocks - np.arange(len(blocks)), 0, side="right"))  # those before the first gap
-    return min(length, leading * rows + cut.get(leading, 0))
+    return int(min(length, leading * rows + cut.get(leading, 0)))
 
 
 def commits_whole(commits: Any, valid: int) -> bool:

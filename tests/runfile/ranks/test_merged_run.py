@@ -12,12 +12,15 @@ from loopscope.gate.check import check_runs
 from loopscope.probes.recorder import Record, Recorder
 from loopscope.rules.diagnosis import diagnose
 from loopscope.runfile.export import columns
+from loopscope.runfile.file_source import FileSource
 from loopscope.runfile.layout import STEP_COLUMNS, Event
 from loopscope.runfile.open import open_run
 from loopscope.runfile.rank_names import rank_path
 from loopscope.runfile.ranks.merge import REDUCTIONS
 from loopscope.runfile.ranks.merged_run import MergedRun
+from loopscope.runfile.ranks.merged_source import MergedSource
 from loopscope.runfile.reader import Run
+from loopscope.runfile.source import Recording, Source
 from loopscope.runfile.writer import RunWriter
 
 NAN = np.nan
@@ -284,6 +287,7 @@ def test_a_run_that_is_replaced_by_one_of_several_ranks_is_seen_as_that(create, 
 KILLED = """
 import os, sys, time
 from pathlib import Path
+from loopscope.runfile.source import Recording, Source
 from loopscope.runfile.writer import RunWriter
 writer = RunWriter.create(Path(sys.argv[1]), info={"rank": 1, "world_size": 2, "started": time.time()})
 for step in range(4):
@@ -464,8 +468,8 @@ def test_resuming_rank_0_reads_its_own_file(create, tmp_path):
     recorder.close()
 
 
-def test_no_public_member_of_a_run_is_forgotten():
-    """A query that ``Run`` answers from its one file must be answered for all ranks."""
-    public = {name for name in vars(Run) if not name.startswith("_")} | {"__getitem__", "__len__", "__repr__"}
-    asked = {"names", "series"}  # built on the others
-    assert public - set(vars(MergedRun)) == asked
+@pytest.mark.parametrize("kind", [FileSource, MergedSource])
+def test_every_kind_of_source_answers_every_question(kind: type) -> None:
+    questions = {name for asked in (Recording, Source) for name in vars(asked) if not name.startswith("_")}
+    assert questions - set(vars(kind)) == {"path", "info"} - set(vars(kind))  # attributes of every instance
+    assert {"events", "loops", "spectra", "array_table"} <= questions
