@@ -89,9 +89,9 @@ class Tables:
         if commit.lengths["columns"] != len(self.names):
             encoded = self.read("columns", slice(0, commit.lengths["columns"]))
             names = [bytes(name).decode("utf-8", "replace") for name in encoded]
-            if names[:FIRST_COLUMNS] != list(STEP_COLUMNS[:FIRST_COLUMNS]):
-                raise damaged(self.path, "the names of its columns are gone")
-            self.names = {name: i for i, name in enumerate(names)}
+            self.names = {name: names.index(name) for name in names}
+        if newest is not None and [*self.names][:FIRST_COLUMNS] != [*STEP_COLUMNS[:FIRST_COLUMNS]]:
+            raise damaged(self.path, "the names of its columns are gone")
         return shorter
 
     def close(self) -> None:
