@@ -115,13 +115,13 @@ class FileSource:
     def loops(self, name: str, rows: Rows = slice(None)) -> Series:
         """Return a per-loop number at some visible steps."""
         start, end = self._spans(rows)
-        flat = self._tables.column("loops", LOOP_COLUMNS.index(name))
+        flat = self._per_loop("loops", name, self._ends())
         table: Series = self._tables.guard(lambda: pad(flat, start, end))
         return table
 
     def at_loop(self, name: str, loop: int, rows: Rows = slice(None)) -> Series:
         """Return a number of one loop at some visible steps, a negative ``loop`` counted from the last row."""
-        flat = self._tables.column("loops", LOOP_COLUMNS.index(name))
+        flat = self._per_loop("loops", name, self._ends())
         start, end = self._spans(rows)
         at = end + loop if loop < 0 else start + loop
         ran = (at >= start) & (at < end)
@@ -144,7 +144,7 @@ class FileSource:
         _, index = self._passes()
         ends = self._tables.ends("probe_index", self._tables.column("probe_index", 2, np.int64), "probe")
         start, end = starts_and_ends(ends, index)
-        flat = self._tables.column("probe", LOOP_COLUMNS.index(name))
+        flat = self._per_loop("probe", name, ends)
         table: Series = self._tables.guard(lambda: pad(flat, start, end))
         return table
 
@@ -192,6 +192,7 @@ class FileSource:
             self._note("file_deleted", "the file was deleted or moved; these are the numbers that were read before")
         shorter = self._load()
         if self._tables.run_id != run_id:
+            self._notes.clear()
             self._note("file_replaced", f"another run took the place of run {run_id}; these are its numbers")
         elif shorter:
             self._note("file_shortened", "the file holds fewer rows than before: it was repaired, or is an older copy")
@@ -213,6 +214,7 @@ class FileSource:
         """Start anew: nothing of the run is known."""
         self._events: list[Event] = []
         self._events_of = 0  # rows of the table
+        self._not_finite: dict[tuple[str, str], int] = {}  # rows of per-loop norms in which NaN was looked for
         self._standing = Standing()
         self._branches = Branches()
         self._arrays = RecordedArrays(self._tables, self._up_to_date)
@@ -252,5 +254,34 @@ class FileSource:
 
     def _spans(self, rows: Rows = slice(None)) -> tuple[Index, Index]:
         """Return where the loop rows of some visible steps start and end."""
-        ends = self._tables.ends("loop_end", self._tables.kept("loop_end", None, np.int64), "loops")
-        return starts_and_ends(ends, self._standing.numbers(rows))
+        return starts_and_ends(self._ends(), self._standing.numbers(rows))
+
+    def _ends(self) -> Index:
+        """Return where the loop rows of all steps end."""
+        return self._tables.ends("loop_end", self._tables.kept("loop_end", None, np.int64), "loops")
+
+    def _per_loop(self, table: str, name: str, ends: Index) -> NDArray[Any]:
+        """Return a per-loop number of all rows; a norm of a loop that ran and was not finite is infinite.
+
+        As recorded it may be NaN, which stands for "not there" everywhere else: at h_0 where it was not seen, and for
+        the update after the last loop.
+        """
+        flat = self._tables.column(table, LOOP_COLUMNS.index(name))
+        if name not in ("state_norm", "residual_norm"):
+            return flat
+        known = self._not_finite.get((table, name), 0)
+        lost = known + np.flatnonzero(np.isnan(flat[known:]))
+        lost = lost[(lost > 0) & ~_among(lost, ends)]
+        if name == "residual_norm":
+            lost = lost[~_among(lost + 1, ends)]
+        if len(lost):
+            tokens = self._tables.column(table, LOOP_COLUMNS.index("tokens"))
+            flat[lost[tokens[lost] > 0]] = math.inf  # new rows: nobody has seen them yet
+        self._not_finite[table, name] = len(flat)
+        return flat
+
+
+def _among(values: Index, ascending: Index) -> NDArray[np.bool_]:
+    """Return which values are in an array that does not fall."""
+    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return ascending[at] == values if len(ascending) else np.zeros(len(values), dtype=bool)

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from ..layout import FORMAT, VERSION, Commit, DamagedRun, NotARun, RunFileError, tables_of
-from .contract import check_compression, check_tables, text, whole_number
+from .contract import Broken, check_compression, check_tables, text, whole_number
 from .superblock import SIGNATURE, Superblock, open_clean
 from .trial import screen
 
@@ -73,8 +73,10 @@ def check_format(path: Path, file: h5py.File) -> None:
     """Raise unless the open file names our format, a version we know, and every table is a plain one of its shape."""
     try:
         ours = "format" in file.attrs and text(file, "format") == FORMAT
-    except READ_ERRORS:
+    except Broken:
         ours = False
+    except READ_ERRORS as error:
+        raise damaged(path, one_line(error)) from None
     if not ours:
         raise NotARun(f"{path}: is HDF5 but not a loopscope run (no format attribute {FORMAT!r}); check the path")
     try:
