@@ -84,8 +84,9 @@ class FileSource:
 
     @property
     def ranks(self) -> Mapping[int, Source]:
-        """This file, by the rank that wrote it."""
-        return {rank_of(self.path): self}
+        """This file, by the rank that wrote it; a name that is only like a rank's (``lora.rank8.h5``) says nothing."""
+        rank, size = rank_of(self.path), self.info.get("world_size")
+        return {0 if isinstance(size, int) and 0 < size <= rank else rank: self}
 
     @property
     def events(self) -> list[Event]:

@@ -11,15 +11,17 @@ Not covered: clocks of hosts that differ by more than a run lasts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..disk.handle import LOCK
 from ..file_source import FileSource
-from ..layout import Event, Severity
-from ..rank_names import rank_files, rank_of
+from ..layout import Event, RunFileError, Severity
+from ..rank_names import rank_files, rank_of, rank_path, run_path
 from ..source import Recording
 
 _MOST_RANKS: Final = 1 << 16  # whatever says more is damaged
@@ -45,6 +47,58 @@ def _number(run: Recording, name: str) -> float | None:
     """Return a number of the description; None where it is not there or is none."""
     said = run.info.get(name)
     return said if isinstance(said, int | float) and math.isfinite(said) else None
+
+
+def separate_runs(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths without the rank files of a run that is among them too: those are parts of it, not runs.
+
+    A file that is only named like a rank (``lora.rank8.h5``) is a run of its own, and stays. So does one whose run is
+    not given, which is then that rank alone.
+    """
+    listed = list(paths)
+    there = {path.absolute() for path in listed}
+    return [path for path in listed if run_path(path).absolute() not in there or not belongs(path)]
+
+
+def belongs(path: Path) -> bool:
+    """Return whether a file named like a rank is one of the run that lies beside it.
+
+    It is when the run had as many ranks, and both were written at the same time. Where no process knew how many ranks
+    there are, files of all lower ranks lie beside it too. One that cannot be read is taken for what its name says.
+    """
+    rank, first = rank_of(path), run_path(path)
+    if not rank or not first.exists():
+        return False
+    try:
+        with LOCK:
+            one = FileSource(first)
+            try:
+                other = FileSource(path)
+                other.close()
+            finally:
+                one.close()
+    except RunFileError:
+        return all(rank_path(first, lower).exists() for lower in range(1, rank))
+    return _is_rank(one, other, rank)
+
+
+def only_named_so(first: Recording, other: Recording, rank: int) -> bool:
+    """Return whether a file claims nowhere but in its name to be a rank, and the run has no such rank.
+
+    >>> from types import SimpleNamespace as Run
+    >>> alone = Run(info={"world_size": 1}, events=[])
+    >>> only_named_so(alone, alone, 8), only_named_so(alone, Run(info={"world_size": 16}, events=[]), 8)
+    (True, False)
+    """
+    return rank >= max(world_sizes(first), default=1) and (_number(other, "world_size") or 1) <= 1
+
+
+def _is_rank(first: Recording, other: Recording, rank: int) -> bool:
+    """Return whether a recording is a rank of a run."""
+    if why_foreign(first, other, rank):
+        return False
+    sizes = world_sizes(first)
+    return rank < max(sizes) if sizes else all(rank_path(first.path, lower).exists() for lower in range(1, rank))
 
 
 def resumed_on(world_size: int | None, run: Recording) -> int | None:
@@ -126,7 +180,8 @@ def what_is_wrong(
     begin, end = _span(runs)
     sizes = world_sizes(runs[0])
     wanted = sizes[-1] if sizes else None
-    missing = [rank for rank in range(1, wanted or 1) if rank not in runs.keys() | foreign.keys() | unreadable.keys()]
+    there = runs.keys() | foreign.keys() | unreadable.keys()
+    missing = [rank for rank in range(1, wanted or 1) if rank not in there]
     found = [
         *(_event("rank_unreadable", "error", begin, f"rank {n} is left out: {why}") for n, why in unreadable.items()),
         *(_event("rank_foreign", "warning", begin, _left_over(n, why, wanted or 1)) for n, why in foreign.items()),
@@ -164,7 +219,7 @@ def _span(runs: Mapping[int, FileSource]) -> tuple[int, int]:
 
 def _left_over(rank: int, why: str, wanted: int) -> str:
     """Say that a file is of another run, and whether a rank of this one is missing therefore."""
-    said = f"the file of rank {rank} is of another run and left out: {why}"
+    said = f"the file named as rank {rank} is of another run and left out: {why}"
     return f"{said}; this run lacks its rank {rank}" if rank < wanted else f"{said}; delete the file"
 
 

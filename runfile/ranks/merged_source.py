@@ -42,6 +42,7 @@ from .companions import (
     Intervals,
     abandoned,
     in_words,
+    only_named_so,
     outside,
     went_back,
     what_is_wrong,
@@ -238,6 +239,7 @@ class MergedSource:
         others = {rank: run for rank, run in sorted(self._files.items()) if rank}
         foreign = {rank: why for rank, run in others.items() if (why := why_foreign(self._first, run, rank))}
         members = {0: self._first} | {rank: run for rank, run in others.items() if rank not in foreign}
+        foreign = {rank: why for rank, why in foreign.items() if not only_named_so(self._first, others[rank], rank)}
         unreadable = {rank: why for rank, (_, why) in sorted(self._unreadable.items())}
         wrong = what_is_wrong(members, foreign, unreadable)
         changed = (list(members), wrong) != (list(self._members), self._wrong)
