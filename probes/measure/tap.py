@@ -21,34 +21,13 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from ...loops.hooks import Hook, LoopHooks, state_in
 from ...loops.site import LoopSite, argument
+from .internals import in_backward
 from .sums import LoopSums
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
-
-
-class Hook:
-    """A hook that a copied or pickled model does not take along: the copy holds one that does nothing.
-
-    >>> import copy
-    >>> copy.deepcopy(Hook(lambda x: 2 * x))(3) is None, Hook(lambda x: 2 * x)(3)
-    (True, 6)
-    """
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What torch calls."""
-        return self._call(*args, **kwargs)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[Callable[..., Any]]]:
-        return Hook, (_nothing,)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """What is left of a hook in a copy."""
 
 
 _TAPS: WeakValueDictionary[int, LoopTap] = WeakValueDictionary()
@@ -103,17 +82,16 @@ class LoopTap:
         self._autocasts = torch.amp.is_autocast_available(self._device)
         self._places = [place for place in (site.state_argument, site.input_argument) if place is not None]
         self._model = model
-        modules = dict(model.named_modules())
-        self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(Hook(self._begin), with_kwargs=True),
-            modules[site.body].register_forward_pre_hook(Hook(self._loop), with_kwargs=True),
-            (
-                modules[site.after].register_forward_pre_hook(Hook(self._finish))
-                if site.output is None
-                else modules[site.output].register_forward_hook(Hook(self._leave))
-            ),
-            model.register_forward_hook(Hook(self._end), always_call=True),
-        ]
+        self._hooks = LoopHooks(
+            model,
+            site,
+            begin=self._begin,
+            enter=self._loop,
+            returned=self._leave,
+            after=self._finish,
+            end=self._end,
+        )
+        self._handles: list[RemovableHandle] = []  # those of `watch_inside`
 
     @property
     def recorded(self) -> LoopSums | None:
@@ -132,6 +110,7 @@ class LoopTap:
 
     def remove(self) -> None:
         """Takes the hooks off the model; harmless when they are off already."""
+        self._hooks.remove()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -213,7 +192,7 @@ class LoopTap:
     def _begin_forward(self, seen: list[Tensor], *, training: bool) -> None:
         """Decides where the rows of a forward go. What a checkpoint runs again during backward goes nowhere."""
         self.forwards += 1
-        own = self.sums if training and self.enabled and not _in_backward() else None
+        own = self.sums if training and self.enabled and not in_backward() else None
         self._target = self._redirected or own
         if self._target is not None:
             self._target.begin(seen[0] if seen and self._target is own else None)
@@ -266,10 +245,4 @@ def _no_tensor(a: Any, b: Any) -> list[Tensor]:
 
 def _returned(output: Any, _: Any) -> list[Tensor]:
     """The state in what a module received or returned."""
-    return [output[0] if isinstance(output, tuple) else output]
-
-
-def _in_backward() -> bool:
-    """Whether autograd is running. A private call of torch's; without it a checkpointed model would be seen twice."""
-    task = getattr(torch._C, "_current_graph_task_id", None)
-    return task is not None and task() != -1
+    return [state_in(output)]
