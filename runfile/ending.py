@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 RUN_INTERRUPTED: Final = "run_interrupted"
 PROBE_LOST: Final = "probe_lost"
 KILLED: Final = (
-    "its process is gone and left no word: it was killed (SIGTERM, SIGKILL, out of memory), left by os._exit, or its disk "
-    "or machine stopped"
+    "its process is gone and left no word: it was killed (SIGTERM, SIGKILL, out of memory), left by os._exit, or its "
+    "disk or machine stopped"
 )
 
 State = Literal["live", "interrupted", "finished"]

@@ -280,7 +280,8 @@ DEATHS = {
     "the end without close": ("train(loopscope.attach(model, path))", "without probe.close()"),
     "Ctrl-C": ("train(loopscope.attach(model, path)); os.kill(os.getpid(), signal.SIGINT)", "KeyboardInterrupt"),
     "an exception in a thread": (
-        "p = loopscope.attach(model, path)\nt = threading.Thread(target=lambda: (train(p), fail())); t.start(); t.join()",
+        "p = loopscope.attach(model, path)\n"
+        "t = threading.Thread(target=lambda: (train(p), fail())); t.start(); t.join()",
         "without probe.close()",
     ),
     "SIGTERM": ("train(loopscope.attach(model, path)); os.kill(os.getpid(), signal.SIGTERM)", KILLED),
