@@ -30,7 +30,7 @@ _PER_BYTE: Final = 3  # more for every byte of the file: numbers are kept as the
 def main() -> None:
     """Do what the command line says and print one JSON object."""
     task, path, *options = sys.argv[1:]
-    _limit(os.stat(path).st_size, writes=task == "repair")
+    _limit(Path(path).stat().st_size, writes=task == "repair")
     trust_everything()
     said: dict[str, Any]
     try:

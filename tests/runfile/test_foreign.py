@@ -1,4 +1,4 @@
-"""Files of somebody else: what HDF5 would follow out of the file, what is no file at all, and what claims to be large."""
+"""Files of somebody else: what leads HDF5 out of the file, what is no file at all, and what claims to be large."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def refused(path: Path, says: str) -> None:
     good = make(path.with_name("good.h5"))
     with pytest.raises(RunFileError, match=says) as caught:
         open_run(path)
-    assert len(str(caught.value).splitlines()) == 1 and SECRET.decode().split(":")[0] not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1 and "another file" not in str(caught.value)
     with pytest.raises(RunFileError):
         repair(path)
     verdicts = check_runs([path, good])
@@ -259,8 +259,7 @@ def test_a_description_that_is_none_is_damage(tmp_path: Path, info: str) -> None
 @pytest.mark.parametrize("value", [np.zeros(3), 7, h5py.Empty("f8"), np.array([b"a", b"b"]), 2.5])
 @pytest.mark.parametrize("name", ["format", "version", "run_id", "info", "eigenvalues"])
 def test_attributes_of_another_kind_are_one_line(tmp_path: Path, name: str, value: object) -> None:
-    if (name, value) in (("version", 7), ("eigenvalues", 7)):
-        pytest.skip("a version and a number of eigenvalues")
+    value = -1 if name in ("version", "eigenvalues") and isinstance(value, int) else value
     path = make(tmp_path / "a.h5")
     with h5py.File(path, "r+") as file:
         file.attrs[name] = value
