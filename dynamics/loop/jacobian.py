@@ -36,8 +36,10 @@ Step = Callable[[Tensor], Tensor]
 """One loop with everything but the state bound: state to next state, same shape, deterministic and differentiable."""
 
 
-DENSE_SIZE = 256
+DENSE_SIZE = 128
 """Numbers in a state up to which the whole Jacobian is formed where all its powers are asked for."""
+DENSE_POWERS = 512
+"""Powers of that matrix looked at one by one: two seconds at most; beyond them it is squared."""
 FEW_STEPS = 3
 """Golub-Kahan steps for a power whose leading direction is nearly that of the power before it."""
 
@@ -210,16 +212,16 @@ class LoopJacobian:
     def peak_growth(self, norms: dict[int, Estimate] | None = None, *, products: int = 300) -> PeakGrowth:
         """How far can a small perturbation be thrown before it dies out? max over t of ``‖J^t‖₂``, J frozen here.
 
-        Up to `DENSE_SIZE` numbers in the state, J is formed and every power is looked at (n backward passes). Beyond
-        that, the norms of further powers of two are estimated, and the perturbation that grows most is carried on loop
-        by loop until it shrinks.
+        Up to `DENSE_SIZE` numbers in the state, J is formed (n backward passes) and its powers are looked at one by
+        one. Beyond that, the norms of further powers of two are estimated, and the perturbation that grows most is
+        carried on loop by loop until it shrinks or the products are spent.
 
         Args:
             norms: What `transient` gave, to go on from; measured when None.
             products: Products with J and Jᵀ allowed beyond those of `transient`.
 
         Returns:
-            Dimensionless. Converged where every power was looked at; otherwise ``growth.lower`` was attained by a
+            Dimensionless. Converged where no power can be larger; otherwise ``growth.lower`` was attained by a
             perturbation, its upper bound is infinite, and ``rising`` tells that the last loop tried was the largest.
 
         Source: submultiplicativity of the norm, as in `loopscope.dynamics.peak_growth`.
@@ -230,22 +232,24 @@ class LoopJacobian:
         (10.02, 1, True)
         """
         if self.size <= DENSE_SIZE:
-            return dense_peak_growth(LTISystem(self.dense()))
+            return dense_peak_growth(LTISystem(self.dense()), DENSE_POWERS)
         known = self.transient() if norms is None else norms
         best = max((estimate.value, t) for t, estimate in known.items())
-        power, start, left = max(known), self._start(), products
-        while 2 * power * 2 * FEW_STEPS <= left // 2 and best[1] == power:
-            power *= 2
+        power, tried, start, left = best[1], max(known), self._start(), products
+        # Half of what is left stays for carrying a perturbation on.
+        while (cost := 2 * power * FEW_STEPS) <= left // 2:
             ritz = golub_kahan(
                 _repeated(self._apply_flat, power), _repeated(self._transpose_flat, power), start, steps=FEW_STEPS
             )
-            start, left = ritz.right, left - 2 * power * FEW_STEPS
-            best = max(best, (ritz.value, power))
+            left, tried = left - cost, max(tried, power)
+            if power > best[1] and ritz.value < best[0]:
+                break
+            best, start, power = max(best, (ritz.value, power)), ritz.right, 2 * power
         carried, last = self._carried(start, left)
         best = max(best, carried)
         value, loop = best if best[0] > 1 else (1.0, 0)
-        method = f"powers up to t = {power}, one perturbation up to t = {last}"
-        return PeakGrowth(Estimate(value, value, math.inf, math.nan, method, False), loop, loop >= last)
+        method = f"powers up to t = {tried}, one perturbation up to t = {last}"
+        return PeakGrowth(Estimate(value, value, math.inf, math.nan, method, False), loop, loop >= max(tried, last))
 
     def _carried(self, start: Tensor, loops: int) -> tuple[tuple[float, int], int]:
         """Largest growth of one perturbation and its loop, and the last loop tried."""

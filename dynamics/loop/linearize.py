@@ -168,8 +168,8 @@ class _Parts:
         "whole spectrum",
         "exponents",
         "sublayers",
-        "norm",
         "transient",
+        "norm",
         "peak growth",
         "gap",
         "abscissa",
@@ -379,11 +379,13 @@ def _modes(states: Tensor) -> ModeDecomposition:
     before, after = (x.flatten(0, 2).double().cpu().numpy() for x in (steps[:-1], steps[1:]))
     size = np.linalg.norm(before, axis=1)
     # A step is the difference of two states: below some roundings of the state it is noise, whose modes mean nothing.
-    noise = 1e3 * torch.finfo(states.dtype).eps * float(torch.linalg.vector_norm(states, dim=-1).max())
-    moving = np.flatnonzero(size > max(1e-6 * size.max(), noise))
+    rounding = torch.finfo(states.dtype).eps * float(torch.linalg.vector_norm(states, dim=-1).max())
+    moving = np.flatnonzero(size > max(1e-6 * size.max(), 1e3 * rounding))
     moving = moving[:: max(1, len(moving) // SNAPSHOTS)]
     if len(moving) < 4:
         raise FloatingPointError("the steps have vanished")
-    before, after = before[moving] / size[moving, None], after[moving] / size[moving, None]
+    size = size[moving, None]
     # Few snapshots fit any number of modes; four per mode leave something for the residual to judge.
-    return decompose(before, after, rank=max(1, min(len(moving) // 4, before.shape[1])))
+    rank = max(1, min(len(moving) // 4, before.shape[1]))
+    noise = rounding * float(np.linalg.norm(1 / size))
+    return decompose(before[moving] / size, after[moving] / size, rank=rank, noise=noise)
