@@ -140,8 +140,9 @@ def train(
     typer.echo(f"{result.step} steps, loss {result.loss:.3f}, {result.tokens} tokens in {result.seconds:.0f} s")
     if probes:
         from .gate.check import check_runs
+        from .gate.text import as_text
 
-        typer.echo(check_runs([out], rules_file=rules).text())
+        typer.echo(as_text(check_runs([out], rules_file=rules)))
 
 
 @app.command(epilog="Example: loopscope dash runs/")
@@ -161,7 +162,8 @@ def dash(
 
 @app.command(
     epilog="Exit codes: 0 passed, 1 a rule at or above --fail-on fired, 2 usage or rule-file error, 3 internal error, "
-    "4 unreadable or damaged run, 5 nothing could be evaluated. Example: loopscope check runs/*.h5 --format json"
+    "4 unreadable or damaged run, 5 something that should have been judged was not. "
+    "Example: loopscope check runs/*.h5 --format json"
 )
 def check(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
@@ -170,12 +172,18 @@ def check(
     output: Annotated[
         Literal["text", "json"], typer.Option("--format", help="text for people, json for programs.")
     ] = "text",
+    min_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps a run must have; an interrupted run that has them may pass."),
+    ] = None,
 ) -> None:
     """Apply the rules to runs: the gate of a CI job."""
     from .gate.check import check_runs
+    from .gate.json_report import as_json
+    from .gate.text import as_text
 
-    result = check_runs(runs, rules_file=rules, fail_on=fail_on)
-    typer.echo(result.json() if output == "json" else result.text())
+    result = check_runs(runs, rules_file=rules, fail_on=fail_on, min_steps=min_steps)
+    typer.echo(as_json(result) if output == "json" else as_text(result))
     raise typer.Exit(result.exit_code)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..rules.detectors import EventDetector
 from ..rules.live_rules import LiveRules
-from ..rules.rules import Rule
+from ..rules.rule_files import Rule
 from ..runfile.flights import FlightStep, count_flights
 from ..runfile.layout import STEP_DERIVED, Event
 from ..runfile.reader import Run

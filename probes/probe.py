@@ -33,7 +33,7 @@ from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.least_squares import linear_estimate
 from ..loops.site import LoopSite, unwrap
-from ..rules.rules import load_rules
+from ..rules.rule_files import load_rules
 from ..runfile.flights import FlightStep
 from ..runfile.layout import TOKEN_MAP, Event
 from ..runfile.rank_names import rank_of, rank_path

@@ -11,8 +11,9 @@ import pytest
 from loopscope.models import build
 from loopscope.probes import attach, open_run
 from loopscope.probes.recorder import Record, Recorder
+from loopscope.rules.judging import evaluate
 from loopscope.rules.live_rules import LiveRules
-from loopscope.rules.rules import RuleError, evaluate, load_rules
+from loopscope.rules.rule_files import RuleError, load_rules
 from loopscope.runfile.flights import FlightStep, read_flight
 
 COUNTS = np.array([[8, 0, 0, 0, 0], *[[8, 8, 0, 0, 0]], *[[8, 8, 8, 0, 0]] * 11])
@@ -108,8 +109,9 @@ def test_after_resumes_from_older_checkpoints_too(tmp_path, seed):
 def compare(path: Path, rules: list) -> None:
     with open_run(path) as run:
         findings, skipped = evaluate(run, rules)
+        findings = [finding for finding in findings if finding.state == "fired"]
         told = [event for event in run.events if event.kind in {rule.id for rule in rules}]
-    assert skipped == ["R5"]
+    assert {"R1", "R2", "R3", "R4", "R5"}.isdisjoint(skipped)
     spoken = {
         f.rule: (f.step, f.episodes) for f in findings if f.severity != "note" and f.rule not in {"LS001", "LS010"}
     }
@@ -134,7 +136,7 @@ def test_a_rule_that_fires_is_said_once_and_keeps_a_flight(tmp_path, caplog):
     (line,) = [message for message in caplog.messages if "LS020" in message]
     assert line == (
         "loopscope: step 80: LS020 injection-unstable: "
-        "ρ(A̅) = 1.200 is at or above 1 and the steps of the loop do not shrink "
+        "ρ(A̅) = 1.2 is at or above 1 and the steps of the loop do not shrink "
         f"(`loopscope check {path}` says what to try)"
     )
     with open_run(path) as run:
@@ -187,7 +189,7 @@ def test_a_wrong_rule_file_is_refused_before_anything_is_made(tmp_path):
     file = tmp_path / "rules.toml"
     file.write_text('[[rule]]\nid = "X"\nexpr = "loss >"\n')
     model = build("demo")
-    with pytest.raises(RuleError, match=r"rules.toml: rule X"):
+    with pytest.raises(RuleError, match=r"rules.toml:3:9: rule X"):
         attach(model, tmp_path / "runs" / "a.h5", rules=file)
     assert not (tmp_path / "runs").exists()
     assert not any(module._forward_pre_hooks for module in model.modules())

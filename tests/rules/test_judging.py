@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 from loopscope.probes import open_run
-from loopscope.rules.rules import RuleError, evaluate, load_rules
+from loopscope.rules.judging import evaluate
+from loopscope.rules.rule_files import RuleError, load_rules
 
 
 def findings(path, rules=None):
@@ -107,10 +108,10 @@ def test_a_users_file_changes_adds_and_removes(tmp_path):
         ("[[rule]]\nid = 'A'\nexpr = 'loss >'", "not an expression"),
         ("[[rule]]\nid = 'A'", "expr is missing"),
         ("[[rule]]\nexpr = 'loss > 1'", "expected \\[\\[rule\\]\\] tables"),
-        ("[[rule]]\nid = 'A'\nexpr = 'loss > 1'\nseverity = 'fatal'", "severity 'fatal'"),
+        ("[[rule]]\nid = 'A'\nexpr = 'loss > 1'\nseverity = 'fatal'", "severity = 'fatal' must be one of"),
         ("[[rule]]\nid = 'A'\nexpr = 'loss > 1'\nfor = -1", "whole number"),
         ("[[rule]]\nid = 'A'\nexpr = 'loss > 1'\ncolour = 'red'", "unknown field colour"),
-        ("[[rule]]\nid = 'A'\nexpr = 'loss > 1'\nmessage = '{nothing}'", "may use only"),
+        ("[[rule]]\nid = 'A'\nexpr = 'loss > 1'\nmessage = '{nothing}'", "only {value} and {threshold}"),
         ("[[rule", "cannot be read as a rule file"),
     ],
 )
