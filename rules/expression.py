@@ -100,9 +100,8 @@ class Expression:
         series = {name: np.asarray(value) for name, value in values.items()}
         comparisons = [node for node in ast.walk(self._tree) if isinstance(node, ast.Compare)]
         with np.errstate(all="ignore"):
-            sides = [
-                (float(_quantity(c.left, series)), float(_quantity(c.comparators[0], series))) for c in comparisons
-            ]
+            pairs = [(_quantity(each.left, series), _quantity(each.comparators[0], series)) for each in comparisons]
+        sides = [(float(left), float(right)) for left, right in pairs]
         return next((pair for pair in sides if not any(math.isnan(side) for side in pair)), sides[0])
 
     def offset_of(self, name: str) -> int:
