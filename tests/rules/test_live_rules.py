@@ -78,7 +78,7 @@ def run_on(path: Path, rules: list, steps: range, seed: int) -> None:
             recorder.put(row)
         if draw.random() < 0.05:  # flushes at any moment, as checkpoints make them
             recorder.flush()
-    recorder.close(seal=False)
+    recorder.close(interrupted="killed")
 
 
 def shared_rules(tmp_path: Path) -> list:
@@ -164,7 +164,7 @@ def test_an_alert_of_the_last_rows_has_its_flight(tmp_path):
     recorder = Recorder(path, info=INFO, scalars=(), rules=load_rules(), resume=False, overwrite=False)
     for step in range(21):
         recorder.put(Record(step, 0.0, {"a_bar_radius": 1.2}, sums(1.0), COUNTS, flight=FlightStep()))
-    recorder.close(seal=False)  # as a crash of the training leaves it
+    recorder.close(interrupted="killed")  # as a crash of the training leaves it
     with open_run(path) as run:
         (flight,) = read_flight(run)
         assert flight.alert_step == 20 and [step.step for step in flight.steps] == list(range(21))
@@ -201,11 +201,11 @@ def test_a_finished_run_resumed_in_vain_is_finished(tmp_path):
         recorder = Recorder(path, info=INFO, scalars=(), resume=resume, overwrite=False)
         if not resume:
             recorder.put(Record(0, 0.0, {"loss": 3.0}))
-        recorder.close(seal=not resume)
+        recorder.close(interrupted="refused" if resume else "")
         with open_run(path) as run:
             assert run.state == "finished" and len(run) == 1
     recorder = Recorder(path, info=INFO, scalars=(), resume=True, overwrite=False)
     recorder.put(Record(1, 0.0, {"loss": 3.0}))
-    recorder.close(seal=False)
+    recorder.close(interrupted="killed")
     with open_run(path) as run:
         assert run.state == "interrupted" and len(run) == 2
