@@ -20,7 +20,7 @@ from ..runfile.reader import Run
 from .expression import Series
 from .findings import Finding, Judgement
 from .rule_files import Rule
-from .series import Missing, constants, missing, series_of
+from .series import LOSS_DERIVED, Missing, constants, derived, missing, series_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
     for rule in rules:
         for name in rule.expr.names - absent.keys():
             absent[name] = missing(run, name) if len(steps) else Missing("no data", "no step was recorded")
+        if not series.keys() >= rule.expr.names & LOSS_DERIVED:
+            series |= derived(run)  # all of them at once
         for name in rule.expr.names - series.keys():
             values = series_of(run, name, steps)
             series[name] = np.full(len(steps), np.nan) if values is None else values
@@ -137,17 +139,19 @@ def _why_not(
     absent = sorted(reasons, key=lambda reason: reason.state)  # "no data" before "not applicable"
     if not len(decided):
         inapplicable = [reason for reason in absent if reason.state == "not applicable"]
-        return (inapplicable or absent or [Missing("no data", _undecided(env))])[0]
+        return (inapplicable or absent or [_undecided(env)])[0]
     if absent and absent[0].state == "no data":
         return absent[0]
     if (span := decided[-1] - decided[0]) < rule.hold:
-        return Missing("no data", f"could be decided over {span + 1:.0f} steps; it must hold for {rule.hold}")
+        return Missing("not applicable", f"the run is too short: {span + 1:.0f} steps; it must hold for {rule.hold}")
     return Missing("judged", "")
 
 
-def _undecided(env: Mapping[str, Series]) -> str:
+def _undecided(env: Mapping[str, Series]) -> Missing:
     """Return that a condition was unknown everywhere although its series were recorded."""
-    return f"{', '.join(sorted(env))} never had values at one step from which the condition could be decided"
+    if early := sorted(LOSS_DERIVED & env.keys()):
+        return Missing("not applicable", f"the run is too short for {', '.join(early)}")
+    return Missing("no data", f"{', '.join(sorted(env))}: never known at one and the same step")
 
 
 def finding(

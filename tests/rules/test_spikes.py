@@ -53,5 +53,5 @@ def test_infinite_nan_and_negative_losses():
         score.update(2.0)
     assert score.update(math.inf) == math.inf
     assert math.isnan(score.update(math.nan))
-    assert math.isnan(score.update(-1.0))
+    assert score.update(-1.0) == pytest.approx(-75.0)  # 3 below, in spreads of 2 % of the level
     assert score.update(2.0) == pytest.approx(0.0)
