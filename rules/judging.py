@@ -10,8 +10,9 @@ Not covered: conditions over several runs; what is judged of every run without a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,13 +139,23 @@ def _why_not(
     reasons = [reason for reason in gone.values() if reason is not None]
     absent = sorted(reasons, key=lambda reason: reason.state)  # "no data" before "not applicable"
     if not len(decided):
+        unwatched = [name for name, reason in gone.items() if reason is not None and reason.state == "no data"]
         inapplicable = [reason for reason in absent if reason.state == "not applicable"]
-        return (inapplicable or absent or [_undecided(env)])[0]
+        if inapplicable and not _could_fire(rule, fixed, unwatched):
+            return inapplicable[0]
+        return absent[0] if absent else _undecided(env)
     if absent and absent[0].state == "no data":
         return absent[0]
     if (span := decided[-1] - decided[0]) < rule.hold:
         return Missing("not applicable", f"the run is too short: {span + 1:.0f} steps; it must hold for {rule.hold}")
     return Missing("judged", "")
+
+
+def _could_fire(rule: Rule, fixed: Mapping[str, Series], names: Sequence[str]) -> bool:
+    """Return whether a rule could fire if some names had values and all others, but constants, had none."""
+    values = [np.array(value) for value in (-1e300, 0.0, 1e300)]
+    tries = product(values, repeat=len(names))
+    return any(rule.expr.holds({**fixed, **dict(zip(names, each, strict=True))}).any() for each in islice(tries, 243))
 
 
 def _undecided(env: Mapping[str, Series]) -> Missing:
