@@ -16,7 +16,7 @@ from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
 from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.layout import Severity
 from ..runfile.open import open_run
-from ..runfile.rank_names import whole_runs
+from ..runfile.ranks.companions import separate_runs
 from ..runfile.reader import RunFileError
 from .result import GateResult, RunCheck
 
@@ -46,7 +46,7 @@ def check_runs(
         RuleError: The rule file is not valid, or names a series that none of the runs has.
     """
     rules = load_rules(rules_file)
-    runs = whole_runs(paths)
+    runs = separate_runs(paths)
     _refuse_unknown_series(runs, rules)
     checks = [_check(path, rules, min_steps, on_failure) for path in runs]
     return GateResult(checks, fail_on, tuple(rules), rules_file)

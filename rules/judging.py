@@ -10,7 +10,7 @@ Not covered: conditions over several runs; what is judged of every run without a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice, product
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runfile.reader import Run
-from .expression import Series
+from .expression import Series, Truth
 from .findings import Finding, Judgement
 from .rule_files import Rule
 from .series import LOSS_DERIVED, Missing, constants, derived, missing, series_of
@@ -58,10 +58,16 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
             values = series_of(run, name, steps)
             series[name] = np.full(len(steps), np.nan) if values is None else values
         env = {name: series[name] for name in rule.expr.names}
-        found = _apply(rule, steps, env)
+        truth = Truth(*(np.broadcast_to(side, steps.shape) for side in rule.expr.truth(env)))
+        found = _apply(rule, steps, env, truth.yes)
         findings += [found] if found is not None else []
-        gone = {name: absent[name] for name in sorted(rule.expr.names)}
-        judgements.append(_judgement(rule, steps, env, gone, fired=found is not None, constant=always.keys()))
+        decided = steps[truth.yes | truth.no]
+        if found is not None:
+            why = Missing("judged", "")
+        else:
+            gone = {name: absent[name] for name in sorted(rule.expr.names)}
+            why = _why_not(rule, env, gone, always.keys() & env.keys(), decided)
+        judgements.append(Judgement(rule.id, rule.name, rule.severity, why.state, len(decided), why.reason))
     return Judged(sorted(findings, key=lambda finding: finding.step), judgements)
 
 
@@ -71,9 +77,10 @@ def evaluate(run: Run, rules: Iterable[Rule]) -> tuple[list[Finding], list[str]]
     return judged.findings, [each.rule for each in judged.judgements if each.state != "judged"]
 
 
-def _apply(rule: Rule, steps: Series, env: Mapping[str, Series]) -> Finding | None:
+def _apply(rule: Rule, steps: Series, env: Mapping[str, Series], holds: NDArray[np.bool_]) -> Finding | None:
     """Return the finding of one rule, if it fires or is pending."""
-    holds = np.broadcast_to(rule.expr.holds(env), steps.shape)
+    if not holds.any():
+        return None
     firing = Firing(rule)
     turning = turning_rows(holds, steps, rule.hold)
     fired = [(row, firing.since) for row in turning if firing.update(steps[row], holds[row])]
@@ -92,36 +99,8 @@ def _pending(rule: Rule, steps: Series, env: Mapping[str, Series], since: float)
     return replace(held, severity="warning", state="pending", message=said)
 
 
-def _judgement(
-    rule: Rule,
-    steps: Series,
-    env: Mapping[str, Series],
-    gone: Mapping[str, Missing | None],
-    *,
-    fired: bool,
-    constant: Iterable[str],
-) -> Judgement:
-    """Return what a rule was judged on.
-
-    Args:
-        rule: The rule.
-        steps: ``(rows,)``.
-        env: What it reads, each ``(rows,)`` or a constant.
-        gone: Of each name, why it is missing.
-        fired: Whether the rule gave a finding: then it was judged, whatever is missing.
-        constant: Names that are true of the whole run.
-    """
-    truth = rule.expr.truth(env)
-    decided = np.flatnonzero(np.broadcast_to(truth.yes | truth.no, steps.shape))
-    count = len(decided)
-    if fired:
-        return Judgement(rule.id, rule.name, rule.severity, "judged", count)
-    state, reason = _why_not(rule, env, gone, set(constant), steps[decided])
-    return Judgement(rule.id, rule.name, rule.severity, state, count, reason)
-
-
 def _why_not(
-    rule: Rule, env: Mapping[str, Series], gone: Mapping[str, Missing | None], constant: set[str], decided: Series
+    rule: Rule, env: Mapping[str, Series], gone: Mapping[str, Missing | None], constant: Set[str], decided: Series
 ) -> Missing:
     """Return the state of a rule that did not fire, and the reason where it was not judged.
 
