@@ -19,6 +19,7 @@ from ..runfile.open import open_run
 from ..runfile.ranks.companions import separate_runs
 from ..runfile.reader import RunFileError
 from .result import GateResult, RunCheck
+from .verdicts import Verdicts
 
 __all__ = ["GateResult", "RunCheck", "check_runs"]
 
@@ -48,15 +49,22 @@ def check_runs(
     rules = load_rules(rules_file)
     runs = separate_runs(paths)
     _refuse_unknown_series(runs, rules)
-    checks = [_check(path, rules, min_steps, on_failure) for path in runs]
+    verdicts = Verdicts(rules, min_steps)
+    checks = [_check(path, rules, min_steps, verdicts, on_failure) for path in runs]
     return GateResult(checks, fail_on, tuple(rules), rules_file)
 
 
-def _check(path: Path, rules: Sequence[Rule], min_steps: int | None, on_failure: Failed | None) -> RunCheck:
+def _check(
+    path: Path, rules: Sequence[Rule], min_steps: int | None, verdicts: Verdicts, on_failure: Failed | None
+) -> RunCheck:
     """Return what the gate says of one run, whatever its file holds."""
     try:
+        if (known := verdicts.find(path)) is not None:
+            return RunCheck(path, known)
         with open_run(path) as run:
-            return RunCheck(path, diagnose(run, rules, min_steps=min_steps))
+            diagnosis = diagnose(run, rules, min_steps=min_steps)
+            verdicts.keep(run, diagnosis)
+            return RunCheck(path, diagnosis)
     except RunFileError as error:
         return RunCheck(path, None, str(error))
     except Exception as error:  # a defect of ours costs this run its verdict and no other

@@ -114,7 +114,7 @@ def _of_its_end(end: Ending, rows: int, min_steps: int | None) -> list[Finding]:
     step = end.last_step or 0
     if rows < (min_steps or FEWEST_STEPS):
         whose = f"the {min_steps} that were asked for" if min_steps else f"the {FEWEST_STEPS} that a verdict needs"
-        said = f"{rows} steps were recorded, fewer than {whose}"
+        said = f"{'1 step was' if rows == 1 else f'{rows} steps were'} recorded, fewer than {whose}"
         why = {"finished": "", "live": "; the run is still live"}.get(end.state, f"; interrupted: {end.reason}")
         return [
             gap(
