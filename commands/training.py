@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ from ..probes.schedule import Preset
 from .output import say
 from .progress import step_progress
 
-CHECKPOINT_EVERY: Final = 50
+CHECKPOINT_EVERY: Final = 50  # steps, where a run does not say
 INTERRUPTED: Final = 130  # the exit code of a command that Ctrl-C ended
 
 
@@ -61,7 +62,7 @@ def train_and_report(
         probes: Record the loop.
         **options: As `train_run` takes them.
     """
-    run = flags.over(load_run_config(config) if config else RunConfig(train={"checkpoint_every": CHECKPOINT_EVERY}))
+    run = flags.over(with_checkpoints(load_run_config(config) if config else RunConfig()))
     total = run.train_config().steps
     with step_progress(total) as report:
         result = train_run(out, run, rules=rules, probes=probes, on_progress=report, **options)
@@ -120,8 +121,7 @@ def train_run(
         if probes:
             settings = {**config.describe(), "text": data.describe()}
             probe = attach(model, out, preset=measure, config=settings, rules=rules, resume=resume, overwrite=overwrite)
-        result: TrainResult | None = None
-        try:
+        with probe or nullcontext():  # an exception is the run's end, and the file says which
             result = train(
                 model,
                 data,
@@ -131,10 +131,18 @@ def train_run(
                 resume=resume,
                 on_progress=on_progress,
             )
-        finally:
-            if probe is not None:
-                probe.close(finished=result is not None and not result.interrupted)
+            if probe is not None and result.interrupted:
+                steps = config.train_config().steps
+                reason = f"stopped by {result.stopped_by or 'another rank'} after {result.step} of {steps} steps"
+                probe.close(finished=False, reason=reason)
         return result
+
+
+def with_checkpoints(config: RunConfig) -> RunConfig:
+    """Return the run with checkpoints every `CHECKPOINT_EVERY` steps, unless it says how often itself."""
+    if "checkpoint_every" in config.train:
+        return config
+    return config.updated(train={"checkpoint_every": CHECKPOINT_EVERY})
 
 
 def checked_device(name: str) -> str:

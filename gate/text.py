@@ -37,9 +37,8 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
 
 def _steps(found: Diagnosis) -> str:
     """Return how many steps were judged, and how the run ended where it did not end as it should."""
-    return f"{found.steps} step{'' if found.steps == 1 else 's'}" + (
-        "" if found.ending.state == "finished" else f", {found.ending.state}"
-    )
+    steps = "1 step" if found.steps == 1 else f"{found.steps} steps"
+    return steps if found.ending.state == "finished" else f"{steps}, {found.ending.state}"
 
 
 def _of_finding(finding: Finding) -> Iterator[str]:
