@@ -387,7 +387,9 @@ def _explain(error: Exception) -> tuple[str, int]:
         return "interrupted", INTERRUPTED
     if any(base.__name__ == "RunFileError" for base in type(error).__mro__):
         return text, UNREADABLE
-    if isinstance(error, ValueError | OSError | ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text}: this command needs it, install it with pip", USAGE
+    if isinstance(error, ValueError | OSError):
         return text, USAGE
     return f"internal error: {name}: {text} (run again with --debug for the traceback)", INTERNAL
 
