@@ -214,7 +214,7 @@ def _trend(t: Vector, losses: Vector, rate: float, squares: float, noise: float)
     """How surely a term in log T, next to the law, improves on it: 1 minus the level of an F test."""
     from scipy.stats import f
 
-    rates = rate * np.geomspace(1.0, 4.0, 8)
+    rates = rate * np.geomspace(0.5, 6.0, 60)
     decays = (np.exp(-r * (t - t.min())) for r in rates)
     left = min(_left_over(np.stack([np.ones_like(t), decay, np.log(t)], axis=1), losses) for decay in decays)
     ratio = (squares - left) / ((left + noise) / (t.size - 4))
