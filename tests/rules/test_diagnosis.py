@@ -93,12 +93,16 @@ def test_a_measurement_that_failed_at_the_end_leaves_the_loop_unknown(write_run)
 
 def test_an_expansive_loop_is_warned_of(write_run):
     exponent = np.where(np.arange(30) % 10 == 0, np.arange(30) / 100, np.nan)  # 0, 0.1 and 0.2 at every tenth step
-<<<<<<< HEAD
-    (found,) = diagnosis(write_run(loss=np.ones(30), lyapunov_max=exponent)).findings
-    assert (found.rule, found.severity, found.step, found.value) == ("LS040", "warning", 10, 0.1)
-    assert diagnosis(write_run("b.h5", loss=np.ones(30), lyapunov_max=0.04)).findings == []
-    drifting = {"lyapunov_max": 0.1, "jacobian_radius": 1.02}
-    assert diagnosis(write_run("c.h5", loss=np.ones(30), **drifting)).findings == []
+    seconds = np.where(np.isnan(exponent), np.nan, 0.1)
+    measured = {"lyapunov_max": exponent, "full_loop_seconds": seconds, "a_bar_radius": 0.8}
+    result = diagnosis(write_run(loss=wavy(30), **measured))
+    by_rule = {finding.rule: finding for finding in result.findings}
+    assert by_rule.keys() == {"LS040"} | ({"LS005"} if result.verdict == "unstable" else set())
+    found = by_rule["LS040"]
+    assert (found.severity, found.step, found.value) == ("warning", 10, 0.1)
+    assert diagnosis(write_run("b.h5", loss=wavy(30), lyapunov_max=0.04, a_bar_radius=0.8)).findings == []
+    drifting = {"lyapunov_max": 0.1, "jacobian_radius": 1.02, "a_bar_radius": 0.8}
+    assert diagnosis(write_run("c.h5", loss=wavy(30), **drifting)).findings == []
 
 
 @pytest.mark.parametrize("bad", [1, 9, 12, 16])
@@ -140,15 +144,3 @@ def test_an_attracting_cycle_is_no_disagreement(write_run, loop_rows):
     found = diagnosis(write_run(loss=np.ones(30), probe={29: rows}, **measured))
     assert (found.regimes["loop"], found.regimes["trajectory"]) == ("stable", "marginal")
     assert "attracting" in found.summary and "disagree" not in found.summary
-=======
-    seconds = np.where(np.isnan(exponent), np.nan, 0.1)
-    measured = {"lyapunov_max": exponent, "full_loop_seconds": seconds, "a_bar_radius": 0.8}
-    result = diagnosis(write_run(loss=wavy(30), **measured))
-    by_rule = {finding.rule: finding for finding in result.findings}
-    assert by_rule.keys() == {"LS040"} | ({"LS005"} if result.verdict == "unstable" else set())
-    found = by_rule["LS040"]
-    assert (found.severity, found.step, found.value) == ("warning", 10, 0.1)
-    assert diagnosis(write_run("b.h5", loss=wavy(30), lyapunov_max=0.04, a_bar_radius=0.8)).findings == []
-    drifting = {"lyapunov_max": 0.1, "jacobian_radius": 1.02, "a_bar_radius": 0.8}
-    assert diagnosis(write_run("c.h5", loss=wavy(30), **drifting)).findings == []
->>>>>>> main
