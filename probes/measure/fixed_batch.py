@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...loops.call import Call, Input
-from ...loops.neutral import eagerly, undisturbed
+from ...loops.neutral import LookError, on_the_side
 from ...loops.site import LoopSite, LoopSiteError
 from .fastest import reduction_for
 from .reduction import EagerReduction
