@@ -1,9 +1,9 @@
-"""Running a model beside its training without leaving a trace in it: the one way in which anything here looks at a model.
+"""Running a model beside its training without leaving a trace in it: the one way in which a model is looked at.
 
 A look begins with a note of what the model holds in Python (`PythonState`) and of all random states; while it lasts,
 whatever is written into a tensor is copied first (`Writes`); in the end all of that is put back, bit for bit. Weights
-that nobody writes to are not copied. Training flags are set without calling the user's ``train()`` and ``eval()``, which
-may merge or swap weights: a module that overrides them, and so may act on them, is looked at in the mode it is in.
+that nobody writes to are not copied. Training flags are set without calling the user's ``train()`` and ``eval()``,
+which may merge or swap weights: a module that overrides them, and so may act on them, is looked at in its own mode.
 
 Not covered: what a forward changes outside of the model and of torch's sight (a list that a function has closed over,
 a file, another process). Where it is known that something could not be put back, there is no look: `LookError`.
@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from .python_state import LookError, PythonState
 from .writes import Fingerprint, Writes, memory_of
 
 _looks_under_way = 0
+_tried: WeakSet[Callable[[], Tensor]] = WeakSet()  # readings known to be quiet, or made so
 
 
 def looking() -> bool:
@@ -140,22 +142,28 @@ def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor
     >>> torch.equal(layer.parametrizations.weight[0]._u, before)
     True
     """
+    if read in _tried:
+        return read
+    with suppress(TypeError):  # of a kind that cannot be remembered: tried again next time
+        _tried.add(read)
     if not _reading_acts(model, read):
         return read
 
     @wraps(read)
     def quiet() -> Tensor:
-        with on_the_side(model, seed=None, evaluating=False, verify=False):
-            return read().detach().clone()
+        with on_the_side(model, seed=None, evaluating=False, verify=False), torch.enable_grad():
+            matrix = read()
+            return matrix.detach().clone().requires_grad_(matrix.requires_grad)
 
+    _tried.add(quiet)
     return quiet
 
 
 def _reading_acts(model: nn.Module, read: Callable[[], Tensor]) -> bool:
-    """Whether reading changes a tensor, a random state or something in Python."""
+    """Whether reading changes a tensor, a random state or something in Python; not whether it works."""
     acts = False
     for training in (True, False):
-        with on_the_side(model, seed=0, evaluating=False, verify=False) as look:
+        with suppress(Exception), on_the_side(model, seed=0, evaluating=False, verify=False) as look:
             _set_flags(model, training)
             flags = PythonState([model])
             streams = _random_states()
@@ -198,29 +206,39 @@ def _verify(model: nn.Module, before: Fingerprint | None, *, failed: bool) -> No
     lost = before.lost(changed)
     done = f"{', '.join(lost)} could not be put back" if lost else "it was put back"
     raise LookError(
-        f"a forward of {type(model).__name__} changes {', '.join(changed)} in a way that torch does not see (numpy, or a "
-        f"kernel of its own); {done}, and the model is not run on the side"
+        f"a forward of {type(model).__name__} changes {', '.join(changed)} in a way that torch does not see (numpy, or "
+        f"a kernel of its own); {done}, and the model is not run on the side"
     )
 
 
 @contextmanager
 def _own_random_stream(model: nn.Module, seed: int | None) -> Iterator[None]:
     """Random states of torch, numpy and Python inside that are not those outside."""
-    devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+    devices = _cuda_devices(model)
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global stream is what users' code draws from
     try:
         with torch.random.fork_rng(devices=devices):
             if seed is not None:
-                torch.default_generator.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed)  # noqa: NPY002
-                for device in devices:
-                    with torch.cuda.device(device):
-                        torch.cuda.manual_seed(seed)
+                start_streams(model, seed)
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+
+
+def start_streams(model: nn.Module, seed: int) -> None:
+    """Starts the random streams of torch, numpy and Python that a forward of a model may draw from; in a look only."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    for device in _cuda_devices(model):
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    """Where a model draws its random numbers besides the host."""
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def _random_states() -> tuple[Any, ...]:
@@ -253,4 +271,4 @@ def _fsdp_modules(model: nn.Module) -> list[Any]:
     return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
 
 
-__all__ = ["Look", "LookError", "eagerly", "looking", "on_the_side", "quietly"]
+__all__ = ["Look", "LookError", "eagerly", "looking", "on_the_side", "quietly", "start_streams"]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .site import LoopSiteError
 from .writes import PLAIN
@@ -31,30 +32,11 @@ _ATOMS: frozenset[type] = frozenset(
     | {types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, types.MappingProxyType}
     | {torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, weakref.ref, property}
 )
-_OTHERS = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "lightning",
-    "pytorch_lightning",
-    "lightning_fabric",
-    "accelerate",
-    "loopscope",
+_OTHERS = frozenset(  # packages whose objects are not the model's
+    {"torch", "torchvision", "numpy", "lightning", "pytorch_lightning", "lightning_fabric", "accelerate", "wandb"}
+    | {"tokenizers", "loopscope", "logging", "threading", "concurrent", "multiprocessing", "io", "_io", "pathlib"}
+    | {"re", "weakref"}
 )
-_OTHERS += (
-    "logging",
-    "threading",
-    "concurrent",
-    "multiprocessing",
-    "io",
-    "_io",
-    "pathlib",
-    "re",
-    "weakref",
-    "wandb",
-    "tokenizers",
-)
-
 _HOOKS = frozenset(name for name, held in vars(nn.Module()).items() if "hook" in name and isinstance(held, dict))
 
 
@@ -163,10 +145,10 @@ class PythonState:
 
     def _keep_tensor(self, value: Tensor, name: str) -> int:
         """Notes which memory a tensor uses, and its gradient."""
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            raise LookError(f"{name!r} of this model is not initialised yet (a lazy module): run one forward first")
         if type(value) not in PLAIN or value.layout != torch.strided:
             return 1
-        if isinstance(value, nn.parameter.UninitializedTensorMixin):
-            raise LookError(f"{name!r} of this model is not initialised yet (a lazy module): run one forward first")
         self.tensors.append(value)
         held = _TensorState(value)
         self._held.append(held)

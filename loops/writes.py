@@ -41,7 +41,7 @@ class Writes(TorchDispatchMode):
     """
 
     def __init__(self, only: set[int] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._only = only
         self._made: set[int] = set()  # memory of tensors made inside
         self._kept: dict[Key, tuple[Tensor, Tensor]] = {}  # place -> the tensor there, and what it held
