@@ -130,6 +130,11 @@ def on_the_side(
             _verify(model, before, failed=failed)
 
 
+def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> AbstractContextManager[Look]:
+    """The older name of `on_the_side`, for code that uses it; the device is found out now."""
+    return on_the_side(model, seed=seed)
+
+
 def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """A way to read a matrix that leaves the model as it is, even where reading acts.
 
@@ -271,4 +276,4 @@ def _fsdp_modules(model: nn.Module) -> list[Any]:
     return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
 
 
-__all__ = ["Look", "LookError", "eagerly", "looking", "on_the_side", "quietly", "start_streams"]
+__all__ = ["Look", "LookError", "eagerly", "looking", "on_the_side", "quietly", "start_streams", "undisturbed"]
