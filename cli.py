@@ -148,7 +148,7 @@ def train(
 def dash(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Run files, or folders of them.")],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but 127.0.0.1 lets others in.")
+        str, typer.Option(help="Address to listen on; anything but 127.0.0.1 lets others in who have the printed link.")
     ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: the first free one from 8050.")] = None,
 ) -> None:
@@ -392,7 +392,7 @@ def _serve(paths: list[Path], *, host: str, port: int | None) -> None:
     def ready(address: str) -> None:
         typer.echo(f"dashboard at {address}  (Ctrl-C ends it)")
         if host not in ("127.0.0.1", "localhost", "::1"):
-            typer.echo(f"loopscope: listening on {host}: everybody who reaches it can read these runs", err=True)
+            typer.echo(f"loopscope: listening on {host}: whoever has this link can read these runs", err=True)
 
     serve(paths, host=host, port=port, on_ready=ready)
 

@@ -20,7 +20,7 @@ _BY_FOLDER: Final = {
     ("probes", "runfile"): "arrays export growing layout reader staging writer",
     ("probes", "runfile.disk"): "handle heaps integrity lease proven repair rewrite superblock",
     ("probes", "runfile.ranks"): "companions merge merged_run",
-    ("probes", "rules"): "detectors diagnosis expression live_rules rules spikes",
+    ("probes", "rules"): "detectors expression live_rules rules spikes",
     ("probes", "probes.measure"): "fixed_batch full_loop fused group hashing inside sums tap transfer",
     ("dynamics", "dynamics.linear"): "arnoldi certificate circle discretize golub_kahan gramian hinfinity "
     "norm_bound pseudospectrum response spectrum tracker transient",
@@ -30,6 +30,7 @@ _BY_FOLDER: Final = {
 }
 _SPLIT: Final = {
     "dynamics.lti": ("dynamics.linear.lti", "dynamics.linear.spectrum"),
+    "probes.diagnosis": ("rules.diagnosis", "rules.regimes"),
     "probes.flight": ("runfile.flights", "probes.flight_recorder", "probes.random_states"),
     "probes.ranks": ("runfile.rank_names",),
     "probes.reader": ("runfile.reader", "runfile.open"),

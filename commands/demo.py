@@ -9,20 +9,20 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..rules.diagnosis import Diagnosis, diagnose
 from ..runfile.open import open_run
 from ..runfile.reader import RunFileError
+from .progress import terminal_bar
 
 INJECTIONS = ("addition", "concatenation", "parcae")
 SEEDS = (0, 1, 2)
@@ -42,7 +42,7 @@ class DemoRun:
 
 
 def run_demo(folder: Path, *, jobs: int = 2) -> None:
-    """Trains the nine runs and prints the table of verdicts.
+    """Train the nine runs and prints the table of verdicts.
 
     Args:
         folder: Where the run files go; those of an earlier demo are replaced.
@@ -65,7 +65,7 @@ def run_demo(folder: Path, *, jobs: int = 2) -> None:
 
 
 def _train_all(runs: list[DemoRun], jobs: int, console: Console) -> None:
-    """Trains every run, with progress; a failed run stops the demo with its error."""
+    """Train every run, with progress; a failed run stops the demo with its error."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, _reporter(runs, console) as report:
         futures = [pool.submit(_train_one, run) for run in runs]
         try:
@@ -77,13 +77,13 @@ def _train_all(runs: list[DemoRun], jobs: int, console: Console) -> None:
             report(futures)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
+            for process in active_children():
                 process.terminate()
             raise
 
 
 def _train_one(run: DemoRun) -> None:
-    """Body of a worker process: one thread each, so that two runs use two cores."""
+    """Train one run, in a process of its own: one thread each, so that two runs use two cores."""
     import torch
 
     from ..models.run_config import RunConfig
@@ -101,44 +101,27 @@ def _train_one(run: DemoRun) -> None:
 
 
 @contextmanager
-def _reporter(runs: list[DemoRun], console: Console) -> Iterator[_Reporter]:
-    """A progress bar on a terminal, a line per finished run elsewhere."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield _Reporter(runs, console, bar)
+def _reporter(runs: list[DemoRun], console: Console) -> Iterator[Callable[[list[Future[None]]], None]]:
+    """Show how far the runs are, from their files: a bar on a terminal, a line per finished run elsewhere."""
+    lines = 0
+    with terminal_bar(STEPS * len(runs), "steps", console) as show:
 
+        def report(futures: list[Future[None]]) -> None:
+            nonlocal lines
+            finished = [future.done() for future in futures]
+            done = sum(finished)
+            if console.is_terminal:
+                rows = sum(STEPS if end else _rows(run.path) for end, run in zip(finished, runs, strict=True))
+                show(rows, f"training, {done} of {len(runs)} runs done")
+            elif done > lines:
+                console.print(f"  {done} of {len(runs)} runs done")
+            lines = done
 
-class _Reporter:
-    """Shows how far the runs are, from their files."""
-
-    def __init__(self, runs: list[DemoRun], console: Console, bar: Progress) -> None:
-        self.runs, self.console, self.bar = runs, console, bar
-        self.task = bar.add_task("training", total=STEPS * len(runs))
-        self.finished = 0
-
-    def __call__(self, futures: list[Future[None]]) -> None:
-        """Shows the state of now."""
-        finished = sum(future.done() for future in futures)
-        if self.console.is_terminal:
-            rows = sum(
-                STEPS if future.done() else _rows(run.path) for run, future in zip(self.runs, futures, strict=True)
-            )
-            self.bar.update(
-                self.task, completed=rows, description=f"training, {finished} of {len(self.runs)} runs done"
-            )
-        elif finished > self.finished:
-            self.console.print(f"  {finished} of {len(self.runs)} runs done")
-        self.finished = finished
+        yield report
 
 
 def _rows(path: Path) -> int:
-    """Steps a run has recorded so far."""
+    """Return how many steps a run has recorded so far."""
     try:
         with open_run(path) as run:
             return len(run)
@@ -147,13 +130,13 @@ def _rows(path: Path) -> int:
 
 
 def _diagnose(run: DemoRun) -> tuple[Diagnosis, float]:
-    """A run's diagnosis and the state norm after the last loop of the probe batch at its end."""
+    """Return a run's diagnosis and the state norm after the last loop of the probe batch at its end."""
     with open_run(run.path) as recorded:
         return diagnose(recorded), float(recorded.probe("state_norm")[-1, -1])
 
 
 def _table(rows: list[tuple[DemoRun, tuple[Diagnosis, float]]]) -> Table:
-    """The verdicts."""
+    """Return the table of verdicts."""
     table = Table(title=f"Looped models after {STEPS} steps at learning rate {LEARNING_RATE}", show_lines=False)
     for name, options in {
         "injection": {},

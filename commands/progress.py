@@ -21,40 +21,55 @@ SECONDS_PER_LINE = 30.0
 
 
 @contextmanager
-def step_progress(steps: int) -> Iterator[Callable[[Progress], None]]:
-    """A function that shows how far a training run is."""
-    console = Console(file=sys.stderr)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, {task.fields[said]}"), TimeRemainingColumn())
+def terminal_bar(total: float, unit: str, console: Console | None = None) -> Iterator[Callable[[float, str], None]]:
+    """Show how far long work is, on a terminal only.
+
+    Args:
+        total: What the work comes to.
+        unit: What is counted, e.g. ``"steps"``; empty to show per cent.
+        console: Where to; stderr by default.
+
+    Yields:
+        A function of what is done and of a few words about it.
+    """
+    console = console or Console(file=sys.stderr)
+    count = (MofNCompleteColumn(), TextColumn(unit)) if unit else (TextColumn("{task.percentage:3.0f} %"),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn())
     with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=steps, said="")
+        task = bar.add_task("", total=total)
+        yield lambda done, words: bar.update(task, completed=done, description=words)
+
+
+@contextmanager
+def step_progress(steps: int) -> Iterator[Callable[[Progress], None]]:
+    """Show how far a training run is: a bar on a terminal, a line now and then elsewhere."""
+    console = Console(file=sys.stderr)
+    with terminal_bar(steps, "steps", console) as show:
         lines = _Lines(console)
 
         def report(progress: Progress) -> None:
             lines(progress)
-            bar.update(task, completed=progress.step, said=_said(progress))
+            show(progress.step, _said(progress))
 
         yield report
 
 
 @contextmanager
 def part_progress() -> Iterator[Callable[[str, float], None]]:
-    """A function that shows which part of an analysis is under way; only on a terminal."""
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda part, fraction: bar.update(task, completed=fraction, description=part)
+    """Show which part of an analysis is under way; only on a terminal."""
+    with terminal_bar(1.0, "") as show:
+        yield lambda part, fraction: show(fraction, part)
 
 
 class _Lines:
-    """A plain line for every evaluation, and every half minute where there is no bar."""
+    """Print a plain line for every evaluation, and every half minute where there is no bar."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Prints what is due."""
+        """Print what is due."""
         where = f"step {progress.step}/{progress.steps}"
         if progress.evaluation:
             losses = "  ".join(f"T={depth} {loss:.4f}" for depth, loss in progress.evaluation.items())
@@ -65,6 +80,6 @@ class _Lines:
 
 
 def _said(progress: Progress) -> str:
-    """Loss and speed in a few words; utilisation where the device's peak is known."""
+    """Return loss and speed in a few words; utilisation where the device's peak is known."""
     said = f"loss {progress.loss:.3f}, {progress.tokens_per_second:.3g} tokens/s"
     return said if progress.utilisation != progress.utilisation else f"{said}, {progress.utilisation:.0%} of peak"

@@ -1,38 +1,32 @@
-"""The application: pages, headers, and a server on this machine.
+"""The application: the bar above all pages, the pages, and a server on this machine.
 
-What is not covered: several users, authentication, TLS. The server binds to the loopback address, answers only to
-loopback names there (a web page elsewhere cannot reach it by rebinding its own name), and tells the browser to load
-nothing from anywhere else.
+Not covered: who may ask (`access`), what a page holds (`pages`).
 """
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dash
 import dash_mantine_components as dmc
 import waitress
-from dash import Dash, dcc, html
+from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from dash._callback_context import context_value
-from flask import Flask, Response, abort, request
+from flask import Flask, Response, jsonify, request
 
+from ..runfile.layout import RunFileError
+from .access import BODY_BYTES, LOOPBACK, Access, access_at, guard, link
 from .colours import css_variables
-from .index import CONFIG_KEY, RunIndex
-from .pages import run as run_page
-from .pages import runs as runs_page
+from .index import CONFIG_KEY, RunIndex, current_index
+from .pages import Page, all_pages
 
 DEFAULT_PORT: Final = 8050
 PORTS_TRIED: Final = 50
 THREADS: Final = 8
-LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
-
-# Dash writes its start-up call inline and compiles clientside code, hence the two 'unsafe' words; what matters here is
-# that no address other than this server is allowed for anything.
-CONTENT_POLICY: Final = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'none'"
-)
+LOCAL: Final = Access(LOOPBACK.__contains__)
 
 INDEX_PAGE: Final = """<!DOCTYPE html>
 <html lang="en">
@@ -52,12 +46,12 @@ INDEX_PAGE: Final = """<!DOCTYPE html>
 </html>"""
 
 
-def create_app(paths: Iterable[str | Path], *, hosts: frozenset[str] | None = LOOPBACK) -> Dash:
+def create_app(paths: Iterable[str | Path], *, access: Access = LOCAL) -> Dash:
     """Build the dashboard over some runs.
 
     Args:
         paths: Run files, and folders whose ``*.h5`` files at any depth are runs; runs that appear later show up.
-        hosts: Host names (without port) the application answers to; None answers to any.
+        access: Who may ask; by default, this machine.
 
     Returns:
         The Dash application; ``app.server`` is the WSGI application.
@@ -78,48 +72,77 @@ def create_app(paths: Iterable[str | Path], *, hosts: frozenset[str] | None = LO
     )
     server: Flask = app.server
     server.config[CONFIG_KEY] = RunIndex(paths)
-    _guard(server, hosts)
+    guard(server, access)
+    _answer_alive(server)
+    pages = all_pages()
     if context_value.get(None) is None:  # set by Dash in the thread that imported it only; registering a page reads it
         context_value.set({})
-    dash.register_page("loopscope.runs", path="/", title="Runs · loopscope", layout=runs_page.layout)
-    dash.register_page("loopscope.run", path_template="/run/<run_id>", title=run_page.title, layout=run_page.layout)
-    dash.register_page("not_found_404", path="/404", title="Not found · loopscope", layout=run_page.not_found)
-    app.layout = shell
-    runs_page.register(app)
-    run_page.register(app)
+    for page in pages:
+        place = {"path_template": page.path} if "<" in page.path else {"path": page.path}
+        name = "not_found_404" if page.name == "missing" else f"loopscope.{page.name}"
+        dash.register_page(name, title=page.title, layout=page.layout, **place)
+        page.register(app)
+    app.layout = lambda: shell(pages)
+    app.clientside_callback(
+        ClientsideFunction("loopscope", "bar"),
+        Output("bar-shown", "data"),
+        Input("_pages_location", "pathname"),
+        *[Input(page.counts, "data") for page in pages if page.counts],
+    )
     return app
 
 
-def shell() -> dmc.MantineProvider:
-    """Return what every page sits in: the header with the remembered dark/light switch, and the page."""
+def shell(pages: list[Page]) -> dmc.MantineProvider:
+    """Return what every page sits in: the bar with links, connection light and dark/light switch, and the page."""
+    counted = list(dict.fromkeys(["ticked", *(page.counts for page in pages if page.counts)]))
     header = html.Header(
         [
             dcc.Link(["loop", html.Span("scope")], href="/", className="ls-brand"),
-            html.Span("stability of looped language models", className="ls-tagline"),
-            dmc.ColorSchemeToggle(lightIcon="☀", darkIcon="☾", variant="subtle", color="gray", size="lg", id="scheme"),
+            html.Nav([_link(page) for page in pages if page.link], className="ls-nav"),
+            html.Span(id="light", role="status", className="ls-light"),
+            dmc.ColorSchemeToggle(
+                lightIcon="☀",
+                darkIcon="☾",
+                variant="subtle",
+                color="gray",
+                size="lg",
+                id="scheme",
+                **{"aria-label": "dark or light"},
+            ),
         ],
         className="ls-header",
     )
-    main = html.Main(dash.page_container, className="ls-main")
+    main = html.Main(dash.page_container, className="ls-main", id="main")
+    kept = [dcc.Store(id=name, data=[], storage_type="session") for name in counted]
+    skip = html.A("Skip to the page", href="#main", className="ls-skip")
     return dmc.MantineProvider(
-        [dcc.Location(id="address", refresh="callback-nav"), header, main], defaultColorScheme="auto"
+        [dcc.Location(id="address", refresh="callback-nav"), *kept, dcc.Store(id="bar-shown"), skip, header, main],
+        defaultColorScheme="auto",
     )
 
 
-def _guard(server: Flask, hosts: frozenset[str] | None) -> None:
-    """Refuse foreign host names, and forbid the browser to load or send anything elsewhere."""
+def _link(page: Page) -> dcc.Link:
+    """Return the word of a page in the bar, with room for its count."""
+    said: list[Any] = [page.link]
+    if page.counts:
+        counted: Any = {"data-counts": page.counts}
+        said.append(html.Span(className="ls-count", **counted))
+    return dcc.Link(said, href=page.path, className="ls-nav-link")
 
-    @server.before_request
-    def known_host() -> None:
-        if hosts is not None and request.host.rsplit(":", 1)[0] not in hosts and request.host not in hosts:
-            abort(403, "loopscope answers only to the address it was started on")
 
-    @server.after_request
-    def secure(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = CONTENT_POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
+def _answer_alive(server: Flask) -> None:
+    """Answer the connection light: that the server is there, and how long ago a live run was written."""
+
+    @server.get("/alive")
+    def alive() -> Response:
+        entry = current_index().find(request.args.get("run", ""))
+        if entry is None:
+            return jsonify({})
+        try:
+            run = current_index().open(entry).run
+        except RunFileError:
+            return jsonify({})
+        return jsonify({"state": run.state, "age": max(time.time() - run.committed_at, 0.0)})
 
 
 def serve(
@@ -132,24 +155,26 @@ def serve(
 
     Args:
         paths: See `create_app`.
-        host: Address to bind; anything but a loopback address opens the runs to the network.
+        host: Address to bind; anything but a loopback address opens the runs to the network, to those with the token.
         port: Port to bind; default is `DEFAULT_PORT`, or the next free one after it.
-        on_ready: Called once with the address, e.g. ``http://127.0.0.1:8050``, when connections are accepted.
+        on_ready: Called once with the link, e.g. ``http://127.0.0.1:8050``, when connections are accepted. It holds
+            the token where one is needed.
 
     Raises:
         OSError: The port asked for is taken, or none of the default ones is free.
     """
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for a dozen things at once: no news
     listener = _bind(host, port)
-    loopback = host in LOOPBACK or host == "::1"
-    app = create_app(paths, hosts=LOOPBACK if loopback else None)
+    access = access_at(host)
+    app = create_app(paths, access=access)
     index: RunIndex = app.server.config[CONFIG_KEY]
     # One process: HDF5 allows one reader per file in each. Threads, because a page asks for several things at once.
-    server = waitress.create_server(app.server, sockets=[listener], threads=THREADS, ident="loopscope")
+    server = waitress.create_server(
+        app.server, sockets=[listener], threads=THREADS, ident="loopscope", max_request_body_size=2 * BODY_BYTES
+    )
     try:
         if on_ready is not None:
-            shown = f"[{host}]" if ":" in host else host
-            on_ready(f"http://{shown}:{listener.getsockname()[1]}")
+            on_ready(link(host, listener.getsockname()[1], access.token))
         server.run()
     finally:
         server.close()

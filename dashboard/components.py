@@ -1,6 +1,5 @@
 """Small pieces of page shared by all pages: badges, the verdict, findings, error boxes, plots."""
 
-import math
 from typing import Any
 
 from dash import dcc, html
@@ -28,19 +27,6 @@ def regime_badge(regime: str, label: str = "") -> html.Span:
 def state_badge(state: str) -> html.Span:
     """Return the badge of a run's state: live, interrupted, finished or unreadable."""
     return badge(state, "✕" if state == "unreadable" else "●", state)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """Return a number as people read it, an en dash when it was not recorded.
-
-    >>> number(0.44721), number(1.5e9), number(math.nan), number(math.inf)
-    ('0.4472', '1.5e+09', '–', '∞')
-    """
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:.{digits}g}"
 
 
 def verdict(diagnosis: Diagnosis) -> html.Section:

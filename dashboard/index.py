@@ -1,38 +1,47 @@
 """Which runs exist: the files under the given paths, by id.
 
 A page or callback names a run by an id that is looked up here and never becomes part of a path, so nothing outside the
-given paths can be asked for. What is not covered: file systems that hide changes; folders are read again every second.
+given paths can be asked for. What is not a run file but looks like one is listed with the reason.
+
+Not covered: file systems that hide changes; folders are read again every second.
 """
 
+import errno
 import hashlib
+import os
+import stat
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from flask import current_app
 
+from ..runfile.layout import RunFileError
 from ..runfile.rank_names import rank_files, rank_of, run_path, whole_runs
 from .opened import OpenRun
+from .text import shown
 
 CONFIG_KEY = "LOOPSCOPE_INDEX"
 RESCAN_SECONDS = 1.0
 RESCAN_REST = 20.0  # a folder that takes long to search is searched again only after this many times as long
 KEPT_OPEN = 24  # finished runs kept open for a quick return to their page; live ones are always kept
+KEPT_BYTES = 600 << 20  # over all open runs: the finished ones looked at longest ago are closed above it
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One run: ``id`` for addresses, ``name`` for people (relative to the path that was given), ``path`` of its file.
 
-    ``others`` are the files of its further ranks.
+    ``others`` are the files of its further ranks; ``fault`` says why the path cannot be a run at all.
     """
 
     id: str
     name: str
     path: Path
     others: tuple[Path, ...] = ()
+    fault: str = ""
 
 
 class RunIndex:
@@ -74,6 +83,8 @@ class RunIndex:
         Raises:
             RunFileError: The file is no run, is damaged, or has gone.
         """
+        if entry.fault:
+            raise RunFileError(f"{shown(entry.path)}: {entry.fault}")
         with self._lock:
             held = self._opened.pop(entry.id, None) or OpenRun(entry.path)
             self._opened[entry.id] = held  # popped and put back: the dict stays ordered by last use
@@ -82,9 +93,16 @@ class RunIndex:
         return held
 
     def _close_surplus(self) -> None:
-        """Close the finished runs that were not looked at for longest."""
+        """Close the finished runs that were not looked at for longest, over the count or over the bytes."""
         finished = [run_id for run_id, held in self._opened.items() if held.run.state == "finished"]
-        for run_id in finished[:-KEPT_OPEN]:
+        surplus = finished[:-KEPT_OPEN]
+        kept = sum(held.kept_bytes for held in self._opened.values())
+        for run_id in finished[len(surplus) : -1]:
+            if kept <= KEPT_BYTES:
+                break
+            kept -= self._opened[run_id].kept_bytes
+            surplus.append(run_id)
+        for run_id in surplus:
             self._opened.pop(run_id).close()
 
     def close(self) -> None:
@@ -95,29 +113,66 @@ class RunIndex:
 
 
 def _scan(root: Path) -> list[Entry]:
-    """List the run files of one given path; an unreadable folder has none."""
-    try:
-        if not root.is_dir():
-            return [_entry(root, root.name, tuple(rank_files(root).values()))] if root.is_file() else []
-        home = root.resolve()
-        found = [path for path in root.rglob("*.h5") if path.resolve().is_relative_to(home) and path.is_file()]
-    except OSError:
-        return []
+    """List the run files of one given path, and what looks like one but is none."""
+    if not root.is_dir():
+        if not os.path.lexists(root):
+            return []
+        fault = _fault(root, None)
+        return [_entry(root, root.name, () if fault else tuple(rank_files(root).values()), fault)]
+    home = os.path.realpath(root)
+    found: dict[Path, str] = {}
+    broken: list[Entry] = []
+    for path, fault in _candidates(root):
+        found[path] = fault or _fault(path, home)
     others: dict[Path, list[Path]] = {}
-    for path in found:
-        if rank_of(path):
+    for path, fault in found.items():
+        if rank_of(path) and not fault:
             others.setdefault(run_path(path), []).append(path)
-    return [
-        _entry(path, path.relative_to(root).with_suffix("").as_posix(), tuple(others.get(path, ())))
-        for path in whole_runs(found)
-    ]
+    sound = whole_runs([path for path, fault in found.items() if not fault])
+    broken = [_entry(path, _relative(path, root), (), fault) for path, fault in found.items() if fault]
+    return [_entry(path, _relative(path, root), tuple(others.get(path, ()))) for path in sound] + broken
 
 
-def _entry(path: Path, name: str, others: tuple[Path, ...]) -> Entry:
+def _candidates(root: Path) -> Iterator[tuple[Path, str]]:
+    """Walk a folder: every ``*.h5`` that is no folder, and every folder that cannot be read with the reason."""
+    closed: list[OSError] = []
+    for folder, _, files in os.walk(root, onerror=closed.append):
+        for name in files:
+            if name.endswith(".h5"):
+                yield Path(folder, name), ""
+    for error in closed:
+        yield Path(os.fsdecode(error.filename)), f"this folder cannot be read: {error.strerror}"
+
+
+def _fault(path: Path, home: str | None) -> str:
+    """Say why a path cannot be a run file, without opening it; a pipe would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if not path.is_symlink():
+            return f"cannot be looked at: {error.strerror}"
+        loop = error.errno == errno.ELOOP
+        return "a link that leads to itself" if loop else "a link that leads to nothing"
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
+        kind = next((name for test, name in kinds if test(mode)), "a device")
+        return f"{kind}, not a file"
+    if home is not None and path.is_symlink() and Path(home) not in Path(os.path.realpath(path)).parents:
+        return "a link that leads out of this folder; to see the run, start loopscope dash where it leads to"
+    return ""
+
+
+def _relative(path: Path, root: Path) -> str:
+    """Return the name of a file under a folder that was given."""
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _entry(path: Path, name: str, others: tuple[Path, ...], fault: str = "") -> Entry:
     """Name one file; the id holds its stem for people and a digest of the whole path to be unique."""
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    place = path if fault else Path(os.path.realpath(path))
+    digest = hashlib.sha256(os.fsencode(place.absolute())).hexdigest()[:8]
     stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in path.stem)
-    return Entry(f"{stem}-{digest}", name, path, others)
+    return Entry(f"{stem}-{digest}", shown(name), path, others, fault)
 
 
 def current_index() -> RunIndex:

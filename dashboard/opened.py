@@ -79,6 +79,12 @@ class OpenRun:
         alone, self.run = self.run, open_run(self.run.path)
         alone.close()
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of numbers that are kept in memory for this run, about: those of the arrays made here."""
+        with self._lock:
+            return sum(_bytes(kept) for kept in self._kept.values())
+
     def _keep(self, key: str, make: Callable[[], T]) -> T:
         """Return what ``make`` gives, made once per version."""
         with self._lock:
@@ -167,3 +173,10 @@ class OpenRun:
             lost &= ~np.isnan(self.run.loops("tokens")[:, 1:])  # h[t+1] has tokens: loop t ran
         norm[lost] = np.inf
         return norm
+
+
+def _bytes(kept: Any) -> int:
+    """Return how many bytes the arrays in something kept take."""
+    if isinstance(kept, np.ndarray):
+        return int(kept.nbytes)
+    return sum(map(_bytes, kept)) if isinstance(kept, tuple) else 0

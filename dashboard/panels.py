@@ -16,6 +16,7 @@ from . import figures, heatmaps
 from .downsample import View
 from .figures import Mark, Profile
 from .opened import OpenRun
+from .text import plain
 
 STEP_PLOTS: Final = ("loss", "radius", "heatmap", "state", "blocks", "gradients")
 """Plots over training steps: they share zoom and cursor."""
@@ -35,7 +36,7 @@ def nonfinite_losses(run: Run) -> NDArray[np.float64]:
 
 def marks(held: OpenRun) -> list[Mark]:
     """Return the events found while training, in order of their steps."""
-    found = [Mark(float(event.step), event.message, event.severity) for event in held.run.events]
+    found = [Mark(float(event.step), plain(event.message), event.severity) for event in held.run.events]
     return sorted(found, key=lambda mark: mark.step)
 
 
@@ -62,8 +63,9 @@ def step_figures(held: OpenRun, view: View, selected: float | None, revision: st
 
 def block_names(held: OpenRun) -> list[str]:
     """Return what the entries of ``block_state_norm`` are called; numbers where the run does not say."""
-    site = held.run.info.get("site", {})
-    names = [*site.get("prelude", ()), *site.get("sublayers", ())]
+    site = held.run.info.get("site")
+    parts = [site.get(part) for part in ("prelude", "sublayers")] if isinstance(site, dict) else []
+    names = [plain(name, 60) for part in parts if isinstance(part, list) for name in part]
     count = held.table(BLOCK_NORM).values.shape[1]
     return names if len(names) == count else [f"block {i}" for i in range(count)]
 

@@ -3,6 +3,7 @@
 A run that cannot be read is a row too, with its one-line error.
 """
 
+import logging
 import math
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,6 +12,7 @@ from ..rules.diagnosis import Diagnosis
 from ..runfile.layout import RunFileError
 from .index import Entry, RunIndex
 from .opened import OpenRun
+from .text import shown
 
 Row = dict[str, Any]
 Stamp = tuple[tuple[int, int, int], ...]
@@ -53,12 +55,16 @@ def _stamp(entry: Entry) -> Stamp:
 
 def _make(index: RunIndex, entry: Entry) -> Row:
     """Read one row off its run; numbers that are not finite become None or words, since JSON has neither."""
-    identity: Row = {"id": entry.id, "name": entry.name, "path": str(entry.path), "href": f"/run/{entry.id}"}
+    identity: Row = {"id": entry.id, "name": entry.name, "path": shown(entry.path), "href": f"/run/{entry.id}"}
     try:
         held = index.open(entry)
         return identity | _read(held) | _diagnosed(held.diagnosis())
     except RunFileError as error:
-        fault = str(error).removeprefix(f"{entry.path}: ")  # the row names the run already
+        fault = shown(error).removeprefix(f"{shown(entry.path)}: ")  # the row names the run already
+        return identity | {"state": "unreadable", "fault": fault, "verdict": None}
+    except Exception as error:  # whatever a hostile file brings about costs its own row, never the page
+        logging.getLogger(__name__).warning("%s cannot be shown", shown(entry.path), exc_info=True)
+        fault = f"cannot be shown ({type(error).__name__}: {shown(error, 120)})"
         return identity | {"state": "unreadable", "fault": fault, "verdict": None}
 
 

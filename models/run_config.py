@@ -22,17 +22,18 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .config import LoopedConfig
 from .data import ByteText, Data, standard_library
 from .documents import read_documents
 from .looped import LoopedTransformer
 from .packed import PackedText
-from .presets import build, preset, recipe
+from .presets import preset, recipe
 from .train_config import TrainConfig
 
 STANDARD_LIBRARY = "standard-library"
@@ -58,9 +59,15 @@ class DataConfig:
             raise ValueError(f"sequence_length: expected at least 0, found {self.sequence_length}")
 
 
+DATA_FIELDS = tuple(each.name for each in fields(DataConfig))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """A run: a preset, what differs from it, the text, and the seed of weights, text order and draws.
+
+    What was asked for is in the fields; what it comes to, defaults included, is resolved once, when the run is built:
+    ``looped``, ``data_config()`` and ``train_config()``.
 
     Args:
         preset: Name of the model.
@@ -82,59 +89,58 @@ class RunConfig:
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    looped: LoopedConfig = field(init=False, repr=False, compare=False)
+    _train: TrainConfig = field(init=False, repr=False, compare=False)
+    _data: DataConfig = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Builds every part once, so that a mistake is told before anything runs."""
-        preset(self.preset, **self.model)
-        self.train_config()
-        self.data_config()
+        """Resolve every part, so that a mistake is told before anything runs."""
+        if unknown := [name for name in self.data if name not in DATA_FIELDS]:
+            raise ValueError(f"{unknown[0]}: not a field of [data]; it has {', '.join(DATA_FIELDS)}")
+        object.__setattr__(self, "looped", preset(self.preset, **self.model))
+        object.__setattr__(self, "_train", recipe(self.preset, **{"seed": self.seed, **self.train}))
+        object.__setattr__(self, "_data", DataConfig(**self.data))
 
     def train_config(self) -> TrainConfig:
-        """The preset's recipe with this run's changes."""
-        return recipe(self.preset, **{"seed": self.seed, **self.train})
+        """Return the preset's recipe with this run's changes."""
+        return self._train
 
     def data_config(self) -> DataConfig:
-        """The text with this run's changes."""
-        names = list(asdict(DataConfig()))
-        for name in self.data:
-            if name not in names:
-                raise ValueError(f"{name}: not a field of [data]; it has {', '.join(names)}")
-        return DataConfig(**self.data)
+        """Return the text with this run's changes."""
+        return self._data
 
     def build_model(self) -> LoopedTransformer:
-        """The model with weights drawn from the run's seed, on the current default device; seeds torch."""
+        """Build the model with weights drawn from the run's seed, on the current default device; seeds torch."""
         torch.manual_seed(self.seed)
-        return build(self.preset, **self.model)
+        return LoopedTransformer(self.looped)
 
     def open_data(self) -> Data:
-        """The text, ready for batches.
+        """Open the text, ready for batches.
 
         Raises:
             ValueError: Nothing readable at the source, too little text, or more token kinds than the model has.
         """
-        config, model = self.data_config(), preset(self.preset, **self.model)
-        length = config.sequence_length or model.max_length
-        if length > model.max_length:
+        source, longest, most = self._data.source, self.looped.max_length, self.looped.vocab_size
+        length = self._data.sequence_length or longest
+        if length > longest:
+            raise ValueError(f"sequence_length: expected at most the model's max_length = {longest}, found {length}")
+        data = _open(source, length, self.seed)
+        if data.vocab_size > most:
             raise ValueError(
-                f"sequence_length: expected at most the model's max_length = {model.max_length}, found {length}"
-            )
-        data = _open(config.source, length, self.seed)
-        if data.vocab_size > model.vocab_size:
-            raise ValueError(
-                f"vocab_size: {config.source} has {data.vocab_size} tokens, the model {model.vocab_size}; "
+                f"vocab_size: {source} has {data.vocab_size} tokens, the model {most}; "
                 f"override the model's vocab_size or use a smaller tokenizer"
             )
         return data
 
     def updated(self, **changes: Any) -> RunConfig:
-        """A copy with some fields replaced, as flags do with a file; tables are merged key by key."""
+        """Return a copy with some fields replaced, as flags do with a file; tables are merged key by key."""
         merged: dict[str, Any] = {name: {**getattr(self, name), **changes.pop(name, {})} for name in _TABLES}
         return replace(self, **merged, **changes)
 
     def describe(self) -> dict[str, object]:
-        """Everything, defaults included, as plain values for the run file."""
-        parts = {"model": asdict(preset(self.preset, **self.model)), "data": asdict(self.data_config())}
-        return {"preset": self.preset, "seed": self.seed, **parts, "train": asdict(self.train_config())}
+        """Return everything, defaults included, as plain values for the run file."""
+        parts = {"model": asdict(self.looped), "data": asdict(self._data), "train": asdict(self._train)}
+        return {"preset": self.preset, "seed": self.seed, **parts}
 
 
 def load_run_config(path: str | os.PathLike[str]) -> RunConfig:

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import torch
 from torch import Tensor, nn
 
+from ..loops.hooks import Hook
 from ..runfile.rank_names import rank_path
-from .measure.tap import Hook
 from .probe import Probe, attach
 
 log = logging.getLogger("loopscope")

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ..loops.call import Input
 from ..loops.find import find_site
+from ..loops.hooks import Hook
 from ..loops.least_squares import linear_estimate
 from ..loops.site import LoopSite, unwrap
 from ..rules.rules import load_rules
@@ -43,7 +44,7 @@ from .measure.full_loop import FullLoopProbe, Measured
 from .measure.group import PATIENCE_AT_END, Group, is_sharded
 from .measure.inside import InsideTap
 from .measure.sums import LoopSums
-from .measure.tap import Hook, LoopTap
+from .measure.tap import LoopTap
 from .measure.transfer import Transfer
 from .mirrors import Mirror
 from .random_states import random_states

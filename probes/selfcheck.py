@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ..loops.find import find_site
+from ..loops.hooks import LoopHooks
 from ..loops.site import LoopSite, argument, unwrap
 from ..runfile.open import open_run
-from .measure.tap import Hook
 from .probe import Probe, attach
 from .random_states import random_states
 from .schedule import Preset, every
@@ -316,9 +316,7 @@ def _count_loops(
         place = found.state_argument
         note(None if place is None or found.output is not None else argument(args, kwargs, place))
 
-    model.register_forward_pre_hook(Hook(begin))
-    model.register_forward_hook(Hook(end), always_call=True)
-    model.get_submodule(found.output or found.body).register_forward_pre_hook(Hook(received), with_kwargs=True)
+    LoopHooks(model, replace(found, body=found.output or found.body), begin=begin, enter=received, end=end)
     _seed(1)
     with torch.compiler.set_stance("force_eager"):
         for step in range(steps):

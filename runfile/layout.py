@@ -18,6 +18,8 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .text import plain
+
 FORMAT: Final = "loopscope-run"
 VERSION: Final = 2  # 2 added the tables of arrays; files of version 1 have the commit columns without them
 
@@ -180,6 +182,9 @@ ARRAY_INDEX_DTYPE: Final = np.dtype(
 
 class RunFileError(Exception):
     """A run file cannot be used; the message is one line: the file, what was expected, what to do."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(plain(message))
 
 
 class NotARun(RunFileError):

@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import loopscope
@@ -50,3 +51,40 @@ def test_the_version_is_said_once() -> None:
     import tomllib
 
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == loopscope.__version__
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"`([\w./-]+/[\w.-]*)`", text) if name.split("/")[0] in FOLDERS - {"runs"}}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    links = {link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link}
+    assert {link for link in links if not (page.parent / link).exists()} == set()
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+
+
+def test_the_file_tree_of_the_readme_is_the_tree() -> None:
+    """Every file at the top and every folder is named; for a folder of the house, a file that is read first."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"## Where things are\n.*?```\n(.*?)```", text, re.S)
+    assert tree
+    lines = [line for line in tree[1].splitlines() if line.strip() and not line.startswith(" ")]
+    named = {line.split()[0].rstrip("/"): line for line in lines}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    there = {name.split("/")[0] for name in tracked} - {".gitignore", ".ci", "LICENSE", "README.md", "py.typed"}
+    assert set(named) == there
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    for package in packages:
+        first = re.search(r"read (?:`)?([\w./]+\.py)(?:`)? first", named[package])
+        assert first and (ROOT / package / first[1]).exists(), f"{package}: which file is read first?"

@@ -53,6 +53,23 @@
       return count;
     },
 
+    /* The bar: which page is shown, and how many runs are ticked. */
+    bar(pathname, ...counted) {
+      const ids = dash.callback_context.inputs_list.slice(1).map((input) => input.id);
+      requestAnimationFrame(() => {
+        for (const link of document.querySelectorAll(".ls-nav-link")) {
+          const here = new URL(link.href).pathname === pathname;
+          if (here) link.setAttribute("aria-current", "page");
+          else link.removeAttribute("aria-current");
+        }
+        for (const span of document.querySelectorAll("[data-counts]")) {
+          const chosen = counted[ids.indexOf(span.dataset.counts)];
+          span.textContent = chosen && chosen.length ? ` (${chosen.length})` : "";
+        }
+      });
+      return dash.no_update;
+    },
+
     open_row(rows) {
       return rows && rows.length ? rows[0].href : dash.no_update;
     },

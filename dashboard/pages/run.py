@@ -17,6 +17,7 @@ from ..downsample import View
 from ..index import Entry, current_index
 from ..opened import OpenRun
 from ..polling import Clock
+from . import Page
 
 POLL_MS = {"live": 1000, "interrupted": 5000, "finished": 5000}
 
@@ -49,11 +50,6 @@ def title(run_id: str = "", **_: Any) -> str:
     """Return the title of the browser's tab."""
     entry = current_index().find(run_id)
     return f"{entry.name if entry else 'no such run'} · loopscope"
-
-
-def not_found(**_: Any) -> html.Div:
-    """Return the page of an address that is none."""
-    return html.Div(components.problem("No such page", "The address leads nowhere."))
 
 
 def _parse_step(text: str | None) -> int | None:
@@ -323,3 +319,6 @@ def _cursor(selected: int | None) -> Patch:
         patch["layout"]["shapes"][0]["x0"] = selected
         patch["layout"]["shapes"][0]["x1"] = selected
     return patch
+
+
+PAGE = Page("run", "/run/<run_id>", title, layout, register)

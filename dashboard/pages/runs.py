@@ -11,6 +11,7 @@ from .. import components, summary
 from ..colours import REGIME_COLOURS
 from ..index import current_index
 from ..polling import Clock
+from . import Page
 
 POLL_MS = 2000
 _CLOCK = Clock("runs-poll", ("rows",))
@@ -126,3 +127,6 @@ def register(app: Dash) -> None:
         State("runs", "dashGridOptions"),
         prevent_initial_call=True,
     )
+
+
+PAGE = Page("runs", "/", "Runs · loopscope", layout, register, link="Runs", place=10)

@@ -27,7 +27,9 @@ def pseudospectral_radius(system: LTISystem, epsilon: float) -> Estimate:
         epsilon: Size ε >= 0 of the change, in the unit of A̅.
 
     Returns:
-        Estimate, dimensionless; the value is attained, and the last circular search found nothing outside ``upper``.
+        Estimate, dimensionless; ``lower`` is ρ + ε, which some change always attains. Converged when the last circular
+        search saw nothing outside ``upper``. Unconverged, with an infinite upper bound, when the search lost the
+        boundary, as it does for ε below the rounding of the matrix.
 
     Raises:
         ValueError: Negative or non-finite ε.
@@ -46,16 +48,21 @@ def pseudospectral_radius(system: LTISystem, epsilon: float) -> Estimate:
         )
     a = system.a_bar
     angles = np.array([np.angle(system.eigenvalues()[0])])
-    best = radius.value
+    # Moving the leading eigenvalue outwards by ε along its own vector is one such change, so this much is attained.
+    attained = radius.value + epsilon
+    best = attained
     for _ in range(50):
-        found = max(_outermost(a, epsilon, angle) for angle in angles)
-        if found <= best * (1 + 1e-12):
-            return Estimate(best, radius.value, best * (1 + 1e-7), math.nan, "criss-cross", True)
-        best = found
+        outermost = max(_outermost(a, epsilon, angle) for angle in angles)
+        if outermost < best * (1 - 1e-6):
+            # The search along the ray lost the boundary that is known to be there.
+            return Estimate(best, attained, math.inf, math.nan, "criss-cross, no crossing seen", False)
+        if outermost <= best * (1 + 1e-12) and best > attained:
+            return Estimate(best, attained, best * (1 + 1e-6), math.nan, "criss-cross", True)
+        best = max(best, outermost)
         angles = _outside(a, epsilon, best * (1 + 1e-9))
         if angles.size == 0:
-            return Estimate(best, radius.value, best * (1 + 1e-7), math.nan, "criss-cross", True)
-    return Estimate(best, radius.value, math.inf, math.nan, "criss-cross", False)
+            return Estimate(best, attained, best * (1 + 1e-6), math.nan, "criss-cross", True)
+    return Estimate(best, attained, math.inf, math.nan, "criss-cross", False)
 
 
 def pseudospectrum_on_grid(system: LTISystem, real: object, imaginary: object) -> Matrix:

@@ -8,14 +8,20 @@ constant and the numerical radius (see ``circle``); the peak itself is computed 
 
 import math
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import ROUNDING
 from ..estimate import Estimate
+from .certificate import certify_radius
 from .circle import highest, on_circle, resolvent_peak, starting_angles
 from .lti import LTISystem, Matrix
 from .norm_bound import norm_bound
+
+# Powers past the horizon are squared this often at most: 2^40 times the horizon is for ever.
+SQUARINGS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,48 +29,56 @@ class PeakGrowth:
     """Largest growth of any state over any number of loops.
 
     Attributes:
-        growth: max over t >= 0 of ‖A̅^t‖₂ (at least 1, the value at t = 0); infinite for ρ > 1.
-        loop: The t at which it is reached; -1 where the growth has no end.
+        growth: max over t >= 0 of ‖A̅^t‖₂, dimensionless (at least 1, the value at t = 0); infinite where ρ > 1 is
+            beyond doubt. ``lower`` is attained; ``upper`` is infinite where no end of the growth was seen.
+        loop: The t at which ``growth.value`` is reached; -1 where the growth has no end.
+        rising: Whether the largest power was the last one tried, so that ``growth`` is only "at least".
     """
 
     growth: Estimate
     loop: int
+    rising: bool = False
 
 
 def peak_growth(system: LTISystem, horizon: int = 1000) -> PeakGrowth:
     """How far can a state be thrown before the linear part brings it back? max over t of ‖A̅^t‖₂, and when.
 
     Powers are multiplied up until one has a norm below one: from there on every power is a product of smaller ones,
-    so the largest seen is proven to be the largest of all. Cost: O(d) for diagonal A̅, else one product per loop, and
-    a norm only where the cheaper Frobenius norm leaves room for a new maximum.
+    so the largest seen is proven to be the largest of all. If none falls below one within the horizon, the last power
+    is squared on until one does, which encloses the maximum. A matrix that stretches nothing (σ_max <= 1 up to
+    rounding: rotations, permutations) has the peak 1. Cost: O(d) for diagonal A̅, else one product per loop, and a
+    norm only where the cheaper Frobenius norm leaves room for a new maximum.
 
     Args:
         system: The linear part; only A̅ matters.
-        horizon: Loops after which to give up, at least 1.
+        horizon: Loops after which powers are no longer tried one by one, at least 1.
 
     Returns:
-        PeakGrowth, dimensionless. Unconverged, with an infinite upper bound, if no power fell below one within the
-        horizon.
+        PeakGrowth, dimensionless. Converged when the maximum is proven; otherwise ``growth.lower`` was attained, and
+        ``rising`` tells that the last power tried was the largest.
 
     Raises:
         ValueError: ``horizon`` below 1.
 
     Source: Trefethen and Embree, Spectra and Pseudospectra (2005), chapter 16; submultiplicativity of the norm.
 
-    >>> found = peak_growth(LTISystem([[0.5, 10.0], [0.0, 0.5]]))
-    >>> round(found.growth.value, 2), found.loop, peak_growth(LTISystem([0.9])).growth.value
+    >>> peak = peak_growth(LTISystem([[0.5, 10.0], [0.0, 0.5]]))
+    >>> round(peak.growth.value, 2), peak.loop, peak_growth(LTISystem([0.9])).growth.value
     (10.02, 1, 1.0)
     """
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1; found {horizon}")
-    radius = system.spectral_radius().value
-    if radius > 1:
+    if grows_for_ever(system):
         return PeakGrowth(Estimate(math.inf, math.inf, math.inf, 0.0, "unbounded: ρ > 1", True), -1)
     if system.a_bar.ndim < 2:
         return PeakGrowth(Estimate.exact(1.0, "exact, diagonal"), 0)
+    if stretches_nothing(system.a_bar):
+        return PeakGrowth(Estimate(1.0, 1.0, 1.0, 0.0, "σ_max <= 1 up to rounding", True), 0)
     best, loop, power = 1.0, 0, np.eye(system.width)
     for t in range(1, horizon + 1):
         power = power @ system.a_bar
+        if not _in_range(power):
+            return PeakGrowth(Estimate(best, best, math.inf, math.nan, f"powers up to t = {t - 1}", False), loop, True)
         if 1 <= norm_bound(power) <= best:
             continue
         size = float(np.linalg.norm(power, 2))
@@ -73,7 +87,82 @@ def peak_growth(system: LTISystem, horizon: int = 1000) -> PeakGrowth:
         if size < 1:
             method = f"powers up to the first below one, t = {t}"
             return PeakGrowth(Estimate(best, best, best, 0.0, method, True), loop)
-    return PeakGrowth(Estimate(best, best, math.inf, math.nan, f"powers up to t = {horizon}", False), loop)
+    return _enclosed(power, horizon, best, loop)
+
+
+def _enclosed(power: Matrix, horizon: int, best: float, loop: int) -> PeakGrowth:
+    """The peak, given A̅^horizon and the largest norm up to there: square on until a power falls below one."""
+    squares, sizes = [power], [norm_bound(power)]
+    while sizes[-1] >= 1 and len(squares) <= SQUARINGS:
+        squares.append(squares[-1] @ squares[-1])
+        if not _in_range(squares[-1]):
+            break
+        sizes.append(norm_bound(squares[-1]))
+    if sizes[-1] >= 1:
+        method = f"powers up to t = {horizon}"
+        return PeakGrowth(Estimate(best, best, math.inf, math.nan, method, False), loop, loop == horizon)
+    # Every power is A̅^r, r < horizon, times some of the squares: at most best times their norms above one.
+    upper = best * math.prod(sizes[:-1])
+    best, loop = max((best, loop), _climbed(squares, horizon))
+    method = f"powers up to t = {horizon}, squares up to t = {horizon << (len(squares) - 1)}"
+    return PeakGrowth(Estimate(best, best, max(upper, best), math.nan, method, False), loop)
+
+
+def _in_range(power: Matrix) -> bool:
+    """Whether its entries can be squared and added; a matrix of ρ < 1 can pass beyond that range and come back."""
+    return bool(np.abs(power).max() < 1e140)
+
+
+def _climbed(squares: list[Matrix], horizon: int) -> tuple[float, int]:
+    """Largest norm met, and its t, when bisecting around the largest square for the place where powers stop growing.
+
+    A smooth rise and fall, as that of slowly decaying modes, has its maximum there; nothing is proven.
+    """
+    norms = [float(np.linalg.norm(square, 2)) for square in squares if _in_range(square)]
+    at = int(np.argmax(norms))
+    start = max(at - 1, 0)
+    power, t, best = squares[start], horizon << start, (norms[at], horizon << at)
+    for j in range(at, -1, -1):
+        middle = power @ squares[j]
+        later = middle @ squares[0]
+        size, after = float(np.linalg.norm(middle, 2)), float(np.linalg.norm(later, 2))
+        best = max(best, (size, t + (horizon << j)), (after, t + (horizon << j) + horizon))
+        if after >= size:
+            power, t = middle, t + (horizon << j)
+    return best
+
+
+def grows_for_ever(system: LTISystem) -> bool:
+    """Whether ρ(A̅) > 1 is beyond doubt: proven by traces, or farther above one than rounding moves the eigenvalue.
+
+    An eigenvalue computed as 1 + 2e-16 (a rotation) or 1 + 1e-8 (a Jordan block of ones) proves no growth.
+
+    Source: first-order error of an eigenvalue, condition number times backward error; Golub and Van Loan, section 7.2.
+
+    >>> grows_for_ever(LTISystem([[0.0, -1.0], [1.0, 0.0]])), grows_for_ever(LTISystem([[0.0, -1.1], [1.1, 0.0]]))
+    (False, True)
+    """
+    radius = system.spectral_radius()
+    if radius.value <= 1:
+        return False
+    if system.a_bar.ndim < 2:
+        return True
+    from scipy.linalg import eig
+
+    # The stubs of scipy know the plain call only, which returns two arrays.
+    three: Any = eig(system.a_bar, left=True, right=True)
+    values, left, right = three
+    at = int(np.argmax(np.abs(values)))
+    cosine = abs(np.vdot(left[:, at], right[:, at]))
+    backward = 10 * system.width * ROUNDING * float(np.linalg.norm(system.a_bar))
+    if (radius.value - 1) * cosine > backward:
+        return True
+    return certify_radius(system.a_bar).lower > 1
+
+
+def stretches_nothing(a: Matrix) -> bool:
+    """Whether no vector becomes longer, up to rounding: then no power stretches either."""
+    return float(np.linalg.norm(a, 2)) <= 1 + 4 * len(a) * ROUNDING
 
 
 def numerical_radius(system: LTISystem) -> Estimate:
@@ -119,7 +208,8 @@ def numerical_radius(system: LTISystem) -> Estimate:
 def kreiss_constant(system: LTISystem) -> Estimate:
     """Lower bound of transient growth seen from the resolvent: sup over |z| > 1 of (|z| − 1)·‖(zI − A̅)⁻¹‖₂.
 
-    K <= max_t ‖A̅^t‖ <= e·d·K. One for every stable normal matrix, infinite for ρ > 1. Cost: about 30 searches on
+    K <= max_t ‖A̅^t‖ <= e·d·K. One for every normal matrix with ρ <= 1 (rotations included), infinite for ρ > 1.
+    Cost: about 30 searches on
     circles, each a few pencils of size 2d (1 s at d = 50).
 
     Args:
@@ -135,11 +225,12 @@ def kreiss_constant(system: LTISystem) -> Estimate:
     >>> kreiss_constant(LTISystem([0.9, 0.1])).value
     1.0
     """
-    radius = system.spectral_radius().value
-    if radius > 1:
+    if grows_for_ever(system):
         return Estimate(math.inf, math.inf, math.inf, 0.0, "unbounded: ρ > 1", True)
     if system.a_bar.ndim < 2:
         return Estimate.exact(1.0, "exact, diagonal")
+    if stretches_nothing(system.a_bar):
+        return Estimate.exact(1.0, "σ_max <= 1 up to rounding")
     a, identity = system.a_bar, np.eye(system.width)
     # From far outside, where the product tends to one, to a hair outside the circle.
     logs = np.linspace(math.log(10 * (1 + float(np.linalg.norm(a, 2)))), math.log(1e-6), 24)
@@ -153,7 +244,9 @@ def kreiss_constant(system: LTISystem) -> Estimate:
     )
     value = max(float(rough.max()), -float(refined.fun), 1.0)
     upper = max(peak_growth(system).growth.upper, value)
-    return Estimate(value, value, upper, math.nan, "circles, refined around the best", bool(refined.success))
+    # Highest on the last circle: it may rise further towards the unit circle, as for a Jordan block of ones.
+    settled = bool(refined.success) and best < len(logs) - 1
+    return Estimate(value, value, upper, math.nan, "circles, refined around the best", settled)
 
 
 def _on_circle(a: Matrix, identity: Matrix, log_distance: float) -> float:

@@ -21,34 +21,12 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from ...loops.hooks import Hook, LoopHooks, state_in
 from ...loops.site import LoopSite, argument
 from .sums import LoopSums
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
-
-
-class Hook:
-    """A hook that a copied or pickled model does not take along: the copy holds one that does nothing.
-
-    >>> import copy
-    >>> copy.deepcopy(Hook(lambda x: 2 * x))(3) is None, Hook(lambda x: 2 * x)(3)
-    (True, 6)
-    """
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What torch calls."""
-        return self._call(*args, **kwargs)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[Callable[..., Any]]]:
-        return Hook, (_nothing,)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """What is left of a hook in a copy."""
 
 
 _TAPS: WeakValueDictionary[int, LoopTap] = WeakValueDictionary()
@@ -103,17 +81,16 @@ class LoopTap:
         self._autocasts = torch.amp.is_autocast_available(self._device)
         self._places = [place for place in (site.state_argument, site.input_argument) if place is not None]
         self._model = model
-        modules = dict(model.named_modules())
-        self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(Hook(self._begin), with_kwargs=True),
-            modules[site.body].register_forward_pre_hook(Hook(self._loop), with_kwargs=True),
-            (
-                modules[site.after].register_forward_pre_hook(Hook(self._finish))
-                if site.output is None
-                else modules[site.output].register_forward_hook(Hook(self._leave))
-            ),
-            model.register_forward_hook(Hook(self._end), always_call=True),
-        ]
+        self._hooks = LoopHooks(
+            model,
+            site,
+            begin=self._begin,
+            enter=self._loop,
+            returned=self._leave,
+            after=self._finish,
+            end=self._end,
+        )
+        self._handles: list[RemovableHandle] = []  # those of `watch_inside`
 
     @property
     def recorded(self) -> LoopSums | None:
@@ -132,6 +109,7 @@ class LoopTap:
 
     def remove(self) -> None:
         """Takes the hooks off the model; harmless when they are off already."""
+        self._hooks.remove()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -266,7 +244,7 @@ def _no_tensor(a: Any, b: Any) -> list[Tensor]:
 
 def _returned(output: Any, _: Any) -> list[Tensor]:
     """The state in what a module received or returned."""
-    return [output[0] if isinstance(output, tuple) else output]
+    return [state_in(output)]
 
 
 def _in_backward() -> bool:

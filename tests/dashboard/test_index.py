@@ -1,5 +1,8 @@
 """Which runs are served: those under the paths, by id, and nothing else."""
 
+import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -51,7 +54,65 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path, write_run):
     (tmp_path / "shown").mkdir()
     (tmp_path / "shown" / "link.h5").symlink_to(secret)
     (tmp_path / "shown" / "folder").symlink_to(secret.parent, target_is_directory=True)
-    assert names(RunIndex([tmp_path / "shown"])) == []
+    (entry,) = RunIndex([tmp_path / "shown"]).entries()
+    assert entry.name == "link" and "leads out of this folder" in entry.fault
+    with pytest.raises(RunFileError, match="leads out"):
+        RunIndex([tmp_path / "shown"]).open(entry)
+
+
+def strange_file(path: Path, kind: str) -> None:
+    """Put something at a path that looks like a run by its name only."""
+    if kind == "loop":
+        path.symlink_to(path.name)
+    elif kind == "two links":
+        path.symlink_to(path.with_suffix(".other"))
+        path.with_suffix(".other").symlink_to(path.name)
+    elif kind == "dangling":
+        path.symlink_to("nowhere.h5")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+
+
+STRANGE = {"loop": "itself", "two links": "itself", "dangling": "nothing", "fifo": "a pipe", "socket": "a socket"}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_what_is_no_file_is_one_row_with_its_reason(tmp_path, write_run, kind, given):
+    sound = write_run(tmp_path / "sound.h5", steps=3)
+    strange_file(tmp_path / "odd.h5", kind)
+    paths = [tmp_path] if given == "folder" else [sound, tmp_path / "odd.h5"]
+    faults = {row["name"].removesuffix(".h5"): row["fault"] for row in summary.rows(RunIndex(paths))}
+    assert faults["sound"] is None and STRANGE[kind] in faults["odd"] and len(faults) == 2
+
+
+def test_names_that_are_not_utf_8_can_be_shown_and_opened(tmp_path, write_run):
+    write_run(tmp_path / "a.h5", steps=3)
+    odd = os.fsencode(tmp_path) + b"/b\xff\x1b[31m.h5"
+    (tmp_path / "a.h5").rename(os.fsdecode(odd))
+    index = RunIndex([tmp_path])
+    (row,) = summary.rows(index)
+    assert row["name"] == "b��[31m" and row["steps"] == 3
+    json.dumps(row, ensure_ascii=False).encode()  # no lone surrogate anywhere
+    index.close()
+
+
+MALFORMED = [
+    {"site": ["no", "dict"]}, {"config": 7}, {"config": {"model": [1]}}, {"a_bar_learned": "x"},
+    {"site": {"prelude": 3}}, {"parameters": "many"}, {"started": [0]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("info", MALFORMED, ids=str)
+def test_malformed_info_is_still_a_row(tmp_path, write_run, info):
+    write_run(tmp_path / "a.h5", steps=3, **info)
+    index = RunIndex([tmp_path])
+    (row,) = summary.rows(index)
+    assert row.get("steps") == 3 or "cannot be shown" in row["fault"]
+    index.close()
 
 
 @pytest.mark.parametrize("run_id", ["", "..", "../concatenation.h5", "/etc/passwd", "addition", "\x00", "a" * 10_000])

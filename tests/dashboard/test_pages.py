@@ -1,7 +1,6 @@
 """Pages and callbacks through Flask's test client: no browser, the same requests a browser sends."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -270,28 +269,19 @@ def test_run_of_one_row_without_loops_has_a_page(client, tmp_path):
     assert find(page, "plot-loss")["figure"]["data"] and not find(page, "plot-heatmap")["figure"]["data"]
 
 
-def test_long_run_opens_in_bounded_time_and_size(client, tmp_path, write_run):
-    steps = 100_000
-    write_run(tmp_path / "long.h5", steps=steps, end=1.3)
+def test_long_run_is_sent_in_bounded_size(client, tmp_path, write_run):
+    write_run(tmp_path / "long.h5", steps=20_000, end=1.3)
     served = client(tmp_path)
     address = f"/run/{run_id(served, 'long')}"
-    began = time.perf_counter()
     page = served.page(address)
-    cold = time.perf_counter() - began
-    began = time.perf_counter()
     found = served.fire(
-        "plot-loss.figure...plot-radius.figure...", {"view.data": [1000, 90_000], "run-id.data": address[5:]}
+        "plot-loss.figure...plot-radius.figure...", {"view.data": [1000, 19_000], "run-id.data": address[5:]}
     )
-    zoom = time.perf_counter() - began
-    # Measured on one core: 0.9 s cold (0.5 s of it the rules over every step) and 0.06 s for a zoom. The bounds leave
-    # room for a busy machine; sending all points instead of 2000 would take seconds and megabytes.
-    assert cold < 4 and zoom < 1, (cold, zoom)
     assert len(json.dumps(page)) < 800_000 and len(json.dumps(found)) < 500_000
-    assert len(find(page["_pages_content"]["children"], "plot-heatmap")["figure"]["data"][0]["x"]["bdata"]) < 400 * 12
 
 
-def test_very_many_arrays_open_in_bounded_time_and_size_and_only_new_ones_are_read(client, tmp_path, monkeypatch):
-    count = 50_000  # of each of two names
+def test_very_many_arrays_are_sent_in_bounded_size_and_only_new_ones_are_read(client, tmp_path, monkeypatch):
+    count = 5_000  # of each of two names
     with RunWriter.create(tmp_path / "many.h5", info={}) as writer:
         for step in range(count):
             writer.append_array(step, "block_state_norm", np.ones(12, np.float32))
@@ -300,16 +290,12 @@ def test_very_many_arrays_open_in_bounded_time_and_size_and_only_new_ones_are_re
         assert writer.flush()
         served = client(tmp_path)
         state = {"run-id.data": run_id(served, "many")}
-        began = time.perf_counter()
         page = served.page(f"/run/{state['run-id.data']}")
-        cold = time.perf_counter() - began
         writer.append_array(count, "block_state_norm", np.ones(12, np.float32))
         assert writer.flush()
         read = []
         values = Run._array_values
         monkeypatch.setattr(Run, "_array_values", lambda run, rows: read.append(len(rows)) or values(run, rows))
         drawn = served.fire("plot-loss.figure...plot-radius.figure...", state)
-    # Measured on one core: 1.2 s. The bounds leave room for a busy machine.
-    assert cold < 6, cold
     assert len(json.dumps(page)) < 800_000 and len(json.dumps(drawn)) < 500_000
     assert sorted(read) == [0, 1]

@@ -1,0 +1,118 @@
+"""Hooks on the places of a loop: where the model is called, where a state enters, and where the last one leaves.
+
+Whoever watches or steers a loop from outside registers here, so that it is written once which module is watched for
+what. The functions have the signatures that torch gives its hooks: nothing stands between a training step and them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .site import LoopSite
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from torch.utils.hooks import RemovableHandle
+
+Watcher = Callable[..., Any]
+
+
+class Hook:
+    """A hook that a copied, pickled or saved model does not take along, and that ``torch.jit.trace`` does not see.
+
+    A copy holds a function of Python's own instead, which does nothing: the file loads where loopscope is missing.
+
+    >>> import copy
+    >>> copy.deepcopy(Hook(lambda x: 2 * x))(3) is None, Hook(lambda x: 2 * x)(3)
+    (True, 6)
+    """
+
+    def __init__(self, call: Watcher) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What torch calls."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return None  # else what the hook computes would become a part of the traced model
+        return self._call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        return getattr, (nullcontext(), "__exit__")  # takes any arguments and returns None
+
+
+class LoopHooks:
+    """Hooks on the places of one loop; a context manager that takes them off.
+
+    Args:
+        model: The user's module, unwrapped.
+        site: Where its loop is.
+        begin: Called as the model is called: ``(module, args, kwargs)``.
+        enter: Called as the first module of the body is called: ``(module, args, kwargs)``. What it returns replaces
+            the arguments, if it is not None.
+        returned: Called with what the module that returns the state returned: ``(module, args, output)``; only where
+            the site says that states are read there.
+        after: Called as the first module after the loop is called: ``(module, args)``. Not where ``returned`` is.
+        end: Called when the model has returned, or raised: ``(module, args, output)``.
+
+    >>> model = nn.Sequential(nn.Identity(), nn.ReLU())
+    >>> seen = []
+    >>> with LoopHooks(model, LoopSite(body="0", after="1"), enter=lambda module, args, kwargs: seen.append(args[0])):
+    ...     _ = model(torch.ones(2))
+    >>> _ = model(torch.ones(2))
+    >>> len(seen)
+    1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        site: LoopSite,
+        *,
+        begin: Watcher | None = None,
+        enter: Watcher | None = None,
+        returned: Watcher | None = None,
+        after: Watcher | None = None,
+        end: Watcher | None = None,
+    ) -> None:
+        modules = dict(model.named_modules())
+        self._handles: list[RemovableHandle] = []
+        if begin is not None:
+            self._handles.append(model.register_forward_pre_hook(Hook(begin), with_kwargs=True))
+        if enter is not None:
+            self._handles.append(modules[site.body].register_forward_pre_hook(Hook(enter), with_kwargs=True))
+        if returned is not None and site.output is not None:
+            self._handles.append(modules[site.output].register_forward_hook(Hook(returned)))
+        elif after is not None:
+            self._handles.append(modules[site.after].register_forward_pre_hook(Hook(after)))
+        if end is not None:
+            self._handles.append(model.register_forward_hook(Hook(end), always_call=True))
+
+    def remove(self) -> None:
+        """Takes the hooks off; does nothing when they are off already."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def state_in(output: Any) -> Tensor:
+    """The state in what a module returned: the tensor itself, or the first of a tuple or list.
+
+    >>> state_in((torch.ones(2), None)).tolist()
+    [1.0, 1.0]
+    """
+    state: Tensor = output[0] if isinstance(output, tuple | list) else output
+    return state
