@@ -48,7 +48,7 @@ class LoopSums:
         first: The row of h_0 of the forward under way.
 
     >>> sums = LoopSums(8, torch.device("cpu"))
-    >>> sums.begin()
+    >>> _ = sums.begin()
     >>> for h in ([[3.0, 4.0]], [[3.0, 0.0]]):
     ...     sums.add(torch.tensor([h]))
     >>> loop_means(sums.device_rows()["sums"].numpy(), sums.counts)[0][:, 0].tolist()
@@ -61,6 +61,7 @@ class LoopSums:
         self.cursor = self.first = 0
         self._counts: list[tuple[int, ...]] = []
         self._batch_count = self._batches_before = 0
+        self._has_gradients = False  # whether any forward of the step has
         self._allocate(device)
 
     def _allocate(self, device: torch.device) -> None:
@@ -93,25 +94,42 @@ class LoopSums:
         """Forget the rows; the next one is the first."""
         self.reduction.settle()
         self.cursor = self.first = self._batch_count = 0
+        self._has_gradients = False
         self._counts.clear()
 
-    def begin(self, batch: Tensor | None = None) -> None:
+    def begin(self, batch: Tensor | None = None, *, has_gradients: bool = True) -> bool:
         """Begin a forward.
 
         Args:
             batch: Its input, for the hash.
+            has_gradients: Whether it runs with gradients.
+
+        Returns:
+            Whether it is part of the step. Forwards without gradients are not, in a step that has others with them.
         """
+        if has_gradients and not self._has_gradients and self.cursor:
+            self.reset()
+        elif self._has_gradients and not has_gradients:
+            return False
+        self._has_gradients = has_gradients
         self.first, self._batches_before = self.cursor, self._batch_count
         self.reduction.forget()
         if batch is not None and not batch.is_meta and self._batch_count < BATCHES:
             self._batches[self._batch_count] = batch_hash(batch)
             self._batch_count += 1
+        return True
 
-    def abandon(self) -> None:
-        """Forget the forward under way: it raised, and is no part of the step."""
+    def drop_from(self, row: int) -> None:
+        """Forget rows of the forward under way: all of them if it raised and is no part of the step.
+
+        Args:
+            row: The first that is forgotten, `first` or behind it.
+        """
         self.reduction.forget()
-        self.cursor, self._batch_count = self.first, self._batches_before
-        del self._counts[self.cursor :]
+        if row == self.first:
+            self._batch_count = self._batches_before
+        self.cursor = row
+        del self._counts[row:]
 
     def add(
         self, state: Tensor, given: Tensor | None = None, b_bar: Tensor | None = None, *, again: bool = False
