@@ -50,10 +50,13 @@ class Observer(Protocol):
         """
         ...
 
-    def flush(self) -> None:
-        """Called before a checkpoint is written: what was told so far must be safe when this returns.
+    def flush(self) -> bool:
+        """Called before a checkpoint is written: what was told so far should be safe when this returns.
 
         Otherwise a kill right after the checkpoint would leave steps that are in the weights and in no record.
+
+        Returns:
+            Whether it is.
         """
         ...
 
@@ -64,8 +67,9 @@ class NullObserver:
     def step(self, *, step: int, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
         """Does nothing."""
 
-    def flush(self) -> None:
-        """Does nothing."""
+    def flush(self) -> bool:
+        """Does nothing: there is no record that could lack a step."""
+        return True
 
 
 @dataclass(frozen=True, slots=True)

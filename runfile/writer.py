@@ -32,6 +32,7 @@ from .disk.handle import LOCK, Handle
 from .disk.integrity import check_hdf5, inspect, one_line
 from .disk.lease import Lease
 from .disk.rewrite import copy_run, create_run, temporary_path
+from .ending import RUN_INTERRUPTED
 from .layout import (
     DISK_RESERVE,
     MAX_EIGENVALUES,
@@ -337,6 +338,15 @@ class RunWriter:
                 self._fail(f"writing failed ({one_line(error)})")
                 return False
         return True
+
+    def interrupt(self, why: str, *, step: int = -1) -> None:
+        """Say in the file that the run was broken off, and why, for `loopscope.runfile.ending` to read.
+
+        Args:
+            why: The reason, for a person.
+            step: The last step.
+        """
+        self.append_event(Event(step, time.time(), RUN_INTERRUPTED, "warning", message=why))
 
     def seal(self) -> None:
         """End the run: mark it finished, compress it, close it. The run stays readable throughout."""

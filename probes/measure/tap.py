@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from ...loops.hooks import Hook, LoopHooks, state_in
 from ...loops.site import LoopSite, argument
+from .internals import in_backward
 from .sums import LoopSums
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ class LoopTap:
         self.forwards += 1
         if self._target is not None:  # one that was broken off
             self._end_forward(self._target, raised=True)
-        trains = bool(number & TRAINS) and self.enabled and not _in_backward()
+        trains = bool(number & TRAINS) and self.enabled and not in_backward()
         target = self._redirected or (self.sums if trains else None)
         self._ended, self._again = False, -1
         if target is None:
@@ -360,9 +361,3 @@ def _no_tensor(a: Any, b: Any) -> list[Tensor]:
 def _returned(output: Any, _: Any) -> list[Tensor]:
     """Return the state in what a module received or returned."""
     return [state_in(output)]
-
-
-def _in_backward() -> bool:
-    """Return whether autograd is running. A private call of torch's; without it a checkpointed model would be seen twice."""
-    task = getattr(torch._C, "_current_graph_task_id", None)
-    return task is not None and task() != -1
