@@ -10,7 +10,7 @@ Not covered: AMD and Intel GPUs, and states that are not contiguous or not in fl
 way. Where Triton is missing or fails, everything does.
 """
 
-# Shapes: n sequences, N tokens of a state (n·S), D width, P programs; prefix: the earlier states hold the first tokens only.
+# Shapes: n sequences, N tokens of a state (n·S), D width, P programs. Earlier states hold the first tokens only.
 
 from __future__ import annotations
 

@@ -227,18 +227,18 @@ def loop_means(sums: NDArray[np.float32], counts: NDArray[np.int64]) -> tuple[ND
     >>> means[:, 0].tolist(), means[0, 1].item(), once["depth"], once["input_norm"]
     ([2.0, 5.0], 4.0, 1.0, 3.0)
     """
-    sums, counts = _joined(sums.astype(np.float64), counts)
+    wide, counts = _joined(sums.astype(np.float64), counts)
     firsts = np.flatnonzero(counts[:, BEGINS] == FIRST)
     lengths = np.diff(np.append(firsts, len(counts)))
     loop = np.arange(len(counts)) - np.repeat(firsts, lengths)  # of each row
     loops = int(lengths.max())
     means = np.full((loops, 4), np.nan, dtype=np.float32)
-    means[:, :3], means[:, 3] = _means(sums, counts, loop, loops)
-    once = _depths(sums, counts, firsts, lengths)
+    means[:, :3], means[:, 3] = _means(wide, counts, loop, loops)
+    once = _depths(wide, counts, firsts, lengths)
     for name, column, over in (("input_norm", INPUT, INPUTS), ("injection_norm", INJECTION, INJECTED)):
         tokens = counts[loop == 0, over].sum()
         if tokens:
-            once[name] = float(sums[(loop == 0) & (counts[:, over] > 0), column].sum() / tokens)
+            once[name] = float(wide[(loop == 0) & (counts[:, over] > 0), column].sum() / tokens)
     return means, once
 
 
@@ -257,7 +257,7 @@ def _joined(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[NDArr
 def _means(
     sums: NDArray[np.float64], counts: NDArray[np.int64], loop: NDArray[np.int64], loops: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the means ``(T + 1, 3)`` and over how many tokens they are; row ``t`` is about the loop that leaves h_t."""
+    """Return the means ``(T + 1, 3)`` and over how many tokens they are; row ``t`` is of the loop that leaves h_t."""
     inside = loop > 0  # the rows that a loop led to; row r - 1 holds the state it left
     steps = np.where(inside, counts[:, STEPS], 0)
     rests = (steps > 0) & (sums[:, MOVED] == 0)  # nothing moved at all: a real step of zero, over all its tokens
