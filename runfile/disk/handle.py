@@ -34,6 +34,7 @@ from .integrity import (
 )
 from .lease import is_held
 from .superblock import Superblock, open_clean
+from .trial import screen
 
 LOCK: Final = threading.RLock()
 """Held around every group of HDF5 calls that belongs together (h5py serialises single calls anyway)."""
@@ -86,10 +87,9 @@ def file_key(path: Path) -> Key:
         status = path.stat()
     except FileNotFoundError:
         raise RunFileError(f"{path}: no such file; expected a run file, check the path") from None
-    except OSError as error:
-        raise RunFileError(
-            f"{path}: cannot be reached ({error.strerror}); check the path and its permissions"
-        ) from None
+    except (OSError, ValueError) as error:  # a name with a zero byte in it is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunFileError(f"{path}: cannot be reached ({reason}); check the path and its permissions") from None
     return status.st_dev, status.st_ino
 
 
@@ -197,6 +197,7 @@ def _open_reading(path: Path) -> h5py.File:
     for attempts_left in (2, 1, 0):
         if is_held(path):  # being written: only its writer knows what is whole
             check_hdf5(path)
+            screen(path)
             break
         try:
             inspect(path)
