@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .adapters import adapted_site
 from .discovery import discover
+from .injection import verified
 from .site import BY_MODEL, LoopSite, LoopSiteError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
         example: Input for the small forward of discovery; default: random tokens.
 
     Returns:
-        A site whose modules exist in ``model``.
+        A site whose modules exist in ``model``, and whose A̅ is what the injection was seen to do (`verified`).
 
     Raises:
         LoopSiteError: The loop cannot be found for certain, or a site names a module that the model does not have.
@@ -51,7 +52,7 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
             raise LoopSiteError(f"LoopSite({role}=...): {type(model).__name__} has no module {', '.join(missing)}")
     if site.state_argument is None and site.output is None:
         raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
-    return site
+    return verified(model, site)
 
 
 def _stated_site(model: nn.Module) -> LoopSite | None:
