@@ -184,7 +184,7 @@ def verified(model: nn.Module, site: LoopSite) -> LoopSite:
 def _unless_exchanged(
     injection: Injection, module: nn.Module, read: Callable[[], Tensor], measure: Callable[[], Tensor]
 ) -> Callable[[], Tensor]:
-    """Return what reads a matrix as long as the module that it was checked against is the model's, and then measures."""
+    """Return what reads a matrix while the module it was checked against is the model's, and measures it afterwards."""
     return lambda: read() if injection.module is module else measure()
 
 
