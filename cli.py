@@ -90,7 +90,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all, over resumes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data and depths; default: 0.")] = None,
     device: Device = "auto",
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: 50.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Default: as --config says, or every 50.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run of --out where its checkpoint ends.")
     ] = False,
@@ -107,13 +107,14 @@ def train(
 ) -> None:
     """Train one looped model with probes on.
 
-    Ctrl-C saves a checkpoint and seals the run file; --resume goes on from there, also after a kill.
+    Ctrl-C and SIGTERM save a checkpoint and leave a run file that reads as interrupted; --resume goes on from there,
+    and after a kill from the last checkpoint.
     """
     from .commands.progress import step_progress
-    from .commands.training import train_run
+    from .commands.training import train_run, with_checkpoints
     from .models.run_config import RunConfig, load_run_config
 
-    run = load_run_config(config) if config is not None else RunConfig(train={"checkpoint_every": 50})
+    run = with_checkpoints(load_run_config(config) if config is not None else RunConfig())
     run = run.updated(
         **_given(preset=preset, seed=seed),
         model=_given(injection=injection, norm=norm),

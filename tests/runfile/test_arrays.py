@@ -230,4 +230,4 @@ def test_arrays_count_towards_the_room_on_the_disk_and_lost_ones_are_stated(
         writer.append_array(100, "a", np.zeros(2 << 20, np.uint8))  # never fits
         assert writer.flush() and run.refresh()
         assert run.arrays("a")[0].tolist() == list(range(7))
-        assert [(event.kind, event.value) for event in run.events] == [("arrays-lost", 93.0), ("arrays-lost", 1.0)]
+        assert [(event.kind, event.value) for event in run.events] == [("arrays_lost", 93.0), ("arrays_lost", 1.0)]
