@@ -120,8 +120,10 @@ def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embeddi
     links = periods.links(loop)
     if not links:
         carried = periods.carried(loop)
-        mixed = periods.mixes(loop)
-        offered = None if mixed else _received_site(periods, loop) or _output_site(periods, loop)
+        offered = _received_site(periods, loop)
+        mixed = offered is None and periods.mixes(loop)
+        if offered is None and not mixed:
+            offered = _output_site(periods, loop)
         made = ", ".join(repr(name) for name in carried)
         problem = f"{len(carried)} tensors are carried from one period to the next (made by {made})"
         if mixed:
