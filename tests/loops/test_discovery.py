@@ -289,7 +289,7 @@ def test_nested_loops_are_told_apart():
 
     levels = find_levels(model := Model(loop, inner=block(), outer=block()), example_tokens(model))
     assert [(level.loops, level.modules) for level in levels] == [(4, ("inner",) * 3 + ("outer",)), (3, ("inner",))]
-    assert any("first run" in note for note in levels[1].site.notes)
+    assert any("each run" in note for note in levels[1].site.notes)
 
 
 def test_an_input_that_the_model_refuses():
