@@ -48,7 +48,7 @@ def _parcae(model: nn.Module) -> LoopSite | None:
     notes = []
     if gated:
         notes.append(
-            f"depth is sampled {sampling}: means are over the sequences that move in a loop; to linearise the loop, set "
+            f"depth is sampled {sampling}: means are over the sequences that move; to linearise the loop, set "
             "model.recurrent_iteration_method = 'per-batch' for that time"
         )
     return LoopSite(
