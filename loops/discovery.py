@@ -146,9 +146,11 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
     """The site for one way of reading the state: where it is received, or failing that, where it is returned."""
     received = periods.receiver(loop, link)
     after = periods.after(loop, link)
-    every_loop = after is None and received is not None
-    if every_loop:  # deep supervision: the module that reads the state runs in every loop
-        after = periods.reader(loop, link)
+    every_loop = False
+    if after is None and received is not None:  # deep supervision: the module that reads the state runs in every loop
+        reader = periods.reader(loop, link)
+        every_loop = reader is not None and reader.name != received[1].name
+        after = reader if every_loop else None
     if received is None or after is None:
         return _returned_site(periods, loop, link, received, after)
     place, body = received
