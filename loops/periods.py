@@ -124,7 +124,7 @@ class Periods:
     def mixes(self, loop: Loop) -> bool:
         """Return whether one module makes several variables in turn, so that its outputs are no one trajectory."""
         for k in range(1, loop.count):
-            made = {i for key in self._reached(loop, k)[0] if self.units[i := self._maker[key]].module is not None}
+            made = {self._maker[key] for key in self._reached(loop, k)[0]}
             if len({self.units[i].name for i in made}) < len(made) or any(i < loop.first[k - 1] for i in made):
                 return True
         return False
