@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ...loops.hooks import Hook, LoopHooks, state_in
+from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument
 from .internals import in_backward
 from .sums import LoopSums
@@ -261,7 +262,7 @@ class LoopTap:
         self.forwards += 1
         if self._target is not None:  # one that was broken off
             self._end_forward(self._target, raised=True)
-        trains = bool(number & TRAINS) and self.enabled and not in_backward()
+        trains = bool(number & TRAINS) and self.enabled and not in_backward() and not looking()
         target = self._redirected or (self.sums if trains else None)
         self._ended, self._again = False, -1
         if target is None:
