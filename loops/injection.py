@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .neutral import on_the_side
 from .site import BY_HAND, LoopSite, Part, Place
-from .trace import on_the_side
 
 TOKENS_AT_ONCE = 256
 PROBED = 16  # tokens on which a matrix is compared
