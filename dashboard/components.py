@@ -5,7 +5,7 @@ from typing import Any
 from dash import dcc, html
 
 from ..rules.diagnosis import Diagnosis
-from ..rules.rules import Finding
+from ..rules.findings import Finding
 from ..runfile.flights import Flight
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
