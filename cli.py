@@ -146,17 +146,39 @@ def train(
 
 @app.command(epilog="Example: loopscope dash runs/")
 def dash(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Run files, or folders of them.")],
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="Run files, or folders of them.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but 127.0.0.1 lets others in who have the printed link.")
     ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: the first free one from 8050.")] = None,
+    example: Annotated[
+        bool, typer.Option("--example", help="Show the recorded runs that ship with loopscope.")
+    ] = False,
 ) -> None:
     """Show runs in the browser, live or finished.
 
     New files in the folders appear by themselves; nothing outside the paths given here is served.
     """
-    _serve(paths, host=host, port=port)
+    from .dashboard.example import example_runs
+
+    if not paths and not example:
+        raise typer.BadParameter("name run files or a folder of them, or look at recorded runs with --example")
+    _serve([*(paths or []), *([example_runs()] if example else [])], host=host, port=port)
+
+
+@app.command(epilog="Example: loopscope report runs/a.h5 -o a.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The HTML file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file where there is one.")] = False,
+) -> None:
+    """Write one self-contained HTML file about runs, to attach to a pull request or a paper.
+
+    For one run everything that explains its verdict, for several a comparison. It needs no network and no server.
+    """
+    from .commands.report import write_report
+
+    typer.echo(write_report(runs, out, force=force))
 
 
 @app.command(

@@ -123,6 +123,11 @@ class Run:
         """The files behind these numbers, by the rank that wrote them, each as a run of its own."""
         return {rank_of(self.path): self}
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the columns that are kept in memory."""
+        return sum(column.values().nbytes for column in self._columns.values())
+
     def __len__(self) -> int:
         return len(self._standing)
 
@@ -179,7 +184,11 @@ class Run:
         """
         with LOCK:
             start, end = self._spans(rows)
-            return _pad(self._column("loops", _loop_column(name)), start, end)
+            first = self._first_loop(name, rows, start)
+            if first is None:
+                return _pad(self._column("loops", _loop_column(name)), start, end)
+            flat = self._read("loops", (slice(first, int(end.max(initial=first))), _loop_column(name)))
+            return _pad(flat, start - first, end - first)
 
     # -- the fixed probe batch ------------------------------------------------------------------------------------
 
@@ -508,6 +517,18 @@ class Run:
             raise damaged(self.path, f"rows of {table} lead out of {of}")
         self._sound[table] = len(ends)
         return ends
+
+    def _first_loop(self, name: str, rows: Rows, start: NDArray[np.int64]) -> int | None:
+        """Return the first of the loops that a stretch of steps needs, None where the whole column is or becomes kept.
+
+        Whoever looks at a long run piece by piece must not have all of it in memory.
+        """
+        kept = self._columns.get(("loops", _loop_column(name)))
+        if not isinstance(rows, slice) or rows == slice(None) or not len(start):
+            return None
+        if kept is not None and len(kept) == self._commit.lengths["loops"]:
+            return None
+        return int(start.min())
 
     def _at_loop(self, name: str, loop: int, rows: Rows = slice(None)) -> Series:
         """Return a number of one loop at some visible steps, a negative ``loop`` counted from the last row."""

@@ -148,11 +148,11 @@ def test_the_row_of_a_run_changes_with_any_of_its_files(tmp_path, write_run):
     write_run(tmp_path / "a.h5", steps=3)
     (tmp_path / "a.rank1.h5").write_bytes(b"")
     index = RunIndex([tmp_path])
-    assert summary.rows(index)[0]["breach"] == "step 0: rank-unreadable"
+    assert summary.rows(index)[0]["alert"] == "rank-unreadable at step 0"
     (tmp_path / "a.rank1.h5").unlink()
     write_run(tmp_path / "a.rank1.h5", steps=9)
     row = summary.rows(index)[0]
-    assert (row["steps"], row["breach"]) == (9, "step 2: rank-ended")
+    assert (row["steps"], row["alert"]) == (9, "rank-ended at step 2")
     index.close()
 
 
