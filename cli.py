@@ -90,7 +90,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all, over resumes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data and depths; default: 0.")] = None,
     device: Device = "auto",
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: 50.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Default: as --config says, or every 50.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run of --out where its checkpoint ends.")
     ] = False,
@@ -107,13 +107,14 @@ def train(
 ) -> None:
     """Train one looped model with probes on.
 
-    Ctrl-C saves a checkpoint and seals the run file; --resume goes on from there, also after a kill.
+    Ctrl-C and SIGTERM save a checkpoint and leave a run file that reads as interrupted; --resume goes on from there,
+    and after a kill from the last checkpoint.
     """
     from .commands.progress import step_progress
-    from .commands.training import train_run
+    from .commands.training import train_run, with_checkpoints
     from .models.run_config import RunConfig, load_run_config
 
-    run = load_run_config(config) if config is not None else RunConfig(train={"checkpoint_every": 50})
+    run = with_checkpoints(load_run_config(config) if config is not None else RunConfig())
     run = run.updated(
         **_given(preset=preset, seed=seed),
         model=_given(injection=injection, norm=norm),
@@ -142,6 +143,43 @@ def train(
         from .gate.check import check_runs
 
         typer.echo(check_runs([out], rules_file=rules).text())
+
+
+@app.command(
+    epilog="The file is that of a run plus a table [grid], as lr = [0.01, 0.05]. "
+    "Example: loopscope sweep grid.toml -o runs/sweep --jobs 2"
+)
+def sweep(
+    grid: Annotated[Path, typer.Argument(metavar="GRID.toml", help="The sweep's TOML file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run files; one file a cell.")],
+    engine: Annotated[
+        Literal["processes", "ray", "slurm"],
+        typer.Option(help="processes of this machine, a Ray cluster, or a job array of Slurm."),
+    ] = "processes",
+    jobs: Annotated[int, typer.Option(min=0, help="Runs trained at the same time; 0: as many as fit.")] = 0,
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster; default: one is started here.")] = "",
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of one run, on Ray or Slurm.")] = 0.0,
+    device: Device = "cpu",
+    measure: Annotated[Measure, typer.Option(help="What the probe measures, as for train.")] = "inspect",
+    cell: Annotated[int | None, typer.Option(min=0, help="Train this cell alone, as a task of a job array.")] = None,
+) -> None:
+    """Train a grid of runs with probes on.
+
+    What is done stays done: the same command goes on after Ctrl-C or a kill, and edits nothing that is finished. The
+    exit code is 1 where a run failed to train.
+    """
+    from .commands import sweep as body
+
+    if engine == "slurm" and cell is None:
+        script, said = body.write_job_array(grid, out, jobs=jobs, gpus=int(gpus), device=device, measure=measure)
+        typer.echo(f"{script}: {said}")
+        return
+    chosen = body.chosen_engine("processes" if engine == "slurm" else engine, jobs=jobs, address=address, gpus=gpus)
+    board = body.sweep(grid, out, engine=chosen, device=device, measure=measure, only=cell)
+    body.print_table(board)
+    if failed := body.summary(board):
+        typer.echo(failed, err=True)
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: loopscope dash runs/")

@@ -47,10 +47,10 @@ import torch.nn.functional as F
 from loopscope.models import build
 from loopscope.models.looped import LoopedTransformer
 from loopscope.probes import attach
+from loopscope.probes.loop_watch import LOOP_ROWS
 from loopscope.probes.measure.fastest import reduction_for
 from loopscope.probes.measure.reduction import EagerReduction
 from loopscope.probes.measure.sums import LoopSums
-from loopscope.probes.probe import LOOP_ROWS
 from loopscope.probes.schedule import PRESETS
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -6,7 +6,9 @@ Not covered: models of the user's own; those keep their own trainer and call `lo
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -16,6 +18,8 @@ from ..models.run_config import RunConfig
 from ..models.train import Progress, TrainResult, train
 from ..probes.probe import Probe, attach
 from ..probes.schedule import Preset
+
+CHECKPOINT_EVERY: Final = 50  # steps, where a run does not say
 
 
 def train_run(
@@ -62,8 +66,7 @@ def train_run(
         if probes:
             settings = {**config.describe(), "text": data.describe()}
             probe = attach(model, out, preset=measure, config=settings, rules=rules, resume=resume, overwrite=overwrite)
-        result: TrainResult | None = None
-        try:
+        with probe or nullcontext():  # an exception is the run's end, and the file says which
             result = train(
                 model,
                 data,
@@ -73,10 +76,18 @@ def train_run(
                 resume=resume,
                 on_progress=on_progress,
             )
-        finally:
-            if probe is not None:
-                probe.close(finished=result is not None and not result.interrupted)
+            if probe is not None and result.interrupted:
+                steps = config.train_config().steps
+                reason = f"stopped by {result.stopped_by or 'another rank'} after {result.step} of {steps} steps"
+                probe.close(finished=False, reason=reason)
         return result
+
+
+def with_checkpoints(config: RunConfig) -> RunConfig:
+    """Return the run with checkpoints every `CHECKPOINT_EVERY` steps, unless it says how often itself."""
+    if "checkpoint_every" in config.train:
+        return config
+    return config.updated(train={"checkpoint_every": CHECKPOINT_EVERY})
 
 
 def checked_device(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runfile.file_source import FileSource
 from ..runfile.growing import Growing
 from ..runfile.reader import Run
 from .downsample import COLUMNS, POINTS, Columns, View, columns, thin, visible
@@ -74,7 +75,8 @@ class Tracks:
         own: int = sum(line.kept_bytes for line in self._lines.values())
         own += sum(sheet.kept_bytes for sheet in self._sheets.values())
         own += sum(len(last) * 4 for last in self._last.values())
-        return own + sum(run.kept_bytes for run in self.run.ranks.values())
+        sources = [run.source for run in self.run.ranks.values()]
+        return own + sum(source.kept_bytes for source in sources if isinstance(source, FileSource))
 
     # -- one number per step --------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from ..rules.diagnosis import Diagnosis, diagnose
 from ..rules.rules import SEVERITIES, load_rules
 from ..runfile.layout import Severity
 from ..runfile.open import open_run
-from ..runfile.rank_names import whole_runs
+from ..runfile.ranks.companions import separate_runs
 from ..runfile.reader import RunFileError
 
 PASSED, FAILED, UNREADABLE, NOTHING = 0, 1, 4, 5
@@ -107,7 +107,7 @@ def check_runs(paths: Sequence[Path], *, rules_file: Path | None = None, fail_on
     """
     rules = load_rules(rules_file)
     checks = []
-    for path in whole_runs(paths):
+    for path in separate_runs(paths):
         try:
             with open_run(path) as run:
                 checks.append(RunCheck(path, diagnose(run, rules)))

@@ -5,7 +5,11 @@
         probe.step(loss=loss, grad_norm=norm, lr=lr)
 
 The probe watches through hooks, keeps nothing in the model, draws no random number of the training stream and never
-waits for the device. If anything in it fails, it says so once and training goes on without it.
+waits for the device. This file is its life: attach, step, flush, close. `loop_watch` measures the loop, `row_sender`
+brings the rows off the device, `recorder` writes them.
+
+Whatever fails costs as little as it can: one number, one step, or the loop. Where the loop is lost, the numbers that
+training gives go on being recorded and judged, and the file says from which step on, and why (``probe_lost``).
 
 Not covered: attaching to a model that has already run compiled. Its cached graphs do not hold the hooks; the first step
 that leaves no loop behind says so.
@@ -14,14 +18,10 @@ that leaves no loop behind says so.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
-import platform
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,32 +35,19 @@ from ..loops.hooks import Hook
 from ..loops.least_squares import linear_estimate
 from ..loops.site import LoopSite, unwrap
 from ..rules.rules import load_rules
-from ..runfile.flights import FlightStep
-from ..runfile.layout import TOKEN_MAP, Event
+from ..runfile.ending import PROBE_LOST
 from ..runfile.rank_names import rank_of, rank_path
-from .measure.fastest import reduction_for
-from .measure.fixed_batch import TOKEN_STEPS, FixedBatch
-from .measure.full_loop import FullLoopProbe, Measured
-from .measure.group import PATIENCE_AT_END, Group, is_sharded
-from .measure.inside import InsideTap
-from .measure.sums import LoopSums
+from .loop_watch import LoopWatch, sums_on
+from .measure.fixed_batch import FixedBatch
+from .measure.group import PATIENCE_AT_END, Together
 from .measure.tap import LoopTap
-from .measure.transfer import Transfer
 from .mirrors import Mirror
-from .random_states import random_states
-from .recorder import Record, Recorder
-from .schedule import Preset, every, find_preset, matrix_interval, never
-
-log = logging.getLogger("loopscope")
-
-LOOP_ROWS = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
-STEPS_PER_NORM = 10  # ‖B̅e‖, parameter norms, σ_max(B̅) and σ_max(C_out) move slowly and cost a pass or more each
-TRANSFERS_UNDER_WAY = 64  # copies from the device waiting to arrive before new ones are dropped
-CALL_UNSEEN = (
-    "the call that training makes was not seen, because the model is compiled as a whole, or is not called through "
-    "what attach() was given"
-)
-MATRICES_UNDER_WAY = 64 << 20  # bytes of dense A̅ on their way to the file before one is left out
+from .notices import Notices, log, one_line
+from .numbers import Numbers, accepted, wrong_names
+from .recorder import Recorder
+from .row_sender import LoopPart, RowSender
+from .run_info import run_info
+from .schedule import Preset, find_preset
 
 
 def attach(
@@ -77,7 +64,7 @@ def attach(
     overwrite: bool = False,
     mirrors: Sequence[Mirror] = (),
 ) -> Probe:
-    """Attaches a probe to a looped model and records its training to one HDF5 file.
+    """Attach a probe to a looped model and records its training to one HDF5 file.
 
     Args:
         model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call.
@@ -88,7 +75,7 @@ def attach(
         preset: What is measured and when: ``watch``, ``inspect`` (the full loop's Jacobian too), ``study``
             (blocks, gradients and tokens too), or a `Preset`.
         config: Anything JSON can hold that belongs to the run, for the reader of the file.
-        scalars: Names of further numbers that ``probe.step`` will be given.
+        scalars: Names of further numbers that ``probe.step`` will be given. Names of what loopscope measures are taken.
         probe_batch: Fixed input for passes at depth 2·μ_rec, of which two sequences are used: a tensor, or all
             arguments of the model as a tuple or a mapping; default: the beginnings of the first training batch's
             first sequences. Where the loop has to be found, it is found with this input too.
@@ -99,13 +86,15 @@ def attach(
         mirrors: What every finished row is sent on to besides (`mirrors`); rank 0's only.
 
     Returns:
-        The probe; a context manager that detaches and seals the file.
+        The probe; a context manager that detaches and seals the file. Without ``with``, call `Probe.close` at the end:
+        a process that ends without it leaves a file that reads as interrupted.
 
     Raises:
         LoopSiteError: The loop cannot be located.
         FileExistsError: The file is there and neither ``resume`` nor ``overwrite`` was given.
         OSError: The file cannot be written.
         RuleError: The rule file is not valid.
+        ValueError: A scalar has a name that is taken, or the model is on the meta device.
 
     Example:
         >>> import tempfile, torch
@@ -156,51 +145,38 @@ class Probe:
         overwrite: bool,
         mirrors: Sequence[Mirror],
     ) -> None:
-        self._model = unwrap(model)
         alerts = load_rules(rules)  # before anything that takes time: a rule file may be wrong
-        self._site = find_site(self._model, site, probe_batch)
-        for note in self._site.notes:
-            log.warning("loopscope: the loop of %s, %s: %s", type(self._model).__name__, self._site.found, note)
+        if wrong := wrong_names(scalars):
+            raise ValueError(wrong)
+        own = unwrap(model)
+        site = find_site(own, site, probe_batch)
+        for note in site.notes:
+            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
         self._preset = find_preset(preset)
-        self._device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        self._fixed_batch = FixedBatch(self._model, self._site, self._device, probe_batch)
+        device = _device_of(own)
+        batch = FixedBatch(own, site, device, probe_batch)
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        info = _run_info(self._model, self._site, self._preset, config)
-        info |= {"rank": rank_of(path), "world_size": world_size}
-        if self._site.a_bar is None and self._site.was_found:  # a model that said where its loop is, is not run
-            info["linear_estimate"] = linear_estimate(self._model, self._site, probe_batch)
+        info = run_info(own, site, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
+        if site.a_bar is None and site.was_found:  # a model that said where its loop is, is not run
+            info["linear_estimate"] = linear_estimate(own, site, probe_batch)
         self._recorder = Recorder(
             path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
         )
         self._step = self._recorder.next_step
-        self._sharded: bool | None = None  # whether there is anything that takes all ranks; known after the first step
-        self._said: list[Event] = []  # what readers of the file should know, on its way with the next row
-        interval = _interval(self._site)
-        self._matrices_due = every(interval)
-        self._norms_due = every(STEPS_PER_NORM)
-        self._decompositions_due = every(max(interval, STEPS_PER_NORM))  # of B̅ and C_out
-        # Its structure does not change in training, and reading it in every step would cost more than the answer.
-        self._a_bar_is_cheap = self._site.a_bar is None or self._site.a_bar().ndim < 2
-        self._b_bar_is_cheap = self._site.b_bar is None or self._site.b_bar().ndim < 2
-        self._full_loop = FullLoopProbe(self._model, self._site)
-        self._arriving: deque[tuple[Transfer, Callable[[Transfer], Record]]] = deque()
-        self._sums = LoopSums(LOOP_ROWS, self._device, reduction_for(self._device))
-        self._compiled_before = _graphs_compiled() > 0
-        self._told_empty = self._told_no_pass = False
-        self._loops_seen = False
-        self._tap: LoopTap | None = LoopTap(self._model, self._site, self._sums, self._give_up)
-        self._inside = self._watch_inside(self._tap)
+        self._probed = -1  # the last step after which the fixed batch was run
+        self._closed = False
+        self._process = os.getpid()
+        self._notices = Notices(self._recorder.say)
+        self._sender = RowSender(self._recorder, self._notices)
+        tap = LoopTap(own, site, sums_on(device), self._lose_loop)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
-        self._linear: dict[str, Tensor] = {}
-        self._random: dict[str, Any] = {}
-        self._prepare(self._tap)
-        self._process = os.getpid()
-        self._probed = -1  # the last step the probe batch was run after
-        self._group = Group(path)  # last of all: it tells the other ranks that this one has attached
-        atexit.register(self._end)
+        self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
+        self._watch: LoopWatch | None = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
+        self._watch.prepare(self._step, 0)
+        atexit.register(self._at_exit)
 
     def step(
         self,
@@ -208,73 +184,63 @@ class Probe:
         step: int | None = None,
         loss: Tensor | float | None = None,
         grad_norm: Tensor | float | None = None,
-        lr: float | None = None,
+        lr: float | Sequence[float] | None = None,
         tokens: float | None = None,
-        **scalars: Tensor | float,
+        **scalars: Tensor | float | None,
     ) -> None:
-        """Ends one training step; call it once after ``optimizer.step()``.
+        """End one training step; call it once after ``optimizer.step()``.
+
+        What is not one real number is refused by its name, in the log and in the file, and the rest is recorded.
 
         Args:
             step: Number of the step that was done, from 0. Default: one more than the last. Give it when a resumed run
                 starts again from a checkpoint older than the file's last row.
             loss: Training loss of the step, nats. A tensor is copied, never waited for.
             grad_norm: Gradient norm as the trainer's clipping gives it.
-            lr: Learning rate of the step.
+            lr: Learning rate of the step; of a list, as ``scheduler.get_last_lr()`` returns it, the first.
             tokens: Tokens trained on so far.
-            **scalars: Further numbers, under names declared to `attach`.
+            **scalars: Further numbers. Those declared to `attach` have a place; of others, the first 16 names.
         """
-        if self._tap is None or os.getpid() != self._process:
+        if self._closed or os.getpid() != self._process:
             return
         began = time.perf_counter()
         try:
             if step is not None:
                 self._step = int(step)
-            named: dict[str, Tensor | float | None] = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
-            given = {name: v for name, v in named.items() if v is not None} | scalars
-            if self._sharded is None:
-                self._begin_together()
-            self._end_step(self._whole(given), began)
+            trainers = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+            self._end_step({**trainers, **scalars}, began)
         except Exception as error:
-            self._give_up(error)
+            self._lose_loop(error)
+            message = f"step {self._step - 1} is not recorded: {one_line(error)}"
+            self._notices.say(self._step - 1, "step_lost", message, trace=error)
 
-    def flush(self) -> None:
-        """Waits until every step so far is in the file; call it before saving a checkpoint.
+    def flush(self) -> bool:
+        """Wait until every step so far is in the file; call it before saving a checkpoint.
 
         A checkpoint then never holds steps that the file does not have, whatever kills the run. Waits for copies from
         the device, and ten seconds at most for the disk.
-        """
-        if self._tap is None or os.getpid() != self._process:
-            return
-        try:
-            self._deliver_all()
-            self._recorder.flush()
-        except Exception as error:
-            self._give_up(error)
 
-    def close(self, *, finished: bool = True) -> None:
-        """Runs the probe batch a last time, detaches and seals the file; harmless the second time.
+        Returns:
+            Whether every step since the last call that returned True is in the file. Not on a full disk, say.
+        """
+        if self._closed or os.getpid() != self._process:
+            return False
+        self._deliver_all()
+        return self._recorder.flush()
+
+    def close(self, *, finished: bool = True, reason: str = "") -> None:
+        """Run the fixed batch a last time, detach and seal the file; a second call changes nothing.
 
         Args:
             finished: Whether the run has come to its end. Otherwise the file is left as it is, reads as interrupted,
                 and waits to be resumed; so it does after an exception in the ``with`` block.
+            reason: Why the run has not come to its end, for whoever reads the file.
         """
-        if self._tap is not None and self._process == os.getpid() and self._probed < self._step - 1:
-            try:
-                self._deliver_all()  # no host is ahead of its device then, or of the other ranks
-                self._group.patience = PATIENCE_AT_END
-                self._run_probe_batch(self._step - 1)
-            except Exception as error:
-                self._give_up(error)
-        self._end(finished)
-
-    def _end(self, finished: bool = True) -> None:
-        """Detaches, waits for what is on its way, and closes the file."""
-        if self._process != os.getpid():  # a forked data-loader worker owns neither the hooks nor the file
-            return
-        atexit.unregister(self._end)
-        self._detach(f"closed its probe after step {self._step - 1}")
-        self._deliver_all()
-        self._recorder.close(seal=finished)
+        if self._watch is not None and self._process == os.getpid() and self._probed < self._step - 1:
+            self._deliver_all()  # no host is ahead of its device then, or of the other ranks
+            self._together.group.patience = PATIENCE_AT_END
+            self._run_fixed_batch(self._step - 1, last=True)
+        self._end("" if finished else reason or "probe.close(finished=False) was called")
 
     def __enter__(self) -> Self:
         return self
@@ -285,295 +251,124 @@ class Probe:
         if error is None:
             self.close()
         else:
-            self._end(finished=False)
+            self._end(one_line(error))
 
-    def _end_step(self, numbers: dict[str, Tensor | float], began: float) -> None:
-        step, tap = self._step, self._tap
-        assert tap is not None
-        self._step += 1
-        if self._preset.rows(step):
-            due = self._preset.full_loop(step)
-            measured = self._full_loop.measure(self._fixed_batch.call, step) if due else Measured()
-            self._send_row(step, {**numbers, **measured.values}, measured, began)
-        self._prepare(tap)
-        if self._preset.probe_batch(step):
-            self._run_probe_batch(step)
-            if self._fixed_batch.call is None and self._loops_seen:
-                self._say_no_pass(step, CALL_UNSEEN)
-        self._deliver()
+    def _at_exit(self) -> None:
+        """End a run that nobody closed: what became of the training is not known here."""
+        error = getattr(sys, "last_value", None)  # of the last exception that nobody caught
+        said = f": {one_line(error)}" if error is not None else ""
+        self._end(f"the process ended without probe.close(){said}")
 
-    def _prepare(self, tap: LoopTap) -> None:
-        """Makes ready for the next step: what is due in it, and its linear part as its forward will use it."""
-        self._sums.reset()
-        tap.enabled = self._preset.rows(self._step)
-        tap.injects = self._b_bar_is_cheap or self._norms_due(self._step)
-        if self._inside is not None:
-            self._inside.enable(tap.enabled and self._preset.inside(self._step))
-        self._linear = self._read_linear() if tap.enabled else {}
-        self._random = random_states() if tap.enabled else {}
+    def _end(self, interrupted: str) -> None:
+        """Detach, wait for what is on its way, and close the file.
 
-    def _watch_inside(self, tap: LoopTap) -> InsideTap | None:
-        """The tap of blocks and gradients, for a preset that ever asks for it; hooks that never do are a cost."""
-        if self._preset.inside is never:
-            return None
-        return InsideTap(self._site, tap, self._device)
-
-    def _send_row(self, step: int, numbers: dict[str, Tensor | float], measured: Measured, began: float) -> None:
-        """Starts the copies of a step and notes how to make its record of them."""
-        assert self._tap is not None
-        watched = self._tap.enabled
-        tensors = {name: v for name, v in numbers.items() if isinstance(v, Tensor) and v.device.type != "cpu"}
-        here = {
-            name: float(v.detach() if isinstance(v, Tensor) else v)
-            for name, v in numbers.items()
-            if name not in tensors
-        }
-        now, events = time.time(), (*self._said, *([measured.event] if measured.event else []))
-        self._said.clear()
-        spectrum = self._preset.spectrum(step) and (self._a_bar_is_cheap or self._matrices_due(step))
-        inside = self._inside if self._inside is not None and self._preset.inside(step) else None
-        counts, cut = self._sums.counts, self._sums.rows_cut
-        if watched and not len(counts):
-            self._say_empty(step)
-        self._loops_seen |= len(counts) > 0
-        inner, random = None if inside is None else inside.counts, self._random
-        transfer = Transfer(
-            {f"value.{name}": value for name, value in tensors.items()}
-            | {f"matrix.{name}": matrix for name, matrix in self._linear.items()}
-            | self._sums.device_rows()
-            | ({} if inside is None else inside.device_rows())
-            | ({"norms": _parameter_norms(self._model)} if watched and self._norms_due(step) else {})
-        )
-
-        def record(arrived: Transfer) -> Record:
-            found = arrived.arrays()
-            values = here | {name: float(found[f"value.{name}"]) for name in tensors} | {"probe_seconds": spent}
-            return Record(
-                step,
-                now,
-                values,
-                found["sums"],
-                counts,
-                matrices={name.removeprefix("matrix."): a for name, a in found.items() if name.startswith("matrix.")},
-                spectrum=spectrum,
-                arrays=measured.arrays | ({} if inner is None else inner.norms(found["inside"], found["gradients"])),
-                flight=FlightStep(found.get("norms"), found["batches"], random),
-                rows_cut=cut,
-                events=events,
-            )
-
-        spent = time.perf_counter() - began
-        self._queue(transfer, record)
-
-    def _say_empty(self, step: int) -> None:
-        """Says, once, why a step may have left no loop behind."""
-        if self._told_empty:
+        Args:
+            interrupted: Why the run has not come to its end; empty when it has.
+        """
+        if self._process != os.getpid() or self._closed:  # a forked worker owns neither the hooks nor the file
             return
-        self._told_empty = True
-        if not self._model.training:
-            why = "the model is in evaluation mode; call model.train() before the forward"
-        elif self._compiled_before:
-            why = (
-                "attached after the first compiled call, it seems, and graphs that exist do not hold the hooks; "
-                "call torch._dynamo.reset() now, or attach before the first call"
-            )
-        else:
-            why = f"no forward of this model ran since the last step, or it did not call {self._site.body!r}"
-        log.warning("loopscope: step %d recorded no loop: %s", step, why)
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        self._detach(f"closed its probe after step {self._step - 1}")
+        self._deliver_all()
+        self._recorder.close(interrupted=interrupted, step=self._step - 1)
 
-    def _queue(self, transfer: Transfer, record: Callable[[Transfer], Record]) -> None:
-        if len(self._arriving) >= TRANSFERS_UNDER_WAY:
-            self._recorder.dropped += 1
-        else:
-            self._arriving.append((transfer, record))
+    def _end_step(self, given: Mapping[str, Any], began: float) -> None:
+        step, self._step = self._step, self._step + 1
+        forwards = self._watch.tap.forwards if self._watch is not None else 0
+        self._together.begin(self._preset.name, step, forwards)
+        numbers = accepted(self._together.whole(given, step, forwards), step, self._notices)
+        if self._preset.rows(step):
+            self._send(step, numbers, began)
+        if self._watch is not None:
+            try:
+                self._watch.prepare(self._step, self._sender.waiting)
+            except Exception as error:
+                self._lose_loop(error)
+        if self._preset.probe_batch(step):
+            self._run_fixed_batch(step)
+        try:
+            self._sender.deliver()
+        except Exception as error:
+            self._lose_loop(error)
 
-    def _deliver(self) -> None:
-        """Hands over what has arrived, in order."""
-        while self._arriving and self._arriving[0][0].ready():
-            transfer, record = self._arriving.popleft()
-            self._recorder.put(record(transfer))
+    def _send(self, step: int, numbers: Numbers, began: float) -> None:
+        """Send the row of a step, without its loop where that cannot be had."""
+        part: LoopPart | None = None
+        try:
+            part = None if self._watch is None else self._watch.part(step)
+            self._sender.send_step(step, numbers, part, began)
+        except Exception as error:
+            self._lose_loop(error, step)
+            self._sender.send_step(step, Numbers(numbers.here) if part is not None else numbers, None, began)
 
     def _deliver_all(self) -> None:
-        """Waits for what is under way and hands it over."""
-        while self._arriving:
-            self._arriving[0][0].wait()
-            self._deliver()
-
-    @torch.no_grad()
-    def _read_linear(self) -> dict[str, Tensor]:
-        """A̅, B̅ and C_out as the next step's forward will use them; B̅ and C_out every tenth step at most.
-
-        A dense A̅ is copied to the host in every step (1024 wide: 4 MB, about 0.2 ms of the stream on CUDA, a few
-        milliseconds on the CPU) and tracked there by the recorder's thread. Tracking on the device would cost the
-        training thread some hundred small kernels and a wait for each. Where the recorder is behind, or the matrix is
-        sharded and each reading a collective, A̅ is read when it is due only.
-        """
-        a_bar_due = self._matrices_due(self._step) or self._a_bar_is_affordable()
-        due = {"a_bar": a_bar_due, **dict.fromkeys(("b_bar", "c_out"), self._decompositions_due(self._step))}
-        reads = {name: read for name in due if due[name] and (read := getattr(self._site, name)) is not None}
-        if self._sharded and reads and not self._agree(f"read {', '.join(reads)}"):
-            return {}
-        found = {name: _gathered(read()) if self._sharded else read() for name, read in reads.items()}
-        # A probe that was attached to sharded parameters cannot read them before the first step.
-        here = {name: matrix for name, matrix in found.items() if not hasattr(matrix, "full_tensor")}
-        return {name: matrix.detach().float().clone() for name, matrix in here.items()}
-
-    def _whole(self, numbers: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
-        """Numbers with sharded ones (a gradient norm under FSDP2) made whole, or left out where ranks are apart."""
-        sharded = sorted(name for name, number in numbers.items() if hasattr(number, "full_tensor"))
-        if not sharded or self._agree(f"read {', '.join(sharded)}"):
-            return {name: _gathered(number) for name, number in numbers.items()}
-        return {name: number for name, number in numbers.items() if name not in sharded}
-
-    def _begin_together(self) -> None:
-        """Lets ranks that differ from the start find out now, not when something is due on one of them only."""
-        self._sharded = is_sharded(self._model)
-        if self._sharded:
-            self._agree(f"begin with preset {self._preset.name!r}")
-
-    def _agree(self, what: str) -> bool:
-        """Whether to do now what takes all ranks where parameters are sharded; why not any more is said once."""
-        if not self._sharded or self._group.apart or self._tap is None:
-            return self._sharded is False
-        if self._group.agree(f"{what} (step {self._step}, forward {self._tap.forwards})"):
-            return True
-        message = f"neither sharded A̅ nor the fixed batch is measured any more: {self._group.apart}"
-        log.warning("loopscope: %s", message)
-        self._said.append(Event(self._step, time.time(), "ranks_apart", "warning", message=message))
-        return False
-
-    def _a_bar_is_affordable(self) -> bool:
-        """Whether A̅ can be read between the steps in which it is due."""
-        if self._a_bar_is_cheap or self._site.a_bar is None:
-            return True
-        if self._sharded:
-            return False
-        under_way = (len(self._arriving) + self._recorder.waiting) * self._site.a_bar().numel() * 4
-        return under_way < MATRICES_UNDER_WAY
+        """Wait for what is on its way; what cannot be had is dropped and counted."""
+        try:
+            self._sender.deliver_all()
+        except Exception as error:
+            self._lose_loop(error)
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keeps the first training batch for the passes at fixed depth, then takes its own hook off.
-
-        Weights may have been loaded and seeds set since attaching, so what the first step begins with is read again.
-        """
-        if not module.training or torch.compiler.is_compiling():
+        """Give the first training batch to the passes at fixed depth, then take its own hook off."""
+        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
         self._capture.remove()
         try:
-            self._linear, self._random = self._read_linear(), random_states()
-            self._fixed_batch.take(args, kwargs)
+            if self._watch is not None:
+                self._watch.take_first(args, kwargs, self._step)
         except Exception as error:
-            self._give_up(error)
+            self._lose_loop(error)
 
-    def _run_probe_batch(self, step: int) -> None:
-        """Runs the fixed batch and sends its rows; where a forward takes all ranks, if they agree to."""
-        if self._tap is None or self._sharded is None:
+    def _run_fixed_batch(self, step: int, *, last: bool = False) -> None:
+        """Run the fixed batch and send its rows."""
+        if self._watch is None:
             return
-        together = partial(self._agree, "run the fixed batch") if self._sharded else None
-        found = self._fixed_batch.run(self._tap, token_steps=self._preset.token_map(step), together=together)
-        if found is None:
-            self._say_no_pass(step, self._fixed_batch.failed)
-            return
-        self._probed, now = step, time.time()
-
-        def record(arrived: Transfer) -> Record:
-            rows = arrived.arrays()
-            maps = {TOKEN_MAP: rows[TOKEN_STEPS]} if TOKEN_STEPS in rows else {}
-            return Record(
-                step, now, sums=rows["sums"], counts=found.counts, arrays=maps, is_probe=True, rows_cut=found.rows_cut
-            )
-
-        self._queue(Transfer(found.rows), record)
-
-    def _say_no_pass(self, step: int, why: str) -> None:
-        """Says, once, why the fixed batch is not run, if there is a reason; everything else goes on."""
-        if not why or self._told_no_pass:
-            return
-        self._told_no_pass = True
-        message = (
-            f"the fixed batch is not run in this run: {why}; give attach() a probe_batch that the model accepts: "
-            "a tensor, a tuple of arguments, or a mapping of them by name"
-        )
-        log.warning("loopscope: %s", message)
-        self._said.append(Event(step, time.time(), "fixed_batch", "warning", message=message))
-        if self._sharded:
-            self._group.leave(f"cannot run the fixed batch: {why}")
+        try:
+            done = self._watch.pass_of_fixed_batch(step, last=last)
+            if done is not None:
+                self._probed = step
+                self._sender.send_pass(step, done)
+        except Exception as error:
+            self._lose_loop(error)
 
     def _detach(self, why: str) -> None:
-        """Takes the hooks off, and lets ranks that would wait for this one know."""
+        """Take the hooks off, and let ranks that would wait for this one know."""
         self._capture.remove()
-        if self._tap is not None:
-            self._tap.remove()
-            self._tap = None
-        if self._sharded is not False:
-            self._group.leave(why)
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.tap.remove()
+        self._together.leave(why)
 
-    def _give_up(self, error: Exception) -> None:
-        """Says once that the probe failed and leaves training alone from then on."""
-        if self._tap is not None:
-            log.error("loopscope: the probe failed and is off, training goes on: %r", error, exc_info=error)
-        self._detach(f"lost its probe in step {self._step}: {error!r}")
+    def _lose_loop(self, error: Exception, step: int | None = None) -> None:
+        """Let go of the loop after a failure, and say so; the numbers that training gives go on being recorded.
 
-
-def _gathered(value: Any) -> Any:
-    """The full tensor of a sharded one, which takes all ranks; anything else as it is."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-@torch.no_grad()
-def _parameter_norms(model: nn.Module) -> Tensor:
-    """‖p‖₂ of every parameter ``(P,)``; of a sharded one, of this rank's shard, which takes no collective."""
-    own = [p.to_local() if hasattr(p, "to_local") else p.detach() for p in _with_norm(model).values()]
-    norms = torch._foreach_norm(own) if own else []
-    return torch.stack([norm.float().to(norms[0].device) for norm in norms]) if own else torch.empty(0)
+        Args:
+            error: What failed.
+            step: The first step whose loop is lost; default: the one under way.
+        """
+        if self._watch is None:
+            return
+        step = self._step if step is None else step
+        self._detach(f"lost its probe in step {step}: {error!r}")
+        message = f"the probe failed in step {step} and watches the loop no more: {one_line(error)}"
+        self._notices.say(step, PROBE_LOST, message, severity="error", trace=error)
 
 
-def _with_norm(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that have a norm: quantised ones have none."""
-    kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-    return {name: p for name, p in model.named_parameters() if p.dtype in kinds}
+def _device_of(model: nn.Module) -> torch.device:
+    """Return where a model computes.
 
-
-def _graphs_compiled() -> int:
-    """How many frames Dynamo has compiled in this process."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["frames"]["ok"])
-
-
-def _interval(site: LoopSite) -> int:
-    """Steps between exact spectra of this loop's matrices."""
-    for read in (site.a_bar, site.b_bar, site.c_out):
-        if read is not None and read().ndim:
-            return matrix_interval(read().shape[0])
-    return 1
+    Raises:
+        ValueError: It has no data yet.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        raise ValueError("the model is on the meta device: call attach() after its parameters have memory (to_empty)")
+    return device
 
 
 def _rank_and_world_size(path: Path) -> tuple[int, int | None]:
-    """This process among those of ``torch.distributed``; without it, the rank that the path names and no number."""
+    """Return this process among those of ``torch.distributed``; without it, the rank of the path and no number."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return rank_of(path), None
-
-
-def _run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is true of the whole run."""
-    a_bar = site.a_bar() if site.a_bar is not None else None
-    structure = {0: "scaled identity", 1: "diagonal", 2: "dense"}
-    return {
-        "model": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "parameter_names": list(_with_norm(model)),
-        "site": site.describe(),
-        "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
-        # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
-        "a_bar_learned": None if a_bar is None else a_bar.requires_grad,
-        "preset": preset.name,
-        "config": dict(config),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": str(next((p.device for p in model.parameters()), "cpu")),
-        "host": platform.node(),
-        "started": time.time(),
-    }

@@ -2,7 +2,7 @@
 
 The training thread hands over records and never waits: the queue is bounded, and what does not fit is dropped and
 counted. Everything that takes time on the host (division, eigenvalues, detectors, HDF5) happens here. A failure of the
-file or of anything else in this thread is said once; training goes on without rows.
+file or of anything else in this thread is told in the log and, where it can, in the file; training goes on.
 
 A dense A̅ wider than `EXACT_WIDTH` is tracked from step to step (`SpectralTracker`, refreshed exactly in a further
 thread; 14 ms for both numbers at width 768 against 0.6 s exactly, on one core) and solved exactly in the steps whose
@@ -19,6 +19,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from ..runfile.writer import RunWriter
 from .alerts import Alerts
 from .measure.sums import loop_means
 from .mirrors import Mirror, Mirrors
+from .notices import Notices, one_line
 from .schedule import EXACT_WIDTH
 
 log = logging.getLogger("loopscope")
@@ -46,6 +48,7 @@ QUEUE_LENGTH = 1024  # records waiting for the thread; about 2 MB of rows at 16 
 ROWS_PER_FLUSH = 100
 SECONDS_PER_FLUSH = 0.5  # the most a kill can cost
 FLUSH_PATIENCE = 10.0  # seconds a checkpoint waits for a disk that hangs
+CLOSE_PATIENCE = 30.0  # seconds that the end of a run waits for a disk on which nothing moves
 EIGENVALUES_KEPT = 64
 
 
@@ -64,7 +67,6 @@ class Record:
         arrays: Arrays of the step by name, written as they are.
         is_probe: Whether this is a pass of the probe batch, which has no values.
         rows_cut: Loop rows that did not fit into the device buffer.
-        events: What to tell the reader of the file besides what the recorder finds.
         flight: What the flight recorder needs of the step and no other field has.
     """
 
@@ -78,8 +80,33 @@ class Record:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     is_probe: bool = False
     rows_cut: int = 0
-    events: tuple[Event, ...] = ()
     flight: FlightStep | None = None
+
+
+@dataclass(slots=True)
+class _Flush:
+    """A request to bring everything before it into the file.
+
+    Args:
+        done: Set when it was tried.
+        committed: Whether it worked.
+    """
+
+    done: threading.Event = field(default_factory=threading.Event)
+    committed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    """The end of the recording.
+
+    Args:
+        step: The last step.
+        interrupted: Why the run has not come to its end; empty when it has.
+    """
+
+    step: int
+    interrupted: str
 
 
 class Recorder:
@@ -93,6 +120,10 @@ class Recorder:
         resume: Continue an existing file.
         overwrite: Replace an existing file.
         mirrors: What every finished row is handed on to.
+
+    Attributes:
+        dropped: Rows that were lost on their way to the file.
+        next_step: The step that comes after those in the file.
 
     Raises:
         OSError, RunFileError: The file cannot be created or continued; nothing has been started then.
@@ -112,11 +143,14 @@ class Recorder:
         self.path = path
         self.dropped = 0
         self.next_step = 0
-        self._queue: queue.Queue[Record | threading.Event | None] = queue.Queue(QUEUE_LENGTH)
+        self._dropped_before = 0  # of rows dropped, those that a flush has told of
+        self._queue: queue.Queue[Record | Event | _Flush | _Close] = queue.Queue(QUEUE_LENGTH)
+        self._handled = 0  # things taken from the queue, by which a wait tells a slow disk from one that hangs
         self._opened = threading.Event()
         self._error: Exception | None = None
         self._alerts = Alerts(path, rules)
-        self._seal = True
+        self._notices: Notices | None = None  # what this thread has to say, once there is a file
+        self._may_seal = True
         self._was_finished = False
         self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
@@ -130,35 +164,62 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """Records that were handed over and not written yet."""
+        """Return how many records were handed over and not written yet."""
         return self._queue.qsize()
 
     def put(self, record: Record) -> None:
-        """Hands over a record; drops it when the thread is behind."""
+        """Hand over a record; drop it when the thread is behind."""
         try:
             self._queue.put_nowait(record)
         except queue.Full:
             self.dropped += 1
 
+    def say(self, event: Event) -> None:
+        """Hand over an event for the file; drop it when the thread is behind."""
+        with suppress(queue.Full):
+            self._queue.put_nowait(event)
+
     def flush(self, seconds: float = FLUSH_PATIENCE) -> bool:
-        """Waits until everything handed over so far is committed to the file, but not for ever.
+        """Wait until everything handed over so far is committed to the file, but not for ever.
 
         Returns:
-            Whether it is.
+            Whether it is, and no row was dropped on the way since the last call.
         """
-        committed = threading.Event()
+        request = _Flush()
         try:
-            self._queue.put(committed, timeout=seconds)
+            self._queue.put(request, timeout=seconds)
         except queue.Full:
             return False
-        return committed.wait(seconds)
+        if not request.done.wait(seconds) or not request.committed:
+            return False
+        dropped, self._dropped_before = self.dropped - self._dropped_before, self.dropped
+        return not dropped
 
-    def close(self, *, seal: bool = True) -> None:
-        """Writes what is waiting, seals the file if asked to, and ends the thread; harmless the second time."""
-        if self._thread.is_alive():
-            self._seal = seal
-            self._queue.put(None)
-            self._thread.join()
+    def close(self, *, interrupted: str = "", step: int = -1) -> None:
+        """Write what is waiting, seal the file where the run has come to its end, and end the thread.
+
+        A disk that hangs is waited for as long as anything moves, and `CLOSE_PATIENCE` seconds more; the file is then
+        left as it is and reads as interrupted. A second call changes nothing.
+
+        Args:
+            interrupted: Why the run has not come to its end; empty when it has.
+            step: The last step.
+        """
+        if not self._thread.is_alive():
+            return
+        asked = False
+        while self._thread.is_alive():
+            handled = self._handled
+            if not asked:
+                with suppress(queue.Full):
+                    self._queue.put(_Close(step, interrupted), timeout=CLOSE_PATIENCE)
+                    asked = True
+            self._thread.join(CLOSE_PATIENCE)
+            if self._thread.is_alive() and self._handled == handled:
+                self._may_seal = False
+                left = f"{self._queue.qsize()} rows are not in the file, which reads as interrupted"
+                log.error("loopscope: the disk of %s does not answer; %s", self.path, left)
+                return
 
     def _run(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> None:
         try:
@@ -168,10 +229,13 @@ class Recorder:
             return
         finally:
             self._opened.set()
+        self._notices = Notices(writer.append_event)
         try:
             self._write_all(writer)
-        except Exception:
+        except Exception as error:
             log.exception("loopscope: recording to %s failed; training goes on without it", self.path)
+            writer.interrupt(f"the recorder failed: {one_line(error)}")
+            writer.close()
             self._drain()
         finally:
             writer.close()
@@ -196,52 +260,93 @@ class Recorder:
         return writer
 
     def _write_all(self, writer: RunWriter) -> None:
+        """Write what comes until the end of the run."""
         waiting, flushed, rows = 0, time.monotonic(), writer.rows
         while True:
             try:
-                record = self._queue.get(timeout=SECONDS_PER_FLUSH)
+                item = self._queue.get(timeout=SECONDS_PER_FLUSH)
             except queue.Empty:
                 pass
             else:
-                if record is None:
+                self._handled += 1
+                if isinstance(item, _Close):
                     break
-                if isinstance(record, threading.Event):
-                    writer.flush()
-                    record.set()
+                if isinstance(item, _Flush):
+                    self._answer(item, writer)
                     continue
-                self._write(writer, record)
+                self._take(writer, item)
                 waiting += 1
             if waiting and (waiting >= ROWS_PER_FLUSH or time.monotonic() - flushed >= SECONDS_PER_FLUSH):
                 self._alerts.judge(writer)
                 writer.flush()
                 waiting, flushed = 0, time.monotonic()
         self._alerts.judge(writer, ended=True)
-        writer.flush()
         # A finished run resumed in vain, by settings that its checkpoint refused say, is as finished as before.
-        if self._seal or (self._was_finished and writer.rows == rows):
+        in_vain = self._was_finished and writer.rows == rows
+        if item.interrupted and not in_vain:
+            writer.interrupt(item.interrupted, step=item.step)
+        writer.flush()
+        if not self._may_seal:
+            writer.interrupt("the disk did not answer when the run was closed", step=item.step)
+        elif in_vain or not item.interrupted:
             writer.seal()
 
+    @staticmethod
+    def _answer(request: _Flush, writer: RunWriter) -> None:
+        """Try a flush and say whether it worked."""
+        lost = writer.rows_lost
+        request.committed = writer.flush() and writer.rows_lost == lost
+        request.done.set()
+
     def _drain(self) -> None:
-        """Lets go of records after a failure, so that nobody waits for a full queue."""
-        while (record := self._queue.get()) is not None:
-            if isinstance(record, threading.Event):
-                record.set()
-            else:
+        """Let go of records after a failure, so that nobody waits for a full queue."""
+        while not isinstance(item := self._queue.get(), _Close):
+            if isinstance(item, _Flush):
+                item.done.set()  # and nothing is committed
+            elif isinstance(item, Record):
                 self.dropped += 1
+
+    def _take(self, writer: RunWriter, item: Record | Event) -> None:
+        """Write a record or an event; one that fails costs itself only."""
+        if isinstance(item, Event):
+            writer.append_event(item)
+            return
+        try:
+            self._write(writer, item)
+        except Exception as error:
+            self._say_lost(item.step, "this step", error)
+            self.dropped += 1
+
+    def _say_lost(self, step: int, what: str, error: Exception) -> None:
+        """Say what of a step could not be recorded."""
+        if self._notices is not None:
+            message = f"{what} could not be recorded: {one_line(error)}"
+            self._notices.say(step, "step_incomplete", message, cause=what, trace=error)
 
     def _write(self, writer: RunWriter, record: Record) -> None:
         loops: NDArray[np.float32] | None = None
         once: dict[str, float] = {}
-        if record.sums is not None and record.counts is not None and len(record.counts) > 1:
-            loops, once = loop_means(record.sums, record.counts)
+        linear: dict[str, float] = {}
+        try:
+            if record.sums is not None and record.counts is not None and len(record.counts) > 1:
+                loops, once = loop_means(record.sums, record.counts)
+        except Exception as error:
+            self._say_lost(record.step, "the loop of a step", error)
         for name, values in record.arrays.items():
-            writer.append_array(record.step, name, values)
+            try:
+                writer.append_array(record.step, name, values)
+            except ValueError as error:
+                self._say_lost(record.step, name, error)
         if record.is_probe:
             if loops is not None:
                 writer.append_probe(record.step, loops)
                 self._alerts.add_pass(loops)
             return
-        given = record.values | once | self._linear(writer, record)
+        try:
+            linear = self._linear(writer, record)
+        except Exception as error:
+            self._say_lost(record.step, "the linear part", error)
+        given = record.values | once | linear
         extra = {
             "step": float(record.step),
             "time": record.time,
@@ -251,8 +356,6 @@ class Recorder:
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
         self._alerts.add(writer, given | extra, loops, record.flight, measured=given)
-        for event in record.events:
-            writer.append_event(event)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
         """Norms and eigenvalues of the matrices that came with a record."""

@@ -34,7 +34,7 @@ from ...loops.call import Call
 from ...loops.neutral import eagerly
 from ...loops.site import LoopSite, LoopSiteError
 from ...runfile.layout import LYAPUNOV_EXPONENTS, TOKEN_RADIUS, Event
-from .group import is_sharded
+from .sharded import is_sharded
 
 log = logging.getLogger("loopscope")
 

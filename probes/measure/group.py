@@ -31,17 +31,20 @@ it without asking anybody.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import nn
 
 from ...runfile.rank_names import run_path
+from ..notices import Notices
+from .internals import default_store
+from .sharded import gathered, is_sharded, is_spread
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -51,19 +54,6 @@ PATIENCE_AT_END = 10.0  # for the last pass: a probe closed on one rank alone ho
 _YES = "yes"
 
 _ATTACHED: Counter[str] = Counter()  # how often this process has attached with a path: the number is part of the key
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters are spread over the ranks (FSDP, tensor parallelism), at any moment of training.
-
-    >>> is_sharded(nn.Linear(2, 2))
-    False
-    """
-    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        return True
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # half a second to import, and nothing is sharded without it
-    kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    return any(isinstance(module, kinds) for module in model.modules())  # gathered just now, perhaps
 
 
 class Group:
@@ -98,13 +88,13 @@ class Group:
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._key = f"loopscope/{name}/{_ATTACHED[name]}"
         try:
-            self._store = dist.distributed_c10d._get_default_store()
+            self._store = default_store()
             self._store.add(self._key, 1)
-        except Exception as error:  # a private call of torch's: without it nothing is known of the others
+        except Exception as error:  # without the store nothing is known of the others
             self.apart = f"the other ranks cannot be asked: {error!r}"
 
     def agree(self, what: str) -> bool:
-        """Whether all ranks are here to do the same thing; what takes them all may then be begun, at once.
+        """Return whether all ranks are here to do the same thing; what takes them all may then be begun, at once.
 
         Args:
             what: What this rank is about to do, and where in its training.
@@ -121,7 +111,7 @@ class Group:
         return not self.apart
 
     def leave(self, why: str) -> None:
-        """Lets the others know that this rank comes to no further meeting; harmless the second time."""
+        """Let the others know that this rank comes to no further meeting; again it changes nothing."""
         if self.apart:
             return
         self.apart = why
@@ -130,7 +120,7 @@ class Group:
                 self._answer(self._store, f"rank {self._rank} {why}")
 
     def _meet(self, store: Store, what: str) -> str:
-        """One meeting: the answer to it."""
+        """Hold one meeting and return its answer."""
         # A first step has taken all ranks, so each that ever will has attached by now.
         if not self._meetings and store.add(self._key, 0) < self._world:
             return self._answer(store, "not every rank carries a probe; call attach on each, with the same path")
@@ -146,14 +136,69 @@ class Group:
         return self._answer(store, f"rank {self._rank} waited {self.patience:g} s for others to {what}")
 
     def _answer(self, store: Store, proposed: str) -> str:
-        """The answer that stands: what is proposed here, unless another was first."""
+        """Return the answer that stands: what is proposed here, unless another was first."""
         return str(store.compare_set(self._of_meeting("answer"), "", proposed).decode())
 
     def _of_meeting(self, name: str, back: int = 0) -> str:
         return f"{self._key}/{self._meetings - back}/{name}"
 
     def _forget_last(self, store: Store) -> None:
-        """Frees what the meeting before left in the store; all ranks are in this one, so nobody reads it any more."""
+        """Free what the meeting before left in the store; all ranks are in this one, so nobody reads it any more."""
         for name in ("what", "here", "answer") if self._meetings else ():
             with suppress(Exception):  # not every store can, and a yes must remain one
                 store.delete_key(self._of_meeting(name, back=1))
+
+
+class Together:
+    """What takes all ranks where parameters are sharded, and is left out where they are apart.
+
+    Args:
+        model: The user's module, unwrapped.
+        path: The run file, this rank's.
+        notices: Where it is said that ranks are apart.
+
+    Attributes:
+        group: The ranks.
+        sharded: Whether there is anything that takes all ranks; None until the first step, because a model may be
+            sharded after a probe was attached to it.
+    """
+
+    def __init__(self, model: nn.Module, path: Path, notices: Notices) -> None:
+        self.group = Group(path)
+        self.sharded: bool | None = None
+        self._model, self._notices = model, notices
+
+    def begin(self, preset: str, step: int, forwards: int) -> None:
+        """Let ranks that differ from the start know now, not when something is due on one of them only."""
+        if self.sharded is None:
+            self.sharded = is_sharded(self._model)
+            if self.sharded:
+                self.agree(f"begin with preset {preset!r}", step, forwards)
+
+    def agree(self, what: str, step: int, forwards: int) -> bool:
+        """Return whether to do now what takes all ranks where parameters are sharded.
+
+        Args:
+            what: What this rank is about to do.
+            step: Where it is in its training,
+            forwards: and in this step.
+        """
+        if not self.sharded or self.group.apart:
+            return self.sharded is False
+        if self.group.agree(f"{what} (step {step}, forward {forwards})"):
+            return True
+        message = f"neither sharded A̅ nor the fixed batch is measured any more: {self.group.apart}"
+        self._notices.say(step, "ranks_apart", message)
+        return False
+
+    def whole(self, numbers: Mapping[str, Any], step: int, forwards: int) -> dict[str, Any]:
+        """Return numbers, spread ones (a gradient norm under FSDP2) gathered or, where ranks are apart, left out."""
+        spread = sorted(name for name, number in numbers.items() if is_spread(number))
+        if not spread or self.agree(f"read {', '.join(spread)}", step, forwards):
+            return {name: gathered(number) for name, number in numbers.items()}
+        return {name: number for name, number in numbers.items() if name not in spread}
+
+    def leave(self, why: str) -> None:
+        """Let ranks that would wait for this one know that it does not come."""
+        if self.sharded is not False:
+            self.group.leave(why)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...loops.hooks import Hook, LoopHooks, state_in
 from ...loops.site import LoopSite, argument
+from .internals import in_backward
 from .sums import LoopSums
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class LoopTap:
     def _begin_forward(self, seen: list[Tensor], *, training: bool) -> None:
         """Decides where the rows of a forward go. What a checkpoint runs again during backward goes nowhere."""
         self.forwards += 1
-        own = self.sums if training and self.enabled and not _in_backward() else None
+        own = self.sums if training and self.enabled and not in_backward() else None
         self._target = self._redirected or own
         if self._target is not None:
             self._target.begin(seen[0] if seen and self._target is own else None)
@@ -245,9 +246,3 @@ def _no_tensor(a: Any, b: Any) -> list[Tensor]:
 def _returned(output: Any, _: Any) -> list[Tensor]:
     """The state in what a module received or returned."""
     return [state_in(output)]
-
-
-def _in_backward() -> bool:
-    """Whether autograd is running. A private call of torch's; without it a checkpointed model would be seen twice."""
-    task = getattr(torch._C, "_current_graph_task_id", None)
-    return task is not None and task() != -1

@@ -8,7 +8,7 @@ Not covered: devices without streams other than the CPU (``mps``, ``xla``): ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,46 +16,65 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Transfer:
-    """Tensors on their way to the host.
+@dataclass(frozen=True, slots=True, eq=False)
+class Copy:
+    """One tensor on its way to the host.
 
     Args:
-        tensors: What to copy; later changes to them are not seen.
+        host: Where it arrives; not to be read before its `Transfer` is ready.
+    """
+
+    host: Tensor
+
+    def array(self) -> NDArray[Any]:
+        """Return what arrived; bf16 becomes float32."""
+        return (self.host.float() if self.host.dtype == torch.bfloat16 else self.host).numpy()
+
+    def number(self) -> float:
+        """Return what arrived, of a tensor of one number."""
+        return float(self.array().item())
+
+
+class Transfer:
+    """Tensors on their way to the host. Add them all by `copy`, then call `sent`.
 
     >>> source = torch.arange(3.0)
-    >>> transfer = Transfer({"x": source})
+    >>> transfer = Transfer()
+    >>> copy = transfer.copy(source)
+    >>> transfer.sent()
     >>> _ = source.zero_()
-    >>> transfer.ready(), transfer.arrays()["x"].tolist()
+    >>> transfer.ready(), copy.array().tolist()
     (True, [0.0, 1.0, 2.0])
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._copies = {name: _host_copy(tensor.detach()) for name, tensor in tensors.items()}
+    def __init__(self) -> None:
+        self._device: torch.device | None = None
         self._event: torch.cuda.Event | None = None
-        device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
-        if device is not None:  # the model's device, which need not be the current one
+
+    def copy(self, tensor: Tensor) -> Copy:
+        """Start the copy of a tensor; later changes to it are not seen."""
+        if tensor.is_cuda:
+            self._device = tensor.device  # the model's device, which need not be the current one
+        return Copy(_host_copy(tensor.detach()))
+
+    def sent(self) -> None:
+        """Mark the end of the copies."""
+        if self._device is not None:
             self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(device))
+            self._event.record(torch.cuda.current_stream(self._device))
 
     def ready(self) -> bool:
-        """Whether everything has arrived. Call it from the thread that started the copy."""
+        """Return whether everything has arrived. Call it from the thread that started the copies."""
         return self._event is None or self._event.query()
 
     def wait(self) -> None:
-        """Blocks until everything has arrived; for the end of a run only."""
+        """Block until everything has arrived; for the end of a run only."""
         if self._event is not None:
             self._event.synchronize()
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The copies as arrays; bf16 becomes float32."""
-        return {
-            name: (copy.float() if copy.dtype == torch.bfloat16 else copy).numpy()
-            for name, copy in self._copies.items()
-        }
-
 
 def _host_copy(tensor: Tensor) -> Tensor:
-    """A copy on the host, on its way when the source is on a CUDA device."""
+    """Return a copy on the host, on its way when the source is on a CUDA device."""
     if not tensor.is_cuda:
         return tensor.to("cpu", copy=True)
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -13,7 +13,8 @@ from loopscope.dashboard.pages import all_pages
 from loopscope.dashboard.panels import PANELS, Ask, drawn, table
 from loopscope.dashboard.tabs import all_tabs
 from loopscope.runfile.layout import Event
-from loopscope.runfile.reader import Run
+from loopscope.runfile.recorded_arrays import RecordedArrays
+from loopscope.runfile.tables import Tables
 from loopscope.runfile.writer import RunWriter
 
 
@@ -180,8 +181,8 @@ def test_a_tick_of_a_live_run_reads_its_new_rows_only(tmp_path, training, monkey
     pretended.step(100)
     pretended.writer.flush()
     read = []
-    original = Run._read
-    monkeypatch.setattr(Run, "_read", lambda run, of, where: read.append((of, where)) or original(run, of, where))
+    original = Tables.read
+    monkeypatch.setattr(Tables, "read", lambda self, of, where: read.append((of, where)) or original(self, of, where))
     held.refresh()
     for name in ("loss", "state", "gain"):
         drawn(PANELS[name], asked)
@@ -239,8 +240,8 @@ def test_very_many_arrays_are_sent_in_bounded_size_and_only_new_ones_are_read(tm
         writer.append_array(count, "block_state_norm", np.ones(12, np.float32))
         assert writer.flush()
         read = []
-        values = Run._array_values
-        monkeypatch.setattr(Run, "_array_values", lambda run, rows: read.append(len(rows)) or values(run, rows))
+        values = RecordedArrays._values
+        monkeypatch.setattr(RecordedArrays, "_values", lambda own, rows: read.append(len(rows)) or values(own, rows))
         held.refresh()
         drawn(PANELS["blocks"], Ask(held))
         held.close()

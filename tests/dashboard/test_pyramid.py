@@ -122,7 +122,7 @@ def test_the_last_loop_is_that_of_the_reader(long_run):
 def test_looking_at_loops_keeps_none_of_their_columns(long_run):
     with open_run(long_run) as run:
         Tracks(run).sheet("state_norm")
-        assert not [key for key in run._columns if key[0] == "loops"]
+        assert not [key for key in run.source._tables._columns if key[0] == "loops"]
 
 
 def test_a_run_that_went_back_is_taken_in_anew(tmp_path):

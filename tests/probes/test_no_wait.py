@@ -7,33 +7,30 @@ is replaced.
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
-from loopscope.probes import attach, open_run
+from loopscope.probes import attach, open_run, row_sender
 from loopscope.probes import probe as probe_module
+from loopscope.probes.measure.transfer import Copy, Transfer
+from loopscope.probes.schedule import find_preset
 
 META = torch.device("meta")
 
 
-class Elsewhere:
-    """Stands in for a copy from the device: keeps shapes, arrives with zeros."""
+class Elsewhere(Transfer):
+    """Stands in for copies from the device: keeps shapes, arrives with zeros."""
 
     started = 0
 
-    def __init__(self, tensors):
-        assert all(tensor.device == META for tensor in tensors.values())
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        Elsewhere.started += 1
+    def copy(self, tensor):
+        assert tensor.device == META
+        return Copy(torch.zeros(tensor.shape))
 
-    def ready(self):
-        return True
+    def sent(self):
+        Elsewhere.started += 1
 
     def wait(self):
         raise AssertionError("waited for the device")
-
-    def arrays(self):
-        return {name: np.zeros(shape, dtype=np.float32) for name, shape in self.shapes.items()}
 
 
 @pytest.mark.parametrize("injection", ["addition", "concatenation", "parcae"])
@@ -43,9 +40,10 @@ def test_a_step_reads_nothing_off_the_device(injection, preset, demo_model, tmp_
     tokens = torch.zeros(4, 32, dtype=torch.int64, device=META)
     with pytest.raises(RuntimeError):  # the premise: reading a number is an error
         model(tokens, num_loops=2, initial_state=torch.empty(4, 32, 32, device=META)).sum().item()
-    monkeypatch.setattr(probe_module, "Transfer", Elsewhere)
+    monkeypatch.setattr(row_sender, "Transfer", Elsewhere)
+    monkeypatch.setattr(probe_module, "_device_of", lambda model: META)  # which attach refuses
     Elsewhere.started = 0
-    watched = probe_module.find_preset(preset)
+    watched = find_preset(preset)
     # Passes of the probe batch and of the full loop run beside training; here it is training that counts.
     watched = dataclasses.replace(watched, probe_batch=lambda step: False, full_loop=lambda step: False)
     probe = attach(model, tmp_path / "run.h5", preset=watched)
@@ -54,7 +52,8 @@ def test_a_step_reads_nothing_off_the_device(injection, preset, demo_model, tmp_
         loss = logits.logsumexp(-1).mean()
         loss.backward()
         probe.step(loss=loss, grad_norm=loss.detach() * 2, lr=1e-3)
-    monkeypatch.setattr(probe, "_run_probe_batch", lambda step: None)
+    monkeypatch.setattr(probe, "_run_fixed_batch", lambda step, last: None)
+    monkeypatch.setattr(probe._sender, "deliver_all", probe._sender.deliver)
     probe.close()
     assert not caplog.records, caplog.text
     assert Elsewhere.started == 3

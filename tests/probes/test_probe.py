@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from loopscope.models import recipe, standard_library
 from loopscope.models.train import train
 from loopscope.probes import LoopSite, LoopSiteError, Preset, every, open_run
+from loopscope.runfile.ending import ending
 from torch import nn
 
 
@@ -207,7 +208,7 @@ def test_nan_losses_and_spikes_become_events(demo_model, tokens, tmp_path):
     assert [finding.rule for finding in found.findings] == ["LS010", "LS001"]
 
 
-def test_a_probe_that_breaks_says_so_once_and_training_goes_on(demo_model, tokens, tmp_path, caplog, monkeypatch):
+def test_a_probe_that_breaks_says_so_once_and_numbers_go_on(demo_model, tokens, tmp_path, caplog, monkeypatch):
     model = demo_model()
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
         model(tokens)
@@ -215,10 +216,14 @@ def test_a_probe_that_breaks_says_so_once_and_training_goes_on(demo_model, token
         monkeypatch.setattr("loopscope.probes.measure.sums.LoopSums.add", lambda *states: 1 / 0)
         for _ in range(3):
             model(tokens).sum().backward()
-            probe.step(loss=1.0)
+            probe.step(loss=2.0, lr=0.1)
     assert sum("the probe failed" in record.message for record in caplog.records) == 1
     with open_run(tmp_path / "run.h5") as run:
-        assert len(run) == 1
+        assert run["loss"].tolist() == [1.0, 2.0, 2.0, 2.0] and run["lr"][1:].tolist() == [0.1] * 3
+        assert np.isfinite(run["depth"]).tolist() == [True, False, False, False]
+        end = ending(run)
+    assert (end.state, end.lost_from) == ("finished", 1)
+    assert "ZeroDivisionError: division by zero" in end.lost_reason
 
 
 def test_a_run_that_was_cut_short_reads_as_interrupted(demo_model, tokens, tmp_path):
@@ -256,7 +261,7 @@ def test_the_fixed_batch_is_the_beginning_of_the_first_one(demo_model, tmp_path)
     long = torch.randint(0, 256, (4, 100), generator=torch.Generator().manual_seed(5))
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
         probe.step(loss=model(long, num_loops=2).logsumexp(-1).mean())
-        assert torch.equal(probe._fixed_batch.call.tokens, long[:2, :64])
+        assert torch.equal(probe._watch.batch.call.tokens, long[:2, :64])
     with open_run(tmp_path / "run.h5") as run:
         assert (run.probe("tokens") == 128).all()
 

@@ -14,7 +14,7 @@ def diagnosis(path):
         (0.8, 0.8, ("stable", "stable"), "stable"),
         (1.0, 1.0, ("marginal", "marginal"), "marginal"),
         (3.0, 3.0, ("unstable", "unstable"), "unstable"),
-        (3.0, 0.7, ("unstable", "stable"), "unstable"),
+        (3.0, 0.7, ("unstable", "stable"), "stable"),  # what was measured on the loop outranks A̅ alone, and it is said
         (0.8, 2.0, ("stable", "unstable"), "unstable"),
     ],
 )

@@ -30,11 +30,11 @@ def fail(*args, **kwargs):
 
 
 def fail_in_step(probe, model):
-    probe._send_row = fail
+    probe._sender.send_step = fail
 
 
 def fail_in_forward(probe, model):
-    probe._tap.sums.add = fail
+    probe._watch.tap.sums.add = fail
 
 
 def close(probe, model):
@@ -74,7 +74,7 @@ def train(path, go_apart=nothing, *, watched=True, numbers=False, **options):
     losses = []
     with loopscope.attach(model, path, **options) if watched else nullcontext() as probe:
         if watched:
-            probe._group.patience = patience
+            probe._together.group.patience = patience
         for step in range(STEPS):
             if watched and rank() == 1 and step == APART:
                 go_apart(probe, model)

@@ -1,0 +1,176 @@
+"""What is measured of the loop: everything of a probe that can be lost while the training's own numbers go on.
+
+A `LoopWatch` holds the hooks and all that hangs on them: the sums of the states, the matrices, the blocks inside, the
+fixed batch and the full loop. It raises what goes wrong; the probe then lets go of it as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..loops.site import LoopSite
+from .measure.fastest import reduction_for
+from .measure.fixed_batch import FixedBatch, Pass
+from .measure.full_loop import FullLoopProbe, Measured
+from .measure.group import Together
+from .measure.inside import InsideTap
+from .measure.internals import graphs_compiled
+from .measure.matrices import STEPS_PER_NORM, MatrixReader
+from .measure.sums import LoopSums
+from .measure.tap import LoopTap
+from .notices import Notices
+from .random_states import random_states
+from .row_sender import LoopPart
+from .run_info import parameter_norms
+from .schedule import Preset, every, never
+
+LOOP_ROWS: Final = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
+CALL_UNSEEN: Final = (
+    "the call that training makes was not seen, because the model is compiled as a whole, or is not called through "
+    "what attach() was given"
+)
+
+
+class LoopWatch:
+    """Watches the loop of one model.
+
+    Args:
+        model: The user's module, unwrapped.
+        site: Where its loop is.
+        preset: What is measured and when.
+        batch: The fixed batch.
+        tap: The hooks.
+        together: What asks the other ranks.
+        notices: Where things are said.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        site: LoopSite,
+        preset: Preset,
+        batch: FixedBatch,
+        tap: LoopTap,
+        together: Together,
+        notices: Notices,
+    ) -> None:
+        self.tap, self.batch = tap, batch
+        self._model, self._site, self._preset = model, site, preset
+        self._together, self._notices = together, notices
+        self._reader = MatrixReader(site, together)
+        self._full_loop = FullLoopProbe(model, site)
+        # Hooks inside that never measure are a cost.
+        self._inside = None if preset.inside is never else InsideTap(site, tap, tap.sums.device)
+        self._norms_due = every(STEPS_PER_NORM)
+        self._matrices: dict[Any, Tensor] = {}
+        self._random: dict[str, NDArray[Any]] = {}
+        self._compiled_before = graphs_compiled() > 0
+        self._loops_seen = False
+
+    def prepare(self, step: int, records_waiting: int) -> None:
+        """Make ready for a step: what is due in it, and its linear part as its forward will use it."""
+        self.tap.sums.reset()
+        self.tap.enabled = self._preset.rows(step)
+        self.tap.injects = self._reader.injection_due(step)
+        if self._inside is not None:
+            self._inside.enable(self.tap.enabled and self._preset.inside(step))
+        self._matrices, self._random = {}, {}
+        if self.tap.enabled:
+            self._read(step, records_waiting)
+
+    def take_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
+        """Take the first training batch for the passes at fixed depth.
+
+        Weights may have been loaded and seeds set since attaching, so what the first step begins with is read again.
+        """
+        self._read(step, 0)
+        self.batch.take(args, kwargs)
+
+    def part(self, step: int) -> LoopPart:
+        """Return what was seen of the loop in the step that ends now."""
+        sums, inside = self.tap.sums, self._inside
+        if self._preset.full_loop(step):
+            full_loop = self._full_loop.measure(self.batch.call, step)
+            self._notices.pass_on(full_loop.event)
+        else:
+            full_loop = Measured()
+        if self.tap.enabled and not len(sums.counts):
+            self._say_empty(step)
+        self._loops_seen |= len(sums.counts) > 0
+        rows = sums.device_rows()
+        inner = inside.device_rows() if inside is not None and self._preset.inside(step) else None
+        return LoopPart(
+            sums=rows["sums"],
+            counts=sums.counts,
+            rows_cut=sums.rows_cut,
+            batches=rows["batches"],
+            matrices=self._matrices,
+            spectrum=self._preset.spectrum(step) and self._reader.spectrum_due(step),
+            norms=parameter_norms(self._model) if self.tap.enabled and self._norms_due(step) else None,
+            inside=None if inner is None else (inner["inside"], inner["gradients"]),
+            inside_counts=None if inner is None or inside is None else inside.counts,
+            random=self._random,
+            values=full_loop.values,
+            arrays=full_loop.arrays,
+        )
+
+    def pass_of_fixed_batch(self, step: int, *, last: bool) -> Pass | None:
+        """Run the fixed batch after a step and return its rows; where a forward takes all ranks, if they agree to.
+
+        Args:
+            step: The step that is over.
+            last: Whether the run is: then nobody is told how there could have been a pass.
+        """
+        if self._together.sharded is None:
+            return None
+
+        def agree() -> bool:
+            return self._together.agree("run the fixed batch", step, self.tap.forwards)
+
+        done = self.batch.run(
+            self.tap,
+            token_steps=self._preset.token_map(step),
+            together=agree if self._together.sharded else None,
+        )
+        if done is None and self.batch.failed:
+            self._say_no_pass(step, self.batch.failed)
+        elif self.batch.call is None and self._loops_seen and not last:
+            self._say_no_pass(step, CALL_UNSEEN)
+        return done
+
+    def _read(self, step: int, records_waiting: int) -> None:
+        """Read what the next forward begins with."""
+        self._matrices = dict(self._reader.read(step, records_waiting, self.tap.forwards))
+        self._random = random_states()
+
+    def _say_empty(self, step: int) -> None:
+        """Say why a step may have left no loop behind."""
+        if not self._model.training:
+            why = "the model is in evaluation mode; call model.train() before the forward"
+        elif self._compiled_before:
+            why = (
+                "attached after the first compiled call, it seems, and graphs that exist do not hold the hooks; "
+                "call torch._dynamo.reset() now, or attach before the first call"
+            )
+        else:
+            why = f"no forward of this model ran since the last step, or it did not call {self._site.body!r}"
+        self._notices.say(step, "no_loop", f"step {step} recorded no loop: {why}")
+
+    def _say_no_pass(self, step: int, why: str) -> None:
+        """Say why the fixed batch is not run; everything else goes on."""
+        message = (
+            f"the fixed batch is not run in this run: {why}; give attach() a probe_batch that the model accepts: "
+            "a tensor, a tuple of arguments, or a mapping of them by name"
+        )
+        self._notices.say(step, "fixed_batch", message)
+        if self._together.sharded:
+            self._together.leave(f"cannot run the fixed batch: {why}")
+
+
+def sums_on(device: torch.device) -> LoopSums:
+    """Return the sums of a step's forwards, empty."""
+    return LoopSums(LOOP_ROWS, device, reduction_for(device))

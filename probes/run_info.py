@@ -1,0 +1,106 @@
+"""What is true of a whole run, written once into its file."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ..loops.site import LoopSite
+from .measure.internals import norms_of
+from .measure.sharded import own_part
+from .schedule import Preset
+
+HIDDEN: Final = "***"
+_SECRET_NAME: Final = re.compile(
+    r"(^|[^a-z])(api|access|secret|private|auth|hf|wandb)?[-_.]?"
+    r"(token|secret|password|passwd|passphrase|credential|credentials|apikey|api[-_.]?key|access[-_.]?key|private[-_.]?key"
+    r"|secret[-_.]?key|auth[-_.]?key|key)$",
+    re.IGNORECASE,
+)
+_SECRET_VALUE: Final = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{12,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|[0-9a-f]{40}(?![0-9a-f]))"
+)
+_IN_URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
+_IN_QUERY: Final = re.compile(
+    r"(?P<name>[?&](?:[\w-]*(?:token|key|secret|password|sig|signature))=)[^&\s]+", re.IGNORECASE
+)
+
+
+def _parameter_dtype(model: nn.Module) -> str | None:
+    """Return the type of most of the model's floating-point numbers, as torch names it; None without any."""
+    sizes: dict[str, int] = {}
+    for p in model.parameters():
+        if p.is_floating_point():
+            name = str(p.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + p.numel()
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
+def run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is true of the whole run."""
+    a_bar = site.a_bar() if site.a_bar is not None else None
+    structure = {0: "scaled identity", 1: "diagonal", 2: "dense"}
+    return {
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameter_names": list(_with_norm(model)),
+        "parameter_dtype": _parameter_dtype(model),
+        "site": site.describe(),
+        "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
+        # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
+        "a_bar_learned": None if a_bar is None else a_bar.requires_grad,
+        "preset": preset.name,
+        "config": dict(config),
+        "command": without_secrets(sys.argv),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(next((p.device for p in model.parameters()), "cpu")),
+        "host": platform.node(),
+        "started": time.time(),
+    }
+
+
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """Return the words of a command line with what looks like a secret replaced: a run file is made to be shared.
+
+    Hidden are the values of options named like a secret (``--hf-token X``, ``api_key=X``), known forms of tokens, and
+    the credentials in URLs.
+
+    >>> without_secrets(["train.py", "--hf-token", "abc", "--lr", "0.1", "wandb.api_key=abc", "https://me:pw@host/x"])
+    ['train.py', '--hf-token', '***', '--lr', '0.1', 'wandb.api_key=***', 'https://***@host/x']
+    """
+    words: list[str] = []
+    secret_follows = False
+    for word in command:
+        name, equals, value = word.partition("=")
+        named = _SECRET_NAME.search(name) is not None
+        if secret_follows and not word.startswith("--"):
+            words.append(HIDDEN)
+        elif named and equals and value:
+            words.append(f"{name}={HIDDEN}")
+        else:
+            word = _IN_QUERY.sub(rf"\g<name>{HIDDEN}", _IN_URL.sub(rf"\g<scheme>{HIDDEN}@", word))
+            words.append(_SECRET_VALUE.sub(HIDDEN, word))
+        secret_follows = named and not equals and word.startswith("-")
+    return words
+
+
+@torch.no_grad()
+def parameter_norms(model: nn.Module) -> Tensor:
+    """Return ‖p‖₂ of every parameter ``(P,)``; of a sharded one, of this rank's shard, which takes no collective."""
+    norms = norms_of([own_part(p.detach()) for p in _with_norm(model).values()])
+    return torch.stack([norm.float().to(norms[0].device) for norm in norms]) if norms else torch.empty(0)
+
+
+def _with_norm(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that have a norm: quantised ones have none."""
+    kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    return {name: p for name, p in model.named_parameters() if p.dtype in kinds}
