@@ -353,7 +353,7 @@ def _dropped(ask: Ask) -> go.Figure:
         ask.line("rows_dropped", "rows dropped so far", colours.RATIO),
         ask.line("nonfinite", "numbers not finite", colours.FULL_LOOP),
     ]
-    return figures.lines(lines, y="count", nothing="Nothing was counted.", **ask.over_steps)
+    return figures.lines(lines, y="count", nothing="No count was recorded.", **ask.over_steps)
 
 
 _PANELS: Final = (
