@@ -20,18 +20,18 @@
     pick(clicks, typed, back, on, latest, gotos, [first, newest], selected) {
       const event = trigger();
       if (!event || event.value === null || event.value === undefined) {
-        return [dash.no_update, selected === null || selected === undefined ? null : selected];
+        return [dash.no_update, selected ?? ""]; /* null would be shown as NaN */
       }
       const property = event.prop_id;
       let step = selected ?? null;
       if (property.endsWith(".clickData")) step = event.value.points[0].x;
-      else if (property.startsWith("step-input")) step = typed;
+      else if (property.startsWith("step-input")) step = typed === "" ? null : typed;
       else if (property.startsWith("step-back")) step = Math.max(first, (selected ?? newest) - 1);
       else if (property.startsWith("step-on")) step = selected === null || selected >= newest ? null : selected + 1;
       else if (property.startsWith("latest")) step = null;
       else if (property.startsWith("{")) step = JSON.parse(property.slice(0, property.lastIndexOf("."))).step;
       const chosen = step === null || !Number.isFinite(Number(step)) ? null : Math.min(newest, Math.max(first, Math.round(step)));
-      return [chosen === (selected ?? null) ? dash.no_update : chosen, chosen === typed ? dash.no_update : chosen];
+      return [chosen === (selected ?? null) ? dash.no_update : chosen, chosen === typed ? dash.no_update : chosen ?? ""];
     },
 
     /* A tab: the address gets a new entry in the history, so that "back" leads to the tab before. */

@@ -113,7 +113,8 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest && event.target.closest("[data-take], #play");
     if (button) button.id === "play" ? play(button) : take(button);
-    for (const about of document.querySelectorAll("details.ls-about[open]")) if (!about.contains(event.target)) about.open = false;
+    /* Not for the click with which plotly saves a picture. */
+    if (event.isTrusted) for (const about of document.querySelectorAll("details.ls-about[open]")) if (!about.contains(event.target)) about.open = false;
     const csv = event.target.closest && event.target.closest('a[href^="/csv/"]');
     if (csv && graphs().length) {
       const address = new URL(csv.href), [from, to] = graphs()[0]._fullLayout.xaxis.range;

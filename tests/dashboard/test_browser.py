@@ -313,11 +313,12 @@ def test_dark_and_light_are_remembered_and_recolour_the_plots(screen, runs):
     shown = screen(runs, scheme="light")
     page = shown.run("addition")
     ink = "getComputedStyle(document.querySelector('#panel-loss .ytick text')).fill"
+    page.wait_for_selector("#panel-loss .ytick text")
     light = page.evaluate(ink)
     page.locator("#scheme").click()
     page.wait_for_function(f"{ink} !== {light!r}")
     page.reload()
-    shown.drawn()
+    page.wait_for_selector("#panel-loss .ytick text")
     assert page.locator("html").get_attribute("data-mantine-color-scheme") == "dark"
     assert page.evaluate(ink) != light
 

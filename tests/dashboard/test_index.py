@@ -20,7 +20,7 @@ def scan_every_time(monkeypatch):
 
 def open_files(folder: Path) -> int:
     """Files of this process under a folder; other tests' servers may have theirs."""
-    links = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    links = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
     return sum(link.startswith(str(folder)) for link in links)
 
 
