@@ -294,13 +294,17 @@ class FileSource:
         Whoever looks at a long run piece by piece must not have all of it in memory.
         """
         rows = slice(first, last)
-        flat = self._tables.read("loops", (rows, LOOP_COLUMNS.index(name)))
+        flat = self._column_of(name, rows)
         if name in ("state_norm", "residual_norm"):
             lost = _not_finite(name, flat, first, self._ends())
             if len(lost):
-                tokens = self._tables.read("loops", (rows, LOOP_COLUMNS.index("tokens")))
-                flat[lost[tokens[lost] > 0]] = math.inf
+                flat[lost[self._column_of("tokens", rows)[lost] > 0]] = math.inf
         return flat
+
+    def _column_of(self, name: str, rows: slice) -> NDArray[Any]:
+        """Read a per-loop number of some rows of the loops."""
+        column = LOOP_COLUMNS.index(name)
+        return self._tables.read_columns("loops", rows, [column])[column]
 
 
 def _not_finite(name: str, flat: NDArray[Any], first: int, ends: Index) -> Index:
