@@ -125,9 +125,7 @@ def many_runs(folder: Path, count: int) -> None:
         while table.reading:
             time.sleep(0.02)
         done, used = time.perf_counter() - began, time.process_time() - processor
-        print(
-            f"{count} runs, {kind}: rows {first:.2f} s, verdicts {done:.2f} s ({used:.2f} s processor), {len(rows)} rows"
-        )
+        print(f"{len(rows)} runs, {kind}: rows {first:.2f} s, verdicts {done:.2f} s ({used:.2f} s processor)")
         table._save()
 
 
