@@ -20,7 +20,7 @@ _BY_FOLDER: Final = {
     ("probes", "runfile"): "arrays export growing layout reader staging writer",
     ("probes", "runfile.disk"): "handle heaps integrity lease proven repair rewrite superblock",
     ("probes", "runfile.ranks"): "companions merge merged_run",
-    ("probes", "rules"): "detectors expression live_rules rules spikes",
+    ("probes", "rules"): "detectors expression live_rules spikes",
     ("probes", "probes.measure"): "fixed_batch full_loop fused group hashing inside sums tap transfer",
     ("dynamics", "dynamics.linear"): "arnoldi certificate circle discretize golub_kahan gramian hinfinity "
     "norm_bound pseudospectrum response spectrum tracker transient",
@@ -34,6 +34,7 @@ _SPLIT: Final = {
     "probes.flight": ("runfile.flights", "probes.flight_recorder", "probes.random_states"),
     "probes.ranks": ("runfile.rank_names",),
     "probes.reader": ("runfile.reader", "runfile.open"),
+    "probes.rules": ("rules.rule_files", "rules.findings", "rules.judging", "rules.series"),
     "probes.reduction": ("probes.measure.reduction", "probes.measure.fastest"),
     "probes.site": ("loops.site", "loops.find"),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from dash import dcc, html
 
-from ..rules.rules import Finding
+from ..rules.findings import Finding
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
 from .panels import Panel

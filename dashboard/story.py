@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..dynamics.regime import LTI_TOLERANCE
 from ..rules.diagnosis import Diagnosis
-from ..rules.rules import Finding
+from ..rules.findings import Finding, Judgement
 from ..runfile.reader import Run
 from .settings import Settings
 
@@ -38,7 +38,7 @@ class Story:
         loss_step: Step at which the loss showed it; None where it has not, or where nothing happened.
         regimes: The three regimes behind the verdict.
         findings: Rules that fired, causes before consequences.
-        skipped: Rules that could not be judged.
+        judgements: What each rule was judged on, or why it was not.
         detail: The numbers that decide, in the words of the diagnosis.
     """
 
@@ -49,7 +49,7 @@ class Story:
     loss_step: int | None
     regimes: dict[str, str]
     findings: tuple[Finding, ...]
-    skipped: tuple[str, ...]
+    judgements: tuple[Judgement, ...]
     detail: str
 
     @property
@@ -81,7 +81,7 @@ def tell(run: Run, diagnosis: Diagnosis, settings: Settings) -> Story:
         loss_step=shows,
         regimes=dict(diagnosis.regimes),
         findings=tuple(sorted(diagnosis.findings, key=lambda finding: (finding.since, finding.step))),
-        skipped=tuple(diagnosis.skipped),
+        judgements=tuple(diagnosis.judgements),
         detail=diagnosis.summary,
     )
 

@@ -35,6 +35,7 @@ def picture(chrome: Browser, address: str, file: Path, *, width: int, scheme: st
     """Take one picture once everything on the page is drawn."""
     context = chrome.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme)
     page = context.new_page()
+    page.set_default_timeout(180_000)
     page.goto(address)
     page.wait_for_selector(".ls-title")
     page.wait_for_function(DRAWN)

@@ -1,116 +1,92 @@
 """The gate: rules over run files, a verdict for people and programs, and an exit code a CI job can trust.
 
-What cannot be read, and a run in which nothing was recorded, are failures of their own and never a pass.
+What cannot be read, and what should have been judged and was not, are failures of their own and never a pass. One run's
+failure costs that run its verdict, never the others theirs.
 
 Not covered: comparison with a committed baseline.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
-from ..rules.diagnosis import Diagnosis, diagnose
-from ..rules.rules import SEVERITIES, load_rules
+from ..rules.diagnosis import diagnose
+from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
+from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.layout import Severity
 from ..runfile.open import open_run
 from ..runfile.ranks.companions import separate_runs
 from ..runfile.reader import RunFileError
+from .result import GateResult, RunCheck
+from .verdicts import Verdicts
 
-PASSED, FAILED, UNREADABLE, NOTHING = 0, 1, 4, 5
+__all__ = ["GateResult", "RunCheck", "check_runs"]
 
-
-@dataclass(frozen=True, slots=True)
-class RunCheck:
-    """What the gate found in one file: a diagnosis, or why there is none."""
-
-    path: Path
-    diagnosis: Diagnosis | None
-    error: str = ""
-
-    def exit_code(self, fail_on: Severity) -> int:
-        """The exit code that this file alone would give."""
-        if self.diagnosis is None:
-            return UNREADABLE
-        if not self.diagnosis.evaluated:
-            return NOTHING
-        limit = SEVERITIES.index(fail_on)
-        fired = any(SEVERITIES.index(finding.severity) >= limit for finding in self.diagnosis.findings)
-        return FAILED if fired else PASSED
-
-    def as_dict(self) -> dict[str, Any]:
-        """One entry of ``runs`` in the JSON output."""
-        if self.diagnosis is None:
-            unknown = dict.fromkeys(("lti", "loop", "trajectory"), "unknown")
-            return {"path": str(self.path), "steps": 0, "regimes": unknown, "verdict": "unknown", "summary": self.error,
-                    "findings": [], "skipped": [], "error": self.error}  # fmt: skip
-        return {"path": str(self.path), **self.diagnosis.as_dict(), "error": None}
+Failed = Callable[[Path, Exception], None]
 
 
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """The gate's findings over all files."""
-
-    runs: list[RunCheck]
-    fail_on: Severity
-
-    @property
-    def exit_code(self) -> int:
-        """0, or the most serious of the files' codes: unreadable (4), nothing recorded (5), a rule fired (1)."""
-        codes = {run.exit_code(self.fail_on) for run in self.runs}
-        return next((code for code in (UNREADABLE, NOTHING, FAILED) if code in codes), PASSED)
-
-    @property
-    def verdict(self) -> Literal["pass", "fail", "error"]:
-        """The verdict in a word."""
-        return {PASSED: "pass", FAILED: "fail"}.get(self.exit_code, "error")  # type: ignore[return-value]
-
-    def json(self) -> str:
-        """One JSON object; format version 1."""
-        runs = [run.as_dict() for run in self.runs]
-        return json.dumps({"version": 1, "verdict": self.verdict, "runs": runs}, indent=2, allow_nan=False)
-
-    def text(self) -> str:
-        """The same for people."""
-        return "\n".join(line for run in self.runs for line in self._lines(run))
-
-    def _lines(self, run: RunCheck) -> list[str]:
-        word = {PASSED: "PASS", FAILED: "FAIL"}.get(run.exit_code(self.fail_on), "ERROR")
-        if run.diagnosis is None:
-            return [f"{word}  {run.error}"]
-        found = run.diagnosis
-        lines = [f"{word}  {run.path}  ({found.steps} steps)  {found.summary}"]
-        for finding in found.findings:
-            lines.append(
-                f"      {finding.rule} {finding.name} [{finding.severity}] step {finding.step}: {finding.message}"
-            )
-            if finding.remedy:
-                lines.append(f"            try: {finding.remedy}")
-        if found.skipped:
-            lines.append(f"      not evaluated, a series they read was not recorded: {', '.join(found.skipped)}")
-        return lines
-
-
-def check_runs(paths: Sequence[Path], *, rules_file: Path | None = None, fail_on: Severity = "error") -> GateResult:
-    """Applies the rules to run files.
+def check_runs(
+    paths: Sequence[Path],
+    *,
+    rules_file: Path | None = None,
+    fail_on: Severity = "error",
+    min_steps: int | None = None,
+    on_failure: Failed | None = None,
+) -> GateResult:
+    """Apply the rules to run files.
 
     Args:
         paths: Run files; a rank's file is part of its run where that is given too, else checked alone.
         rules_file: TOML file that changes or adds rules.
         fail_on: Least severity that fails a run.
+        min_steps: Steps a run must have; an interrupted run that has them may pass.
+        on_failure: Told of a defect of ours that cost a run its verdict, while its traceback is at hand.
 
     Raises:
-        RuleError: The rule file is not valid.
+        RuleError: The rule file is not valid, or names a series that none of the runs has.
     """
     rules = load_rules(rules_file)
-    checks = []
-    for path in separate_runs(paths):
+    runs = separate_runs(paths)
+    _refuse_unknown_series(runs, rules)
+    verdicts = Verdicts(rules, min_steps)
+    checks = [_check(path, rules, min_steps, verdicts, on_failure) for path in runs]
+    return GateResult(checks, fail_on, tuple(rules), rules_file)
+
+
+def _check(
+    path: Path, rules: Sequence[Rule], min_steps: int | None, verdicts: Verdicts, on_failure: Failed | None
+) -> RunCheck:
+    """Return what the gate says of one run, whatever its file holds."""
+    try:
+        if (known := verdicts.find(path)) is not None:
+            return RunCheck(path, known)
+        with open_run(path) as run:
+            diagnosis = diagnose(run, rules, min_steps=min_steps)
+            verdicts.keep(run, diagnosis)
+            return RunCheck(path, diagnosis)
+    except RunFileError as error:
+        return RunCheck(path, None, str(error))
+    except Exception as error:  # a defect of ours costs this run its verdict and no other
+        if on_failure is not None:
+            on_failure(path, error)
+        said = f"{path}: internal error: {type(error).__name__}: {error}"
+        return RunCheck(path, None, said, internal=True)
+
+
+def _refuse_unknown_series(paths: Sequence[Path], rules: Sequence[Rule]) -> None:
+    """Refuse rules over names that none of the runs has; says nothing where no run can be read."""
+    strange = [rule for rule in rules if not rule.expr.names <= KNOWN_NAMES]
+    if not strange:
+        return
+    known = set(KNOWN_NAMES)
+    read = 0
+    for path in paths:
         try:
             with open_run(path) as run:
-                checks.append(RunCheck(path, diagnose(run, rules)))
-        except RunFileError as error:
-            checks.append(RunCheck(path, None, str(error)))
-    return GateResult(checks, fail_on)
+                known |= set(names_of(run))
+                read += 1
+        except Exception:
+            continue  # its own check tells what is wrong with it
+    if read:
+        refuse_unknown_series(strange, known)

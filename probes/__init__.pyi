@@ -9,9 +9,9 @@ from ..loops.site import LoopSiteError as LoopSiteError
 from ..loops.site import Part as Part
 from ..rules.diagnosis import Diagnosis as Diagnosis
 from ..rules.diagnosis import diagnose as diagnose
-from ..rules.rules import Finding as Finding
-from ..rules.rules import Rule as Rule
-from ..rules.rules import load_rules as load_rules
+from ..rules.findings import Finding as Finding
+from ..rules.rule_files import Rule as Rule
+from ..rules.rule_files import load_rules as load_rules
 from ..runfile.flights import Flight as Flight
 from ..runfile.flights import FlightStep as FlightStep
 from ..runfile.flights import read_flight as read_flight

@@ -34,7 +34,7 @@ from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.least_squares import linear_estimate
 from ..loops.site import LoopSite, unwrap
-from ..rules.rules import load_rules
+from ..rules.rule_files import load_rules
 from ..runfile.ending import PROBE_LOST
 from ..runfile.rank_names import rank_of, rank_path
 from .loop_watch import LoopWatch, sums_on

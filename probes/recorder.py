@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ..dynamics.linear.lti import LTISystem
 from ..dynamics.linear.tracker import SpectralTracker
 from ..rules.detectors import non_finite
-from ..rules.rules import Rule
+from ..rules.rule_files import Rule
 from ..runfile.flights import FlightStep
 from ..runfile.layout import Event
 from ..runfile.ranks.companions import WORLD_SIZE, resumed_on

@@ -1,7 +1,7 @@
-"""What a recorded run says: three regimes, the rules that fired, and one sentence.
+"""What a recorded run says: three regimes, what the rules say, how it ended, and one sentence.
 
-How the regimes are read at the end of the run: ``regimes.py``. Of a run of several ranks, it is also said which of
-them are not in it.
+How the regimes are read at the end of the run: ``regimes.py``. How rules are applied: ``judging.py``. What is asked of
+every run, enough rows and loops and an end that was meant: ``completeness.py``.
 
 Not covered: why an optimiser went where it went. The findings say what happened to the loop first.
 """
@@ -10,32 +10,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from ..dynamics.regime import Regime
-from ..runfile.layout import Event
-from ..runfile.ranks.companions import RANK_EVENTS
+from ..runfile.ending import Ending, ending
 from ..runfile.reader import Run
-from .regimes import read_regimes
-from .rules import Finding, Rule, evaluate, load_rules
+from .completeness import completeness, unjudged, unstable_end
+from .findings import Finding, Judgement
+from .judging import judge
+from .regimes import RunRegimes, read_regimes
+from .rule_files import Rule, load_rules
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """The verdict on a run.
 
-    Args:
+    Attributes:
         regimes: ``lti``, ``loop`` and ``trajectory``, each ``stable``, ``marginal``, ``unstable`` or ``unknown``.
-        verdict: The worst known regime.
+        verdict: The overall regime.
         radius: The last recorded ρ(A̅); NaN when there is none.
         summary: One sentence with the numbers that decide.
-        findings: Rules that fired, first step first.
-        skipped: Rules that could not be evaluated for want of a series.
+        findings: Rules that fired or are pending, and what is missing, first step first.
+        judgements: What each rule was judged on.
+        ending: How the run ended.
         steps: Recorded steps.
-        evaluated: Whether there was anything to judge: rows with a loss or with loops. Without, finding LS000 says so.
     """
 
     regimes: dict[str, Regime]
@@ -43,9 +43,19 @@ class Diagnosis:
     radius: float
     summary: str
     findings: list[Finding]
-    skipped: list[str]
+    judgements: list[Judgement]
+    ending: Ending
     steps: int
-    evaluated: bool
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether there was anything to judge: rows with a loss or with loops. Without, finding LS000 says so."""
+        return all(finding.rule != "LS000" for finding in self.findings)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Ids of the rules that were not judged; ``judgements`` says why."""
+        return [each.rule for each in self.judgements if each.state != "judged"]
 
     @property
     def first_breach(self) -> Finding | None:
@@ -53,82 +63,49 @@ class Diagnosis:
         return next((finding for finding in self.findings if finding.severity != "note"), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """The diagnosis for JSON, under the names of the ``check`` format."""
+        """Return the diagnosis for JSON, under the names of the ``check`` format."""
         return {
             "steps": self.steps,
+            "ending": asdict(self.ending),
             "regimes": dict(self.regimes),
             "verdict": self.verdict,
             "summary": self.summary,
             "findings": [finding.as_dict() for finding in self.findings],
-            "skipped": list(self.skipped),
+            "judgements": [judgement.as_dict() for judgement in self.judgements],
+            "skipped": self.skipped,
         }
 
 
-def diagnose(run: Run, rules: Sequence[Rule] | None = None) -> Diagnosis:
-    """Reads regimes and findings off a recorded run.
+def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | None = None) -> Diagnosis:
+    """Read regimes and findings off a recorded run.
 
     Args:
-        run: An opened run file.
+        run: An opened run file; of a live one, its rows so far are judged.
         rules: Default: the shipped rules.
+        min_steps: Steps that are enough for a verdict; see `completeness`.
 
     Returns:
         The diagnosis; a run without rows has verdict ``unknown`` and says so.
     """
-    ranks = [_of_a_rank(event) for event in run.events if event.kind in RANK_EVENTS]
-    if (missing := _missing(run)) is not None:
+    end = ending(run)
+    about = completeness(run, end, min_steps=min_steps)
+    judged = judge(run, load_rules() if rules is None else rules)
+    if any(finding.rule == "LS000" for finding in about):
         unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
-        return Diagnosis(
-            unknown, "unknown", math.nan, missing.message, [missing, *ranks], [], len(run), evaluated=False
-        )
-    seen = read_regimes(run)
-    findings, skipped = evaluate(run, load_rules() if rules is None else rules)
+        said = next(finding.message for finding in about if finding.rule == "LS000")
+        seen = RunRegimes(unknown, "unknown", math.nan, f"{said}.")
+    else:
+        seen = read_regimes(run)
+        about += unjudged(judged.judgements)
+    about += unstable_end(run, seen.verdict, seen.sentence, [*about, *judged.findings])
+    ranks = [finding.message for finding in about if finding.rule == "LS002"]
     return Diagnosis(
         regimes=seen.regimes,
         verdict=seen.verdict,
         radius=seen.radius,
-        summary=" ".join([seen.sentence, *(_sentence(f.message) for f in ranks)]),
-        findings=sorted([*ranks, *findings], key=lambda finding: finding.step),
-        skipped=skipped,
+        summary=" ".join([seen.sentence, *ranks]),
+        findings=sorted([*about, *judged.findings], key=lambda finding: finding.step),
+        judgements=judged.judgements,
+        ending=end,
         steps=len(run),
-        evaluated=True,
     )
-
-
-def _missing(run: Run) -> Finding | None:
-    """The finding of a run in which there is nothing to judge; such a run never passes."""
-    if len(run) and (np.isfinite(run["loss"]).any() or (run["nonfinite"] > 0).any() or (run["depth"] > 0).any()):
-        return None
-    message = "no step was recorded" if not len(run) else "rows were recorded, but neither a loss nor a single loop"
-    return Finding(
-        rule="LS000",
-        name="no-data",
-        severity="error",
-        step=int(run["step"][-1]) if len(run) else 0,
-        since=0,
-        value=float(len(run)),
-        threshold=1.0,
-        message=f"{message}, so nothing can be said.",
-        remedy="check that probe.step() is called after every optimizer step and that the model runs in training mode",
-        episodes=1,
-    )
-
-
-def _of_a_rank(event: Event) -> Finding:
-    """The finding that a rank of the run is not in it, or not to its end."""
-    return Finding(
-        rule="LS002",
-        name=event.kind.replace("_", "-"),
-        severity=event.severity,
-        step=event.step,
-        since=event.step,
-        value=math.nan,
-        threshold=math.nan,
-        message=_sentence(event.message),
-        remedy="",
-        episodes=1,
-    )
-
-
-def _sentence(text: str) -> str:
-    """The text with a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."

@@ -2,7 +2,7 @@
 
 Rows are judged a few at a time (`BLOCK`), which makes their cost too small to measure, and a row is judged only when
 the next one has come, because the passes of the probe batch belong to the step before them. What fires here is what
-`rules.evaluate` finds in the file: both drive the same `Firing` over the same series.
+`judging.judge` finds in the file: both drive the same `Firing` over the same series.
 
 Not covered: rules over nothing but what the detectors watch (`detectors.WATCHED`), which speak of every single spike;
 notes, which are nobody's alarm; rows that no longer count after a rollback without a resume: what they had begun ends.
@@ -22,7 +22,10 @@ from ..runfile.ratios import late_ratios
 from ..runfile.reader import Run
 from .detectors import WATCHED
 from .expression import Series
-from .rules import Finding, Firing, Rule, constants, finding, series_of, turning_rows
+from .findings import Finding
+from .judging import Firing, finding, turning_rows
+from .rule_files import Rule
+from .series import constants, series_of
 
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
 
@@ -35,12 +38,12 @@ class LiveRules:
         info: What is true of the whole run.
         names: Series that the run has. A rule over others waits until a row brings them.
 
-    >>> from loopscope.rules.rules import load_rules
+    >>> from loopscope.rules.rule_files import load_rules
     >>> live = LiveRules(load_rules(), {"a_bar_learned": True}, ["a_bar_radius", "residual_ratio"])
     >>> found = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "residual_ratio": 1.2})]
     >>> found += live.judge(ended=True)
     >>> [(event.kind, event.step, event.severity) for event in found]
-    [('LS020', 20, 'error')]
+    [('LS020', 3, 'error')]
     """
 
     def __init__(self, rules: Iterable[Rule], info: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -48,7 +51,7 @@ class LiveRules:
         self._firing = {rule.id: (rule, Firing(rule)) for rule in audible}
         self._constants = constants(info)
         self._names = {name for rule, _ in self._firing.values() for name in rule.expr.names} - self._constants.keys()
-        self._known = dict.fromkeys(self._names & {*names, *WATCHED, *PROBE_DERIVED}, math.nan)  # the last values
+        self._known = dict.fromkeys(self._names, math.nan)  # the last values
         self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
 
@@ -103,8 +106,6 @@ class LiveRules:
         """Alerts of a stretch of rows, rule by rule."""
         for rule, firing in self._firing.values():
             given = {name: values for name, values in {**self._constants, **env}.items() if name in rule.expr.names}
-            if given.keys() != rule.expr.names:
-                continue
             holds = np.broadcast_to(rule.expr.holds(given), steps.shape)
             for row in turning_rows(holds, steps, rule.hold, since=firing.since):
                 if firing.update(steps[row], holds[row]):

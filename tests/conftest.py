@@ -96,7 +96,7 @@ def tokens() -> Tensor:
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a run from whole series; ``probe`` maps a step to (T + 1, 4) loop rows."""
+    """Writes a run from whole series; ``probe`` maps a step to (T + 1, 4) loop rows; a run with a loss has 8 loops."""
 
     def write(
         name: str = "run.h5",
@@ -111,6 +111,8 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / name
         writer = RunWriter.create(path, info={"a_bar_learned": True, **(info or {})})
         count = max((len(np.atleast_1d(values)) for values in series.values()), default=0)
+        if "loss" in series:
+            series.setdefault("depth", 8.0)
         columns = {key: np.broadcast_to(np.asarray(values, float), count) for key, values in series.items()}
         for step in range(count):
             values = {key: float(column[step]) for key, column in columns.items()}

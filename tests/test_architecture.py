@@ -179,7 +179,7 @@ def test_setup_installs_every_folder() -> None:
     [
         "import loopscope",
         "import loopscope.cli",
-        "import loopscope.runfile.open, loopscope.rules.rules, loopscope.rules.diagnosis, loopscope.gate.check",
+        "import loopscope.runfile.open, loopscope.rules.rule_files, loopscope.rules.diagnosis, loopscope.gate.check",
         "import loopscope.dynamics.linear.lti, loopscope.dynamics.trajectory.trajectory, loopscope.dynamics.regime",
         "import loopscope.dashboard.app",
         "from loopscope import open_run, diagnose",

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 from dash import html
 
-from ...rules.rules import load_rules
 from .. import components
 from ..panels import Ask
+from ..story import Story
 from ..text import shown
 from . import Tab
 
@@ -26,32 +25,25 @@ def words(ask: Ask) -> list[Any]:
     story = held.story(wait=False)
     return [
         html.Section([html.H2("The recording"), html.Ul([html.Li(fact) for fact in facts])], className="ls-card"),
-        html.Section([html.H2("What was judged"), _rules(ask, story)], className="ls-card"),
+        html.Section([html.H2("What was judged"), _rules(story)], className="ls-card"),
     ]
 
 
-def _rules(ask: Ask, story: Any) -> Any:
+def _rules(story: Story | None) -> Any:
     """Return every rule with its verdict, and what it was judged on."""
     if story is None:
         return html.P("The rules are being applied…", className="ls-dim")
     fired = {finding.rule: finding for finding in story.findings}
-    run = ask.held.run
     rows = []
-    for rule in load_rules():
-        names = sorted(rule.expr.names - {"loss_zscore", "a_bar_learned"})
-        counts = {name: int(np.sum(~np.isnan(run[name]))) if name in run.names else 0 for name in names}
-        missing = [name for name, count in counts.items() if not count]
-        if rule.id in fired:
-            finding = fired[rule.id]
-            what: Any = [components.badge(finding.severity, components.SEVERITY_GLYPHS[finding.severity], "fired"), " ",
-                         components.goto(finding.step, f"{rule.id} health")]  # fmt: skip
-        elif rule.id in story.skipped or missing:
-            what = f"not judged: no {', '.join(missing) or 'data'}"
-        else:
-            what = "held"
-        on = ", ".join(f"{name}: {count:,} steps" for name, count in counts.items())
-        rows.append((f"{rule.id} {rule.name}", rule.severity, what, on))
-    return components.rows_table(("rule", "severity", "what became of it", "judged on"), rows)
+    for judgement in story.judgements:
+        what: Any = "held" if judgement.state == "judged" else f"{judgement.state}: {shown(judgement.reason)}"
+        if finding := fired.get(judgement.rule):
+            glyph = components.SEVERITY_GLYPHS[finding.severity]
+            badge = components.badge(finding.severity, glyph, finding.state)
+            what = [badge, " ", components.goto(finding.step, f"{judgement.rule} health")]
+        name = f"{judgement.rule} {shown(judgement.name)}"
+        rows.append((name, judgement.severity, what, f"{judgement.steps:,} steps" if judgement.steps else "–"))
+    return components.rows_table(("rule", "severity", "what became of it", "judged over"), rows)
 
 
 TAB = Tab("health", "Health", 60, ("probe-seconds", "dropped"), words, words_first=True)

@@ -35,7 +35,8 @@ from ..trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from .attribution import SublayerError, SublayerGain, sublayer_gains
 from .jacobian import LoopJacobian, Step, jacobian_gap
 from .linearization import FullLoop, Linearization, LinearPart
-from .per_token import CausalityError, TokenSpectra, own_token_step, token_spectra
+from .own_token import find_structure, own_token_step
+from .per_token import CausalityError, TokenSpectra, token_spectra
 
 __all__ = ["linearize_loop"]
 
@@ -330,7 +331,7 @@ def _gains(
     at = np.unravel_index(int(np.argmax(tokens.radius)), tokens.radius.shape)
     direction = torch.zeros(state.shape, dtype=torch.complex128, device=state.device)
     direction[at[0], at[1]] = torch.from_numpy(tokens.left[at]).to(state.device)
-    return sublayer_gains(own_token_step(step), state, sublayers, direction)
+    return sublayer_gains(own_token_step(step, find_structure(step, state)), state, sublayers, direction)
 
 
 def _gap(jacobian: LoopJacobian, a_bar: Tensor | None) -> Estimate:

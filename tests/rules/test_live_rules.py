@@ -11,8 +11,9 @@ import pytest
 from loopscope.models import build
 from loopscope.probes import attach, open_run
 from loopscope.probes.recorder import Record, Recorder
+from loopscope.rules.judging import evaluate
 from loopscope.rules.live_rules import LiveRules
-from loopscope.rules.rules import RuleError, evaluate, load_rules
+from loopscope.rules.rule_files import RuleError, load_rules
 from loopscope.runfile.flights import FlightStep, read_flight
 
 COUNTS = np.array([[8, 0, 0, 0, 0], *[[8, 8, 0, 0, 0]], *[[8, 8, 8, 0, 0]] * 11])
@@ -77,7 +78,7 @@ def run_on(path: Path, rules: list, steps: range, seed: int) -> None:
             recorder.put(row)
         if draw.random() < 0.05:  # flushes at any moment, as checkpoints make them
             recorder.flush()
-    recorder.close(seal=False)
+    recorder.close(interrupted="killed")
 
 
 def shared_rules(tmp_path: Path) -> list:
@@ -108,8 +109,9 @@ def test_after_resumes_from_older_checkpoints_too(tmp_path, seed):
 def compare(path: Path, rules: list) -> None:
     with open_run(path) as run:
         findings, skipped = evaluate(run, rules)
+        findings = [finding for finding in findings if finding.state == "fired"]
         told = [event for event in run.events if event.kind in {rule.id for rule in rules}]
-    assert skipped == ["R5"]
+    assert {"R1", "R2", "R3", "R4", "R5"}.isdisjoint(skipped)
     spoken = {
         f.rule: (f.step, f.episodes) for f in findings if f.severity != "note" and f.rule not in {"LS001", "LS010"}
     }
@@ -131,15 +133,15 @@ def test_a_rule_that_fires_is_said_once_and_keeps_a_flight(tmp_path, caplog):
             radius = 1.2 if step >= 60 else 0.9
             recorder.put(Record(step, 0.0, {"a_bar_radius": radius}, sums(1.0), COUNTS, flight=FlightStep()))
         recorder.close()
-    (line,) = [message for message in caplog.messages if "LS020" in message]
+    (line,) = [message for message in caplog.messages if "LS023" in message]
     assert line == (
-        "loopscope: step 80: LS020 injection-unstable: "
-        "ρ(A̅) = 1.200 is at or above 1 and the steps of the loop do not shrink "
+        "loopscope: step 80: LS023 injection-not-held: "
+        "ρ(A̅) = 1.2 is at or above 1 and the steps of the loop do not shrink "
         f"(`loopscope check {path}` says what to try)"
     )
     with open_run(path) as run:
         (flight,) = read_flight(run)
-        assert flight.alert_step == 80 and [event.kind for event in flight.alerts] == ["LS020"]
+        assert flight.alert_step == 80 and [event.kind for event in flight.alerts] == ["LS023"]
         kept = [step.step for step in flight.steps]
         assert {60, 80, 88} <= set(kept) and len(kept) == len(set(kept))
 
@@ -154,7 +156,7 @@ def test_other_ranks_write_their_alerts_and_leave_the_log_to_the_first(tmp_path,
         recorder.close()
     assert not caplog.messages
     with open_run(path) as run:
-        assert [event.kind for event in run.events] == ["LS020"]
+        assert [event.kind for event in run.events] == ["LS023"]
 
 
 def test_an_alert_of_the_last_rows_has_its_flight(tmp_path):
@@ -162,7 +164,7 @@ def test_an_alert_of_the_last_rows_has_its_flight(tmp_path):
     recorder = Recorder(path, info=INFO, scalars=(), rules=load_rules(), resume=False, overwrite=False)
     for step in range(21):
         recorder.put(Record(step, 0.0, {"a_bar_radius": 1.2}, sums(1.0), COUNTS, flight=FlightStep()))
-    recorder.close(seal=False)  # as a crash of the training leaves it
+    recorder.close(interrupted="killed")  # as a crash of the training leaves it
     with open_run(path) as run:
         (flight,) = read_flight(run)
         assert flight.alert_step == 20 and [step.step for step in flight.steps] == list(range(21))
@@ -187,7 +189,7 @@ def test_a_wrong_rule_file_is_refused_before_anything_is_made(tmp_path):
     file = tmp_path / "rules.toml"
     file.write_text('[[rule]]\nid = "X"\nexpr = "loss >"\n')
     model = build("demo")
-    with pytest.raises(RuleError, match=r"rules.toml: rule X"):
+    with pytest.raises(RuleError, match=r"rules.toml:3:9: rule X"):
         attach(model, tmp_path / "runs" / "a.h5", rules=file)
     assert not (tmp_path / "runs").exists()
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -199,11 +201,11 @@ def test_a_finished_run_resumed_in_vain_is_finished(tmp_path):
         recorder = Recorder(path, info=INFO, scalars=(), resume=resume, overwrite=False)
         if not resume:
             recorder.put(Record(0, 0.0, {"loss": 3.0}))
-        recorder.close(seal=not resume)
+        recorder.close(interrupted="refused" if resume else "")
         with open_run(path) as run:
             assert run.state == "finished" and len(run) == 1
     recorder = Recorder(path, info=INFO, scalars=(), resume=True, overwrite=False)
     recorder.put(Record(1, 0.0, {"loss": 3.0}))
-    recorder.close(seal=False)
+    recorder.close(interrupted="killed")
     with open_run(path) as run:
         assert run.state == "interrupted" and len(run) == 2

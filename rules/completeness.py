@@ -1,0 +1,178 @@
+"""What is judged of every run, without a rule: whether there was enough to judge, and whether the verdict is unstable.
+
+A recording that says too little is never a pass. Each way of being blind is a finding with ``gap`` set: no rows, no
+loops, a probe that was lost, rows that were dropped, an end that came too early, rules without data.
+
+Not covered: damage of the file, which the reader refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from ..dynamics.regime import Regime
+from ..runfile.ending import Ending
+from ..runfile.layout import Event, Severity
+from ..runfile.ranks.companions import RANK_EVENTS
+from ..runfile.reader import Run
+from .findings import Finding, Judgement
+from .series import SHORTEST_PAUSE
+
+FEWEST_STEPS: Final = 20
+"""Rows without which nothing is said, where nobody says how many are enough: rules are about tens of steps."""
+MOST_DROPPED: Final = 0.1
+"""Part of the rows that a recorder may have dropped before the recording says too little."""
+
+
+def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list[Finding]:
+    """Return what is missing of a run, as findings.
+
+    Args:
+        run: An opened run.
+        end: How it ended.
+        min_steps: Steps that are enough, `FEWEST_STEPS` by default. Where they are given, an interrupted run that has
+            them is complete enough to be judged.
+    """
+    rows = len(run)
+    found = [_of_a_rank(event) for event in run.events if event.kind in RANK_EVENTS]
+    found += _of_its_end(end, rows, min_steps) if rows else []
+    if end.lost_from is not None:
+        lost = f"the probe was lost at step {end.lost_from}, the loop was not recorded from there on"
+        said = f"{lost}: {end.lost_reason}" if end.lost_reason else lost
+        found.append(gap("LS004", "probe-lost", said, "look at the training's log from that step on", end.lost_from))
+    if not rows or not (np.isfinite(run["loss"]).any() or (run["nonfinite"] > 0).any() or (run["depth"] > 0).any()):
+        said = "rows were recorded, but neither a loss nor a single loop" if rows else "no step was recorded"
+        return [*found, gap("LS000", "no-data", f"{said}, so nothing can be said", _CALL_STEP, end.last_step or 0)]
+    return [*found, *_of_loops(run, end), *_of_dropped_rows(run)]
+
+
+def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
+    """Return one finding for each severity of the rules that should have been judged and were not."""
+    found = []
+    for severity in ("error", "warning", "note"):
+        without = [each for each in judgements if each.state == "no data" and each.severity == severity]
+        if without:
+            reasons: dict[str, list[str]] = {}
+            for each in without:
+                reasons.setdefault(each.reason, []).append(each.rule)
+            said = "; ".join(f"{', '.join(rules)}: {reason}" for reason, rules in reasons.items())
+            found.append(gap("LS004", "not-judged", f"rules without data: {said}", _RECORD, 0, severity))
+    if not any(each.state == "judged" for each in judgements):
+        found.append(gap("LS004", "not-judged", "no rule could be judged on this run", _RECORD, 0))
+    return found
+
+
+def unstable_end(run: Run, verdict: Regime, said: str, findings: Sequence[Finding]) -> list[Finding]:
+    """Return the finding of a run whose verdict is unstable and of which no rule says so."""
+    if verdict != "unstable" or any(each.severity == "error" and not each.gap for each in findings):
+        return []
+    step = int(run["step"][-1])
+    return [
+        Finding(
+            rule="LS005",
+            name="ends-unstable",
+            severity="error",
+            step=step,
+            since=step,
+            value=math.nan,
+            threshold=math.nan,
+            message=f"the run is unstable where its recording ends: {said}",
+            remedy="train on to see whether it recovers, or treat it as a loop that has become unstable",
+            episodes=1,
+        )
+    ]
+
+
+def gap(rule: str, name: str, message: str, remedy: str, step: int, severity: Severity = "error") -> Finding:
+    """Return the finding of something that should have been judged and was not."""
+    nan = math.nan
+    return Finding(rule, name, severity, step, step, nan, nan, message, remedy, 1, gap=True)
+
+
+def sentence(text: str) -> str:
+    """Return the text with a capital and a full stop."""
+    first = text[:1].upper() if text[:1].isascii() else text[:1]
+    return f"{first}{text[1:].rstrip('.')}."
+
+
+_CALL_STEP: Final = (
+    "check that probe.step() is called after every optimizer step and that the model runs in training mode"
+)
+_RECORD: Final = "record what they read, or switch them off by name in the rule file"
+_TRAINING_MODE: Final = (
+    "check that the model is in training mode, that it is the one that the probe is attached to, and that its loop was "
+    "found (loopscope describe)"
+)
+
+
+def _of_its_end(end: Ending, rows: int, min_steps: int | None) -> list[Finding]:
+    """Return that a run is not finished, or shorter than asked for."""
+    step = end.last_step or 0
+    if rows < (min_steps or FEWEST_STEPS):
+        whose = f"the {min_steps} that were asked for" if min_steps else f"the {FEWEST_STEPS} that a verdict needs"
+        said = f"{'1 step was' if rows == 1 else f'{rows} steps were'} recorded, fewer than {whose}"
+        why = {"finished": "", "live": "; the run is still live"}.get(end.state, f"; interrupted: {end.reason}")
+        return [
+            gap(
+                "LS003",
+                "too-few-steps",
+                said + why,
+                "let the training run on, or say with --min-steps that so many are enough",
+                step,
+            )
+        ]
+    if end.state == "live":
+        said = f"the run is live; it was judged as far as it has come, step {step}"
+        return [_note(said, "run-live", "check it again when it has ended", step)]
+    if end.state == "interrupted":
+        said = f"the run was interrupted after step {step}: {end.reason}"
+        if min_steps is not None:
+            return [_note(said, "run-interrupted", "", step)]
+        remedy = "train to the end, or say with --min-steps how many steps are enough for a verdict"
+        return [gap("LS003", "run-interrupted", said, remedy, step)]
+    return []
+
+
+def _note(message: str, name: str, remedy: str, step: int) -> Finding:
+    """Return a warning about how the run ended."""
+    return Finding("LS003", name, "warning", step, step, math.nan, math.nan, message, remedy, 1)
+
+
+def _of_loops(run: Run, end: Ending) -> list[Finding]:
+    """Return that no loop was recorded, or none any more long before the end."""
+    depth, steps = run["depth"], run["step"]
+    watched = np.flatnonzero(depth > 0)
+    if not len(watched):
+        return [gap("LS004", "no-loops", "no loop was recorded in any step", _TRAINING_MODE, int(steps[-1]))]
+    last = int(watched[-1])
+    pauses = np.diff(watched, prepend=-1)
+    if end.lost_from is None and len(steps) - 1 - last > max(SHORTEST_PAUSE, 3 * int(pauses.max())):
+        said = f"no loop was recorded after step {steps[last]:.0f} of {steps[-1]:.0f}"
+        return [gap("LS004", "loops-end", said, _TRAINING_MODE, int(steps[last]))]
+    if 2 * len(watched) < len(steps) and pauses.max() > SHORTEST_PAUSE:
+        said = f"loops were recorded in {len(watched)} of {len(steps)} steps only"
+        return [gap("LS004", "few-loops", said, _TRAINING_MODE, int(steps[-1]))]
+    return []
+
+
+def _of_dropped_rows(run: Run) -> list[Finding]:
+    """Return that the recorder could not keep up and dropped rows."""
+    dropped = float(np.nanmax(run["rows_dropped"], initial=0.0))
+    if not dropped > 0:
+        return []
+    part = dropped / (dropped + len(run))
+    said = f"{dropped:.0f} rows were dropped, {part:.0%} of the run, because the disk or the processor was too slow"
+    step, remedy = int(run["step"][-1]), "record to a faster disk, or fewer rows"
+    if part > MOST_DROPPED:
+        return [gap("LS004", "rows-dropped", said, remedy, step)]
+    return [Finding("LS004", "rows-dropped", "warning", step, step, dropped, math.nan, said, remedy, 1)]
+
+
+def _of_a_rank(event: Event) -> Finding:
+    """Return the finding that a rank of the run is not in it, or not to its end."""
+    name, nan = event.kind.replace("_", "-"), math.nan
+    return Finding("LS002", name, event.severity, event.step, event.step, nan, nan, sentence(event.message), "", 1)

@@ -1,0 +1,81 @@
+"""What judging a run gives: findings, and of each rule what it was judged on.
+
+Not covered: how they come about (``judging``, ``completeness``), how they are shown (``gate``, ``dashboard``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..runfile.layout import Severity
+
+JudgementState = Literal["judged", "not applicable", "no data"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to tell of a run: a rule that fired, one that is about to, or evidence that is missing.
+
+    Attributes:
+        rule: Id of the rule.
+        name: Its name.
+        severity: How much it matters. A pending one is at most a warning.
+        step: Step at which it fired first; of a pending one, the last step.
+        since: Step at which the condition began to hold.
+        value: Left side of the rule's first comparison at ``step``; NaN where there is none.
+        threshold: Right side of it.
+        message: What is the matter, with the numbers.
+        remedy: What to try.
+        episodes: How many times it fired.
+        state: ``fired``, or ``pending``: the condition holds at the last row and has not held for long enough.
+        held: Steps for which the condition had held at ``step``.
+        hold: Steps for which it must hold.
+        gap: Whether it tells of something that should have been judged and was not: exit code 5 of the gate, not 1.
+    """
+
+    rule: str
+    name: str
+    severity: Severity
+    step: int
+    since: int
+    value: float
+    threshold: float
+    message: str
+    remedy: str
+    episodes: int
+    state: Literal["fired", "pending"] = "fired"
+    held: int = 0
+    hold: int = 0
+    gap: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the finding for JSON; a number that is not finite becomes ``None``."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one rule was judged on.
+
+    Attributes:
+        rule: Id of the rule.
+        name: Its name.
+        severity: Its severity.
+        state: ``judged``; ``not applicable``, where the run has nothing of the kind; ``no data``, where it should have
+            been judged, to the end of the run, and was not.
+        steps: Rows at which its condition could be decided.
+        reason: Why it was not judged; empty when it was.
+    """
+
+    rule: str
+    name: str
+    severity: Severity
+    state: JudgementState
+    steps: int
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the judgement for JSON."""
+        return asdict(self)

@@ -1,0 +1,242 @@
+"""Rules as TOML: the shipped ones and the files of users, read strictly.
+
+A rule is a condition over the series of a run file that must hold for a number of steps; the words are those of
+Prometheus alerts, counted in steps. The shipped rules are in ``rules.toml`` beside this file. A file of the user's adds
+rules or changes shipped ones by their id. A mistake in such a file must never make the gate weaker, so that every key,
+type and value is checked, and an error names file, line and column.
+
+Not covered: applying rules to a run (``judging.py``); what a series is (``series.py``).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, NoReturn, get_args
+
+from ..runfile.layout import Severity
+from ..runfile.text import plain
+from .expression import Expression, ExpressionError, parse
+from .places import Place, Places
+
+SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)
+BUILT_IN: Final = frozenset({"LS000", "LS002", "LS003", "LS004", "LS005"})
+"""Ids of what is judged of every run and has no expression: `completeness`."""
+LONGEST_FILE: Final = 1 << 20  # bytes
+MOST_STEPS: Final = 10**9
+
+_IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")  # 32 bytes: a kind of event
+_NUMBER: Final = re.compile(r"\{([^{}]*)\}")
+_LONGEST_TEXT: Final = 1000
+
+
+class RuleError(ValueError):
+    """A rule or rule file is not valid; the message names the file, the line, the column and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One condition.
+
+    Args:
+        id: Stable identifier, e.g. ``LS020``.
+        name: Short name for people.
+        expr: Condition, see `expression`.
+        severity: ``note``, ``warning`` or ``error``.
+        hold: Steps the condition must hold before the rule fires (``for`` in TOML).
+        keep_firing_for: Steps after the end of a firing within which a new one counts as the same.
+        message: What is the matter; ``{value}`` and ``{threshold}`` stand for the sides of the first comparison.
+        remedy: What to try.
+        place: Where its expression stands; None for a rule made in Python.
+    """
+
+    id: str
+    name: str
+    expr: Expression
+    severity: Severity
+    hold: int = 0
+    keep_firing_for: int = 50
+    message: str = "{value} against {threshold}"
+    remedy: str = ""
+    place: Place | None = field(default=None, compare=False)
+
+    def said(self, value: float, threshold: float) -> str:
+        """Return the message with its two numbers, to four digits; nothing else in it is replaced.
+
+        >>> Rule("R", "r", parse("loss > 3"), "error", message="{value} > {threshold}: {x!r}").said(3.14159, 3.0)
+        '3.142 > 3: {x!r}'
+        """
+        numbers = {"{value}": f"{value:.4g}", "{threshold}": f"{threshold:.4g}"}
+        return re.sub(r"\{value\}|\{threshold\}", lambda name: numbers[name[0]], self.message)
+
+
+def load_rules(path: Path | None = None) -> list[Rule]:
+    """Return the shipped rules, changed and extended by a file of the user's.
+
+    In the file, a ``[[rule]]`` with a shipped id changes the fields it names; ``enabled = false`` removes the rule.
+
+    Raises:
+        RuleError: The file is not valid.
+
+    >>> [rule.id for rule in load_rules()][:2]
+    ['LS001', 'LS010']
+    """
+    shipped = resources.files(__package__).joinpath("rules.toml").read_text(encoding="utf-8")
+    tables = {table.id: table for table in _tables("rules.toml", shipped)}
+    own = {} if path is None else {table.id: table for table in _tables(str(path), _text(path))}
+    for table in own.values():
+        if table.id in BUILT_IN:
+            table.refuse("id", f"{table.id} is judged of every run and cannot be changed")
+        if table.id.startswith("LS") and table.id not in tables:
+            table.refuse("id", f"there is no shipped rule {table.id}; ids of your own may not begin with LS")
+    merged = tables | {identifier: table.over(tables.get(identifier)) for identifier, table in own.items()}
+    rules = [(table, table.rule()) for table in merged.values()]
+    return [rule for table, rule in rules if table.fields.get("enabled", True)]
+
+
+def refuse_unknown_series(rules: Iterable[Rule], known: Iterable[str]) -> None:
+    """Refuse rules over names that nobody records, which are misspelt: such a rule could never fire.
+
+    Args:
+        rules: As `load_rules` gives them.
+        known: Every name that a rule can read in any of the runs at hand.
+
+    Raises:
+        RuleError: A rule names something else; the message gives the nearest known name.
+    """
+    from difflib import get_close_matches
+
+    names = frozenset(known)
+    for rule in rules:
+        for name in sorted(rule.expr.names - names):
+            near = get_close_matches(name, sorted(names), 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(names))}"
+            at = "" if rule.place is None else f"{rule.place.moved(rule.expr.offset_of(name))}: "
+            raise RuleError(f"{at}rule {rule.id}: no run has a series {name!r}; {hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One ``[[rule]]`` as written, and where."""
+
+    id: str
+    fields: Mapping[str, Any]
+    places: Mapping[str, Place]  # of the values
+    start: Place
+
+    def refuse(self, key: str, why: str) -> NoReturn:
+        raise RuleError(f"{plain(self.places.get(key, self.start))}: rule {plain(self.id)}: {plain(why)}")
+
+    def over(self, shipped: _Table | None) -> _Table:
+        """This table with what it does not name taken from the shipped one."""
+        below = {"name": self.id.lower(), "severity": "error"} if shipped is None else shipped.fields
+        places = {} if shipped is None else shipped.places
+        return _Table(self.id, {**below, **self.fields}, {**places, **self.places}, self.start)
+
+    def rule(self) -> Rule:
+        """The rule, every field checked."""
+        known = ({entry.name for entry in fields(Rule)} - {"hold", "place"}) | {"for", "enabled"}
+        for key in sorted(self.fields.keys() - known):
+            self.refuse(key, f"unknown field {key}; known: {', '.join(sorted(known))}")
+        for key in ("name", "expr", "message", "remedy", "severity"):
+            self._check(key, isinstance(self.fields.get(key, ""), str), "must be a text in quotes")
+            self._check(key, len(self.fields.get(key, "")) <= 2 * _LONGEST_TEXT, "is too long")
+        for key in ("for", "keep_firing_for"):
+            steps = self.fields.get(key, 0)
+            counts = isinstance(steps, int) and not isinstance(steps, bool) and 0 <= steps <= MOST_STEPS
+            self._check(key, counts, "counts steps and must be a whole number from 0 to 10^9")
+        self._check("enabled", isinstance(self.fields.get("enabled", True), bool), "must be true or false")
+        self._check("severity", self.fields["severity"] in SEVERITIES, f"must be one of {', '.join(SEVERITIES)}")
+        if "expr" not in self.fields:
+            self.refuse("id", 'expr is missing; write for example expr = "loss > 10"')
+        for name in _NUMBER.findall(self.fields.get("message", "")):
+            self._check("message", name in ("value", "threshold"), f"has {{{name}}}; only {{value}} and {{threshold}} "
+                        "are replaced, by numbers of four digits")  # fmt: skip
+        given = {key: value for key, value in self.fields.items() if key not in ("for", "enabled", "expr")}
+        place = self.places.get("expr", self.start)
+        return Rule(**given, hold=self.fields.get("for", 0), expr=self._expression(), place=place.moved(1))
+
+    def _check(self, key: str, holds: bool, why: str) -> None:
+        if not holds:
+            self.refuse(key, f"{key} = {_shown(self.fields[key])} {why}")
+
+    def _expression(self) -> Expression:
+        try:
+            return parse(self.fields["expr"])
+        except ExpressionError as error:
+            at = self.places.get("expr", self.start).moved(1 + error.offset)
+            raise RuleError(f"{plain(at)}: rule {plain(self.id)}: {plain(error)}") from None
+
+
+def _text(path: Path) -> str:
+    """The text of a rule file."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LONGEST_FILE + 1)
+        if len(content) > LONGEST_FILE:
+            raise RuleError(f"{plain(path)}: larger than {LONGEST_FILE} bytes; this is no rule file")
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RuleError(f"{plain(path)}: cannot be read as a rule file: {plain(why)}") from None
+
+
+def _tables(file: str, text: str) -> list[_Table]:
+    """The ``[[rule]]`` tables of a text, with ids that are there once each."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RuleError(_syntax_error(file, str(error))) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        raise RuleError(f"{plain(file)}: cannot be read as a rule file: {plain(error)}") from None
+    places = Places(file, text)
+    for key in sorted(content.keys() - {"rule"}):
+        at = places.table(key) if isinstance(content[key], dict | list) else places.key("", 0, key)
+        raise RuleError(f"{plain(at)}: unknown name {plain(repr(key))}; a rule file holds [[rule]] tables")
+    tables = content.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise RuleError(f"{plain(places.table('rule'))}: 'rule' must be [[rule]] tables, with two brackets")
+    made = [_table(places, index, table) for index, table in enumerate(tables)]
+    _refuse_duplicates(made)
+    return made
+
+
+def _table(places: Places, index: int, table: dict[str, Any]) -> _Table:
+    """One rule as written; its id is checked, because every further error names it."""
+    start = places.table("rule", index)
+    identifier = table.get("id")
+    if "id" not in table:
+        raise RuleError(f'{plain(start)}: expected [[rule]] tables, each with an id = "…"')
+    if not isinstance(identifier, str) or not _IDENTIFIER.fullmatch(identifier):
+        at = places.value("rule", index, "id")
+        raise RuleError(f"{plain(at)}: id = {plain(_shown(identifier))} must be a text of at most 32 letters, digits "
+                        "and -_. that begins with a letter")  # fmt: skip
+    here = {key: places.value("rule", index, key) for key in table}
+    return _Table(identifier, table, here, start)
+
+
+def _refuse_duplicates(tables: Sequence[_Table]) -> None:
+    first: dict[str, _Table] = {}
+    for table in tables:
+        if (before := first.setdefault(table.id, table)) is not table:
+            table.refuse("id", f"its id is there twice, first in line {before.start.line}")
+
+
+def _syntax_error(file: str, said: str) -> str:
+    """A message of tomllib, which ends in "(at line 3, column 5)", with the place first."""
+    where = re.search(r" \(at line (\d+), column (\d+)\)$", said)
+    at = f"{file}:{where[1]}:{where[2]}" if where else file
+    return f"{plain(at)}: cannot be read as a rule file: {plain(said[: where.start()] if where else said)}"
+
+
+def _shown(value: object) -> str:
+    """A value of a rule file in an error: short, and never a number of 400 digits."""
+    try:
+        shown = repr(value)
+    except ValueError:  # an integer of more than 4300 digits
+        return "…"
+    return shown if len(shown) <= 40 else shown[:40] + "…"

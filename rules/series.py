@@ -1,0 +1,127 @@
+"""What an expression can read of a run: its recorded series, series derived from them, and what is true throughout.
+
+Series that are recorded more rarely than every step keep their last value until the next one, so that a rule may
+combine them. Where a series is missing, it is said why: the run has nothing of the kind, or it should have been there.
+
+Not covered: the conditions themselves (``expression``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from ..runfile.layout import PROBE_DERIVED, STEP_COLUMNS, STEP_DERIVED
+from ..runfile.reader import Run
+from .expression import Series
+from .findings import JudgementState
+from .loss_series import DERIVED, SOURCES, LossSeries
+
+CONSTANTS: Final = frozenset({"a_bar_learned"})
+LOSS_DERIVED: Final = frozenset(DERIVED)
+_MADE_OF: Final = dict.fromkeys(DERIVED, "loss") | {"lr_zero": "lr", "scaler_settling": "nonfinite"}
+KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED})
+"""What a rule can read of every run, besides the user's own numbers."""
+
+_LINEAR_PART: Final = frozenset({"a_bar_radius", "a_bar_norm", "a_bar_radius_error", "b_bar_norm", "injection_norm"})
+_FULL_LOOP: Final = frozenset(
+    {"jacobian_radius", "jacobian_norm", "lyapunov_max", "lyapunov_error", "c_out_gain", "full_loop_seconds"}
+)
+_OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
+"""Numbers that a trainer may give and a loop may have."""
+LONGEST_PAUSE: Final = 3.0
+"""A series has stopped when the run goes on for so many times its longest pause ..."""
+SHORTEST_PAUSE: Final = 20
+"""... and for at least so many steps."""
+FIRST_PAUSE: Final = 500
+"""... or this many, where it was recorded only once and its pauses are not known."""
+
+
+class Missing(NamedTuple):
+    """Why a series cannot be read, or not to the end of the run."""
+
+    state: JudgementState
+    reason: str
+
+
+def series_of(run: Run, name: str, steps: Series) -> Series | None:
+    """Return a recorded or derived series at every step; ``None`` when the run does not know the name."""
+    if name in LOSS_DERIVED:
+        return derived(run)[name]
+    try:
+        recorded_at, values = run.series(name)
+    except KeyError:
+        return None
+    return _last_known(steps, np.asarray(recorded_at, dtype=np.float64), np.asarray(values, dtype=np.float64))
+
+
+def derived(run: Run) -> dict[str, Series]:
+    """Return the series that are made of the loss, at every step."""
+    return LossSeries(ranks=len(run.ranks)).replay({name: run[name] for name in SOURCES})
+
+
+def _last_known(steps: Series, recorded_at: Series, values: Series) -> Series:
+    """Return the value recorded last at or before each step; NaN before the first."""
+    if not len(recorded_at):
+        return np.full(len(steps), np.nan)
+    at = np.searchsorted(recorded_at, steps, side="right") - 1
+    return np.where(at >= 0, values[np.maximum(at, 0)], np.nan)
+
+
+def constants(info: Mapping[str, Any]) -> dict[str, Series]:
+    """Return what a rule can ask that is true of the whole run: ``a_bar_learned``, NaN when the run has no A̅."""
+    learned = info.get("a_bar_learned")
+    return {"a_bar_learned": np.array(float(learned) if isinstance(learned, bool) else math.nan)}
+
+
+def names_of(run: Run) -> Iterable[str]:
+    """Return every name that a rule can read of a run."""
+    return (*run.names, *CONSTANTS, *LOSS_DERIVED)
+
+
+def missing(run: Run, name: str) -> Missing | None:
+    """Return why a series is not there or ends before the run does; None where it is there to the end."""
+    if name in CONSTANTS:
+        return None if run.info.get(name) is not None else Missing("not applicable", "the loop has no known A̅")
+    source = _MADE_OF.get(name, name)
+    recorded_at = run.series(source)[0] if source in run.names else np.empty(0, dtype=np.int64)
+    if len(recorded_at):
+        return _stopped(source, recorded_at, int(run["step"][-1]))
+    return _never(run, source)
+
+
+def _stopped(name: str, recorded_at: np.typing.NDArray[np.int64], end: int) -> Missing | None:
+    """Return that a series was not recorded any more long before the end."""
+    last = int(recorded_at[-1])
+    pause = LONGEST_PAUSE * int(np.diff(recorded_at).max()) if len(recorded_at) > 1 else FIRST_PAUSE
+    if end - last <= max(pause, SHORTEST_PAUSE):
+        return None
+    return Missing("no data", f"{name} was recorded last at step {last} of {end}")
+
+
+def _never(run: Run, name: str) -> Missing:
+    """Return why a series was never recorded."""
+    if name in _LINEAR_PART and run.info.get("a_bar_learned") is None:
+        return Missing("not applicable", "the loop has no known A̅")
+    if name in _FULL_LOOP:
+        if "full_loop_seconds" not in run.names or not np.isfinite(run["full_loop_seconds"]).any():
+            return Missing("not applicable", "the full loop was not measured; the preset inspect measures it")
+        return Missing("no data", f"the full loop was measured and never gave {name}")
+    if name in PROBE_DERIVED:
+        return _no_pass(run, name)
+    if name in _OPTIONAL:
+        return Missing("not applicable", f"{name} was never recorded")
+    return Missing("no data", f"{name} was never recorded")
+
+
+def _no_pass(run: Run, name: str) -> Missing:
+    """Return why no pass of the fixed batch gave a ratio."""
+    if len(run.probe_steps):
+        return Missing("not applicable", f"the fixed batch runs too few loops for {name}")
+    said = next((event.message for event in run.events if event.kind == "fixed_batch"), "")
+    if said:
+        return Missing("no data", f"the fixed batch was never run: {said}")
+    return Missing("not applicable", "there is no fixed batch")
