@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from .call import Call, Input
 from .linear_part import known_linear_part, traced_linear_part
+from .neutral import on_the_side
 from .periods import Link, Loop, Periods
 from .site import LoopSite, LoopSiteError, Place
-from .trace import Event, example_tokens, on_the_side, trace
+from .trace import Event, example_tokens, trace
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

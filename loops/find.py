@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from .adapters import adapted_site
 from .discovery import discover
+from .neutral import quietly
 from .site import BY_MODEL, LoopSite, LoopSiteError
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
             raise LoopSiteError(f"LoopSite({role}=...): {type(model).__name__} has no module {', '.join(missing)}")
     if site.state_argument is None and site.output is None:
         raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
-    return site
+    given = {role: getattr(site, role) for role in ("a_bar", "b_bar", "c_out")}
+    quiet: dict[str, Any] = {role: quietly(model, read) for role, read in given.items() if read is not None}
+    return replace(site, **quiet) if any(read is not given[role] for role, read in quiet.items()) else site
 
 
 def _stated_site(model: nn.Module) -> LoopSite | None:

@@ -33,6 +33,7 @@ from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.least_squares import linear_estimate
+from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
 from ..rules.rule_files import load_rules
 from ..runfile.ending import PROBE_LOST
@@ -311,7 +312,7 @@ class Probe:
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
-        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
             return
         self._capture.remove()
         try:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...loops.hooks import Hook, LoopHooks, state_in
+from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument
 from .internals import in_backward
 from .sums import LoopSums
@@ -192,7 +193,7 @@ class LoopTap:
     def _begin_forward(self, seen: list[Tensor], *, training: bool) -> None:
         """Decides where the rows of a forward go. What a checkpoint runs again during backward goes nowhere."""
         self.forwards += 1
-        own = self.sums if training and self.enabled and not in_backward() else None
+        own = self.sums if training and self.enabled and not in_backward() and not looking() else None
         self._target = self._redirected or own
         if self._target is not None:
             self._target.begin(seen[0] if seen and self._target is own else None)

@@ -10,7 +10,8 @@ import torch
 from loopscope.loops.discovery import discover, find_levels, site_call
 from loopscope.loops.find import find_site
 from loopscope.loops.least_squares import estimate_linear_part, visit
-from loopscope.loops.trace import example_tokens, on_the_side, trace
+from loopscope.loops.neutral import on_the_side
+from loopscope.loops.trace import example_tokens, trace
 from loopscope.probes import LoopSite, LoopSiteError, Part, attach, open_run
 from torch import nn
 from torch.utils.checkpoint import checkpoint
