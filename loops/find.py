@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adapters import adapted_site
 from .discovery import discover
+from .injection import verified
 from .neutral import quietly
 from .site import BY_MODEL, LoopSite, LoopSiteError
 
@@ -25,7 +26,7 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
         example: Input for the small forward of discovery; default: random tokens.
 
     Returns:
-        A site whose modules exist in ``model``.
+        A site whose modules exist in ``model``, and whose A̅ is what the injection was seen to do (`verified`).
 
     Raises:
         LoopSiteError: The loop cannot be found for certain, or a site names a module that the model does not have.
@@ -54,7 +55,7 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
         raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
     given = {role: getattr(site, role) for role in ("a_bar", "b_bar", "c_out")}
     quiet: dict[str, Any] = {role: quietly(model, read) for role, read in given.items() if read is not None}
-    return replace(site, **quiet) if any(read is not given[role] for role, read in quiet.items()) else site
+    return verified(model, replace(site, **quiet) if any(read is not given[n] for n, read in quiet.items()) else site)
 
 
 def _stated_site(model: nn.Module) -> LoopSite | None:
