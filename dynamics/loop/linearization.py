@@ -247,8 +247,8 @@ class Linearization:
         """The linear part in words."""
         if self.linear is None:
             return "LTI unknown (no A̅)"
-        proven = ", certified" if self.linear.certificate.startswith("certified") else ""
-        return f"LTI {self.regimes['lti']} (ρ {self.linear.radius.value:.3f}{proven})"
+        regime, radius = self.regimes["lti"], self.linear.radius
+        return f"LTI {regime} (ρ {radius.value:.3f}{_certified_words(radius, regime)})"
 
     def _loop_words(self) -> str:
         """The full loop in words."""
@@ -286,6 +286,21 @@ def _trajectory_words(law: TrajectoryLaw) -> str:
     if law.kind == "undecided":
         return f"undecided between {' and '.join(law.between)}"
     return {"drifting": "drifts", "orbiting": "orbits", "exploding": "explodes"}.get(law.kind, "too few loops")
+
+
+def _certified_words(radius: Estimate, regime: Regime) -> str:
+    """What the proven bounds of ρ prove: the regime, or only on which side of 1 it is, or nothing.
+
+    >>> _certified_words(Estimate(0.5, 0.4, 0.6, 0.0, "", True), "stable")
+    ', certified'
+    >>> _certified_words(Estimate(0.985, 0.98, 0.995, 0.0, "", True), "stable")
+    ', certified < 1'
+    """
+    if {lti_regime(radius.lower), lti_regime(radius.upper)} == {regime}:
+        return ", certified"
+    if radius.upper < 1:
+        return ", certified < 1"
+    return ", certified > 1" if radius.lower > 1 else ""
 
 
 def _signed(value: float) -> str:
