@@ -331,7 +331,13 @@ class LoopTap:
     @torch.no_grad()
     def _due_b_bar(self) -> Tensor | None:
         """Return B̅, where the norm of B̅e is due."""
-        return self._site.b_bar().detach().float() if self.injects and self._site.b_bar is not None else None
+        if not self.injects or self._site.b_bar is None:
+            return None
+        target, self._target = self._target, None  # measuring B̅ calls the body, which is no loop of the forward then
+        try:
+            return self._site.b_bar().detach().float()
+        finally:
+            self._target = target
 
 
 def _is_same(state: Tensor, held: Tensor | None) -> bool:
