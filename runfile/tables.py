@@ -126,6 +126,16 @@ class Tables:
                 self._columns[table, at].append(part)
         return known.values(length)
 
+    def is_kept(self, table: str, column: int) -> bool:
+        """Say whether all committed rows of a column are kept."""
+        known = self._columns.get((table, column))
+        return known is not None and len(known) == self.commit.lengths[table]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the columns that are kept."""
+        return sum(column.values().nbytes for column in self._columns.values())
+
     def ends(self, table: str, ends: Index, of: str) -> Index:
         """Return where the entries of a ragged table end, once it is certain that all lie within it."""
         known = self._sound.get(table, 0)
