@@ -18,6 +18,7 @@ import math
 import queue
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dynamics.estimate import Estimate
 from ..dynamics.linear.lti import LTISystem
 from ..dynamics.linear.tracker import SpectralTracker
 from ..rules.detectors import non_finite
@@ -154,6 +156,8 @@ class Recorder:
         self._was_finished = False
         self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
+        self._tracked_steps = array("q")  # the step of every update of the trackers
+        self._written_exact: tuple[int, Estimate] | None = None
         arguments = (info, tuple(scalars), resume, overwrite)
         # HDF5 handles live and die in the thread that uses them.
         self._thread = threading.Thread(target=self._run, args=arguments, name="loopscope-recorder", daemon=True)
@@ -367,22 +371,37 @@ class Recorder:
         if not np.isfinite(a_bar).all():
             return values | {"a_bar_norm": math.nan, "a_bar_radius": math.nan}
         wide = a_bar.ndim == 2 and len(a_bar) > EXACT_WIDTH
-        values |= self._tracked(a_bar) if wide else {"a_bar_norm": _spectral_norm(a_bar)}
+        values |= self._tracked(a_bar, record.step) if wide else {"a_bar_norm": _spectral_norm(a_bar)}
         if record.spectrum or not wide:
             eigenvalues = LTISystem(a_bar).eigenvalues()
             values |= {"a_bar_radius": float(abs(eigenvalues[0])), "a_bar_radius_error": 0.0}
+            if wide:  # solved exactly in this step: the interval has no width
+                values |= dict.fromkeys(("a_bar_radius_lower", "a_bar_radius_upper"), values["a_bar_radius"])
             if record.spectrum:
                 writer.append_spectrum(record.step, eigenvalues[:EIGENVALUES_KEPT])
         return values
 
-    def _tracked(self, a_bar: NDArray[np.generic]) -> dict[str, float]:
-        """Radius and norm of a wide A̅ from those of the step before; what did not converge is left out."""
+    def _tracked(self, a_bar: NDArray[np.generic], step: int) -> dict[str, float]:
+        """Radius and norm of a wide A̅ from those of the step before; what did not converge is left out.
+
+        The interval of the radius is there at every step; an exact value is there with its own step once it arrives.
+        """
         radius, norm = self._radius.update(a_bar), self._norm.update(a_bar)
+        self._tracked_steps.append(step)
         values = {"a_bar_radius_error": radius.residual}
+        if math.isfinite(radius.upper):
+            values |= {"a_bar_radius_lower": radius.lower, "a_bar_radius_upper": radius.upper}
         if radius.converged:
             values["a_bar_radius"] = radius.value
         if norm.converged:
             values["a_bar_norm"] = norm.value
+        exact = self._radius.exact
+        if exact is not None and exact != self._written_exact:
+            index, estimate = self._written_exact = exact
+            values |= {
+                "a_bar_radius_exact": estimate.value,
+                "a_bar_radius_exact_step": float(self._tracked_steps[index]),
+            }
         return values
 
 

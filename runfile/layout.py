@@ -50,6 +50,10 @@ STEP_COLUMNS: Final = (
     "lyapunov_error",
     "c_out_gain",
     "full_loop_seconds",
+    "a_bar_radius_lower",
+    "a_bar_radius_upper",
+    "a_bar_radius_exact",
+    "a_bar_radius_exact_step",
 )
 FIRST_COLUMNS: Final = 19  # of STEP_COLUMNS, in every file; the others may be missing in files of earlier versions
 LOOP_COLUMNS: Final = ("state_norm", "residual_norm", "step_cosine", "tokens")
@@ -87,6 +91,10 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
     "probe_seconds": ("s", "time loopscope itself took in the step"),
     "rows_dropped": ("rows", "rows the recorder has dropped so far"),
     "a_bar_radius_error": ("1", "relative residual of a_bar_radius: 0 where exact; above 0.001 the radius is left out"),
+    "a_bar_radius_lower": ("1", "lower end of the interval that a tracked ρ(A̅) is in, measured and not proven"),
+    "a_bar_radius_upper": ("1", "upper end of that interval; recorded where a_bar_radius is left out, too"),
+    "a_bar_radius_exact": ("1", "exact ρ(A̅) of an earlier step, in the row in which its computation arrived"),
+    "a_bar_radius_exact_step": ("steps", "the step whose A̅ a_bar_radius_exact is of"),
     "jacobian_radius": ("1", "spectral radius of the full loop's Jacobian after 2·μ_rec loops of the probe batch"),
     "jacobian_norm": ("1", "σ_max of the same Jacobian: the worst growth of a perturbation in one loop"),
     "lyapunov_max": ("nats/loop", "largest growth rate of a perturbation over the late loops; above 0 it grows"),

@@ -19,17 +19,29 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..estimate import Estimate
 from ..linear.golub_kahan import RitzSingular, golub_kahan
+from ..linear.lti import LTISystem
+from ..linear.transient import PeakGrowth
+from ..linear.transient import peak_growth as dense_peak_growth
 from .krylov import LeadingEigenvalues, leading_eigenvalues, random_start
 
 __all__ = ["LoopJacobian", "Step", "jacobian_gap", "require_deterministic"]
 
 Step = Callable[[Tensor], Tensor]
 """One loop with everything but the state bound: state to next state, same shape, deterministic and differentiable."""
+
+
+DENSE_SIZE = 128
+"""Numbers in a state up to which the whole Jacobian is formed where all its powers are asked for."""
+DENSE_POWERS = 512
+"""Powers of that matrix looked at one by one: two seconds at most; beyond them it is squared."""
+FEW_STEPS = 3
+"""Golub-Kahan steps for a power whose leading direction is nearly that of the power before it."""
 
 
 class LoopJacobian:
@@ -196,6 +208,71 @@ class LoopJacobian:
             )
             found[power], start = _lower_bound(ritz, 1e-2), ritz.right
         return found
+
+    def peak_growth(self, norms: dict[int, Estimate] | None = None, *, products: int = 300) -> PeakGrowth:
+        """How far can a small perturbation be thrown before it dies out? max over t of ``‖J^t‖₂``, J frozen here.
+
+        Up to `DENSE_SIZE` numbers in the state, J is formed (n backward passes) and its powers are looked at one by
+        one. Beyond that, the norms of further powers of two are estimated, and the perturbation that grows most is
+        carried on loop by loop until it shrinks or the products are spent.
+
+        Args:
+            norms: What `transient` gave, to go on from; measured when None.
+            products: Products with J and Jᵀ allowed beyond those of `transient`.
+
+        Returns:
+            Dimensionless. Converged where no power can be larger; otherwise ``growth.lower`` was attained by a
+            perturbation, its upper bound is infinite, and ``rising`` tells that the last loop tried was the largest.
+
+        Source: submultiplicativity of the norm, as in `loopscope.dynamics.peak_growth`.
+
+        >>> shear = torch.tensor([[0.5, 10.0], [0.0, 0.5]])
+        >>> peak = LoopJacobian(lambda h: shear @ h, torch.ones(2)).peak_growth()
+        >>> round(peak.growth.value, 2), peak.loop, peak.growth.converged
+        (10.02, 1, True)
+        """
+        if self.size <= DENSE_SIZE:
+            return dense_peak_growth(LTISystem(self.dense()), DENSE_POWERS)
+        known = self.transient() if norms is None else norms
+        best = max((estimate.value, t) for t, estimate in known.items())
+        power, tried, start, left = best[1], max(known), self._start(), products
+        # Half of what is left stays for carrying a perturbation on.
+        while (cost := 2 * power * FEW_STEPS) <= left // 2:
+            ritz = golub_kahan(
+                _repeated(self._apply_flat, power), _repeated(self._transpose_flat, power), start, steps=FEW_STEPS
+            )
+            left, tried = left - cost, max(tried, power)
+            if power > best[1] and ritz.value < best[0]:
+                break
+            best, start, power = max(best, (ritz.value, power)), ritz.right, 2 * power
+        carried, last = self._carried(start, left)
+        best = max(best, carried)
+        value, loop = best if best[0] > 1 else (1.0, 0)
+        method = f"powers up to t = {tried}, one perturbation up to t = {last}"
+        return PeakGrowth(Estimate(value, value, math.inf, math.nan, method, False), loop, loop >= max(tried, last))
+
+    def _carried(self, start: Tensor, loops: int) -> tuple[tuple[float, int], int]:
+        """Largest growth of one perturbation and its loop, and the last loop tried."""
+        best, size, t = (1.0, 0), 1.0, 0
+        vector = start / torch.linalg.vector_norm(start)
+        # Below a tenth of the most it has reached, it is on its way out.
+        while t < loops and size > 0.1 * best[0] and math.isfinite(size):
+            vector, t = self._apply_flat(vector), t + 1
+            length = float(torch.linalg.vector_norm(vector))
+            size = size * length
+            # Kept at unit length: 10^8 loops on, float32 would overflow.
+            vector = vector / length if length > 0 else vector
+            best = max(best, (size, t)) if math.isfinite(size) else best
+        return best, t
+
+    def dense(self) -> NDArray[np.float64]:
+        """The whole J as a matrix ``(n, n)`` acting on flattened states; n backward passes.
+
+        >>> LoopJacobian(lambda h: h.flip(0) * 2, torch.ones(2)).dense().tolist()
+        [[0.0, 2.0], [2.0, 0.0]]
+        """
+        rows = torch.eye(self.size, dtype=self.state.dtype, device=self.state.device)
+        return torch.stack([self._transpose_flat(row) for row in rows]).double().cpu().numpy()
 
     def numerical_abscissa(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
         """Largest eigenvalue of ``(J + Jᵀ)/2``: above ρ(J) where the loop amplifies before it contracts.

@@ -27,6 +27,7 @@ from ..regime import (
 )
 
 if TYPE_CHECKING:
+    from ..linear.transient import PeakGrowth
     from ..trajectory.dependence import InputDependence, StartDependence
     from ..trajectory.dmd import ModeDecomposition
     from ..trajectory.fixed_point import FixedPoint
@@ -75,6 +76,7 @@ class FullLoop:
         norm: σ_max(J), one loop; None when not measured, as all below.
         abscissa: Largest eigenvalue of the symmetric part of J.
         transient: ``‖J^t‖₂`` for some t.
+        peak: The largest ``‖J^t‖₂`` over all t, or what was attained of it.
         gap: ``σ_max(J - A̅) / σ_max(A̅)``.
         sublayers: Shares of ``log ρ_J`` by sublayer, of the token with the largest radius.
     """
@@ -88,6 +90,7 @@ class FullLoop:
     norm: Estimate | None
     abscissa: Estimate | None
     transient: dict[int, Estimate]
+    peak: PeakGrowth | None
     gap: Estimate | None
     sublayers: list[SublayerGain]
 
@@ -126,7 +129,18 @@ class FullLoop:
         """Largest growth of any perturbation over any number of loops that was tried, at least 1; NaN when not
         measured.
         """
-        return max([1.0, *(e.value for e in self.transient.values())]) if self.transient else math.nan
+        tried = [estimate.value for estimate in self.transient.values()]
+        if self.peak is not None:
+            tried.append(self.peak.growth.value)
+        return max([1.0, *tried]) if tried else math.nan
+
+    @property
+    def growth_words(self) -> str:
+        """`growth` as a factor; "at least" where it was not all that there may be, and whether it was still rising."""
+        if self.peak is not None and self.peak.growth.converged:
+            return f"×{self.growth:.3g}"
+        rising = f", still rising at loop {self.peak.loop}" if self.peak is not None and self.peak.rising else ""
+        return f"at least ×{self.growth:.3g}{rising}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +221,7 @@ class Linearization:
         parts = [self._linear_words(), self._loop_words()]
         # Where perturbations grow for ever there is no transient to speak of.
         if self.loop and self.loop.radius.value < 1 and not math.isnan(self.loop.growth):
-            parts.append(f"transient ×{self.loop.growth:.3g}")
+            parts.append(f"transient {self.loop.growth_words}")
         transient = ", as a transient of this loop may" if self.in_transient else ""
         parts.append(_trajectory_words(self.trajectory) + self._period_words() + transient)
         if self.depth is not None:

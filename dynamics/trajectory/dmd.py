@@ -57,7 +57,7 @@ class ModeDecomposition:
 
 
 def decompose(
-    before: ArrayLike, after: ArrayLike, *, rank: int | None = None, energy: float = 0.9999
+    before: ArrayLike, after: ArrayLike, *, rank: int | None = None, energy: float = 0.9999, noise: float = 0.0
 ) -> ModeDecomposition:
     r"""Eigenvalues and modes of the linear map behind snapshot pairs.
 
@@ -70,6 +70,8 @@ def decompose(
         after: ``(M, D)``, their successors ``h[t+1]``.
         rank: Directions kept; default: as many as hold ``energy`` of the variance of ``before``.
         energy: That share.
+        noise: Root of the summed squares of the errors in ``before``; a direction of the data that is not ten times as
+            large is left out, because whitening would blow its noise up into a mode.
 
     Returns:
         Modes with residuals. Subtract a fixed point or the mean first if the map is affine.
@@ -96,7 +98,7 @@ def decompose(
     if power[-1] == 0:
         raise ValueError("before: all snapshots are zero")
     # Directions below round-off of the largest carry no information whatever the energy asked for.
-    usable = int((sigma > sigma[0] * max(x.shape) * np.finfo(np.float64).eps).sum())
+    usable = int((sigma > max(sigma[0] * max(x.shape) * np.finfo(np.float64).eps, 10 * noise)).sum())
     keep = int(np.searchsorted(power, energy * power[-1]) + 1) if rank is None else rank
     r = max(1, min(keep, usable))
     u, sigma, v = u[:, :r], sigma[:r], vh[:r].T

@@ -46,6 +46,10 @@ REDUCTIONS: Final[dict[str, Reduction]] = {
     "lyapunov_error": "max",
     "c_out_gain": "mean",  # a mean over tokens, as many on every rank
     "full_loop_seconds": "max",
+    "a_bar_radius_lower": "max",  # with the largest radius goes the largest interval
+    "a_bar_radius_upper": "max",
+    "a_bar_radius_exact": "max",
+    "a_bar_radius_exact_step": "max",
 }
 """What becomes of every step column but ``step``; a user's own scalars are averaged."""
 
@@ -53,6 +57,7 @@ REDUCTIONS: Final[dict[str, Reduction]] = {
 NEVER_GIVEN: Final = {
     "time", "generation", "tokens", "depth", "depth_min", "depth_max", "nonfinite", "probe_seconds", "rows_dropped",
     "a_bar_radius_error", "lyapunov_error", "full_loop_seconds",
+    "a_bar_radius_lower", "a_bar_radius_upper", "a_bar_radius_exact", "a_bar_radius_exact_step",
 }  # fmt: skip
 
 

@@ -188,3 +188,27 @@ def test_a_step_without_a_forward_is_explained_and_one_with_a_loop_says_nothing(
         probe.step(loss=1.0)
     [said] = warnings_of(caplog)
     assert "step 1 recorded no loop" in said
+
+
+def test_a_wide_matrix_has_an_interval_at_every_step_and_exact_values_with_their_step(tmp_path):
+    from loopscope.probes.recorder import Record, Recorder
+    from loopscope.runfile.reader import Run
+
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(200, 200)) / np.sqrt(200) * 0.8
+    recorder = Recorder(tmp_path / "r.h5", info={}, scalars=(), resume=False, overwrite=False)
+    recorder._radius._background = recorder._norm._background = False
+    exact = []
+    for step in range(0, 40, 2):
+        a = a + 0.003 * rng.normal(size=a.shape) / np.sqrt(200)
+        exact.append(np.abs(np.linalg.eigvals(a)).max())
+        recorder.put(Record(step=step, time=0.0, values={"loss": 1.0}, matrices={"a_bar": a.astype(np.float32)}))
+    recorder.close()
+    with Run(tmp_path / "r.h5") as run:
+        lower, upper = run["a_bar_radius_lower"], run["a_bar_radius_upper"]
+        assert np.isfinite(run["a_bar_radius"]).all()
+        assert ((lower <= exact) & (exact <= upper)).all()
+        arrived = np.isfinite(run["a_bar_radius_exact"])
+        assert arrived.any()
+        steps = run["a_bar_radius_exact_step"][arrived].astype(int)
+        np.testing.assert_allclose(run["a_bar_radius_exact"][arrived], np.array(exact)[steps // 2], rtol=1e-6)

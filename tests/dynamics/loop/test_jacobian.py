@@ -79,6 +79,63 @@ def test_norms_of_powers_show_the_transient(loop, dense, state):
         assert float(found) <= exact * (1 + 1e-9)  # always a lower bound
 
 
+def chain(own, before):
+    """Each token keeps a share of itself and takes one of the token before it."""
+    return lambda h: own * h + before * torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1)
+
+
+def largest_power(matrix, until=800):
+    """The largest norm of a power, and which."""
+    power, best = np.eye(len(matrix)), (1.0, 0)
+    for t in range(1, until):
+        power = power @ matrix
+        best = max(best, (float(np.linalg.norm(power, 2)), t))
+    return best
+
+
+TRANSIENTS = {
+    "late": (chain(0.9, 0.15), (1, 12, 2)),  # t = 96
+    "middle": (chain(0.6, 0.5), (2, 8, 2)),
+    "first loop": (chain(0.1, 7.0), (1, 2, 3)),
+    "none": (chain(0.5, 0.1), (1, 6, 2)),
+    "alternating": (lambda h: -chain(0.8, 0.3)(h), (1, 10, 1)),
+}
+
+
+@pytest.mark.parametrize("formed", [True, False])
+@pytest.mark.parametrize("name", TRANSIENTS)
+def test_the_largest_power_is_that_of_the_dense_jacobian(name, formed, monkeypatch):
+    step, shape = TRANSIENTS[name]
+    jacobian = LoopJacobian(step, torch.zeros(shape, dtype=torch.float64))
+    exact, at = largest_power(jacobian.dense())
+    if not formed:
+        monkeypatch.setattr("loopscope.dynamics.loop.jacobian.DENSE_SIZE", 0)
+    peak = jacobian.peak_growth()
+    assert peak.growth.converged == formed and not peak.rising
+    if formed:
+        assert peak.growth.value == pytest.approx(exact, rel=1e-9) and peak.loop == at
+    else:
+        # One perturbation, aligned by three steps at powers of two: not the best one for the loop of the peak.
+        assert 0.5 * exact <= peak.growth.lower <= exact * (1 + 1e-9), (peak, exact, at)
+        assert peak.growth.upper == np.inf
+
+
+def test_growth_that_outlasts_the_products_is_still_rising(monkeypatch):
+    monkeypatch.setattr("loopscope.dynamics.loop.jacobian.DENSE_SIZE", 0)
+    calls = []
+    jacobian = LoopJacobian(chain(0.9, 0.2), torch.zeros(1, 32, 4, dtype=torch.float64))  # peak at t = 303
+    known = jacobian.transient()
+    for kind in ("_apply_flat", "_transpose_flat"):
+        product = getattr(jacobian, kind)
+        monkeypatch.setattr(jacobian, kind, lambda v, product=product: calls.append(1) or product(v))
+    peak = jacobian.peak_growth(known, products=100)
+    assert len(calls) <= 100
+    assert peak.rising and not peak.growth.converged and peak.growth.value > known[8].value
+    # One that ends within the products is not rising, however early the perturbation that is carried dies out.
+    short = LoopJacobian(chain(0.1, 30.0), torch.zeros(1, 5, 4, dtype=torch.float64))
+    assert not short.peak_growth().rising
+
+
 def test_gap_between_the_loop_and_its_linear_part(state):
     a = torch.diag(torch.linspace(0.1, 0.8, 8, dtype=torch.float64))
     extra = 0.3 * torch.eye(8, dtype=torch.float64)

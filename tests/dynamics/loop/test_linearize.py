@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from loopscope.dynamics.loop.jacobian import LoopJacobian
-from loopscope.dynamics.loop.linearize import linearize_loop
+from loopscope.dynamics.loop.linearize import _modes, _run, linearize_loop
 from loopscope.dynamics.loop.per_token import token_jacobians, token_spectra
 from loopscope.models import build
 from torch.func import jacrev
@@ -215,3 +215,39 @@ def test_a_fully_marginal_rotation_has_unit_norms():
     turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     jacobian = LoopJacobian(lambda h: h @ turn.T, torch.ones(1, 3, 4, dtype=torch.float64))
     assert all(float(e) == pytest.approx(1, abs=1e-9) for e in jacobian.transient().values())
+
+
+def test_a_transient_longer_than_the_loops_tried_is_in_the_verdict():
+    def chain(h):
+        return 0.9 * h + 0.2 * torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1)
+
+    # Every token alone has ρ = 0.9; twenty of them in a row carry a perturbation up to 10^4 times its size.
+    short = linearize_loop(chain, torch.zeros(1, 20, 2, dtype=torch.float64))
+    exact = 0.9 * np.eye(20) + 0.2 * np.diag(np.ones(19), -1)
+    largest = max(np.linalg.norm(np.linalg.matrix_power(exact, t), 2) for t in range(0, 400, 2))
+    assert short.loop.peak.growth.value == pytest.approx(largest, rel=1e-2)
+    assert f"transient ×{short.loop.growth:.3g} |" in short.verdict and short.loop.growth > 1e3
+    long = linearize_loop(chain, torch.zeros(1, 100, 4, dtype=torch.float64))  # too many numbers for all powers
+    assert "transient at least ×" in long.verdict and "still rising at loop" in long.verdict
+
+
+@pytest.mark.parametrize("fastest", [0.1, 0.5])
+@pytest.mark.parametrize("turned", [False, True])
+def test_modes_of_a_settled_loop_are_the_same_in_both_precisions(fastest, turned):
+    # All multipliers are far inside the circle; steps at the level of rounding would look like modes on it.
+    g = torch.Generator().manual_seed(3)
+    a = torch.diag(torch.linspace(fastest, 0.7, 8, dtype=torch.float64))
+    if turned:
+        basis = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=g))[0]
+        a = basis @ a @ basis.T
+    e = torch.randn(2, 6, 8, dtype=torch.float64, generator=g)
+    for dtype, loops in ((torch.float32, 24), (torch.float64, 24), (torch.float32, 60), (torch.float64, 60)):
+        matrix, given = a.to(dtype), e.to(dtype)
+        states = _run(lambda h, a=matrix, e=given: h @ a.T + e, torch.zeros_like(given), loops)
+        if (dtype, loops) == (torch.float32, 60):  # 0.7^30 is below what float32 can tell from rounding
+            with pytest.raises(FloatingPointError, match="vanished"):
+                _modes(states)
+            continue
+        modes = _modes(states)
+        assert modes.near_unit_mass(0.2) == 0, (dtype, loops, np.abs(modes.eigenvalues))
+        assert np.abs(modes.eigenvalues[0]) == pytest.approx(0.7, abs=0.01), (dtype, loops)
