@@ -67,7 +67,7 @@ def check_rows(path, visited, *, first=0):
     with open_run(path) as run:
         assert len(run) == STEPS
         assert run["depth_max"].tolist() == [len(states) - 1 for states in visited]
-        assert run["depth"].tolist() == pytest.approx([loops_of(states) for states in visited])
+        assert run["depth"].tolist() == pytest.approx([first + loops_of(states[first:]) for states in visited])
         assert (run["nonfinite"] == 0).all()
         state_norm, residual_norm = run.loops("state_norm"), run.loops("residual_norm")
         for row, states in enumerate(visited):
@@ -384,10 +384,11 @@ def test_the_two_levels_of_hrm_text_are_told_apart_and_recorded_each(tmp_path):
     history = []
 
     def states():
-        h, first = [*high], [*low][:3]
+        h, runs = [*high], ([*low][:3], [*low][3:])  # the low level runs its loop once per outer cycle
         high.clear()
         low.clear()
-        history.append([*(args[0].detach().double() for args, _, _ in first), h[0][0][0].detach().double()])
+        entered = [[*(args[0] for args, _, _ in run), h[cycle][0][0]] for cycle, run in enumerate(runs)]
+        history.append([torch.cat(both).detach().double() for both in zip(*entered, strict=True)])
         return [h[0][2], *(output for _, _, output in h)]  # the first stands for h_0, which is not recorded
 
     visited = train(model, probes, states)
