@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .linear_part import LinearPart, joined_linear_part, known_linear_part
+from .linear_part import LinearMatrices, joined_linear_part, known_linear_part
 from .site import LoopSite, Part
 
 
@@ -71,14 +71,14 @@ def _parcae(model: nn.Module) -> LoopSite | None:
     )
 
 
-def _parcae_linear_part(adapter: nn.Module) -> LinearPart | None:
+def _parcae_linear_part(adapter: nn.Module) -> LinearMatrices | None:
     """Of the injections without a diagonal: a linear layer on ``[x; e]``, or a sum."""
     layer = _module(adapter, "adapter")
     if isinstance(layer, nn.Linear):
         width = layer.out_features
         return joined_linear_part(layer, (0, width), (width, layer.in_features))
     if type(adapter).__name__ == "AdditiveInjection" and not any(True for _ in adapter.parameters()):
-        return LinearPart(lambda: torch.ones(()), lambda: torch.ones(()))
+        return LinearMatrices(lambda: torch.ones(()), lambda: torch.ones(()))
     return None
 
 

@@ -148,7 +148,8 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
     received = periods.receiver(loop, link)
     after = periods.after(loop, link)
     every_loop = False
-    if after is None and received is not None:  # deep supervision: the module that reads the state runs in every loop
+    if after is None and received is not None and periods.next_call(loop) is None:
+        # Deep supervision: the module that reads the state runs in every loop, and none behind it.
         reader = periods.reader(loop, link)
         every_loop = reader is not None and reader.name != received[1].name
         after = reader if every_loop else None

@@ -25,14 +25,18 @@ Matrix = Callable[[], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class LinearPart:
+class LinearMatrices:
     """A̅ and B̅ as functions of the parameters as they are now."""
 
     a_bar: Matrix
     b_bar: Matrix
 
 
-def known_linear_part(module: nn.Module) -> LinearPart | None:
+LinearPart = LinearMatrices
+"""The name until 2026; `loopscope.dynamics.LinearPart` are the numbers measured of them."""
+
+
+def known_linear_part(module: nn.Module) -> LinearMatrices | None:
     """The linear part of an injection whose parametrisation is known.
 
     - ``a_bar()`` and ``b_bar()``: the module says it itself.
@@ -49,7 +53,7 @@ def known_linear_part(module: nn.Module) -> LinearPart | None:
     """
     a_bar, b_bar = getattr(module, "a_bar", None), getattr(module, "b_bar", None)
     if callable(a_bar) and callable(b_bar):
-        return LinearPart(a_bar, b_bar)
+        return LinearMatrices(a_bar, b_bar)
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}
     if shapes.keys() == {"A_log", "dt_bias", "B"} and shapes["A_log"] == shapes["dt_bias"] == shapes["B"][:1]:
         return _softplus_step(module)
@@ -58,30 +62,30 @@ def known_linear_part(module: nn.Module) -> LinearPart | None:
     return None
 
 
-def _softplus_step(module: nn.Module) -> LinearPart:
+def _softplus_step(module: nn.Module) -> LinearMatrices:
     """Diagonal with a learned step per channel."""
     held = dict(module.named_parameters(recurse=False))
 
     def delta() -> Tensor:
         return F.softplus(held["dt_bias"].float())
 
-    return LinearPart(
+    return LinearMatrices(
         lambda: torch.exp(-delta() * torch.exp(held["A_log"].float())),
         lambda: delta()[:, None] * held["B"].float(),
     )
 
 
-def _log_step(module: nn.Module) -> LinearPart:
+def _log_step(module: nn.Module) -> LinearMatrices:
     """Diagonal with one learned step, and B̅ used as it is."""
     held = dict(module.named_parameters(recurse=False))
 
     def a_bar() -> Tensor:
         return torch.exp(-torch.exp((held["log_dt"].float() + held["log_A"].float()).clamp(-20, 20)))
 
-    return LinearPart(a_bar, lambda: held["B"].float())
+    return LinearMatrices(a_bar, lambda: held["B"].float())
 
 
-def joined_linear_part(layer: nn.Linear, state: tuple[int, int], given: tuple[int, int]) -> LinearPart:
+def joined_linear_part(layer: nn.Linear, state: tuple[int, int], given: tuple[int, int]) -> LinearMatrices:
     """The two blocks of a linear layer on ``[h; e]``; ``state`` and ``given`` are their columns ``(start, stop)``.
 
     >>> layer = nn.Linear(4, 2, bias=False)
@@ -89,13 +93,13 @@ def joined_linear_part(layer: nn.Linear, state: tuple[int, int], given: tuple[in
     >>> torch.equal(torch.cat([part.a_bar(), part.b_bar()], dim=1), layer.weight)
     True
     """
-    return LinearPart(
+    return LinearMatrices(
         lambda: layer.weight[:, state[0] : state[1]].float(),
         lambda: layer.weight[:, given[0] : given[1]].float(),
     )
 
 
-def traced_linear_part(periods: Periods, loop: Loop, site: LoopSite) -> LinearPart | None:
+def traced_linear_part(periods: Periods, loop: Loop, site: LoopSite) -> LinearMatrices | None:
     """The linear part of the module that receives state and input, where its call shows it."""
     body = next(call for call in periods.calls(loop, 1) if call.name == site.body)
     at, given = site.state_argument, site.input_argument
@@ -115,7 +119,7 @@ def traced_linear_part(periods: Periods, loop: Loop, site: LoopSite) -> LinearPa
     return _sum(periods, body, {h, e})
 
 
-def _split(call: Event, state: tuple[int, int], given: tuple[int, int]) -> LinearPart | None:
+def _split(call: Event, state: tuple[int, int], given: tuple[int, int]) -> LinearMatrices | None:
     """The blocks of a linear layer that returns as many channels as the state has."""
     layer = call.module
     if not isinstance(layer, nn.Linear) or layer.out_features != state[1] - state[0]:
@@ -123,7 +127,7 @@ def _split(call: Event, state: tuple[int, int], given: tuple[int, int]) -> Linea
     return joined_linear_part(layer, state, given)
 
 
-def _sum(periods: Periods, body: Event, summands: set[int]) -> LinearPart | None:
+def _sum(periods: Periods, body: Event, summands: set[int]) -> LinearMatrices | None:
     """Identities, for a module without parameters that only adds state and input."""
     if body.learns or len(body.children) != 1:
         return None
@@ -132,4 +136,4 @@ def _sum(periods: Periods, body: Event, summands: set[int]) -> LinearPart | None
     if not is_sum or {periods.key(tensor) for tensor in function.reads} != summands:
         return None
     one = torch.ones((), device=body.writes[0].device)
-    return LinearPart(lambda: one, lambda: one)
+    return LinearMatrices(lambda: one, lambda: one)

@@ -24,7 +24,7 @@ from ..rules.live_rules import LiveRules
 from ..rules.loss_series import SOURCES
 from ..rules.rule_files import Rule
 from ..runfile.flights import FlightStep, count_flights
-from ..runfile.layout import STEP_DERIVED, Event
+from ..runfile.layout import STEP_DERIVED, Event, derived_from_loops
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
 from .flight_recorder import FlightRecorder
@@ -83,7 +83,7 @@ class Alerts:
         if self._past:
             self._replay(step)
         events = self._detector.update(step, time, measured, loops)
-        known = {**values, **self._detector.derived, **_lasts(loops)}
+        known = {**values, **self._detector.derived, **derived_from_loops(loops)}
         events += self._judged(lambda rules: rules.add(step, known, time=time))
         kept = None if flight is None else replace(flight, step=step, loops=loops, scalars=values)
         self._tell(writer, events, kept)
@@ -137,10 +137,3 @@ class Alerts:
         except Exception:
             self._flight = None
             log.exception("loopscope: the flight recorder failed and is off; recording to %s goes on", self._path)
-
-
-def _lasts(loops: NDArray[np.float32] | None) -> dict[str, float]:
-    """The series that a reader derives from the loops of a step (`layout.STEP_DERIVED`)."""
-    if loops is None:
-        return {}
-    return {"last_state_norm": float(loops[-1, 0]), "last_residual_norm": float(loops[-2, 1])}

@@ -29,6 +29,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runfile.layout import derived_from_loops
+
 log = logging.getLogger("loopscope")
 
 PREFIX: Final = "loopscope/"
@@ -184,9 +186,7 @@ def summary(values: Mapping[str, float], loops: NDArray[np.float32] | None) -> d
     {'loss': 2.5, 'last_state_norm': 2.0, 'last_residual_norm': 4.0}
     """
     row = {name: float(value) for name, value in values.items() if name not in ("step", "time")}
-    if loops is not None and len(loops) > 1:
-        row |= {"last_state_norm": float(loops[-1, 0]), "last_residual_norm": float(loops[-2, 1])}
-    return row
+    return row | derived_from_loops(loops)
 
 
 class _Relay:

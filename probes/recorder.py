@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from ..dynamics.estimate import Estimate
 from ..dynamics.linear.lti import LTISystem
+from ..dynamics.linear.spectrum import sigma_max
 from ..dynamics.linear.tracker import SpectralTracker
 from ..rules.detectors import non_finite
 from ..rules.rule_files import Rule
@@ -365,13 +366,13 @@ class Recorder:
         """Norms and eigenvalues of the matrices that came with a record."""
         matrices = dict(record.matrices)
         a_bar = matrices.pop("a_bar", None)
-        values = {f"{name}_norm": _spectral_norm(matrix) for name, matrix in matrices.items()}
+        values = {f"{name}_norm": sigma_max(matrix) for name, matrix in matrices.items()}
         if a_bar is None:
             return values
         if not np.isfinite(a_bar).all():
             return values | {"a_bar_norm": math.nan, "a_bar_radius": math.nan}
         wide = a_bar.ndim == 2 and len(a_bar) > EXACT_WIDTH
-        values |= self._tracked(a_bar, record.step) if wide else {"a_bar_norm": _spectral_norm(a_bar)}
+        values |= self._tracked(a_bar, record.step) if wide else {"a_bar_norm": sigma_max(a_bar)}
         if record.spectrum or not wide:
             eigenvalues = LTISystem(a_bar).eigenvalues()
             values |= {"a_bar_radius": float(abs(eigenvalues[0])), "a_bar_radius_error": 0.0}
@@ -403,11 +404,3 @@ class Recorder:
                 "a_bar_radius_exact_step": float(self._tracked_steps[index]),
             }
         return values
-
-
-def _spectral_norm(matrix: NDArray[np.generic]) -> float:
-    """Largest singular value of a scaled identity (0-d), diagonal (1-D) or dense (2-D) matrix; NaN when not finite."""
-    if not np.isfinite(matrix).all():
-        return math.nan
-    wide = matrix.astype(np.float64)
-    return float(np.linalg.norm(wide, 2)) if wide.ndim == 2 else float(np.abs(wide).max())

@@ -67,7 +67,8 @@ NAME_BYTES: Final = 64
 MAX_EIGENVALUES: Final = 64
 LARGEST_STEP: Final = 2.0**62  # of what no step number reaches, fits int64
 
-STEP_DERIVED: Final = ("last_state_norm", "last_residual_norm")
+# Series that follow from the loops of a step: of which quantity, and how many rows before the last state.
+STEP_DERIVED: Final = {"last_state_norm": ("state_norm", 0), "last_residual_norm": ("residual_norm", 1)}
 PROBE_DERIVED: Final = ("residual_ratio", "growth_ratio")
 
 DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
@@ -338,6 +339,20 @@ def table_shapes(step_columns: int, eigenvalues: int) -> dict[str, tuple[tuple[i
 def chunk_rows(table: str, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Return how many rows one live chunk of a table holds."""
     return max(8, CHUNK_BYTES.get(table, SMALL_CHUNK_BYTES) // (math.prod(row_shape) * dtype.itemsize))
+
+
+def derived_from_loops(loops: NDArray[np.float32] | None) -> dict[str, float]:
+    """Return `STEP_DERIVED` for one step; nothing for a step without a loop.
+
+    Args:
+        loops: ``(T + 1, 4)`` as ``LOOP_COLUMNS``, or None.
+
+    >>> derived_from_loops(np.array([[1, 4, 0, 8], [2, np.nan, 0, 8]], dtype=np.float32))
+    {'last_state_norm': 2.0, 'last_residual_norm': 4.0}
+    """
+    if loops is None or len(loops) < 2:
+        return {}
+    return {name: float(loops[-1 - back, LOOP_COLUMNS.index(of)]) for name, (of, back) in STEP_DERIVED.items()}
 
 
 def wrong_scalar_name(name: str, taken: Iterable[str]) -> str:

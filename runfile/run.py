@@ -107,10 +107,8 @@ class Run:
         with LOCK:
             if name in self._source.names:
                 return _frozen(self._source.values(name))
-            if name == "last_state_norm":
-                return _frozen(self._source.last("state_norm", 0))
-            if name == "last_residual_norm":
-                return _frozen(self._source.last("residual_norm", 1))
+            if name in STEP_DERIVED:
+                return _frozen(self._source.last(*STEP_DERIVED[name]))
             if name in PROBE_DERIVED:
                 return _frozen(self._on_steps(name))
         raise KeyError(f"{self.path} has no {name!r}; it has {', '.join(self.names)}")

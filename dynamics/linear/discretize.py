@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import as_float64, require_square
+from .spectrum import sigma_max
 
 Matrix = NDArray[np.float64]
 
@@ -209,4 +210,4 @@ def _distance(left: Matrix, right: Matrix) -> float:
         return float(np.abs(left - right).max())
     size = next(m for m in (left, right) if m.ndim == 2).shape
     full = [m if m.ndim == 2 else np.diag(np.broadcast_to(m, (size[0],))) for m in (left, right)]
-    return float(np.linalg.norm(full[0] - full[1], 2))
+    return sigma_max(full[0] - full[1])

@@ -70,11 +70,26 @@ def spectral_norm(a: object) -> Estimate:
     if matrix.size == 0:
         raise ValueError(f"a must hold at least one entry; found shape {matrix.shape}")
     if matrix.ndim < 2:
-        return Estimate.exact(float(np.abs(matrix).max()), "exact, diagonal")
-    value = float(np.linalg.norm(matrix, 2))
+        return Estimate.exact(sigma_max(matrix), "exact, diagonal")
+    value = sigma_max(matrix)
     # LAPACK's error is a modest multiple of the rounding of the largest singular value; four per row cover it.
     slack = 4 * max(matrix.shape) * ROUNDING
     return Estimate(value, value * (1 - slack), value * (1 + slack), slack, "singular values (LAPACK)", True)
+
+
+def sigma_max(matrix: NDArray[np.generic]) -> float:
+    """Return the largest singular value of a number, a diagonal or a matrix; NaN where an entry is not finite.
+
+    `spectral_norm` is the same with its error and with an exception for entries that are not finite. A recording keeps
+    NaN, because one bad matrix costs that number only.
+
+    >>> sigma_max(np.array(-2.0)), sigma_max(np.array([1.0, -3.0])), sigma_max(np.array([[0.0, 4.0], [0.0, np.nan]]))
+    (2.0, 3.0, nan)
+    """
+    wide = matrix.astype(np.float64)
+    if not np.isfinite(wide).all():
+        return math.nan
+    return float(np.linalg.norm(wide, 2)) if wide.ndim == 2 else float(np.abs(wide).max())
 
 
 def sorted_eigenvalues(matrix: NDArray[np.float64], width: int) -> NDArray[np.complex128]:

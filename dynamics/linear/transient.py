@@ -19,6 +19,7 @@ from .certificate import certify_radius
 from .circle import highest, on_circle, resolvent_peak, starting_angles
 from .lti import LTISystem, Matrix
 from .norm_bound import norm_bound
+from .spectrum import sigma_max
 
 # Powers past the horizon are squared this often at most: 2^40 times the horizon is for ever.
 SQUARINGS: Final = 40
@@ -81,7 +82,7 @@ def peak_growth(system: LTISystem, horizon: int = 1000) -> PeakGrowth:
             return PeakGrowth(Estimate(best, best, math.inf, math.nan, f"powers up to t = {t - 1}", False), loop, True)
         if 1 <= norm_bound(power) <= best:
             continue
-        size = float(np.linalg.norm(power, 2))
+        size = sigma_max(power)
         if size > best:
             best, loop = size, t
         if size < 1:
@@ -118,14 +119,14 @@ def _climbed(squares: list[Matrix], horizon: int) -> tuple[float, int]:
 
     A smooth rise and fall, as that of slowly decaying modes, has its maximum there; nothing is proven.
     """
-    norms = [float(np.linalg.norm(square, 2)) for square in squares if _in_range(square)]
+    norms = [sigma_max(square) for square in squares if _in_range(square)]
     at = int(np.argmax(norms))
     start = max(at - 1, 0)
     power, t, best = squares[start], horizon << start, (norms[at], horizon << at)
     for j in range(at, -1, -1):
         middle = power @ squares[j]
         later = middle @ squares[0]
-        size, after = float(np.linalg.norm(middle, 2)), float(np.linalg.norm(later, 2))
+        size, after = sigma_max(middle), sigma_max(later)
         best = max(best, (size, t + (horizon << j)), (after, t + (horizon << j) + horizon))
         if after >= size:
             power, t = middle, t + (horizon << j)
@@ -162,7 +163,7 @@ def grows_for_ever(system: LTISystem) -> bool:
 
 def stretches_nothing(a: Matrix) -> bool:
     """Whether no vector becomes longer, up to rounding: then no power stretches either."""
-    return float(np.linalg.norm(a, 2)) <= 1 + 4 * len(a) * ROUNDING
+    return sigma_max(a) <= 1 + 4 * len(a) * ROUNDING
 
 
 def numerical_radius(system: LTISystem) -> Estimate:
@@ -233,7 +234,7 @@ def kreiss_constant(system: LTISystem) -> Estimate:
         return Estimate.exact(1.0, "σ_max <= 1 up to rounding")
     a, identity = system.a_bar, np.eye(system.width)
     # From far outside, where the product tends to one, to a hair outside the circle.
-    logs = np.linspace(math.log(10 * (1 + float(np.linalg.norm(a, 2)))), math.log(1e-6), 24)
+    logs = np.linspace(math.log(10 * (1 + sigma_max(a))), math.log(1e-6), 24)
     rough = np.array([_on_circle(a, identity, log) for log in logs])
     best = int(rough.argmax())
     from scipy.optimize import minimize_scalar

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..estimate import Estimate
 from ..linear.golub_kahan import RitzSingular, golub_kahan
 from ..linear.lti import LTISystem
+from ..linear.spectrum import sigma_max
 from ..linear.transient import PeakGrowth
 from ..linear.transient import peak_growth as dense_peak_growth
 from .krylov import LeadingEigenvalues, leading_eigenvalues, random_start
@@ -38,8 +39,6 @@ Step = Callable[[Tensor], Tensor]
 
 DENSE_SIZE = 128
 """Numbers in a state up to which the whole Jacobian is formed where all its powers are asked for."""
-DENSE_POWERS = 512
-"""Powers of that matrix looked at one by one: two seconds at most; beyond them it is squared."""
 FEW_STEPS = 3
 """Golub-Kahan steps for a power whose leading direction is nearly that of the power before it."""
 
@@ -232,7 +231,7 @@ class LoopJacobian:
         (10.02, 1, True)
         """
         if self.size <= DENSE_SIZE:
-            return dense_peak_growth(LTISystem(self.dense()), DENSE_POWERS)
+            return dense_peak_growth(LTISystem(self.dense()))
         known = self.transient() if norms is None else norms
         best = max((estimate.value, t) for t, estimate in known.items())
         power, tried, start, left = best[1], max(known), self._start(), products
@@ -375,7 +374,7 @@ def jacobian_gap(jacobian: LoopJacobian, a_bar: Tensor, *, steps: int = 20) -> E
         return (jacobian.transpose(u) - (u @ a if dense else u * a)).reshape(-1)
 
     found = golub_kahan(difference, transposed, random_start(1, jacobian.size, jacobian.state)[0], steps=steps)
-    size = float(np.linalg.norm(a.double().cpu().numpy(), 2)) if dense else float(a.abs().max())
+    size = sigma_max(a.double().cpu().numpy())
     value = found.value / size if size > 0 else math.inf
     residual = found.residual / found.value if found.value > 0 else 0.0
     return Estimate(value, value, math.inf, residual, "Golub-Kahan", residual <= 1e-2)

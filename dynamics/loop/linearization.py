@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _BULKY = ("left", "vectors", "shapes")
 """Fields that JSON leaves out: vectors of the width of the state."""
+Structure = Literal["per token", "whole"]
+"""What eigenvalues and exponents are of: every token's own Jacobian, or the whole operator."""
 __all__ = ["FullLoop", "LinearPart", "Linearization", "to_plain"]
 
 
@@ -67,13 +69,17 @@ class FullLoop:
     """The Jacobian of the whole loop at the last state visited, and along the way there.
 
     Attributes:
-        eigenvalues: Leading ones: ``(B, S, k)`` per token, or ``(k,)`` of the whole operator; complex128.
-        spectrum: ``per token`` (exact, causal loops) or ``whole``.
+        eigenvalues: Leading ones: ``(B, S, k)`` per token, or ``(k,)`` of the whole operator; complex128; empty when
+            not measured.
+        spectrum: What eigenvalues and exponents are of: ``per token`` (exact, causal loops) or ``whole``.
         radius: ρ_J, the largest modulus.
         lyapunov_max: λ₁ over the late loops, nats per loop, the largest over tokens; NaN when not measured.
         lyapunov_error: Its standard error; NaN when there were too few loops to tell.
-        lyapunov: Largest exponent of each token ``(B, S)``; None when not measured.
+        exponents: Exponents, largest first: ``(B, S, k)`` per token, ``(k,)`` of the whole loop; None when not
+            measured.
         norm: σ_max(J), one loop; None when not measured, as all below.
+        left: Left eigenvector of the leading eigenvalue of each token, ``(B, S, D)``.
+        c_out_gain: Mean over tokens of ‖C_out h_T‖ / ‖h_T‖; NaN without a C_out.
         abscissa: Largest eigenvalue of the symmetric part of J.
         transient: ``‖J^t‖₂`` for some t.
         peak: The largest ``‖J^t‖₂`` over all t, or what was attained of it.
@@ -82,17 +88,26 @@ class FullLoop:
     """
 
     eigenvalues: NDArray[np.complex128]
-    spectrum: str
+    spectrum: Structure
     radius: Estimate
     lyapunov_max: float
     lyapunov_error: float
-    lyapunov: NDArray[np.float64] | None
+    exponents: NDArray[np.float64] | None
     norm: Estimate | None
-    abscissa: Estimate | None
-    transient: dict[int, Estimate]
-    peak: PeakGrowth | None
-    gap: Estimate | None
-    sublayers: list[SublayerGain]
+    left: NDArray[np.complex128] | None = None
+    c_out_gain: float = math.nan
+    abscissa: Estimate | None = None
+    transient: dict[int, Estimate] = field(default_factory=dict)
+    peak: PeakGrowth | None = None
+    gap: Estimate | None = None
+    sublayers: list[SublayerGain] = field(default_factory=list)
+
+    @property
+    def radii(self) -> NDArray[np.float64] | None:
+        """Spectral radius of every token's own Jacobian ``(B, S)``; None where not per token or not converged."""
+        if self.spectrum != "per token" or not self.radius.converged:
+            return None
+        return np.asarray(np.abs(self.eigenvalues[..., 0]), np.float64)
 
     @property
     def log_radius(self) -> float:
@@ -116,12 +131,12 @@ class FullLoop:
         """Share of the tokens whose own radius and exponent (as far as it was measured) are both in the unstable
         regime; NaN where tokens were not told apart.
         """
-        if self.spectrum != "per token":
+        if self.spectrum != "per token" or not self.eigenvalues.size:
             return math.nan
         with np.errstate(divide="ignore"):
             rates = np.log(np.abs(self.eigenvalues[..., 0]))
-        if self.lyapunov is not None:
-            rates = np.minimum(rates, self.lyapunov)
+        if self.exponents is not None:
+            rates = np.minimum(rates, self.exponents[..., 0])
         return float(np.mean(rates > LYAPUNOV_TOLERANCE))
 
     @property
@@ -232,8 +247,8 @@ class Linearization:
         """The linear part in words."""
         if self.linear is None:
             return "LTI unknown (no A̅)"
-        proven = ", certified" if self.linear.certificate.startswith("certified") else ""
-        return f"LTI {self.regimes['lti']} (ρ {self.linear.radius.value:.3f}{proven})"
+        regime, radius = self.regimes["lti"], self.linear.radius
+        return f"LTI {regime} (ρ {radius.value:.3f}{_certified_words(radius, regime)})"
 
     def _loop_words(self) -> str:
         """The full loop in words."""
@@ -271,6 +286,21 @@ def _trajectory_words(law: TrajectoryLaw) -> str:
     if law.kind == "undecided":
         return f"undecided between {' and '.join(law.between)}"
     return {"drifting": "drifts", "orbiting": "orbits", "exploding": "explodes"}.get(law.kind, "too few loops")
+
+
+def _certified_words(radius: Estimate, regime: Regime) -> str:
+    """What the proven bounds of ρ prove: the regime, or only on which side of 1 it is, or nothing.
+
+    >>> _certified_words(Estimate(0.5, 0.4, 0.6, 0.0, "", True), "stable")
+    ', certified'
+    >>> _certified_words(Estimate(0.985, 0.98, 0.995, 0.0, "", True), "stable")
+    ', certified < 1'
+    """
+    if {lti_regime(radius.lower), lti_regime(radius.upper)} == {regime}:
+        return ", certified"
+    if radius.upper < 1:
+        return ", certified < 1"
+    return ", certified > 1" if radius.lower > 1 else ""
 
 
 def _signed(value: float) -> str:

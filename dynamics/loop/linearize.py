@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -28,22 +29,20 @@ from ..linear.transient import peak_growth
 from ..trajectory.dependence import InputDependence, input_dependence, start_dependence
 from ..trajectory.dmd import ModeDecomposition, decompose
 from ..trajectory.fixed_point import fixed_points
-from ..trajectory.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
 from ..trajectory.orbits import TokenMap, token_map
 from ..trajectory.safe_depth import SafeDepth, judged_from, predicted_depth
 from ..trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from .attribution import SublayerError, SublayerGain, sublayer_gains
+from .full_loop import measure_loop, read_out_gain
 from .jacobian import LoopJacobian, Step, jacobian_gap
 from .linearization import FullLoop, Linearization, LinearPart
 from .own_token import find_structure, own_token_step
-from .per_token import CausalityError, TokenSpectra, token_spectra
+from .per_token import CausalityError
 
 __all__ = ["linearize_loop"]
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]
-ALIGNING = 8
-"""Loops run past the recorded ones so that the directions of the exponents align."""
 SNAPSHOTS = 4096
 """At most this many pairs of steps enter the mode decomposition."""
 EXPECTED = (
@@ -131,7 +130,7 @@ def linearize_loop(
     law = _mean_law(states)
     finite = states[torch.isfinite(states).flatten(1).all(1)]
     linear = parts.run("linear part", lambda: _linear_part(a_bar, b_bar, c_out), needs=a_bar is not None, what="A̅")
-    loop = _full_loop(parts, step, finite, a_bar, sublayers, count)
+    loop = _full_loop(parts, step, finite, a_bar, c_out, sublayers, count)
     several = [state, *starts]
     return Linearization(
         loops=len(finite) - 1,
@@ -165,13 +164,13 @@ class _Parts:
     names = (
         "trajectory",
         "linear part",
-        "spectrum",
         "jacobian",
+        "spectrum",
         "whole spectrum",
         "exponents",
+        "norm",
         "sublayers",
         "transient",
-        "norm",
         "peak growth",
         "gap",
         "abscissa",
@@ -258,43 +257,29 @@ def _full_loop(
     step: Step,
     states: Tensor,
     a_bar: Tensor | None,
+    c_out: Tensor | None,
     sublayers: Mapping[str, nn.Module] | None,
     count: int,
 ) -> FullLoop | None:
     """Jacobian of the loop at the last finite state, and exponents over the late loops."""
-    state = states[-1]
-    # One batch of basis vectors is kept per product: a gigabyte of float32 at most, 40 products at least.
-    limit = max(40, min(160, 2**28 // state.numel()))
-    tokens = parts.run("spectrum", lambda: token_spectra(step, state, count=count, limit=limit))
+    state, half = states[-1], (len(states) - 1) // 2
     jacobian = parts.run("jacobian", lambda: LoopJacobian(step, state))
     if jacobian is None:
+        parts.skipped["spectrum"] = parts.skipped["jacobian"]
         return None
-    if tokens is not None:
-        values, radius, spectrum = tokens.eigenvalues, _token_radius(tokens), "per token"
-    else:
-        whole = parts.run("whole spectrum", lambda: jacobian.eigenvalues(count))
-        if whole is None:
-            return None
-        size, error = float(whole.radius[0]), float(whole.residual[0, 0])
-        values, spectrum = whole.values[0], "whole"
-        radius = Estimate(size, 0.0, float("inf"), error, "Arnoldi", bool(whole.converged[0]))
-    exponents = parts.run("exponents", lambda: _exponents(step, states, causal=tokens is not None))
-    largest, deviation = (float("nan"), float("nan")) if exponents is None else exponents.largest()
+    loop = measure_loop(jacobian, states[half], len(states) - 1 - half, attempt=parts.run, count=count)
+    if not loop.eigenvalues.size:
+        return None
     gains = parts.run(
         "sublayers",
-        lambda: _gains(step, state, sublayers or {}, tokens),
-        needs=bool(sublayers) and tokens is not None,
+        lambda: _gains(step, state, sublayers or {}, loop),
+        needs=bool(sublayers) and loop.left is not None,
         what="sublayers of a causal loop",
     )
     transient = parts.run("transient", jacobian.transient) or {}
-    return FullLoop(
-        eigenvalues=values,
-        spectrum=spectrum,
-        radius=radius,
-        lyapunov_max=largest,
-        lyapunov_error=deviation,
-        lyapunov=None if exponents is None else exponents.exponents[..., 0],
-        norm=parts.run("norm", lambda: jacobian.norm(steps=20, tol=1e-2)),
+    return replace(
+        loop,
+        c_out_gain=read_out_gain(c_out, state),
         transient=transient,
         peak=parts.run("peak growth", lambda: jacobian.peak_growth(transient), needs=bool(transient), what="‖J^t‖"),
         gap=parts.run("gap", lambda: _gap(jacobian, a_bar), needs=a_bar is not None, what="A̅"),
@@ -303,39 +288,13 @@ def _full_loop(
     )
 
 
-def _token_radius(tokens: TokenSpectra) -> Estimate:
-    """The largest radius of any token; converged when all tokens are."""
-    at = np.unravel_index(int(np.argmax(tokens.radius)), tokens.radius.shape)
-    value = float(tokens.radius[at])
-    exact = tokens.method == "exact"
-    lower, upper = (value, value) if exact else (0.0, float("inf"))
-    return Estimate(
-        value, lower, upper, float(tokens.residual[at]), f"per token, {tokens.method}", bool(tokens.converged.all())
-    )
-
-
-def _exponents(step: Step, states: Tensor, *, causal: bool) -> LyapunovSpectrum:
-    """Exponents over the late half of the loops, aligned on loops beyond the last one where the loop stays finite
-    there.
-    """
-    half = (len(states) - 1) // 2
-    # Nine loops are the fewest from which a standard error can be had.
-    start, late = states[half], max(len(states) - 1 - half, 9)
-    measure = token_exponents if causal else lyapunov_exponents
-    try:
-        return measure(step, start, count=1, iterations=late, warmup=ALIGNING)
-    except FloatingPointError:
-        return measure(step, start, count=1, iterations=max(len(states) - 1 - half, 1))
-
-
-def _gains(
-    step: Step, state: Tensor, sublayers: Mapping[str, nn.Module], tokens: TokenSpectra | None
-) -> list[SublayerGain]:
+def _gains(step: Step, state: Tensor, sublayers: Mapping[str, nn.Module], loop: FullLoop) -> list[SublayerGain]:
     """Shares of ``log ρ_J`` of the token with the largest radius, with the coupling between tokens cut."""
-    assert tokens is not None
-    at = np.unravel_index(int(np.argmax(tokens.radius)), tokens.radius.shape)
+    assert loop.left is not None
+    radii = np.abs(loop.eigenvalues[..., 0])
+    at = np.unravel_index(int(np.argmax(radii)), radii.shape)
     direction = torch.zeros(state.shape, dtype=torch.complex128, device=state.device)
-    direction[at[0], at[1]] = torch.from_numpy(tokens.left[at]).to(state.device)
+    direction[at[0], at[1]] = torch.from_numpy(loop.left[at]).to(state.device)
     return sublayer_gains(own_token_step(step, find_structure(step, state)), state, sublayers, direction)
 
 

@@ -17,18 +17,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...dynamics.estimate import Estimate
+from ...dynamics.loop.full_loop import UNKNOWN, measure_loop, read_out_gain
 from ...dynamics.loop.jacobian import LoopJacobian
-from ...dynamics.loop.per_token import CausalityError, TokenJacobian, token_spectra
-from ...dynamics.trajectory.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
+from ...dynamics.loop.linearization import FullLoop, Structure
+from ...dynamics.loop.per_token import CausalityError, TokenJacobian
 from ...loops.bound import BoundLoop, bound_loop
 from ...loops.call import Call
 from ...loops.neutral import eagerly
@@ -41,61 +42,31 @@ log = logging.getLogger("loopscope")
 SEQUENCES = 2
 POSITIONS = 32
 LOOPS = 16  # run when the site does not say how many are usual
-ALIGNING = 8  # loops behind the averaged ones, on which the direction of the exponent aligns
-FEWEST_RATES = 9  # loops averaged over, at least: from fewer there is no standard error
-SPECTRUM_TOLERANCE = 1e-3  # relative residual of an eigenvalue; regimes are told apart at 1e-2
-NORM_TOLERANCE = 0.03  # relative residual of a singular value, whose own error is of second order in it
 EXPONENTS = 4  # growth rates kept, largest first: of every token where those are its own, else of the whole loop
 EVENT = "full_loop"  # kind of the event that says how the loop was measured
 EXPECTED = (FloatingPointError, NotImplementedError, np.linalg.LinAlgError)
 """What one number may fail with without the others being in doubt."""
 
-Structure = Literal["per token", "whole"]
+T = TypeVar("T")
 Floats = NDArray[np.floating[Any]]
-UNKNOWN = Estimate(math.nan, math.nan, math.nan, math.nan, "not measured", False)
 
 
-@dataclass(frozen=True, slots=True)
-class FullLoop:
-    """What the loop does at the states it visits.
+def values_of(loop: FullLoop) -> dict[str, float]:
+    """Return the numbers under their names in the run file; what did not converge or is not finite is left out."""
+    measured = {
+        "jacobian_radius": loop.radius.value if loop.radius.converged else math.nan,
+        "jacobian_norm": loop.norm.value if loop.norm is not None and loop.norm.converged else math.nan,
+        "lyapunov_max": loop.lyapunov_max,
+        "lyapunov_error": loop.lyapunov_error,
+        "c_out_gain": loop.c_out_gain,
+    }
+    return {name: value for name, value in measured.items() if math.isfinite(value)}
 
-    Args:
-        radius: Spectral radius of its Jacobian at ``h_T``: the largest over tokens, or that of the whole operator.
-        norm: σ_max of the whole Jacobian at ``h_T``; a lower bound.
-        lyapunov_max: Largest mean growth rate of a perturbation over the loops from T/2 on, nats per loop. NaN where
-            the states stop being finite.
-        lyapunov_error: Its standard error.
-        c_out_gain: Mean over tokens of ‖C_out h_T‖ / ‖h_T‖; NaN without a C_out.
-        structure: What spectrum and exponents are of.
-        exponents: The largest of them, `EXPONENTS` at most, nats per loop: ``(B, S, k)`` per token, ``(k,)`` of the
-            whole loop; None where there are none.
-        radii: Spectral radius of every token's own Jacobian ``(B, S)``; None where not per token or not converged.
-    """
 
-    radius: Estimate
-    norm: Estimate
-    lyapunov_max: float
-    lyapunov_error: float
-    c_out_gain: float
-    structure: Structure
-    exponents: Floats | None = None
-    radii: Floats | None = None
-
-    def values(self) -> dict[str, float]:
-        """The numbers under their names in the run file; what did not converge or is not finite is left out."""
-        found = {
-            "jacobian_radius": self.radius.value if self.radius.converged else math.nan,
-            "jacobian_norm": self.norm.value if self.norm.converged else math.nan,
-            "lyapunov_max": self.lyapunov_max,
-            "lyapunov_error": self.lyapunov_error,
-            "c_out_gain": self.c_out_gain,
-        }
-        return {name: value for name, value in found.items() if math.isfinite(value)}
-
-    def arrays(self) -> dict[str, Floats]:
-        """What has one number per token or direction, under its names in the run file."""
-        found = {LYAPUNOV_EXPONENTS: self.exponents, TOKEN_RADIUS: self.radii}
-        return {name: values.astype(np.float32) for name, values in found.items() if values is not None}
+def arrays_of(loop: FullLoop) -> dict[str, Floats]:
+    """Return what has one number per token or direction, under its names in the run file."""
+    measured = {LYAPUNOV_EXPONENTS: loop.exponents, TOKEN_RADIUS: loop.radii}
+    return {name: values.astype(np.float32) for name, values in measured.items() if values is not None}
 
 
 def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | None = None) -> FullLoop:
@@ -122,30 +93,32 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
     >>> _ = torch.manual_seed(0)
     >>> with bound_loop(build("demo", injection="addition"), torch.zeros(1, 4, dtype=torch.int64)) as loop:
     ...     found = measure_full_loop(loop, loops=8)
-    >>> found.structure, found.radius.method, found.radius.converged
+    >>> found.spectrum, found.radius.method, found.radius.converged
     ('per token', 'per token, exact', True)
     """
     if loops < 1:
         raise ValueError(f"loops: expected at least 1, found {loops}")
     middle, last = _visited(loop, loops)
     if not bool(torch.isfinite(last).all()):
-        return FullLoop(UNKNOWN, UNKNOWN, math.nan, math.nan, math.nan, structure or "whole")
-    if structure is None:
-        structure = _structure(loop, last)
-    jacobian = LoopJacobian(loop.step, last)
-    spectrum = _exponents(loop, middle, loops - loops // 2, structure)
-    largest, error = (math.nan, math.nan) if spectrum is None else spectrum.largest()
-    radius, radii = _radius(loop, jacobian, structure)
-    return FullLoop(
-        radius=radius,
-        norm=_norm(jacobian),
-        lyapunov_max=largest,
-        lyapunov_error=error,
-        c_out_gain=_read_out_gain(loop, last),
-        structure=structure,
-        exponents=None if spectrum is None else spectrum.exponents,
-        radii=radii,
+        return FullLoop(np.zeros(0, np.complex128), structure or "whole", UNKNOWN, math.nan, math.nan, None, None)
+    measured = measure_loop(
+        LoopJacobian(loop.step, last),
+        middle,
+        loops - loops // 2,
+        attempt=_attempt,
+        structure=structure or _structure(loop, last),
+        directions=EXPONENTS,
     )
+    c_out = None if loop.site.c_out is None else loop.site.c_out()
+    return replace(measured, c_out_gain=read_out_gain(c_out, last))
+
+
+def _attempt(name: str, part: Callable[[], T], /) -> T | None:
+    """One number, None where it cannot be had."""
+    try:
+        return part()
+    except EXPECTED:
+        return None
 
 
 @torch.no_grad()
@@ -166,62 +139,6 @@ def _structure(loop: BoundLoop, state: Tensor) -> Structure:
         return "whole" if TokenJacobian(loop.step, state).coupled else "per token"
     except CausalityError:
         return "whole"
-
-
-def _radius(loop: BoundLoop, jacobian: LoopJacobian, structure: Structure) -> tuple[Estimate, Floats | None]:
-    """Spectral radius, converged when that of every token is, and then that of each."""
-    try:
-        if structure == "whole":
-            found = jacobian.eigenvalues(1, tol=SPECTRUM_TOLERANCE)
-            residual, converged = float(found.residual[0, 0]), bool(found.converged[0])
-            return Estimate(float(found.radius[0]), 0.0, math.inf, residual, "whole, Arnoldi", converged), None
-        own = TokenJacobian(loop.step, jacobian.state, check=False)
-        tokens = token_spectra(own, count=1, tol=SPECTRUM_TOLERANCE)
-    except EXPECTED:
-        return UNKNOWN, None
-    at = np.unravel_index(int(np.argmax(tokens.radius)), tokens.radius.shape)
-    value, residual = float(tokens.radius[at]), float(tokens.residual[at])
-    lower, upper = (value, value) if tokens.method == "exact" else (0.0, math.inf)
-    converged = bool(tokens.converged.all())
-    estimate = Estimate(value, lower, upper, residual, f"per token, {tokens.method}", converged)
-    return estimate, tokens.radius if converged else None
-
-
-def _norm(jacobian: LoopJacobian) -> Estimate:
-    """σ_max, by products that need a second derivative of the step."""
-    try:
-        return jacobian.norm(steps=20, tol=NORM_TOLERANCE)
-    except EXPECTED:
-        return UNKNOWN
-
-
-def _exponents(loop: BoundLoop, middle: Tensor, late: int, structure: Structure) -> LyapunovSpectrum | None:
-    """Largest exponents over the late loops, aligned beyond them where these stay finite; None without any."""
-    width = middle.numel() if structure == "whole" else middle.shape[-1]
-
-    def measure(iterations: int, warmup: int) -> LyapunovSpectrum:
-        count = min(EXPONENTS, width)
-        if structure == "whole":
-            return lyapunov_exponents(loop.step, middle, count=count, iterations=iterations, warmup=warmup)
-        return token_exponents(loop.step, middle, count=count, iterations=iterations, warmup=warmup)
-
-    try:
-        return measure(max(late, FEWEST_RATES), ALIGNING)
-    except FloatingPointError:
-        pass
-    try:
-        return measure(late, 0)
-    except EXPECTED:
-        return None
-
-
-def _read_out_gain(loop: BoundLoop, state: Tensor) -> float:
-    """Mean over tokens of ‖C_out h‖ / ‖h‖."""
-    if loop.site.c_out is None:
-        return math.nan
-    c_out = loop.site.c_out().detach().to(state.device, state.dtype)
-    seen = state @ c_out.mT if c_out.ndim == 2 else c_out * state
-    return float((seen.norm(dim=-1) / state.norm(dim=-1)).mean())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,13 +188,13 @@ class FullLoopProbe:
             message = f"the full loop is not measured in this run: {error}"
             log.warning("loopscope: %s", message)
             return Measured(event=Event(step, time.time(), EVENT, "warning", message=message))
-        values = found.values() | {"full_loop_seconds": time.perf_counter() - began}
+        values = values_of(found) | {"full_loop_seconds": time.perf_counter() - began}
         event = None
         if self._structure is None and found.radius is not UNKNOWN:
-            self._structure = found.structure
+            self._structure = found.spectrum
             message = f"full loop measured {where}: {found.radius.method}"
             event = Event(step, time.time(), EVENT, message=message)
-        return Measured(values, found.arrays(), event)
+        return Measured(values, arrays_of(found), event)
 
     def _measured(self, batch: Call | None) -> tuple[FullLoop, str]:
         """One measurement, in eager mode and without autocast, and where it was taken."""

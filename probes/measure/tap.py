@@ -281,6 +281,8 @@ class LoopTap:
 
     def _see(self, sums: LoopSums, place: str, seen: list[Tensor], number: int) -> None:
         """Record a state where it is one that is still missing."""
+        if sums is self.sums and looking():  # a module of ours is called on the side, in the middle of a forward
+            return
         if place == "loop":
             self._enter(sums, seen)
         elif place == "inner":
@@ -331,7 +333,13 @@ class LoopTap:
     @torch.no_grad()
     def _due_b_bar(self) -> Tensor | None:
         """Return B̅, where the norm of B̅e is due."""
-        return self._site.b_bar().detach().float() if self.injects and self._site.b_bar is not None else None
+        if not self.injects or self._site.b_bar is None:
+            return None
+        target, self._target = self._target, None  # measuring B̅ calls the body, which is no loop of the forward then
+        try:
+            return self._site.b_bar().detach().float()
+        finally:
+            self._target = target
 
 
 def _is_same(state: Tensor, held: Tensor | None) -> bool:

@@ -166,3 +166,16 @@ def test_a_module_exchanged_after_attaching_is_noticed(replace, tmp_path):
         assert run["a_bar_radius"][4:].tolist() == pytest.approx([truth] * 2, rel=1e-5)
         assert run["a_bar_radius"][0] != pytest.approx(truth, rel=1e-2)
         assert [event.kind for event in run.events].count("module_exchanged") == 1
+
+
+def test_what_is_measured_is_recorded_beside_the_loop(tmp_path):
+    """Measuring B̅ calls the module that the hooks are on, in the middle of a forward."""
+    model, tokens = made(Scaled), torch.arange(16).reshape(2, 8)
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        probe.step(loss=model(tokens).mean())
+    e = model.embed(tokens).detach()
+    injected = model.adapter(torch.cat([torch.zeros_like(e), e], dim=-1)).detach()
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["depth"][0] == 4 and not [event for event in run.events if event.kind == "state_missing"]
+        assert run["injection_norm"][0] == pytest.approx(float(injected.norm(dim=-1).mean()), rel=1e-5)
+        assert run["a_bar_radius"][0] == pytest.approx(float(torch.linalg.eigvals(acts(model)).abs().max()), rel=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -251,3 +252,23 @@ def test_modes_of_a_settled_loop_are_the_same_in_both_precisions(fastest, turned
         modes = _modes(states)
         assert modes.near_unit_mass(0.2) == 0, (dtype, loops, np.abs(modes.eigenvalues))
         assert np.abs(modes.eigenvalues[0]) == pytest.approx(0.7, abs=0.01), (dtype, loops)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.6, "LTI stable (ρ 0.600, certified)"),
+        (1.0, "LTI marginal (ρ 1.000, certified)"),
+        (0.9999, "LTI marginal (ρ 1.000, certified)"),
+        (1.2, "LTI unstable (ρ 1.200, certified)"),
+    ],
+)
+def test_certified_is_said_of_what_is_proven(value, words):
+    a_bar = torch.tensor([value, -0.3], dtype=torch.float64)
+    found = linearize_loop(lambda h: a_bar * h, torch.ones(1, 2, 2, dtype=torch.float64), a_bar=a_bar, loops=4)
+    assert found.verdict.startswith(words)
+    # Bounds that leave the band, or that reach over 1, prove less than the regime.
+    for lower, upper, said in ((0.5, 0.995, "certified < 1"), (1.001, 2.0, "certified > 1"), (0.5, 1.5, None)):
+        wide = replace(found.linear.radius, lower=lower, upper=upper)
+        verdict = replace(found, linear=replace(found.linear, radius=wide)).verdict.split(" | ")[0]
+        assert verdict.endswith(f"{said})") if said else "certified" not in verdict

@@ -109,7 +109,7 @@ def test_a_loop_that_is_not_causal_is_measured_whole():
     x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     with bound_loop(model, x, site=site) as loop:
         found = measure_full_loop(loop, loops=6)
-    assert found.structure == "whole" and found.radius.method.startswith("whole")
+    assert found.spectrum == "whole" and found.radius.method.startswith("whole")
     assert found.radius.value == pytest.approx(1.0, rel=1e-3)  # a circulant of row sum 1; the tolerance asked for
     assert found.lyapunov_max == pytest.approx(0.0, abs=0.02)  # the second eigenvalue is 0.71: aligned after 8 loops
     assert math.isnan(found.c_out_gain) and found.radii is None and found.exponents.shape == (4,)
