@@ -121,7 +121,13 @@ def _add_law(chart: go.Figure, law: Law) -> None:
 
 
 def spectrum(
-    step: float | None, eigenvalues: NDArray[np.complex128], *, tolerance: float, revision: str = ""
+    step: float | None,
+    eigenvalues: NDArray[np.complex128],
+    *,
+    tolerance: float,
+    revision: str = "",
+    subtitle: str = "",
+    full: NDArray[np.complex128] | None = None,
 ) -> go.Figure:
     """Eigenvalues of A̅ in the complex plane with the unit circle, equal axes, coloured by regime.
 
@@ -130,15 +136,21 @@ def spectrum(
         eigenvalues: Shape ``(E,)``, NaN padded, largest modulus first.
         tolerance: Half-width of the marginal ring around modulus 1.
         revision: See `frame.figure`.
+        subtitle: What stands above it instead of the step.
+        full: Eigenvalues of the full loop to draw over them, finite.
     """
     eigenvalues = eigenvalues[np.isfinite(eigenvalues)]
     if step is None or eigenvalues.size == 0:
         return empty("No spectrum of A̅ was recorded up to this step.", remedy="Spectra are taken at an interval.")
     modulus = np.abs(eigenvalues)
-    far = bool(modulus.max() > FAR)
-    subtitle = f"step {step:,.0f}, " + ("one value" if eigenvalues.size == 1 else f"the {eigenvalues.size} leading")
+    beside = np.empty(0, np.complex128) if full is None else full
+    largest = float(np.abs(np.concatenate([eigenvalues, beside])).max())
+    far = largest > FAR
+    subtitle = subtitle or f"step {step:,.0f}, " + (
+        "one value" if eigenvalues.size == 1 else f"the {eigenvalues.size} leading"
+    )
     chart = figure(x="real part", y="imaginary part", subtitle=subtitle, revision=revision)
-    for radius in _rings(float(modulus.max())) if far else (1.0,):
+    for radius in _rings(largest) if far else (1.0,):
         _add_ring(chart, radius)
     rings = (
         ("stable", modulus < 1 - tolerance),
@@ -148,7 +160,9 @@ def spectrum(
     for (regime, inside), symbol in zip(rings, ("circle", "diamond", "triangle-up"), strict=True):
         if np.any(inside):
             chart.add_trace(_eigenvalue_trace(eigenvalues[inside], regime, symbol, far))
-    reach = 1.12 * float(drawn_radius(max(1.0, modulus.max())) if far else max(1.0, modulus.max()))
+    if beside.size:
+        chart.add_trace(_full_loop_trace(beside, far))
+    reach = 1.12 * float(drawn_radius(max(1.0, largest)) if far else max(1.0, largest))
     for update in (chart.update_xaxes, chart.update_yaxes):
         update(range=[-reach, reach], constrain="domain", zeroline=True, zerolinecolor=colours.GRID)
         if far:
@@ -197,8 +211,7 @@ def _add_ring(chart: go.Figure, radius: float) -> None:
 
 def _eigenvalue_trace(values: NDArray[np.complex128], regime: str, symbol: str, far: bool) -> go.Scatter:
     """Draw the eigenvalues of one regime, hover giving value, modulus and angle."""
-    size = np.abs(values)
-    drawn = values * np.where(size > 0, drawn_radius(size) / np.maximum(size, 1e-300), 1.0) if far else values
+    size, drawn = np.abs(values), _drawn_at(values, far)
     return go.Scatter(
         x=drawn.real,
         y=drawn.imag,
@@ -213,4 +226,24 @@ def _eigenvalue_trace(values: NDArray[np.complex128], regime: str, symbol: str, 
         },
         hovertemplate="λ = %{customdata[0]:.4f} %{customdata[1]:+.4f}i<br>|λ| = %{customdata[2]:.4f}, "
         "angle %{customdata[3]:.3f} rad",
+    )
+
+
+def _drawn_at(values: NDArray[np.complex128], far: bool) -> NDArray[np.complex128]:
+    """Return where eigenvalues are drawn: where they are, or pulled in towards the circle."""
+    size = np.abs(values)
+    return values * np.where(size > 0, drawn_radius(size) / np.maximum(size, 1e-300), 1.0) if far else values
+
+
+def _full_loop_trace(values: NDArray[np.complex128], far: bool) -> go.Scatter:
+    """Draw the eigenvalues of the full loop as crosses, so that those of A̅ below them are seen."""
+    drawn = _drawn_at(values, far)
+    return go.Scatter(
+        x=drawn.real,
+        y=drawn.imag,
+        customdata=np.stack([values.real, values.imag, np.abs(values)], axis=1).tolist(),
+        name="full loop",
+        mode="markers",
+        marker={"symbol": "x-thin", "size": 8, "line": {"width": 1.6, "color": colours.FULL_LOOP}},
+        hovertemplate="full loop: λ = %{customdata[0]:.4f} %{customdata[1]:+.4f}i<br>|λ| = %{customdata[2]:.4f}",
     )

@@ -1,0 +1,138 @@
+"""The explorer: its numbers against closed forms, its figures, and what a change of a control does."""
+
+import time
+from urllib.parse import parse_qsl
+
+import numpy as np
+import pytest
+from loopscope.dashboard import explorer, explorer_figures
+from loopscope.dashboard.explorer import (
+    KINDS,
+    LIMITS,
+    PRESETS,
+    Sandbox,
+    explore,
+    linear_part,
+    parse_matrix,
+    query,
+    rules,
+    sandbox_of,
+)
+from loopscope.dashboard.pages import explorer as page
+
+
+def test_the_presets_tell_the_story_of_the_paper():
+    told = {name: explore(sandbox) for name, (sandbox, _) in PRESETS.items()}
+    assert [one.verdict for one in told.values()] == ["marginal", "stable", "unstable", "stable", "stable"]
+    grows = told["Grows before it decays"]
+    assert grows.radius < 1 and grows.peak.growth.value > 3 and grows.powers.max() > 3 > 1 > grows.powers[-1]
+    assert "can grow" in grows.reason
+    assert told["Concatenation, hot"].alone[-1] > 1e3
+
+
+@pytest.mark.parametrize("delta", [LIMITS["delta"][0], 1.0, LIMITS["delta"][1]])
+@pytest.mark.parametrize("rate", [LIMITS["rate"][0], 1.0, LIMITS["rate"][1]])
+def test_parcae_is_below_one_whatever_delta_and_a_are(delta, rate):
+    found = explore(Sandbox(kind="parcae", delta=delta, rate=rate))
+    assert found.radius == pytest.approx(np.exp(-delta * rate / 2)) and found.radius < 1
+    assert found.regimes["lti"] != "unstable" and found.peak.growth.value == 1
+
+
+def test_euler_is_unstable_beyond_its_disc_and_the_others_are_not():
+    radius = {rule.name: rule.radius for rule in rules(Sandbox(delta=2.0, rate=2.0))}  # ΔA down to −8
+    assert radius["euler"] == pytest.approx(7) and max(radius["zoh"], radius["mixture"], radius["bilinear"]) < 1
+    assert {rule.name: rule.a_error for rule in rules(Sandbox())}["mixture"] == 0
+
+
+@pytest.mark.parametrize("width", [2, 3, 16, 32])
+def test_the_matrix_of_the_concatenation_has_the_norm_asked_for_and_is_normal_without_skew(width):
+    skewed = linear_part(Sandbox(kind="concatenation", norm=1.7, skew=4, width=width)).a_bar
+    normal = linear_part(Sandbox(kind="concatenation", norm=1.7, skew=0, width=width)).a_bar
+    assert np.linalg.norm(skewed, 2) == pytest.approx(1.7) == np.linalg.norm(normal, 2)
+    assert np.abs(normal @ normal.T - normal.T @ normal).max() < 1e-12
+    assert np.abs(np.linalg.eigvals(normal)).max() == pytest.approx(1.7)
+    assert np.abs(np.linalg.eigvals(skewed)).max() < 1.7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gain", [0.0, 1.3])
+def test_powers_lie_between_their_bounds_and_states_follow_the_recursion(kind, gain):
+    sandbox = Sandbox(kind=kind, gain=gain, skew=6, norm=1.5, loops=20)
+    found, system = explore(sandbox), linear_part(sandbox)
+    a, _, _ = system.dense()
+    assert np.allclose(found.powers, [np.linalg.norm(np.linalg.matrix_power(a, t), 2) for t in range(21)])
+    assert (found.lower <= found.powers * (1 + 1e-9)).all() and (found.powers <= found.upper * (1 + 1e-9)).all()
+    assert len(found.alone) == 21 and len(found.blocked) == (21 if gain else 0)
+    assert len(found.full) == (system.width if gain else 0)
+
+
+def test_the_eigenvalues_of_the_full_loop_are_those_of_its_finite_differences():
+    sandbox = Sandbox(kind="parcae", gain=3.0, loops=40, width=8)
+    system = linear_part(sandbox)
+    last = explorer._states(system, sandbox.gain, sandbox.loops)[-1]
+    block, (_, given) = explorer._drawn(8)[3:]
+
+    def loop(h):
+        return system.a_bar * h + system.b_bar * given + 3.0 * block @ np.tanh(h)
+
+    nudges = 1e-6 * np.eye(8)
+    jacobian = np.stack([(loop(last + d) - loop(last - d)) / 2e-6 for d in nudges], axis=1)
+    expected = sorted(np.abs(np.linalg.eigvals(jacobian)))
+    assert np.allclose(sorted(np.abs(explore(sandbox).full)), expected, atol=1e-6)
+
+
+def test_a_block_makes_a_contracting_injection_unstable_and_the_reason_says_so():
+    found = explore(Sandbox(kind="parcae", gain=3.0, loops=96, width=32))
+    assert found.regimes["lti"] == "stable" and found.regimes["loop"] == "unstable" == found.verdict
+    assert "A̅ alone is stable" in found.reason or "the blocks are the cause" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "no matrix"), ("1 2; 3", "square"), ("a", "numbers only"), ("inf", "finite"), ("1e9", "at most"),
+     (";".join(["0 " * 33] * 33), "at most 32")],
+)  # fmt: skip
+def test_a_matrix_that_is_none_is_said_in_one_line(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_matrix(text)
+
+
+def test_a_jordan_block_grows_as_it_must():
+    found = explore(Sandbox(kind="matrix", matrix="0.5 10; 0 0.5"))
+    assert found.radius == pytest.approx(0.5) and found.peak.loop == 1 and found.verdict == "stable"
+
+
+def test_settings_survive_the_address_and_nonsense_falls_back():
+    sandbox = Sandbox(kind="matrix", matrix="1 2; 3 4", gain=0.5, loops=40)
+    assert sandbox_of(dict(parse_qsl(query(sandbox)[1:]))) == sandbox
+    assert sandbox_of({"kind": "<b>", "scheme": "x", "width": "1e400", "loops": [], "delta": {}}).kind == "parcae"
+
+
+def test_figures_keep_the_circle_in_sight_and_say_what_they_leave_out():
+    hot = explore(Sandbox(kind="concatenation", norm=8.0, loops=96))
+    chart = explorer_figures.states(hot.alone, hot.blocked)
+    assert "left out" in chart.layout.annotations[-1].text and chart.layout.yaxis.type == "log"
+    drawn = page._shown(Sandbox(kind="matrix", matrix="0.01", gain=0.02))["spectrum"]
+    assert drawn.layout.xaxis.range[1] > 1 and drawn.layout.yaxis.scaleanchor == "x"
+    assert {trace.name for trace in drawn.data} >= {"unit circle", "full loop"}
+    euler = explorer_figures.scheme("euler", np.array([-3.0]), np.array([2.0]))
+    assert euler.layout.shapes[0].type == "circle" and euler.data[0].marker.symbol == ("triangle-up",)
+
+
+@pytest.mark.parametrize("kind", ["concatenation", "parcae"])
+def test_a_change_takes_less_than_100_ms_of_processor_time(client, tmp_path, kind):
+    served, took = client(tmp_path), []
+    for gain in (1.0, 1.1, 1.2, 1.3):  # the widest and longest there is; the first one pays for imports
+        sandbox = Sandbox(kind=kind, width=32, loops=96, gain=gain, skew=5, norm=2)
+        values = {f"explorer-{name}.value": getattr(sandbox, name) for name in page.NAMES}
+        began = time.process_time()
+        assert served.fire("explorer-verdict.children", values)["explorer-query"]["data"] == query(sandbox)
+        took.append(time.process_time() - began)
+    assert min(took) < 0.1, took
+
+
+def test_the_page_shows_the_settings_of_the_address_and_a_fault_in_words(client, tmp_path):
+    served = client(tmp_path)
+    assert "Marginal" in str(served.page("/explorer?kind=addition"))
+    broken = str(served.page("/explorer?kind=matrix&matrix=%3Cb%3E"))
+    assert "numbers only" in broken
