@@ -38,6 +38,7 @@ Injection = Literal["addition", "concatenation", "parcae"]
 Norm = Literal["pre", "sandwich"]
 Measure = Literal["watch", "inspect", "study"]
 Severity = Literal["note", "warning", "error"]
+Format = Literal["text", "json", "markdown", "github", "junit", "sarif", "gitlab"]
 Table = Literal["steps", "loops", "probe", "spectra", "events"]
 
 
@@ -170,8 +171,14 @@ def check(
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
     output: Annotated[
-        Literal["text", "json"], typer.Option("--format", help="text for people, json for programs.")
-    ] = "text",
+        Format | None,
+        typer.Option("--format", help="What is printed; default: text, or github in a job of GitHub Actions."),
+    ] = None,
+    report: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[FORMAT:]FILE", help="Write a report too; may be given several times."),
+    ] = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")] = False,
     min_steps: Annotated[
         int | None,
         typer.Option(min=1, help="Steps a run must have; an interrupted run that has them may pass."),
@@ -179,12 +186,16 @@ def check(
 ) -> None:
     """Apply the rules to runs: the gate of a CI job."""
     from .gate.check import check_runs
-    from .gate.json_report import as_json
-    from .gate.text import as_text
+    from .gate.formats import default_format, render, write_reports
+    from .gate.github import publish
 
     result = check_runs(runs, rules_file=rules, fail_on=fail_on, min_steps=min_steps)
-    typer.echo(as_json(result) if output == "json" else as_text(result))
-    raise typer.Exit(result.exit_code)
+    chosen = output or default_format(os.environ)
+    written = write_reports(result, report or [])
+    typer.echo(render(result, chosen))
+    if chosen == "github":
+        publish(result, os.environ, written[0] if written else None)
+    raise typer.Exit(0 if exit_zero else result.exit_code)
 
 
 @app.command(epilog="Example: loopscope describe my_project.models:build_model")

@@ -19,9 +19,11 @@ from ..runfile.open import open_run
 from ..runfile.rank_names import whole_runs
 from ..runfile.reader import RunFileError
 from .result import GateResult, RunCheck
+from .sparkline import sparkline
 
 __all__ = ["GateResult", "RunCheck", "check_runs"]
 
+TRENDS = ("loss", "a_bar_radius", "last_state_norm")
 Failed = Callable[[Path, Exception], None]
 
 
@@ -56,7 +58,9 @@ def _check(path: Path, rules: Sequence[Rule], min_steps: int | None, on_failure:
     """Return what the gate says of one run, whatever its file holds."""
     try:
         with open_run(path) as run:
-            return RunCheck(path, diagnose(run, rules, min_steps=min_steps))
+            found = diagnose(run, rules, min_steps=min_steps)
+            trends = {name: sparkline(run[name]) for name in TRENDS if name in run}
+            return RunCheck(path, found, trends=trends)
     except RunFileError as error:
         return RunCheck(path, None, str(error))
     except Exception as error:  # a defect of ours costs this run its verdict and no other
