@@ -198,6 +198,29 @@ def check(
     raise typer.Exit(0 if exit_zero else result.exit_code)
 
 
+@app.command(
+    epilog="People are told through apprise where LOOPSCOPE_NOTIFY holds the URLs of services. "
+    "Example: loopscope watch runs/ --until-finished"
+)
+def watch(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Run files, or folders of them.")],
+    rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at a run.")] = 2.0,
+    until_finished: Annotated[
+        bool, typer.Option("--until-finished", help="End when no run is live any more, with check's exit code.")
+    ] = False,
+) -> None:
+    """Follow live runs in the terminal and raise alerts.
+
+    Runs from any process or node that sees the files. Piped output is one plain line for each change.
+    """
+    from .commands.watch import watch as body
+
+    code = body(paths, rules=rules, fail_on=fail_on, interval=interval, until_finished=until_finished)
+    raise typer.Exit(code)
+
+
 @app.command(epilog="Example: loopscope describe my_project.models:build_model")
 def describe(
     factory: Annotated[
