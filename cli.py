@@ -3,12 +3,11 @@
 Every import of ours happens inside a command, so that ``--help`` and ``check`` start at once and never load torch.
 Errors are one line on stderr that says what was wrong and what to do; ``--debug`` shows the traceback.
 
-Exit codes: 0 passed · 1 a rule fired · 2 usage · 3 internal error · 4 unreadable run · 5 nothing to evaluate.
+Exit codes: 0 passed · 1 a rule fired · 2 usage · 3 internal error · 4 unreadable run · 5 something was not judged.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-USAGE, INTERNAL, UNREADABLE = 2, 3, 4
+USAGE, INTERNAL, UNREADABLE, INTERRUPTED, CLOSED_PIPE = 2, 3, 4, 130, 141
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run file.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto for the first GPU where there is one.")]
@@ -42,16 +41,24 @@ Format = Literal["text", "json", "markdown", "github", "junit", "sarif", "gitlab
 Table = Literal["steps", "loops", "probe", "spectra", "events"]
 
 
+def _version(wanted: bool) -> None:
+    """Print the version and exit."""
+    if wanted:
+        from . import __version__
+        from .commands.output import say
+
+        say(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    if version:
-        from . import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
+    """Take the options of all commands; `main` looks for --debug wherever it stands."""
 
 
 @app.command(epilog="Example: loopscope demo --no-serve")
@@ -74,7 +81,9 @@ def demo(
 
     run_demo(out, jobs=jobs)
     if serve:
-        _serve([out], host="127.0.0.1", port=port)
+        from .commands.dash import dash as dash_command
+
+        dash_command([out], port=port)
 
 
 @app.command(
@@ -91,7 +100,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all, over resumes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data and depths; default: 0.")] = None,
     device: Device = "auto",
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: 50.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Default: as --config says, or every 50.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run of --out where its checkpoint ends.")
     ] = False,
@@ -108,42 +117,61 @@ def train(
 ) -> None:
     """Train one looped model with probes on.
 
-    Ctrl-C saves a checkpoint and seals the run file; --resume goes on from there, also after a kill.
+    Ctrl-C and SIGTERM save a checkpoint and leave a run file that reads as interrupted; --resume goes on from there,
+    and after a kill from the last checkpoint.
     """
-    from .commands.progress import step_progress
-    from .commands.training import train_run
-    from .models.run_config import RunConfig, load_run_config
+    from .commands.training import TrainFlags, train_and_report
 
-    run = load_run_config(config) if config is not None else RunConfig(train={"checkpoint_every": 50})
-    run = run.updated(
-        **_given(preset=preset, seed=seed),
-        model=_given(injection=injection, norm=norm),
-        train=_given(lr=lr, steps=steps, checkpoint_every=checkpoint_every),
+    flags = TrainFlags(preset, seed, injection, norm, lr, steps, checkpoint_every)
+    code = train_and_report(
+        out,
+        flags,
+        config=config,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+        probes=probes,
+        measure=measure,
+        rules=rules,
     )
-    total = run.train_config().steps
-    with step_progress(total) as report:
-        result = train_run(
-            out,
-            run,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            probes=probes,
-            measure=measure,
-            rules=rules,
-            on_progress=report,
-        )
-    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first rank speaks for all
-        return
-    if result.interrupted:
-        typer.echo(f"interrupted after step {result.step} of {total}; go on with the same command and --resume")
-        raise typer.Exit(130)
-    typer.echo(f"{result.step} steps, loss {result.loss:.3f}, {result.tokens} tokens in {result.seconds:.0f} s")
-    if probes:
-        from .gate.check import check_runs
-        from .gate.text import as_text
+    raise typer.Exit(code)
 
-        typer.echo(as_text(check_runs([out], rules_file=rules)))
+
+@app.command(
+    epilog="The file is that of a run plus a table [grid], as lr = [0.01, 0.05]. "
+    "Example: loopscope sweep grid.toml -o runs/sweep --jobs 2"
+)
+def sweep(
+    grid: Annotated[Path, typer.Argument(metavar="GRID.toml", help="The sweep's TOML file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run files; one file a cell.")],
+    engine: Annotated[
+        Literal["processes", "ray", "slurm"],
+        typer.Option(help="processes of this machine, a Ray cluster, or a job array of Slurm."),
+    ] = "processes",
+    jobs: Annotated[int, typer.Option(min=0, help="Runs trained at the same time; 0: as many as fit.")] = 0,
+    address: Annotated[str, typer.Option(help="Address of the Ray cluster; default: one is started here.")] = "",
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of one run, on Ray or Slurm.")] = 0.0,
+    device: Device = "cpu",
+    measure: Annotated[Measure, typer.Option(help="What the probe measures, as for train.")] = "inspect",
+    cell: Annotated[int | None, typer.Option(min=0, help="Train this cell alone, as a task of a job array.")] = None,
+) -> None:
+    """Train a grid of runs with probes on.
+
+    What is done stays done: the same command goes on after Ctrl-C or a kill, and edits nothing that is finished. The
+    exit code is 1 where a run failed to train.
+    """
+    from .commands import sweep as body
+
+    if engine == "slurm" and cell is None:
+        script, said = body.write_job_array(grid, out, jobs=jobs, gpus=int(gpus), device=device, measure=measure)
+        typer.echo(f"{script}: {said}")
+        return
+    chosen = body.chosen_engine("processes" if engine == "slurm" else engine, jobs=jobs, address=address, gpus=gpus)
+    board = body.sweep(grid, out, engine=chosen, device=device, measure=measure, only=cell)
+    body.print_table(board)
+    if failed := body.summary(board):
+        typer.echo(failed, err=True)
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: loopscope dash runs/")
@@ -158,7 +186,9 @@ def dash(
 
     New files in the folders appear by themselves; nothing outside the paths given here is served.
     """
-    _serve(paths, host=host, port=port)
+    from .commands.dash import dash as dash_command
+
+    dash_command(paths, host=host, port=port)
 
 
 @app.command(
@@ -167,6 +197,7 @@ def dash(
     "Example: loopscope check runs/*.h5 --format json"
 )
 def check(
+    context: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
@@ -185,17 +216,13 @@ def check(
     ] = None,
 ) -> None:
     """Apply the rules to runs: the gate of a CI job."""
-    from .gate.check import check_runs
-    from .gate.formats import default_format, render, write_reports
-    from .gate.github import publish
+    from .commands.check import check as check_command
 
-    result = check_runs(runs, rules_file=rules, fail_on=fail_on, min_steps=min_steps)
-    chosen = output or default_format(os.environ)
-    written = write_reports(result, report or [])
-    typer.echo(render(result, chosen))
-    if chosen == "github":
-        publish(result, os.environ, written[0] if written else None)
-    raise typer.Exit(0 if exit_zero else result.exit_code)
+    debug = bool(context.obj and context.obj["debug"])
+    code = check_command(
+        runs, rules=rules, fail_on=fail_on, output=output, reports=report or (), min_steps=min_steps, debug=debug
+    )
+    raise typer.Exit(0 if exit_zero else code)
 
 
 @app.command(
@@ -231,20 +258,9 @@ def describe(
 
     Imports the module from where you are, builds the model and runs it once or twice on random tokens.
     """
-    import importlib
+    from .commands.describe import describe as describe_command
 
-    from .loops.description import describe as describe_model
-
-    module, _, name = factory.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise typer.BadParameter(f"{factory}: {error}; expected MODULE:FACTORY, as my_project.models:build") from None
-    found = describe_model(build())
-    typer.echo(str(found))
-    if found.site is None:
-        raise typer.Exit(1)
+    raise typer.Exit(describe_command(factory))
 
 
 @app.command(epilog="Example: loopscope linearize runs/a.checkpoint --loops 32 --json")
@@ -267,23 +283,10 @@ def linearize(
     Spectra of the linear part and of the full loop, Lyapunov exponents, fixed points, safe depth: each number with its
     method and whether it converged; what was left out is named with its reason.
     """
-    from .commands.checkpoints import linearize_checkpoint
-    from .commands.progress import part_progress
+    from .commands import analyses
 
-    with part_progress() as report:
-        found = linearize_checkpoint(
-            checkpoint,
-            num_loops=loops,
-            text=text,
-            shape=(sequences, positions),
-            budget=budget,
-            device=device,
-            progress=report,
-        )
-    typer.echo(found.to_json() if as_json else found.verdict)
-    if not as_json:
-        for part, reason in found.skipped.items():
-            typer.echo(f"left out: {part}: {reason}")
+    shape = (sequences, positions)
+    analyses.linearize(checkpoint, loops=loops, text=text, shape=shape, budget=budget, device=device, as_json=as_json)
 
 
 @app.command(epilog="Example: loopscope depth runs/a.h5 --depths 1,2,4,8,16,32")
@@ -298,16 +301,9 @@ def depth(
 
     Fits L(T) = L_inf + Z exp(-z T) and says whether the depths determine it.
     """
-    import json
+    from .commands import analyses
 
-    from .commands.checkpoints import depth_curve
-
-    try:
-        chosen = [int(word) for word in depths.split(",") if word.strip()]
-    except ValueError:
-        raise typer.BadParameter(f"--depths {depths}: expected whole numbers with commas, as 1,2,4,8") from None
-    curve = depth_curve(checkpoint, chosen, batches=batches, device=device)
-    typer.echo(json.dumps(curve.as_dict(), indent=2) if as_json else curve.text())
+    analyses.depth(checkpoint, depths, batches=batches, device=device, as_json=as_json)
 
 
 @app.command(epilog="Example: loopscope tokenize my-text/ -o corpora/mine --vocab-size 32768")
@@ -322,13 +318,9 @@ def tokenize(
 
     Needs the optional packages of loopscope[text].
     """
-    import json
+    from .commands import analyses
 
-    from .models.packed import tokenize as write_tokens
-
-    folder = write_tokens(source, out, vocab_size=vocab_size, tokenizer=tokenizer, max_tokens=max_tokens)
-    said = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    typer.echo(f"{folder}: {said['documents']} documents, {said['tokens']} tokens, vocabulary {said['vocab_size']}")
+    analyses.tokenize(source, out, vocab_size=vocab_size, tokenizer=tokenizer, max_tokens=max_tokens)
 
 
 @app.command(epilog="Example: loopscope export runs/a.h5 -o a.csv")
@@ -342,14 +334,9 @@ def export(
 
     CSV and Parquet hold one table: steps (one row per step) or one of the tidy ones; JSON holds everything.
     """
-    from .runfile.export import export as export_run
-    from .runfile.open import open_run
+    from .commands import tables
 
-    if out.exists() and not force:
-        raise FileExistsError(f"{out}: exists; replace it with --force")
-    with open_run(run) as opened:
-        export_run(opened, out, table=table, force=force)
-        typer.echo(f"{out}: {len(opened)} steps")
+    tables.export(run, out, table=table, force=force)
 
 
 @app.command(epilog="Example: loopscope repair runs/a.h5")
@@ -358,13 +345,9 @@ def repair(run: RunPath) -> None:
 
     A kill or a full disk can leave a file that other HDF5 programs refuse; every committed row of it is kept.
     """
-    from .runfile.disk.repair import repair as repair_run
+    from .commands import tables
 
-    report = repair_run(run, in_place=True)
-    for action in report.actions:
-        typer.echo(action)
-    kept = f"; the file as it was is {report.backup}" if report.backup else ""
-    typer.echo(f"{report.path}: was {report.found}, holds {report.rows} rows, lost {report.rows_lost}{kept}")
+    tables.repair(run)
 
 
 @app.command(epilog="Exit codes: 0 nothing changed, 1 something did. Example: loopscope selfcheck --compile body")
@@ -385,96 +368,60 @@ def selfcheck(
 
     Trains the same few steps with and without; for your own model call loopscope.probes.selfcheck.selfcheck.
     """
-    import json
+    from .commands.selfcheck import selfcheck as selfcheck_command
 
-    import torch
-
-    from .commands.training import checked_device
-    from .models import build
-    from .models.presets import preset as build_config
-    from .probes.selfcheck import selfcheck as check_training
-
-    where = checked_device(device)
-    kind = torch.device("cuda" if where == "auto" and torch.cuda.is_available() else where.replace("auto", "cpu"))
-
-    def make_model() -> Any:
-        model = build(preset, activation_checkpointing=checkpointing).to(kind)
-        if compile_what == "body":
-            model.compile_loop()
-        return torch.compile(model) if compile_what == "whole" else model
-
-    config = build_config(preset)
-    length = min(config.max_length, 256)
-    # A whole-model graph holds one depth; drawing one per step would compile until Dynamo gives up, probe or not.
-    depth = {"num_loops": config.mean_depth} if compile_what == "whole" else {}
-
-    def make_batch(step: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(step)
-        return torch.randint(config.vocab_size, (batch, length + 1), generator=generator).to(kind)
-
-    def loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(kind.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(tokens[:, :-1], **depth)
-            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-
-    found = check_training(make_model, make_batch, loss, tolerance=2e-2 if precision == "bf16" else 1e-3)
-    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.text())
-    raise typer.Exit(0 if found.passed else 1)
-
-
-def _given(**flags: Any) -> dict[str, Any]:
-    """The flags that were given."""
-    return {name: value for name, value in flags.items() if value is not None}
-
-
-def _serve(paths: list[Path], *, host: str, port: int | None) -> None:
-    """Serves the dashboard until Ctrl-C and says where."""
-    from .dashboard.app import serve
-
-    def ready(address: str) -> None:
-        typer.echo(f"dashboard at {address}  (Ctrl-C ends it)")
-        if host not in ("127.0.0.1", "localhost", "::1"):
-            typer.echo(f"loopscope: listening on {host}: whoever has this link can read these runs", err=True)
-
-    serve(paths, host=host, port=port, on_ready=ready)
+    code = selfcheck_command(
+        preset,
+        device=device,
+        compile_what=compile_what,
+        checkpointing=checkpointing,
+        precision=precision,
+        batch=batch,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command and turns every error into one line and its exit code."""
+    """Run the command and turn every error into one line and its exit code."""
+    from .commands.output import accept_any_text, complain, show_traceback
+
+    accept_any_text()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end]
+    words = [word for word in words[:end] if word != "--debug"] + words[end:]
     try:
-        result: Any = app(words, standalone_mode=False)
+        result: Any = app(words, standalone_mode=False, obj={"debug": debug})
     except KeyboardInterrupt:
-        _exit("interrupted", 130)
+        complain("interrupted")
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; nothing is left to say
-        sys.exit(141)
+        sys.exit(CLOSED_PIPE)
     except Exception as error:
-        if "--debug" in words:
-            raise
-        _exit(*_explain(error))
+        if debug:
+            show_traceback(error)
+        message, code = _explain(error)
+        complain(message)
+        sys.exit(code)
     sys.exit(result if isinstance(result, int) else 0)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """One line for an error, and its exit code."""
+    """Return one line for an error, and its exit code."""
     text = " ".join(str(getattr(error, "format_message", lambda: error)()).split())
     name = type(error).__name__
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the command line parser
         context = getattr(error, "ctx", None)
         return f"{text} Try: {context.command_path if context else 'loopscope'} --help", USAGE
     if name == "Abort":
-        return "interrupted", 130
+        return "interrupted", INTERRUPTED
     if any(base.__name__ == "RunFileError" for base in type(error).__mro__):
         return text, UNREADABLE
     if isinstance(error, ValueError | OSError | ModuleNotFoundError):
         return text, USAGE
     return f"internal error: {name}: {text} (run again with --debug for the traceback)", INTERNAL
-
-
-def _exit(message: str, code: int) -> None:
-    print(f"loopscope: {message}", file=sys.stderr)  # noqa: T201 - the one place that reports errors
-    sys.exit(code)
 
 
 if __name__ == "__main__":

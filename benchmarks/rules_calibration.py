@@ -96,7 +96,7 @@ def main() -> None:
             bad = sum(is_bad_run for is_bad_run, _ in group)
             counts = [_count(group, rule) for rule in rules]
             print(f"{kind + ', ' + norm:24} {len(group):3d} {bad:4d}  " + "  ".join(f"{c:>12}" for c in counts))
-    for rule in ("LS020", "LS030"):
+    for rule in ("LS020", "LS023", "LS030"):
         leads = [
             step - rows[cell][1][rule]
             for cell, step in shown.items()

@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from ..models.run_config import RunConfig
 from ..rules.diagnosis import Diagnosis, diagnose
 from ..runfile.open import open_run
-from ..runfile.reader import RunFileError
+from ..sweeps.grid import Cell
+from ..sweeps.processes import Processes
+from ..sweeps.progress import Board
+from ..sweeps.sweep import SweepProgress, failures, run_sweep
 from .progress import terminal_bar
 
 INJECTIONS = ("addition", "concatenation", "parcae")
@@ -39,6 +39,16 @@ class DemoRun:
     injection: str
     seed: int
     path: Path
+
+    def cell(self) -> Cell:
+        """Return the run as a cell of a sweep."""
+        run = RunConfig(
+            preset="demo",
+            seed=self.seed,
+            model={"injection": self.injection, "norm": "pre"},
+            train={"lr": LEARNING_RATE, "steps": STEPS},
+        )
+        return Cell(self.path.stem, {"injection": self.injection, "seed": self.seed}, run)
 
 
 def run_demo(folder: Path, *, jobs: int = 2) -> None:
@@ -65,68 +75,30 @@ def run_demo(folder: Path, *, jobs: int = 2) -> None:
 
 
 def _train_all(runs: list[DemoRun], jobs: int, console: Console) -> None:
-    """Train every run, with progress; a failed run stops the demo with its error."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, _reporter(runs, console) as report:
-        futures = [pool.submit(_train_one, run) for run in runs]
-        try:
-            while not all(future.done() for future in futures):
-                report(futures)
-                time.sleep(0.3)
-            for future in futures:
-                future.result()
-            report(futures)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():
-                process.terminate()
-            raise
+    """Train every run, with progress: a bar on a terminal, a line per finished run elsewhere."""
+    board = Board(runs[0].path.parent, [run.cell() for run in runs])
+    with terminal_bar(STEPS * len(runs), "steps", console) as show:
+        lines = 0
+
+        def report(progress: SweepProgress) -> None:
+            nonlocal lines
+            said = f"{progress.cells} of {progress.of} runs done"
+            show(progress.steps, f"training, {said}")
+            if not console.is_terminal and progress.cells > lines:
+                lines = progress.cells
+                console.print(f"  {said}")
+
+        run_sweep(board, Processes(jobs), _train_one, on_progress=report)
+    if failed := failures(board):
+        raise RuntimeError(f"{failed[0][0]} failed to train: {failed[0][1]}")
 
 
-def _train_one(run: DemoRun) -> None:
-    """Train one run, in a process of its own: one thread each, so that two runs use two cores."""
-    import torch
-
-    from ..models.run_config import RunConfig
+def _train_one(out: Path, run: RunConfig) -> None:
+    """Train one run, in a process of its own."""
     from .training import train_run
 
-    torch.set_num_threads(1)
     logging.getLogger("loopscope").setLevel(logging.ERROR)  # alerts are what the table at the end is about
-    config = RunConfig(
-        preset="demo",
-        seed=run.seed,
-        model={"injection": run.injection, "norm": "pre"},
-        train={"lr": LEARNING_RATE, "steps": STEPS},
-    )
-    train_run(run.path, config, device="cpu", overwrite=True, measure="inspect")
-
-
-@contextmanager
-def _reporter(runs: list[DemoRun], console: Console) -> Iterator[Callable[[list[Future[None]]], None]]:
-    """Show how far the runs are, from their files: a bar on a terminal, a line per finished run elsewhere."""
-    lines = 0
-    with terminal_bar(STEPS * len(runs), "steps", console) as show:
-
-        def report(futures: list[Future[None]]) -> None:
-            nonlocal lines
-            finished = [future.done() for future in futures]
-            done = sum(finished)
-            if console.is_terminal:
-                rows = sum(STEPS if end else _rows(run.path) for end, run in zip(finished, runs, strict=True))
-                show(rows, f"training, {done} of {len(runs)} runs done")
-            elif done > lines:
-                console.print(f"  {done} of {len(runs)} runs done")
-            lines = done
-
-        yield report
-
-
-def _rows(path: Path) -> int:
-    """Return how many steps a run has recorded so far."""
-    try:
-        with open_run(path) as run:
-            return len(run)
-    except RunFileError:  # not there yet
-        return 0
+    train_run(out, run, device="cpu", overwrite=True, measure="inspect")
 
 
 def _diagnose(run: DemoRun) -> tuple[Diagnosis, float]:

@@ -5,17 +5,76 @@ Not covered: models of the user's own; those keep their own trainer and call `lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
+from ..gate.check import check_runs
+from ..gate.text import as_text
 from ..models import distributed
 from ..models.checkpoint import exists
-from ..models.run_config import RunConfig
+from ..models.run_config import RunConfig, load_run_config
 from ..models.train import Progress, TrainResult, train
 from ..probes.probe import Probe, attach
 from ..probes.schedule import Preset
+from .output import say
+from .progress import step_progress
+
+CHECKPOINT_EVERY: Final = 50  # steps, where a run does not say
+INTERRUPTED: Final = 130  # the exit code of a command that Ctrl-C ended
+
+
+@dataclass(frozen=True, slots=True)
+class TrainFlags:
+    """Settings of a run as given on the command line; None leaves what the configuration says."""
+
+    preset: str | None = None
+    seed: int | None = None
+    injection: str | None = None
+    norm: str | None = None
+    lr: float | None = None
+    steps: int | None = None
+    checkpoint_every: int | None = None
+
+    def over(self, config: RunConfig) -> RunConfig:
+        """Return a configuration with these settings."""
+        given: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
+        model = {name: given.pop(name) for name in ("injection", "norm") if name in given}
+        train = {name: given.pop(name) for name in ("lr", "steps", "checkpoint_every") if name in given}
+        return config.updated(**given, model=model, train=train)
+
+
+def train_and_report(
+    out: Path, flags: TrainFlags, *, config: Path | None, rules: Path | None, probes: bool, **options: Any
+) -> int:
+    """Train a run, print how it ended and what the gate says of it, and return the exit code.
+
+    Args:
+        out: The run file.
+        flags: Settings from the command line.
+        config: TOML file of the run.
+        rules: TOML file that changes or adds rules.
+        probes: Record the loop.
+        **options: As `train_run` takes them.
+    """
+    run = flags.over(with_checkpoints(load_run_config(config) if config else RunConfig()))
+    total = run.train_config().steps
+    with step_progress(total) as report:
+        result = train_run(out, run, rules=rules, probes=probes, on_progress=report, **options)
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first rank speaks for all
+        return 0
+    if result.interrupted:
+        say(f"interrupted after step {result.step} of {total}; go on with the same command and --resume")
+        return INTERRUPTED
+    say(f"{result.step} steps, loss {result.loss:.3f}, {result.tokens} tokens in {result.seconds:.0f} s")
+    if probes:
+        say(as_text(check_runs([out], rules_file=rules)))
+    return 0
 
 
 def train_run(
@@ -62,8 +121,7 @@ def train_run(
         if probes:
             settings = {**config.describe(), "text": data.describe()}
             probe = attach(model, out, preset=measure, config=settings, rules=rules, resume=resume, overwrite=overwrite)
-        result: TrainResult | None = None
-        try:
+        with probe or nullcontext():  # an exception is the run's end, and the file says which
             result = train(
                 model,
                 data,
@@ -73,10 +131,18 @@ def train_run(
                 resume=resume,
                 on_progress=on_progress,
             )
-        finally:
-            if probe is not None:
-                probe.close(finished=result is not None and not result.interrupted)
+            if probe is not None and result.interrupted:
+                steps = config.train_config().steps
+                reason = f"stopped by {result.stopped_by or 'another rank'} after {result.step} of {steps} steps"
+                probe.close(finished=False, reason=reason)
         return result
+
+
+def with_checkpoints(config: RunConfig) -> RunConfig:
+    """Return the run with checkpoints every `CHECKPOINT_EVERY` steps, unless it says how often itself."""
+    if "checkpoint_every" in config.train:
+        return config
+    return config.updated(train={"checkpoint_every": CHECKPOINT_EVERY})
 
 
 def checked_device(name: str) -> str:

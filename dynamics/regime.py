@@ -1,6 +1,8 @@
 """Stable, marginal or unstable: said separately of the linear part, of the full loop and of the observed trajectory.
 
 The three views answer different questions and may disagree; :func:`disagreement` says in one sentence what that means.
+:func:`overall` makes one verdict of them. It is the only rule of its kind: `diagnose`, `linearize`, `check` and the
+dashboard use it.
 
 Not covered: how the numbers behind a regime are computed (``lti``, ``lyapunov``, ``trajectory``), and alarm rules.
 """
@@ -54,6 +56,39 @@ def loop_regime(lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> Regime:
     return _banded(lyapunov_max, -tol, tol)
 
 
+def full_loop_regime(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> Regime:
+    """Regime of the full loop from both of its rates: that of either where only one is known, ``marginal`` where the
+    two disagree.
+
+    Neither is the rate for ever: over a few loops a transient passes for an exponent, and the state may move on from
+    where the radius was taken. So neither outvotes the other.
+
+    Args:
+        log_radius: ``log ρ(J)`` at the last state, nats per loop; NaN when it was not measured or did not converge.
+        lyapunov_max: λ₁ over the late loops, nats per loop; NaN likewise.
+        tol: Half width of the marginal band.
+
+    Returns:
+        The regime; see `rates_disagree`.
+
+    Source: a Jordan block of 0.9 is stable, and grows for its first loops.
+
+    >>> full_loop_regime(-0.1, 0.18), full_loop_regime(-0.1, float("nan")), full_loop_regime(0.2, 0.3)
+    ('marginal', 'stable', 'unstable')
+    """
+    known = {regime for rate in (log_radius, lyapunov_max) if (regime := loop_regime(rate, tol)) != "unknown"}
+    return "unknown" if not known else known.pop() if len(known) == 1 else "marginal"
+
+
+def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> bool:
+    """Whether the two rates of the full loop are both known and in different regimes.
+
+    >>> rates_disagree(-0.3, 0.3), rates_disagree(-0.3, -0.4), rates_disagree(float("nan"), 0.3)
+    (True, False, False)
+    """
+    return len({loop_regime(rate, tol) for rate in (log_radius, lyapunov_max)} - {"unknown"}) > 1
+
+
 def worst(*regimes: Regime) -> Regime:
     """The most dangerous of several regimes; unknown ones count only when nothing else is known.
 
@@ -72,7 +107,34 @@ def worst(*regimes: Regime) -> Regime:
     return max(regimes, key=order.index, default="unknown")
 
 
-def disagreement(lti: Regime, loop: Regime, trajectory: Regime) -> str:
+def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
+    """The verdict on a loop: the worse of what its full loop and its trajectory show; A̅ alone only without both.
+
+    What was measured on the loop outranks its linear part: blocks can hold a loop whose A̅ alone would amplify
+    (sandwich norm does), and drive one whose A̅ contracts. That the views differ is said by :func:`disagreement`.
+
+    Args:
+        lti: Regime of the linear part.
+        loop: Regime of the full loop.
+        trajectory: Regime of the observed trajectory.
+
+    Returns:
+        The overall regime.
+
+    Source: the decomposition h[t+1] = A̅ h[t] + B̅ e + R̅(h[t], e) of arXiv 2604.12946: A̅ is one term of three.
+
+    >>> overall("unstable", "unknown", "stable"), overall("stable", "stable", "unstable")
+    ('stable', 'unstable')
+    >>> overall("unstable", "unknown", "unknown")
+    'unstable'
+    """
+    measured = worst(loop, trajectory)
+    return lti if measured == "unknown" else measured
+
+
+def disagreement(
+    lti: Regime, loop: Regime, trajectory: Regime, *, rates_differ: bool = False, cycle: bool = False
+) -> str:
     """What it means when the three views of one loop do not agree, in one sentence for a person.
 
     The linear part is A̅ alone, the full loop is its Jacobian at the visited state, the trajectory is what the states
@@ -84,6 +146,8 @@ def disagreement(lti: Regime, loop: Regime, trajectory: Regime) -> str:
         loop: Regime of the full loop.
         trajectory: Regime of the observed trajectory: settling is stable, drifting or orbiting marginal, exploding
             unstable.
+        rates_differ: The two rates of the full loop disagree, see `rates_disagree`; that is then what is told.
+        cycle: The states orbit and λ₁ < 0: an attracting cycle, in which the full loop and the trajectory agree.
 
     Returns:
         One sentence, or ``""`` when all known views agree.
@@ -96,7 +160,11 @@ def disagreement(lti: Regime, loop: Regime, trajectory: Regime) -> str:
     'A̅ alone would amplify the state, but the blocks contain it: stability rests on them and not on the injection.'
     """
     sentence = ""
-    if "unknown" not in (loop, trajectory) and loop != trajectory:
+    if cycle:
+        loop = "unknown"  # the trajectory speaks for both
+    if rates_differ and not cycle:
+        sentence = _RATES_DIFFER + _ALONE.get((lti, trajectory), "")
+    elif "unknown" not in (loop, trajectory) and loop != trajectory:
         sentence = _LOOP_AGAINST_TRAJECTORY[loop, trajectory]
         if lti not in ("unknown", loop):
             sentence += f" (A̅ alone is {lti})"
@@ -115,6 +183,16 @@ def _banded(value: float, low: float, high: float) -> Regime:
         return "stable"
     return "marginal" if value <= high else "unstable"
 
+
+_RATES_DIFFER: Final = (
+    "The two rates of the full loop disagree, the one over the late loops and the one at the last state: a transient "
+    "of a non-normal loop, or a state that moves on, so measure along more loops"
+)
+_ALONE: Final[dict[tuple[Regime, Regime], str]] = {
+    ("unstable", "stable"): " (A̅ alone would amplify, yet the states settle)",
+    ("unstable", "marginal"): " (A̅ alone would amplify, yet the states only drift or orbit)",
+    ("stable", "unstable"): " (A̅ alone contracts, yet the states run away)",
+}
 
 _LTI_AGAINST_LOOP: Final[dict[tuple[Regime, Regime], str]] = {
     ("stable", "marginal"): (

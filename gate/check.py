@@ -16,14 +16,13 @@ from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
 from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.layout import Severity
 from ..runfile.open import open_run
-from ..runfile.rank_names import whole_runs
+from ..runfile.ranks.companions import separate_runs
 from ..runfile.reader import RunFileError
 from .result import GateResult, RunCheck
-from .sparkline import sparkline
+from .verdicts import Verdicts
 
 __all__ = ["GateResult", "RunCheck", "check_runs"]
 
-TRENDS = ("loss", "a_bar_radius", "last_state_norm")
 Failed = Callable[[Path, Exception], None]
 
 
@@ -48,19 +47,24 @@ def check_runs(
         RuleError: The rule file is not valid, or names a series that none of the runs has.
     """
     rules = load_rules(rules_file)
-    runs = whole_runs(paths)
+    runs = separate_runs(paths)
     _refuse_unknown_series(runs, rules)
-    checks = [_check(path, rules, min_steps, on_failure) for path in runs]
+    verdicts = Verdicts(rules, min_steps)
+    checks = [_check(path, rules, min_steps, verdicts, on_failure) for path in runs]
     return GateResult(checks, fail_on, tuple(rules), rules_file)
 
 
-def _check(path: Path, rules: Sequence[Rule], min_steps: int | None, on_failure: Failed | None) -> RunCheck:
+def _check(
+    path: Path, rules: Sequence[Rule], min_steps: int | None, verdicts: Verdicts, on_failure: Failed | None
+) -> RunCheck:
     """Return what the gate says of one run, whatever its file holds."""
     try:
+        if (known := verdicts.find(path)) is not None:
+            return RunCheck(path, known)
         with open_run(path) as run:
-            found = diagnose(run, rules, min_steps=min_steps)
-            trends = {name: sparkline(run[name]) for name in TRENDS if name in run}
-            return RunCheck(path, found, trends=trends)
+            diagnosis = diagnose(run, rules, min_steps=min_steps)
+            verdicts.keep(run, diagnosis)
+            return RunCheck(path, diagnosis)
     except RunFileError as error:
         return RunCheck(path, None, str(error))
     except Exception as error:  # a defect of ours costs this run its verdict and no other

@@ -37,7 +37,8 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
 
 def _steps(found: Diagnosis) -> str:
     """Return how many steps were judged, and how the run ended where it did not end as it should."""
-    return f"{found.steps} steps" + ("" if found.ending.state == "finished" else f", {found.ending.state}")
+    steps = "1 step" if found.steps == 1 else f"{found.steps} steps"
+    return steps if found.ending.state == "finished" else f"{steps}, {found.ending.state}"
 
 
 def _of_finding(finding: Finding) -> Iterator[str]:
@@ -49,9 +50,12 @@ def _of_finding(finding: Finding) -> Iterator[str]:
 
 def _not_judged(found: Diagnosis) -> Iterator[str]:
     """Yield which rules were judged on how much, and why others were not."""
-    judged = [each for each in found.judgements if each.state == "judged"]
-    if judged:
-        yield plain(f"{INDENT}judged: " + ", ".join(f"{each.rule} on {each.steps} steps" for each in judged))
+    lengths: dict[int, list[str]] = {}
+    for each in found.judgements:
+        if each.state == "judged":
+            lengths.setdefault(each.steps, []).append(each.rule)
+    for steps, rules in sorted(lengths.items(), reverse=True):
+        yield plain(f"{INDENT}judged on {steps} steps: {', '.join(rules)}")
     for state in ("not applicable", "no data"):
         reasons: dict[str, list[str]] = {}
         for each in found.judgements:

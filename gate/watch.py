@@ -19,7 +19,7 @@ from ..rules.findings import Finding
 from ..rules.rule_files import SEVERITIES, Rule
 from ..runfile.layout import RunFileError, Severity
 from ..runfile.open import open_run
-from ..runfile.rank_names import whole_runs
+from ..runfile.ranks.companions import separate_runs
 from ..runfile.reader import Run
 from .notify import Alert
 from .result import GateResult, RunCheck
@@ -115,7 +115,7 @@ class Watch:
         found: Iterable[Path] = (
             file for path in self._paths for file in (sorted(path.rglob("*.h5")) if path.is_dir() else [path])
         )
-        return whole_runs(list(dict.fromkeys(found)))
+        return separate_runs(list(dict.fromkeys(found)))
 
     def _look_at(self, path: Path, before: Look | None) -> Look:
         """Read what is new in a run and judge it."""

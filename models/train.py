@@ -10,6 +10,7 @@ Not covered: mixed-precision with loss scaling (float16), pipeline or tensor par
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -31,6 +32,8 @@ from .flops import utilisation
 from .looped import LoopedTransformer
 from .optimizers import build_optimizers, set_rates
 from .train_config import FREE_ON_RESUME, TrainConfig
+
+log = logging.getLogger("loopscope")
 
 __all__ = ["NullObserver", "Observer", "Progress", "TrainConfig", "TrainResult", "train"]
 
@@ -107,6 +110,8 @@ class TrainResult:
         tokens: Trained on, over all ranks and resumes.
         seconds: Of this session.
         interrupted: Stopped before the last step.
+        stopped_by: What stopped it, ``"Ctrl-C"`` or ``"SIGTERM"``; empty where another rank was told.
+        unrecorded: Steps done at the newest checkpoint that holds steps the observer could not keep safe; 0 for none.
         evaluations: Held-out loss by depth for every evaluated step of this session.
     """
 
@@ -116,6 +121,8 @@ class TrainResult:
     seconds: float
     interrupted: bool
     evaluations: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    stopped_by: str = ""
+    unrecorded: int = 0
 
 
 def train(
@@ -161,7 +168,7 @@ def train(
         run.restore(checkpoint_path)
     report = _Reports(run, on_progress or (lambda progress: None))
     evaluations: dict[int, dict[int, float]] = {}
-    stopped = False
+    stopped, unrecorded = False, 0
     with _stop_signals() as stop:
         while run.step < config.steps and not stopped:
             run.advance()
@@ -170,17 +177,37 @@ def train(
             try:
                 report(evaluations.get(run.step, {}))
             except KeyboardInterrupt:
-                stop.set()
+                stop.by(signal.SIGINT)
             # Ranks must stop at the same step; asking costs a synchronisation, so several processes ask now and then.
             asked = distributed.world_size() == 1 or run.step % 10 == 0
             stopped = asked and distributed.any_rank(stop.is_set(), run.device)
             due = config.checkpoint_every and run.step % config.checkpoint_every == 0
             if checkpoint_path is not None and (due or stopped or run.step == config.steps):
-                run.observer.flush()
+                if run.observer.flush() is False:
+                    unrecorded = run.step
+                    log.warning("checkpoint of step %d: the run file lacks steps that it holds", run.step)
                 run.save(checkpoint_path)
     return TrainResult(
-        run.step, float(run.loss), run.tokens, report.seconds(), run.step < config.steps, evaluations=evaluations
+        run.step,
+        float(run.loss),
+        run.tokens,
+        report.seconds(),
+        interrupted=run.step < config.steps,
+        evaluations=evaluations,
+        stopped_by=stop.signal,
+        unrecorded=unrecorded,
     )
+
+
+class _Stop(threading.Event):
+    """An event that knows which signal set it."""
+
+    signal = ""
+
+    def by(self, number: int) -> None:
+        """Set the event for a signal."""
+        self.signal = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.set()
 
 
 class _Reports:
@@ -322,15 +349,15 @@ def _first_difference(here: dict[str, Any], there: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals() -> Iterator[_Stop]:
     """An event set by Ctrl-C or SIGTERM, so that a step is never cut in half; the usual handlers return afterwards."""
-    stop = threading.Event()
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        stop.by(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -11,7 +11,6 @@ Not covered: sending an alert anywhere but to the log.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..rules.detectors import EventDetector
 from ..rules.live_rules import LiveRules
+from ..rules.loss_series import SOURCES
 from ..rules.rule_files import Rule
 from ..runfile.flights import FlightStep, count_flights
 from ..runfile.layout import STEP_DERIVED, Event
@@ -30,8 +30,6 @@ from ..runfile.writer import RunWriter
 from .flight_recorder import FlightRecorder
 
 log = logging.getLogger("loopscope")
-
-REPLAYED = 4096  # losses that the detector is shown again after a resume; it remembers 64
 
 
 class Alerts:
@@ -47,7 +45,7 @@ class Alerts:
         self._detector = EventDetector()
         self._rules: LiveRules | None = None
         self._flight: FlightRecorder | None = FlightRecorder()
-        self._past = np.empty(0), np.empty(0)  # steps and losses of the run that is resumed
+        self._past: dict[str, NDArray[np.float64]] = {}  # columns of the run that is resumed
         self._aloud = True
 
     def begin(self, info: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -61,7 +59,7 @@ class Alerts:
         self._rules = LiveRules(self._given, run.info, run.names)
         self._rules.resume(run)
         self._flight = FlightRecorder(flights=count_flights(run))
-        self._past = run["step"][-REPLAYED:], run["loss"][-REPLAYED:]
+        self._past = {name: run[name] for name in ("step", *SOURCES)}
 
     def add(
         self,
@@ -82,10 +80,10 @@ class Alerts:
             measured: The part of ``values`` that was given or measured, which ought to be finite.
         """
         step, time = int(values["step"]), values["time"]
-        if len(self._past[0]):
+        if self._past:
             self._replay(step)
         events = self._detector.update(step, time, measured, loops)
-        known = {**values, "loss_zscore": self._detector.loss_zscore, **_lasts(loops)}
+        known = {**values, **self._detector.derived, **_lasts(loops)}
         events += self._judged(lambda rules: rules.add(step, known, time=time))
         kept = None if flight is None else replace(flight, step=step, loops=loops, scalars=values)
         self._tell(writer, events, kept)
@@ -100,10 +98,9 @@ class Alerts:
 
     def _replay(self, step: int) -> None:
         """Brings the detector to where it was before this step, the first after a resume."""
-        steps, losses = self._past
-        self._past = np.empty(0), np.empty(0)
-        for earlier, loss in zip(steps[steps < step], losses[steps < step], strict=True):
-            self._detector.update(int(earlier), 0.0, {} if math.isnan(loss) else {"loss": float(loss)})
+        past, self._past = self._past, {}
+        count = int(np.searchsorted(past["step"], step))
+        self._detector.replay({name: values[:count] for name, values in past.items()})
 
     def _judged(self, judge: Callable[[LiveRules], list[Event] | None]) -> list[Event]:
         """What the rules say."""

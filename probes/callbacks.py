@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..loops.hooks import Hook
 from ..runfile.rank_names import rank_path
+from .notices import one_line
 from .probe import Probe, attach
 
 log = logging.getLogger("loopscope")
@@ -44,8 +45,9 @@ class Recording:
     Raises:
         TypeError: `attach` has no such option.
 
-    A training that ends with an exception closes the file too. Hugging Face's trainer does not tell its callbacks about
-    one: there use the callback in ``with``, or the file is sealed when the process ends.
+    A training that ends with an exception closes the file too, which then reads as interrupted and says why. Hugging
+    Face's trainer does not tell its callbacks about one: there use the callback in ``with``, or the file only says that
+    the process ended before the training did.
 
     >>> import tempfile
     >>> from loopscope.models import build
@@ -105,11 +107,12 @@ class Recording:
         if self._probe is not None:
             self._probe.flush()
 
-    def close(self, *, finished: bool = True) -> None:
-        """Detaches and closes the file; harmless when it is closed.
+    def close(self, *, finished: bool = True, reason: str = "") -> None:
+        """Detach and close the file; a second call changes nothing.
 
         Args:
-            finished: Whether training ended as it should: the model is then worth a last pass of the probe batch.
+            finished: Whether training ended as it should.
+            reason: Why it did not.
         """
         probe, self._probe = self._probe, None
         if probe is None:
@@ -117,7 +120,7 @@ class Recording:
         if finished:
             probe.close()
         else:
-            probe.__exit__(RuntimeError, RuntimeError("training was broken off"), None)
+            probe.close(finished=False, reason=reason or "the trainer did not say that training ended")
 
     def _ask(self, what: str, question: Callable[[], Any]) -> Any:
         """The answer of a trainer to a question; None, said once, where it has none: training must go on."""
@@ -135,7 +138,7 @@ class Recording:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(finished=error is None)
+        self.close(finished=error is None, reason="" if error is None else one_line(error))
 
 
 class TransformersEvents(Recording):
@@ -199,13 +202,13 @@ class TransformersEvents(Recording):
         self._settle({})
         self.close()
 
-    def close(self, *, finished: bool = True) -> None:
-        """Detaches and closes the file; harmless when it is closed."""
+    def close(self, *, finished: bool = True, reason: str = "") -> None:
+        """Detach and close the file; a second call changes nothing."""
         self._settle({})
         if self._loss is not None:
             self._loss.remove()
             self._loss = None
-        super().close(finished=finished)
+        super().close(finished=finished, reason=reason)
 
     def _settle(self, logged: dict[str, Any]) -> None:
         """Ends the step that waits, if one does; what the model said goes before what was logged."""
@@ -260,7 +263,7 @@ class LightningEvents(Recording):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Closes the file of a training that was broken off."""
-        self.close(finished=False)
+        self.close(finished=False, reason=one_line(exception))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Closes the file."""

@@ -118,8 +118,13 @@ class LoopWatch:
             arrays=full_loop.arrays,
         )
 
-    def pass_of_fixed_batch(self, step: int) -> Pass | None:
-        """Run the fixed batch after a step and return its rows; where a forward takes all ranks, if they agree to."""
+    def pass_of_fixed_batch(self, step: int, *, last: bool) -> Pass | None:
+        """Run the fixed batch after a step and return its rows; where a forward takes all ranks, if they agree to.
+
+        Args:
+            step: The step that is over.
+            last: Whether the run is: then nobody is told how there could have been a pass.
+        """
         if self._together.sharded is None:
             return None
 
@@ -133,7 +138,7 @@ class LoopWatch:
         )
         if done is None and self.batch.failed:
             self._say_no_pass(step, self.batch.failed)
-        elif self.batch.call is None and self._loops_seen:
+        elif self.batch.call is None and self._loops_seen and not last:
             self._say_no_pass(step, CALL_UNSEEN)
         return done
 

@@ -21,7 +21,6 @@ import numpy as np
 from torch import Tensor
 
 from ..runfile.layout import DESCRIPTIONS
-from .measure.sharded import is_spread
 from .notices import Notices, one_line
 
 TRAINERS: Final = ("loss", "grad_norm", "lr", "tokens")
@@ -119,8 +118,6 @@ def _of_tensor(tensor: Tensor) -> float | Tensor:
     """Return the number in a tensor of one element; on another device, the tensor as it is."""
     if tensor.is_complex():
         raise Refused("it is complex, expected one real number")
-    if is_spread(tensor):
-        raise Refused("it is spread over the ranks, which do not agree on reading it any more")
     if tensor.numel() != 1:
         raise Refused(f"it has {tensor.numel()} values, expected one number")
     if tensor.device.type == "cpu":

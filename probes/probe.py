@@ -244,7 +244,7 @@ class Probe:
         if self._watch is not None and self._process == os.getpid() and self._probed < self._step - 1:
             self._deliver_all()  # no host is ahead of its device then, or of the other ranks
             self._together.group.patience = PATIENCE_AT_END
-            self._run_fixed_batch(self._step - 1)
+            self._run_fixed_batch(self._step - 1, last=True)
         self._end("" if finished else reason or "probe.close(finished=False) was called")
 
     def __enter__(self) -> Self:
@@ -325,12 +325,12 @@ class Probe:
         except Exception as error:
             self._lose_loop(error)
 
-    def _run_fixed_batch(self, step: int) -> None:
+    def _run_fixed_batch(self, step: int, *, last: bool = False) -> None:
         """Run the fixed batch and send its rows."""
         if self._watch is None:
             return
         try:
-            done = self._watch.pass_of_fixed_batch(step)
+            done = self._watch.pass_of_fixed_batch(step, last=last)
             if done is not None:
                 self._probed = step
                 self._sender.send_pass(step, done)

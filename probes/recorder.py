@@ -286,7 +286,9 @@ class Recorder:
         if item.interrupted and not in_vain:
             writer.interrupt(item.interrupted, step=item.step)
         writer.flush()
-        if self._may_seal and (in_vain or not item.interrupted):
+        if not self._may_seal:
+            writer.interrupt("the disk did not answer when the run was closed", step=item.step)
+        elif in_vain or not item.interrupted:
             writer.seal()
 
     @staticmethod

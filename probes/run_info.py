@@ -34,6 +34,16 @@ _IN_QUERY: Final = re.compile(
 )
 
 
+def _parameter_dtype(model: nn.Module) -> str | None:
+    """Return the type of most of the model's floating-point numbers, as torch names it; None without any."""
+    sizes: dict[str, int] = {}
+    for p in model.parameters():
+        if p.is_floating_point():
+            name = str(p.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + p.numel()
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
 def run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is true of the whole run."""
     a_bar = site.a_bar() if site.a_bar is not None else None
@@ -42,6 +52,7 @@ def run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[s
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_names": list(_with_norm(model)),
+        "parameter_dtype": _parameter_dtype(model),
         "site": site.describe(),
         "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
         # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.

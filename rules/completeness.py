@@ -22,6 +22,8 @@ from ..runfile.reader import Run
 from .findings import Finding, Judgement
 from .series import SHORTEST_PAUSE
 
+FEWEST_STEPS: Final = 20
+"""Rows without which nothing is said, where nobody says how many are enough: rules are about tens of steps."""
 MOST_DROPPED: Final = 0.1
 """Part of the rows that a recorder may have dropped before the recording says too little."""
 
@@ -32,11 +34,12 @@ def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list
     Args:
         run: An opened run.
         end: How it ended.
-        min_steps: Steps that are enough. Then an interrupted run that has them is complete enough to be judged.
+        min_steps: Steps that are enough, `FEWEST_STEPS` by default. Where they are given, an interrupted run that has
+            them is complete enough to be judged.
     """
     rows = len(run)
     found = [_of_a_rank(event) for event in run.events if event.kind in RANK_EVENTS]
-    found += [*_of_its_end(end, rows, min_steps)]
+    found += _of_its_end(end, rows, min_steps) if rows else []
     if end.lost_from is not None:
         lost = f"the probe was lost at step {end.lost_from}, the loop was not recorded from there on"
         said = f"{lost}: {end.lost_reason}" if end.lost_reason else lost
@@ -109,10 +112,19 @@ _TRAINING_MODE: Final = (
 def _of_its_end(end: Ending, rows: int, min_steps: int | None) -> list[Finding]:
     """Return that a run is not finished, or shorter than asked for."""
     step = end.last_step or 0
-    if min_steps is not None and rows < min_steps:
-        said = f"{rows} steps were recorded, fewer than the {min_steps} that were asked for"
+    if rows < (min_steps or FEWEST_STEPS):
+        whose = f"the {min_steps} that were asked for" if min_steps else f"the {FEWEST_STEPS} that a verdict needs"
+        said = f"{'1 step was' if rows == 1 else f'{rows} steps were'} recorded, fewer than {whose}"
         why = {"finished": "", "live": "; the run is still live"}.get(end.state, f"; interrupted: {end.reason}")
-        return [gap("LS003", "too-few-steps", said + why, "let the training run on, or ask for fewer steps", step)]
+        return [
+            gap(
+                "LS003",
+                "too-few-steps",
+                said + why,
+                "let the training run on, or say with --min-steps that so many are enough",
+                step,
+            )
+        ]
     if end.state == "live":
         said = f"the run is live; it was judged as far as it has come, step {step}"
         return [_note(said, "run-live", "check it again when it has ended", step)]

@@ -14,10 +14,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runfile.layout import Event
-from .spikes import SPIKE, SpikeScore
+from ..runfile.layout import Event, Severity
+from .loss_series import SOURCES, LossSeries
+from .spikes import SPIKE
 
-WATCHED = frozenset({"nonfinite", "loss_zscore"})  # what events of this module are about, as rules name it
+WATCHED = frozenset(
+    {"nonfinite", "loss_zscore", "scaler_settling"}
+)  # what events of this module are about, as rules name it
 
 
 class EventDetector:
@@ -32,15 +35,15 @@ class EventDetector:
     """
 
     def __init__(self) -> None:
-        self.loss_zscore = math.nan  # of the last row
-        self._score = SpikeScore()
+        self.derived: dict[str, float] = {}  # series of the last row that are made of the loss
+        self._series = LossSeries()
         self._spiking = False
         self._broken: frozenset[str] = frozenset()
 
     def update(
         self, step: int, time: float, values: Mapping[str, float], loops: NDArray[np.float32] | None = None
     ) -> list[Event]:
-        """Events that begin with this row.
+        """Return the events that begin with this row.
 
         Args:
             step: Training step of the row.
@@ -48,31 +51,43 @@ class EventDetector:
             values: What the row was given or measured, by name; a missing name was not recorded.
             loops: Per-loop rows ``(T + 1, 4)`` of the step.
         """
-        return self._loss_spike(step, time, values) + self._non_finite(step, time, values, loops)
+        broken = frozenset(non_finite(values, loops))
+        self.derived = self._series.update({**values, "nonfinite": float(len(broken))})
+        return self._loss_spike(step, time, values) + self._non_finite(step, time, values, broken)
+
+    def replay(self, columns: Mapping[str, NDArray[np.float64]]) -> None:
+        """Take the recorded rows of a run that goes on; they give no events.
+
+        Args:
+            columns: The columns of `loss_series.SOURCES`, each ``(rows,)``.
+        """
+        self._series = LossSeries()
+        series = self._series.replay({name: columns[name] for name in SOURCES})
+        self._spiking = bool(len(series["loss_zscore"]) and series["loss_zscore"][-1] >= SPIKE)
 
     def _loss_spike(self, step: int, time: float, values: Mapping[str, float]) -> list[Event]:
         loss = values.get("loss", math.nan)
-        self.loss_zscore = score = self._score.update(loss)
+        score = self.derived["loss_zscore"]
         began = score >= SPIKE and not self._spiking
         self._spiking = score >= SPIKE
         if not began:
             return []
-        message = f"loss {loss:.4g} is {score:.1f} robust deviations above the recent median"
+        message = f"loss {loss:.4g} is {score:.1f} robust deviations above what was expected"
         return [Event(step, time, "loss_spike", "warning", score, SPIKE, message)]
 
-    def _non_finite(
-        self, step: int, time: float, values: Mapping[str, float], loops: NDArray[np.float32] | None
-    ) -> list[Event]:
-        broken = frozenset(non_finite(values, loops))
+    def _non_finite(self, step: int, time: float, values: Mapping[str, float], broken: frozenset[str]) -> list[Event]:
         began, self._broken = sorted(broken - self._broken), broken
         if not began:
             return []
         message = f"not finite: {', '.join(began)}"
-        return [Event(step, time, "non_finite", "error", values.get(began[0], math.nan), math.nan, message)]
+        severity: Severity = "error"
+        if self.derived["scaler_settling"]:
+            message, severity = f"{message}, while the loss scale of float16 settles", "note"
+        return [Event(step, time, "non_finite", severity, values.get(began[0], math.nan), math.nan, message)]
 
 
 def non_finite(values: Mapping[str, float], loops: NDArray[np.float32] | None) -> list[str]:
-    """Names of the numbers of a row that are NaN or infinite although they were given or measured.
+    """Return the names of the numbers of a row that are NaN or infinite although they were given or measured.
 
     >>> non_finite({"loss": math.nan, "lr": 0.1}, None)
     ['loss']

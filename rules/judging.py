@@ -10,17 +10,18 @@ Not covered: conditions over several runs; what is judged of every run without a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import islice, product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runfile.reader import Run
-from .expression import Series
+from .expression import Series, Truth
 from .findings import Finding, Judgement
 from .rule_files import Rule
-from .series import Missing, constants, missing, series_of
+from .series import LOSS_DERIVED, Missing, constants, derived, missing, series_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,22 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
     for rule in rules:
         for name in rule.expr.names - absent.keys():
             absent[name] = missing(run, name) if len(steps) else Missing("no data", "no step was recorded")
+        if not series.keys() >= rule.expr.names & LOSS_DERIVED:
+            series |= derived(run)  # all of them at once
         for name in rule.expr.names - series.keys():
             values = series_of(run, name, steps)
             series[name] = np.full(len(steps), np.nan) if values is None else values
         env = {name: series[name] for name in rule.expr.names}
-        found = _apply(rule, steps, env)
+        truth = Truth(*(np.broadcast_to(side, steps.shape) for side in rule.expr.truth(env)))
+        found = _apply(rule, steps, env, truth.yes)
         findings += [found] if found is not None else []
-        gone = {name: absent[name] for name in sorted(rule.expr.names)}
-        judgements.append(_judgement(rule, steps, env, gone, fired=found is not None, constant=always.keys()))
+        decided = steps[truth.yes | truth.no]
+        if found is not None:
+            why = Missing("judged", "")
+        else:
+            gone = {name: absent[name] for name in sorted(rule.expr.names)}
+            why = _why_not(rule, env, gone, always.keys() & env.keys(), decided)
+        judgements.append(Judgement(rule.id, rule.name, rule.severity, why.state, len(decided), why.reason))
     return Judged(sorted(findings, key=lambda finding: finding.step), judgements)
 
 
@@ -68,9 +77,10 @@ def evaluate(run: Run, rules: Iterable[Rule]) -> tuple[list[Finding], list[str]]
     return judged.findings, [each.rule for each in judged.judgements if each.state != "judged"]
 
 
-def _apply(rule: Rule, steps: Series, env: Mapping[str, Series]) -> Finding | None:
+def _apply(rule: Rule, steps: Series, env: Mapping[str, Series], holds: NDArray[np.bool_]) -> Finding | None:
     """Return the finding of one rule, if it fires or is pending."""
-    holds = np.broadcast_to(rule.expr.holds(env), steps.shape)
+    if not holds.any():
+        return None
     firing = Firing(rule)
     turning = turning_rows(holds, steps, rule.hold)
     fired = [(row, firing.since) for row in turning if firing.update(steps[row], holds[row])]
@@ -89,36 +99,8 @@ def _pending(rule: Rule, steps: Series, env: Mapping[str, Series], since: float)
     return replace(held, severity="warning", state="pending", message=said)
 
 
-def _judgement(
-    rule: Rule,
-    steps: Series,
-    env: Mapping[str, Series],
-    gone: Mapping[str, Missing | None],
-    *,
-    fired: bool,
-    constant: Iterable[str],
-) -> Judgement:
-    """Return what a rule was judged on.
-
-    Args:
-        rule: The rule.
-        steps: ``(rows,)``.
-        env: What it reads, each ``(rows,)`` or a constant.
-        gone: Of each name, why it is missing.
-        fired: Whether the rule gave a finding: then it was judged, whatever is missing.
-        constant: Names that are true of the whole run.
-    """
-    truth = rule.expr.truth(env)
-    decided = np.flatnonzero(np.broadcast_to(truth.yes | truth.no, steps.shape))
-    count = len(decided)
-    if fired:
-        return Judgement(rule.id, rule.name, rule.severity, "judged", count)
-    state, reason = _why_not(rule, env, gone, set(constant), steps[decided])
-    return Judgement(rule.id, rule.name, rule.severity, state, count, reason)
-
-
 def _why_not(
-    rule: Rule, env: Mapping[str, Series], gone: Mapping[str, Missing | None], constant: set[str], decided: Series
+    rule: Rule, env: Mapping[str, Series], gone: Mapping[str, Missing | None], constant: Set[str], decided: Series
 ) -> Missing:
     """Return the state of a rule that did not fire, and the reason where it was not judged.
 
@@ -136,18 +118,30 @@ def _why_not(
     reasons = [reason for reason in gone.values() if reason is not None]
     absent = sorted(reasons, key=lambda reason: reason.state)  # "no data" before "not applicable"
     if not len(decided):
+        unwatched = [name for name, reason in gone.items() if reason is not None and reason.state == "no data"]
         inapplicable = [reason for reason in absent if reason.state == "not applicable"]
-        return (inapplicable or absent or [Missing("no data", _undecided(env))])[0]
+        if inapplicable and not _could_fire(rule, fixed, unwatched):
+            return inapplicable[0]
+        return absent[0] if absent else _undecided(env)
     if absent and absent[0].state == "no data":
         return absent[0]
     if (span := decided[-1] - decided[0]) < rule.hold:
-        return Missing("no data", f"could be decided over {span + 1:.0f} steps; it must hold for {rule.hold}")
+        return Missing("not applicable", f"the run is too short: {span + 1:.0f} steps; it must hold for {rule.hold}")
     return Missing("judged", "")
 
 
-def _undecided(env: Mapping[str, Series]) -> str:
+def _could_fire(rule: Rule, fixed: Mapping[str, Series], names: Sequence[str]) -> bool:
+    """Return whether a rule could fire if some names had values and all others, but constants, had none."""
+    values = [np.array(value) for value in (-1e300, 0.0, 1e300)]
+    tries = product(values, repeat=len(names))
+    return any(rule.expr.holds({**fixed, **dict(zip(names, each, strict=True))}).any() for each in islice(tries, 243))
+
+
+def _undecided(env: Mapping[str, Series]) -> Missing:
     """Return that a condition was unknown everywhere although its series were recorded."""
-    return f"{', '.join(sorted(env))} never had values at one step from which the condition could be decided"
+    if early := sorted(LOSS_DERIVED & env.keys()):
+        return Missing("not applicable", f"the run is too short for {', '.join(early)}")
+    return Missing("no data", f"{', '.join(sorted(env))}: never known at one and the same step")
 
 
 def finding(

@@ -43,7 +43,7 @@ class LiveRules:
     >>> found = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "residual_ratio": 1.2})]
     >>> found += live.judge(ended=True)
     >>> [(event.kind, event.step, event.severity) for event in found]
-    [('LS020', 20, 'error')]
+    [('LS020', 3, 'error')]
     """
 
     def __init__(self, rules: Iterable[Rule], info: Mapping[str, Any], names: Iterable[str]) -> None:

@@ -11,18 +11,31 @@ Not covered: rules and what they found (``diagnosis.py``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dynamics.regime import Regime, disagreement, loop_regime, lti_regime, worst
-from ..dynamics.trajectory.trajectory import TrajectoryLaw, classify
+from ..dynamics.regime import (
+    Regime,
+    disagreement,
+    full_loop_regime,
+    loop_regime,
+    lti_regime,
+    overall,
+    rates_disagree,
+)
+from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from ..runfile.reader import Run
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
+LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
+SEVERAL_DEPTHS = (
+    "In every recent step the sequences ran through different numbers of loops, so that means over tokens are no "
+    "trajectory: a fixed batch would be one"
+)
+EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +58,72 @@ class RunRegimes:
 def read_regimes(run: Run) -> RunRegimes:
     """Return the regimes at the end of a run that has recorded something."""
     radius, rates, law = _last(run, "a_bar_radius"), loop_rates(run), trajectory_law(run)
+    log_radius, exponent = rates.get(LOG_RADIUS, math.nan), rates.get(EXPONENT, math.nan)
+    cycle = law.kind == "orbiting" and loop_regime(exponent) == "stable"
     regimes: dict[str, Regime] = {
         "lti": lti_regime(radius),
-        "loop": _full_loop_regime(rates),
+        "loop": "stable" if cycle else full_loop_regime(log_radius, exponent),
         "trajectory": law.regime,
     }
-    return RunRegimes(regimes, worst(*regimes.values()), radius, _summary(regimes, radius, rates, law, run))
+    differ = rates_disagree(log_radius, exponent) and not cycle
+    conflict = disagreement(**regimes, rates_differ=differ, cycle=cycle)
+    said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
+    if rates:
+        shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
+        said.append(f"Full loop {regimes['loop']}: {shown} per loop{', which disagree' if differ else ''}")
+    attracting = "The cycle is an attracting one: small differences shrink along it" if cycle else ""
+    sentence = ". ".join(part.rstrip(".") for part in [*said, law.sentence, attracting, conflict] if part) + "."
+    return RunRegimes(regimes, overall(**regimes), radius, sentence)
 
 
 def trajectory_law(run: Run) -> TrajectoryLaw:
-    """Decay law of the steps that the loop takes at the end of the run."""
+    """Decay law of the steps that the loop takes at the end of the run.
+
+    That of the last pass of the fixed probe batch; without one, of the deepest of the last training steps in which
+    every token ran through all loops. Means over different tokens in different loops are no trajectory, and give
+    ``unknown``.
+    """
     if len(run.probe_steps):
-        residual, cosine, state = (run.probe(name)[-1] for name in ("residual_norm", "step_cosine", "state_norm"))
+        residual, cosine, state, tokens = (run.probe(name)[-1] for name in LOOP_COLUMNS_READ)
     else:
         recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
-        per_loop = {name: run.loops(name, rows=recent) for name in ("residual_norm", "step_cosine", "state_norm")}
-        deepest = int(np.argmax(np.isfinite(per_loop["state_norm"]).sum(axis=1)))
-        residual, cosine, state = (values[deepest] for values in per_loop.values())
-    loops = _depth(state)
+        per_loop = {name: run.loops(name, rows=recent) for name in LOOP_COLUMNS_READ}
+        counts = per_loop["tokens"]
+        depths = _depths(counts)
+        if not depths.max(initial=0):
+            return _no_law("No loop was recorded.")
+        most, least = np.nanmax(counts, axis=1, initial=0), np.nanmin(counts, axis=1, initial=np.inf)
+        whole = np.where((most == least) & (depths > 0), depths, 0)
+        if not whole.any():
+            return _no_law(SEVERAL_DEPTHS)
+        deepest = int(np.argmax(whole))
+        residual, cosine, state, tokens = (values[deepest] for values in per_loop.values())
+    loops = int(_depths(tokens[None])[0])
     if loops == 0:
-        nan = math.nan
-        return TrajectoryLaw("unknown", "unknown", nan, nan, nan, nan, nan, nan, "none", "No loop was recorded.")
-    return classify(residual[:loops], cosine[:loops], state[: loops + 1])
+        return _no_law("No loop was recorded.")
+    return classify(residual[:loops], cosine[:loops], state[: loops + 1], round_off=_round_off(run))
 
 
-def _depth(state_norm: NDArray[np.floating[Any]]) -> int:
-    """Loops that ran: the row is padded with NaN, but an exploding state may end in NaN of its own."""
-    recorded = np.flatnonzero(np.isfinite(state_norm))
-    return int(recorded[-1]) if len(recorded) else 0
+def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Loops that ran in each row. Rows are padded with NaN, but only where no token count is: a state may be NaN
+    itself.
+    """
+    return np.asarray(np.maximum(np.count_nonzero(~np.isnan(tokens), axis=1) - 1, 0), np.int64)
+
+
+def _round_off(run: Run) -> float | None:
+    """The round-off level of the states where their type is known: short parameters make short states.
+
+    Of float32 parameters it is not: autocast makes bfloat16 states of them.
+    """
+    kind = run.info.get("parameter_dtype")
+    return ROUND_OFF_OF[kind] if kind in ("float64", "float16", "bfloat16") else None
+
+
+def _no_law(sentence: str) -> TrajectoryLaw:
+    """A trajectory that nothing can be said of, and why."""
+    nan = math.nan
+    return TrajectoryLaw("unknown", "unknown", nan, nan, nan, nan, nan, nan, "none", sentence)
 
 
 def loop_rates(run: Run) -> dict[str, float]:
@@ -87,20 +138,10 @@ def loop_rates(run: Run) -> dict[str, float]:
         steps, values = _series(run, name)
         if len(steps) and (not len(tried) or steps[-1] == tried[-1]):
             last[name] = float(values[-1])
-    found = {"λ": last["lyapunov_max"]} if "lyapunov_max" in last else {}
+    rates = {EXPONENT: last["lyapunov_max"]} if "lyapunov_max" in last else {}
     if (radius := last.get("jacobian_radius")) is not None:
-        found["log ρ(J)"] = math.log(radius) if radius > 0 else -math.inf
-    return found
-
-
-def _full_loop_regime(rates: Mapping[str, float]) -> Regime:
-    """The regime all rates agree on, else marginal.
-
-    Neither is the rate for ever: over a few loops a transient passes for an exponent, and the state may move on from
-    where the radius was taken. A loop that drifts, as addition does, shows the first of the two.
-    """
-    regimes = {loop_regime(rate) for rate in rates.values()}
-    return "unknown" if not regimes else regimes.pop() if len(regimes) == 1 else "marginal"
+        rates[LOG_RADIUS] = math.log(radius) if radius > 0 else -math.inf
+    return rates
 
 
 def _series(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -115,18 +156,6 @@ def _last(run: Run, name: str) -> float:
     """The last recorded value of a series; NaN when it was never recorded."""
     _, values = _series(run, name)
     return float(values[-1]) if len(values) else math.nan
-
-
-def _summary(
-    regimes: dict[str, Regime], radius: float, rates: Mapping[str, float], law: TrajectoryLaw, run: Run
-) -> str:
-    """One sentence with the numbers that decide, and the disagreement where there is one."""
-    said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
-    if rates:
-        shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
-        said.append(f"Full loop {regimes['loop']}: {shown} per loop")
-    conflict = disagreement(regimes["lti"], regimes["loop"], regimes["trajectory"])
-    return ". ".join(part.rstrip(".") for part in [*said, law.sentence, conflict] if part) + "."
 
 
 def _crossing(run: Run) -> str:

@@ -223,7 +223,7 @@ def _refuse_duplicates(tables: Sequence[_Table]) -> None:
     first: dict[str, _Table] = {}
     for table in tables:
         if (before := first.setdefault(table.id, table)) is not table:
-            table.refuse("id", f"rule {table.id} is there twice, first in line {before.start.line}")
+            table.refuse("id", f"its id is there twice, first in line {before.start.line}")
 
 
 def _syntax_error(file: str, said: str) -> str:

@@ -18,10 +18,11 @@ from ..runfile.layout import PROBE_DERIVED, STEP_COLUMNS, STEP_DERIVED
 from ..runfile.reader import Run
 from .expression import Series
 from .findings import JudgementState
-from .spikes import loss_zscores
+from .loss_series import DERIVED, SOURCES, LossSeries
 
 CONSTANTS: Final = frozenset({"a_bar_learned"})
-LOSS_DERIVED: Final = frozenset({"loss_zscore"})
+LOSS_DERIVED: Final = frozenset(DERIVED)
+_MADE_OF: Final = dict.fromkeys(DERIVED, "loss") | {"lr_zero": "lr", "scaler_settling": "nonfinite"}
 KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED})
 """What a rule can read of every run, besides the user's own numbers."""
 
@@ -48,13 +49,18 @@ class Missing(NamedTuple):
 
 def series_of(run: Run, name: str, steps: Series) -> Series | None:
     """Return a recorded or derived series at every step; ``None`` when the run does not know the name."""
-    if name == "loss_zscore":
-        return loss_zscores(run["loss"])
+    if name in LOSS_DERIVED:
+        return derived(run)[name]
     try:
         recorded_at, values = run.series(name)
     except KeyError:
         return None
     return _last_known(steps, np.asarray(recorded_at, dtype=np.float64), np.asarray(values, dtype=np.float64))
+
+
+def derived(run: Run) -> dict[str, Series]:
+    """Return the series that are made of the loss, at every step."""
+    return LossSeries(ranks=len(run.ranks)).replay({name: run[name] for name in SOURCES})
 
 
 def _last_known(steps: Series, recorded_at: Series, values: Series) -> Series:
@@ -80,7 +86,7 @@ def missing(run: Run, name: str) -> Missing | None:
     """Return why a series is not there or ends before the run does; None where it is there to the end."""
     if name in CONSTANTS:
         return None if run.info.get(name) is not None else Missing("not applicable", "the loop has no known A̅")
-    source = "loss" if name in LOSS_DERIVED else name
+    source = _MADE_OF.get(name, name)
     recorded_at = run.series(source)[0] if source in run.names else np.empty(0, dtype=np.int64)
     if len(recorded_at):
         return _stopped(source, recorded_at, int(run["step"][-1]))

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 RUN_INTERRUPTED: Final = "run_interrupted"
 PROBE_LOST: Final = "probe_lost"
-KILLED: Final = "its process is gone and left no word: it was killed, or its machine stopped"
+KILLED: Final = (
+    "its process is gone and left no word: it was killed (SIGTERM, SIGKILL, out of memory), left by os._exit, or its "
+    "disk or machine stopped"
+)
 
 State = Literal["live", "interrupted", "finished"]
 
@@ -53,9 +56,10 @@ def ending(run: Run) -> Ending:
     events = run.events
     last = int(run["step"][-1]) if len(run) else None
     state = run.state
-    said = [event.message for event in events if event.kind == RUN_INTERRUPTED]
+    last_process = [event for event in events if event.generation == run.generation]
+    said = [event.message for event in last_process if event.kind == RUN_INTERRUPTED]
     reason = (said[-1] if said else KILLED) if state == "interrupted" else ""
-    lost = next((event for event in events if event.kind == PROBE_LOST), None)
+    lost = next((event for event in last_process if event.kind == PROBE_LOST), None)
     if lost is None:
         return Ending(state, reason, last, None, "")
     return Ending(state, reason, last, lost.step, lost.message)

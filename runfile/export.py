@@ -4,6 +4,11 @@ CSV and Parquet hold one table: ``steps`` (one row per step, the loop profile in
 ``state_norm[1]``, …) or one of the tidy tables ``loops``, ``probe`` (one row per step and loop), ``spectra`` (one row
 per step and eigenvalue), ``events``. JSON holds all of them, as columns, in one object.
 
+Three states of a number stay apart. A number that was never recorded is an empty field in CSV and null in Parquet and
+JSON. A NaN or an infinity that was given or measured is ``nan``, ``inf``, ``-inf`` in CSV, a NaN or infinity in
+Parquet, and the string ``"NaN"``, ``"Infinity"``, ``"-Infinity"`` in JSON, which has no such numbers. The file itself
+has only NaN for "never recorded"; `never_recorded` tells it from a given one by ``nonfinite``.
+
 Not covered: rows that a later generation superseded (``Run.history`` has them), arrays of any shape (``Run.arrays``),
 and importing.
 """
@@ -24,21 +29,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .disk.integrity import one_line
-from .layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_DERIVED, RunFileError
-from .reader import Run
+from .layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_COLUMNS, STEP_DERIVED, RunFileError
+from .ranks.merge import NEVER_GIVEN
+from .run import Run
 
 TableName: TypeAlias = Literal["steps", "loops", "probe", "spectra", "events"]
 Columns: TypeAlias = dict[str, Any]
 TABLE_NAMES: Final[tuple[TableName, ...]] = ("steps", "loops", "probe", "spectra", "events")
 _WHOLE: Final = ("step", "generation", "depth_min", "depth_max", "nonfinite", "rows_dropped")  # whole unless missing
+MEASURED: Final = (
+    frozenset(NEVER_GIVEN) | set(STEP_COLUMNS[3:]) - {"loss", "grad_norm", "lr"} | set(STEP_DERIVED) | {"step"}
+)
+"""Columns that nobody gives: a NaN there was never recorded."""
 _LINES: Final = 4096  # CSV lines turned into text at a time
 
 
 def export(run: Run, output: str | os.PathLike[str], *, table: TableName | None = None, force: bool = False) -> Path:
     """Write a run to a file whose ending says how: ``.csv``, ``.parquet`` or ``.json``.
 
-    The file appears whole or not at all. Numbers never recorded are empty in CSV, null in Parquet and JSON; JSON has no
-    infinity either, so infinite numbers are null there too (``nonfinite`` counts them).
+    The file appears whole or not at all. Numbers never recorded are empty in CSV, null in Parquet and JSON; those that
+    are not finite stay what they are, in JSON as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
 
     Args:
         run: An open run, live ones included.
@@ -128,30 +138,57 @@ def _tidy(
     return found | {along: position} | {name: values[there] for name, values in profiles.items()}
 
 
-def _plain(name: str, values: Any) -> list[Any]:
-    """Return a column as Python numbers, None where not recorded, whole numbers as such."""
-    if isinstance(values, list):
-        return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
-    numbers: list[Any] = values.tolist()
+def never_recorded(table: Columns) -> dict[str, NDArray[np.bool_]]:
+    """Return for every column of numbers of a table which entries were never recorded.
+
+    Everywhere that is a NaN, except in what the trainer and the user give per step: there a NaN was given where
+    ``nonfinite`` counts more numbers than are infinite in that row, and the column holds a number in some other row (or
+    is the loss). Where a row counts one and lacks two such numbers, both pass for given: rather shown than hidden.
+
+    >>> nan, inf = math.nan, math.inf
+    >>> rows = {"loss": [2.0, nan, inf], "lr": [nan] * 3, "mine": [1.0, 2.0, nan], "nonfinite": [0.0, 1.0, 1.0]}
+    >>> for name, never in never_recorded({name: np.array(values) for name, values in rows.items()}).items():
+    ...     print(name, never.tolist())
+    loss [False, False, False]
+    lr [True, True, True]
+    mine [False, False, True]
+    nonfinite [False, False, False]
+    """
+    never = {
+        name: np.array([isinstance(value, float) and math.isnan(value) for value in values], dtype=bool)
+        if isinstance(values, list)
+        else np.isnan(values)
+        for name, values in table.items()
+    }
+    if "nonfinite" in table:
+        given = [name for name in table if name not in MEASURED and "[" not in name]
+        unexplained = np.nan_to_num(table["nonfinite"]) - sum(np.isinf(table[name]) for name in given)
+        for name in given:
+            if name == "loss" or not never[name].all():
+                never[name] &= unexplained <= 0
+    return never
+
+
+def _plain(name: str, values: Any, never: NDArray[np.bool_]) -> list[Any]:
+    """Return a column as Python numbers, None where never recorded, whole numbers as such."""
+    numbers: list[Any] = values if isinstance(values, list) else values.tolist()
+    known = [None if missing else value for value, missing in zip(numbers, never.tolist(), strict=True)]
     if name in _WHOLE:
-        return [int(value) if math.isfinite(value) and value == int(value) else _or_none(value) for value in numbers]
-    return [_or_none(value) for value in numbers]
-
-
-def _or_none(value: Any) -> Any:
-    """NaN becomes None."""
-    return None if value != value else value
+        return [int(v) if v is not None and math.isfinite(v) and v == int(v) else v for v in known]
+    return known
 
 
 def _write_csv(table: Columns, path: Path) -> None:
     """Write one table, a header line first."""
-    length = len(next(iter(table.values())))
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    length, never = len(next(iter(table.values()))), never_recorded(table)
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         lines = csv.writer(stream)
         lines.writerow(table)
         for start in range(0, length, _LINES):
-            part = [_plain(name, values[start : start + _LINES]) for name, values in table.items()]
-            lines.writerows(zip(*part, strict=True))
+            part = slice(start, start + _LINES)
+            lines.writerows(
+                zip(*(_plain(name, values[part], never[name][part]) for name, values in table.items()), strict=True)
+            )
 
 
 def _write_parquet(table: Columns, path: Path, run: Run) -> None:
@@ -161,31 +198,34 @@ def _write_parquet(table: Columns, path: Path, run: Run) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise RunFileError("exporting to Parquet needs pyarrow; install loopscope[parquet] or export to .csv") from None
+    never = never_recorded(table)
     arrays = {
-        name: pa.array(_plain(name, values))
-        if isinstance(values, list) or name in _WHOLE
-        else pa.array(values, from_pandas=True)
+        name: pa.array(_plain(name, values, never[name]))
+        if isinstance(values, list) or (name in _WHOLE and np.isfinite(values[~never[name]]).all())
+        else pa.array(values, mask=never[name])
         for name, values in table.items()
     }
-    made = pa.table(arrays).replace_schema_metadata({"loopscope": json.dumps(run.info)})
+    made = pa.table(arrays).replace_schema_metadata({"loopscope": json.dumps(_strict(run.info), allow_nan=False)})
     pq.write_table(made, path)
 
 
 def _write_json(run: Run, path: Path, table: TableName | None) -> None:
-    """Write strictly valid JSON: no NaN, no Infinity."""
+    """Write strictly valid JSON: NaN and infinity are strings."""
     wanted = TABLE_NAMES if table is None else (table,)
-    found: dict[str, Any] = {"format": "loopscope-export", "version": 1, "path": str(run.path), "state": run.state}
-    found["info"] = _strict(run.info)
+    out: dict[str, Any] = {"format": "loopscope-export", "version": 2, "path": str(run.path), "state": run.state}
+    out["info"] = _strict(run.info)
     for name in wanted:
-        found[name] = {key: _strict(_plain(key, values)) for key, values in columns(run, name).items()}
+        held = columns(run, name)
+        never = never_recorded(held)
+        out[name] = {key: _strict(_plain(key, values, never[key])) for key, values in held.items()}
     with path.open("w", encoding="utf-8") as stream:
-        json.dump(found, stream, allow_nan=False)
+        json.dump(out, stream, allow_nan=False)
 
 
 def _strict(value: Any) -> Any:
-    """Return a JSON value with every number JSON cannot say replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    """Return a JSON value with every number that JSON cannot say as its name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, list):
         return [_strict(entry) for entry in value]
     if isinstance(value, dict):

@@ -109,7 +109,8 @@ def find_flights(run: Run) -> list[Flight]:
 
 def _flights(run: Run, prefix: str) -> list[Flight]:
     """Puts the arrays whose names start with a prefix together to flights."""
-    names = tuple(str(name) for name in run.info.get("parameter_names", ()))
+    listed = run.info.get("parameter_names", ())
+    names = tuple(str(name) for name in listed) if isinstance(listed, list | tuple) else ()
     alerts: dict[int, list[Event]] = {}
     for event in run.events:
         if event.severity != "note":
@@ -133,7 +134,7 @@ def _with(step: FlightStep, name: str, values: NDArray[Any], columns: Sequence[s
     """A step with one more of its arrays; names of later versions are passed over."""
     if name.startswith(RANDOM):
         return replace(step, random={**step.random, name.removeprefix(RANDOM): values})
-    if name == "scalars" and values.dtype.kind == "f":
+    if name == "scalars" and values.dtype.kind == "f" and values.ndim == 1:
         known = zip(columns, values.tolist(), strict=False)
         return replace(step, scalars={column: value for column, value in known if not math.isnan(value)})
     if name == "loops":

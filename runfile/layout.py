@@ -211,6 +211,7 @@ class Event:
         value: The number that caused it, NaN where there is none.
         threshold: What it was compared with, NaN where there is none.
         message: One sentence for a person (240 bytes of UTF-8; longer is cut).
+        generation: Which process recorded it, as the file says; the writer sets it.
 
     >>> Event(step=3, time=0.0, kind="loss_spike", severity="warning", value=9.5, message="loss rose to 9.5").threshold
     nan
@@ -223,6 +224,7 @@ class Event:
     value: float = math.nan
     threshold: float = math.nan
     message: str = ""
+    generation: int = 0
 
 
 def clip_utf8(text: str, size: int) -> bytes:
@@ -256,6 +258,7 @@ def unpack_event(row: Any) -> Event:
         value=float(row["value"]),
         threshold=float(row["threshold"]),
         message=bytes(row["message"]).decode("utf-8", "replace"),
+        generation=int(row["generation"]),
     )
 
 

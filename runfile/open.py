@@ -21,7 +21,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
     Args:
         path: The ``.h5`` file. Of a run of several ranks, rank 0's file (``a.h5``) gives all of them as one run, see
-            `merged_run.MergedRun`, with each alone in ``ranks``; another's (``a.rank1.h5``) gives that rank alone.
+            `ranks.merged_source`, with each alone in ``ranks``; another's (``a.rank1.h5``) gives that rank alone.
 
     Raises:
         NotARun: The path is a folder, another format, or HDF5 written by somebody else.

@@ -8,9 +8,10 @@ expected, where the search ends so that a run without other ranks costs one look
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -60,20 +61,29 @@ def rank_files(path: Path, expected: int = 1) -> dict[int, Path]:
     ...     list(rank_files(Path(folder) / "a.h5", expected=3)), list(rank_files(Path(folder) / "a.h5"))
     ([2, 3], [])
     """
-    found: dict[int, Path] = {}
-    for rank in itertools.count(1):
-        beside = rank_path(path, rank)
-        if beside.exists():
-            found[rank] = beside
-        elif rank >= expected:
-            break
-    return found
+    there = dict(_listed(path)) if expected > 1 else {}
+    ranks = {rank: there[rank] for rank in sorted(there) if rank < expected}
+    rank = max(1, expected)
+    while (beside := rank_path(path, rank)).exists():
+        ranks[rank] = beside
+        rank += 1
+    return ranks
+
+
+def _listed(path: Path) -> Iterator[tuple[int, Path]]:
+    """Give the files in a run's folder that are named like its ranks: one look at the folder for all of them."""
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            beside = path.with_name(entry.name)
+            if (rank := rank_of(beside)) and run_path(beside) == path:
+                yield rank, beside
 
 
 def whole_runs(paths: Iterable[Path]) -> list[Path]:
-    """Return the paths without the rank files whose run is among them too: those are parts of it, not runs.
+    """Return the paths without those named like ranks of a run that is among them too.
 
-    A rank file that is given without its run stays, and is then that rank alone.
+    A rank file that is given without its run stays, and is then that rank alone. A name is no proof: whoever judges
+    runs asks `companions.separate_runs`, which looks into the files.
 
     >>> print(*whole_runs([Path("a.h5"), Path("a.rank1.h5"), Path("b.rank1.h5")]))
     a.h5 b.rank1.h5

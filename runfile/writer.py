@@ -54,6 +54,7 @@ _FLUSH_AT: Final = 1024  # staged steps that force a flush
 _KEEP_AT_MOST: Final = 4096  # staged steps kept while the disk is full; later ones are counted as lost
 _FLUSH_ARRAYS_AT: Final = 8 << 20  # staged bytes of arrays that force a flush
 _KEEP_ARRAYS: Final = 64 << 20  # staged bytes of arrays kept at most, and the largest array that can be recorded
+_LAST_WORDS: Final = 256 << 10  # free bytes it takes to say in the file that the disk is full
 _WRITE_ERRORS: Final = (OSError, RuntimeError, ValueError, KeyError, RunFileError)
 _WRITERS: weakref.WeakSet[RunWriter] = weakref.WeakSet()
 
@@ -103,6 +104,7 @@ class RunWriter:
         self._probe_rows = commit.lengths["probe"]
         self._array_bytes = commit.lengths["arrays"]
         self._lost_before = self._arrays_lost_before = 0
+        self._interrupted: Event | None = None
         self._finished = self._closed = self._starved = False
         _WRITERS.add(self)
         self._handle.published = commits
@@ -346,7 +348,8 @@ class RunWriter:
             why: The reason, for a person.
             step: The last step.
         """
-        self.append_event(Event(step, time.time(), RUN_INTERRUPTED, "warning", message=why))
+        self._interrupted = Event(step, time.time(), RUN_INTERRUPTED, "warning", message=why)
+        self.append_event(self._interrupted)
 
     def seal(self) -> None:
         """End the run: mark it finished, compress it, close it. The run stays readable throughout."""
@@ -402,7 +405,7 @@ class RunWriter:
             self._refused.add(name)
             message = f"scalar {name!r} {wrong}; it is not recorded"
             _LOG.warning("%s: %s", self.path, message)
-            self.append_event(Event(-1, time.time(), "scalar-refused", "warning", message=message))
+            self.append_event(Event(-1, time.time(), "number_refused", "warning", message=message))
             return None
         self._index[name] = len(self._index)
         self._unnamed.append(name)
@@ -442,22 +445,26 @@ class RunWriter:
         """Whether the disk can take a flush; a failed write inside HDF5 can take the training process with it."""
         if needed is None:
             needed = 2 * sum(table.staged_bytes for table in self._tables.values())
-        disk = os.statvfs(self.path.parent)
-        enough = disk.f_bavail * disk.f_frsize >= needed + DISK_RESERVE
+        enough = self._free_bytes() >= needed + DISK_RESERVE
         if not enough and not self._starved:
             _LOG.warning("%s: the disk is nearly full; recording waits until there is room", self.path)
         self._starved = not enough
         return enough
 
+    def _free_bytes(self) -> int:
+        """Return how much room the disk has."""
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize
+
     def _note_losses(self) -> None:
         """Record in the file what was lost since this was said last."""
         if lost := self.rows_lost - self._lost_before:
             self._note_loss(
-                "rows-lost", lost, f"{lost} steps before this one were not recorded because the disk was full"
+                "rows_lost", lost, f"{lost} steps before this one were not recorded because the disk was full"
             )
         if lost := self.arrays_lost - self._arrays_lost_before:
             why = f"the disk was full, or they had more than {_KEEP_ARRAYS >> 20} MiB"
-            self._note_loss("arrays-lost", lost, f"arrays before this step that were not recorded: {lost}; {why}")
+            self._note_loss("arrays_lost", lost, f"arrays before this step that were not recorded: {lost}; {why}")
         self._lost_before, self._arrays_lost_before = self.rows_lost, self.arrays_lost
 
     def _note_loss(self, kind: str, lost: int, message: str) -> None:
@@ -470,11 +477,22 @@ class RunWriter:
 
     def _give_up_staged(self) -> None:
         """Count what is still in memory as lost: the disk stayed full until the end."""
-        lost = self.rows - self._last.lengths["steps"]
-        self.rows_lost += lost
+        self.rows_lost += self.rows - self._last.lengths["steps"]
         for table in self._tables.values():
             table.count = 0
-        _LOG.error("%s: the disk stayed full, %d steps were not recorded", self.path, self.rows_lost)
+        self._unnamed.clear()
+        said = f"the disk stayed full, {self.rows_lost} steps were not recorded"
+        _LOG.error("%s: %s", self.path, said)
+        before = self._interrupted
+        step, why = (-1, said) if before is None else (before.step, f"{said}; {before.message}")
+        self._finished = False
+        self.interrupt(why, step=step)
+        with LOCK:
+            if self._free_bytes() >= _LAST_WORDS:  # of the reserve, which is there for this
+                try:
+                    self._write_out()
+                except _WRITE_ERRORS as error:
+                    self._fail(f"writing failed ({one_line(error)})")
 
     def _fail(self, reason: str) -> None:
         """Mark the writer dead for good, count what is lost, say it once, and never let HDF5 touch the file again."""
@@ -497,6 +515,7 @@ class RunWriter:
         temporary = temporary_path(self.path)
         try:
             copy_run(file, temporary, self._last, "sealed")
+            temporary.chmod(self.path.stat().st_mode & 0o777)
             handles.close(self._handle)
             temporary.replace(self.path)
         except _WRITE_ERRORS as error:
@@ -515,6 +534,7 @@ def _restore_live_layout(path: Path) -> None:
         if commit is None:
             raise DamagedRun(f"{path}: holds no commit row; try `loopscope repair`")
         copy_run(handle.file, temporary_path(path), commit, "live")
+        temporary_path(path).chmod(path.stat().st_mode & 0o777)
     finally:
         handles.release(handle)
     temporary_path(path).replace(path)

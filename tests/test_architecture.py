@@ -20,7 +20,8 @@ ARROWS: dict[str, set[str]] = {
     "probes": {"loops", "rules", "runfile", "dynamics"},
     "gate": {"rules", "runfile", "dynamics"},
     "dashboard": {"rules", "runfile", "dynamics"},
-    "commands": {"dynamics", "models", "runfile", "loops", "rules", "probes", "gate", "dashboard"},
+    "sweeps": {"models", "probes", "runfile"},
+    "commands": {"dynamics", "models", "runfile", "loops", "rules", "probes", "gate", "dashboard", "sweeps"},
 }
 """What each folder may import, lazy imports and examples in docstrings included. docs/design.md says why."""
 EXAMPLES = {"loops": {"models"}, "probes": {"models", "runfile"}}

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..estimate import Estimate
-from ..regime import LYAPUNOV_TOLERANCE, Regime, disagreement, loop_regime, lti_regime, worst
+from ..regime import (
+    LYAPUNOV_TOLERANCE,
+    Regime,
+    disagreement,
+    full_loop_regime,
+    loop_regime,
+    lti_regime,
+    overall,
+    rates_disagree,
+)
 
 if TYPE_CHECKING:
     from ..trajectory.dependence import InputDependence, StartDependence
@@ -83,21 +92,33 @@ class FullLoop:
     sublayers: list[SublayerGain]
 
     @property
+    def log_radius(self) -> float:
+        """``log ρ_J``, nats per loop; NaN where ρ_J did not converge."""
+        if not self.radius.converged:
+            return math.nan
+        return math.log(self.radius.value) if self.radius.value > 0 else -math.inf
+
+    @property
     def regime(self) -> Regime:
-        """From λ₁, or from ``log ρ_J`` where it was not measured."""
-        if not math.isnan(self.lyapunov_max):
-            return loop_regime(self.lyapunov_max)
-        return loop_regime(math.log(self.radius.value) if self.radius.value > 0 else -math.inf)
+        """From ``log ρ_J`` and λ₁: ``marginal`` where the two disagree."""
+        return full_loop_regime(self.log_radius, self.lyapunov_max)
+
+    @property
+    def rates_disagree(self) -> bool:
+        """Whether ``log ρ_J`` and λ₁ are in different regimes."""
+        return rates_disagree(self.log_radius, self.lyapunov_max)
 
     @property
     def unstable_share(self) -> float:
-        """Share of the tokens whose own exponent (or radius) is in the unstable regime; NaN where tokens were not told
-        apart.
+        """Share of the tokens whose own radius and exponent (as far as it was measured) are both in the unstable
+        regime; NaN where tokens were not told apart.
         """
         if self.spectrum != "per token":
             return math.nan
         with np.errstate(divide="ignore"):
-            rates = np.log(np.abs(self.eigenvalues[..., 0])) if self.lyapunov is None else self.lyapunov
+            rates = np.log(np.abs(self.eigenvalues[..., 0]))
+        if self.lyapunov is not None:
+            rates = np.minimum(rates, self.lyapunov)
         return float(np.mean(rates > LYAPUNOV_TOLERANCE))
 
     @property
@@ -144,25 +165,41 @@ class Linearization:
     def regimes(self) -> dict[str, Regime]:
         """Regimes of the linear part, the full loop and the trajectory; ``unknown`` where not measured."""
         lti: Regime = lti_regime(self.linear.radius.value) if self.linear else "unknown"
-        loop: Regime = self.loop.regime if self.loop else "unknown"
-        return {"lti": lti, "loop": loop, "trajectory": self.trajectory.regime}
+        trajectory: Regime = "unknown" if self.in_transient else self.trajectory.regime
+        return {"lti": lti, "loop": self._loop_regime(), "trajectory": trajectory}
 
     @property
     def regime(self) -> Regime:
-        """The worst of what the full loop and the trajectory show; the linear part alone decides only where they are
-        missing.
+        """The overall regime, see `loopscope.dynamics.regime.overall`."""
+        return overall(**self.regimes)
+
+    @property
+    def in_transient(self) -> bool:
+        """Whether the growth of the steps is no more than a transient of a loop with ρ_J < 1 explains: it grows, but
+        how it ends was not seen.
         """
-        seen = self.regimes
-        return (
-            worst(seen["loop"], seen["trajectory"])
-            if {seen["loop"], seen["trajectory"]} != {"unknown"}
-            else seen["lti"]
-        )
+        if self.loop is None or loop_regime(self.loop.log_radius) != "stable" or self.trajectory.method != "geometric":
+            return False
+        grown = self.trajectory.rate**self.loops
+        return self.trajectory.kind == "exploding" and not math.isnan(self.loop.growth) and grown <= self.loop.growth
+
+    @property
+    def attracting_cycle(self) -> bool:
+        """Whether the states orbit and small differences shrink along the orbit."""
+        found = self.loop is not None and loop_regime(self.loop.lyapunov_max) == "stable"
+        return found and self.trajectory.kind == "orbiting"
 
     @property
     def disagreement(self) -> str:
         """What it means when the three regimes differ; empty when they agree."""
-        return disagreement(**self.regimes)
+        differ = self.loop is not None and self.loop.rates_disagree
+        return disagreement(**self.regimes, rates_differ=differ, cycle=self.attracting_cycle)
+
+    def _loop_regime(self) -> Regime:
+        """That of the two rates; along an attracting cycle that of λ₁, for ρ_J belongs to one state of it."""
+        if self.loop is None:
+            return "unknown"
+        return "stable" if self.attracting_cycle else self.loop.regime
 
     @property
     def verdict(self) -> str:
@@ -171,7 +208,8 @@ class Linearization:
         # Where perturbations grow for ever there is no transient to speak of.
         if self.loop and self.loop.radius.value < 1 and not math.isnan(self.loop.growth):
             parts.append(f"transient ×{self.loop.growth:.3g}")
-        parts.append(_trajectory_words(self.trajectory) + self._period_words())
+        transient = ", as a transient of this loop may" if self.in_transient else ""
+        parts.append(_trajectory_words(self.trajectory) + self._period_words() + transient)
         if self.depth is not None:
             at_least = self.depth.depth >= self.depth.horizon
             parts.append(f"safe depth {'≥ ' if at_least else ''}{self.depth.depth}")
@@ -192,13 +230,15 @@ class Linearization:
         share = self.loop.unstable_share
         where = f" for {100 * share:.0f} % of tokens" if 0 < share < 1 else ""
         doubt = "" if self.loop.radius.converged else ", not converged"
-        return f"full loop {self.loop.regime}{where} (ρ_J {self.loop.radius.value:.3g}{doubt}{exponent})"
+        differ = ", which disagree" if self.loop.rates_disagree and not self.attracting_cycle else ""
+        return f"full loop {self._loop_regime()}{where} (ρ_J {self.loop.radius.value:.3g}{doubt}{exponent}{differ})"
 
     def _period_words(self) -> str:
         """The period of an orbit that most tokens share."""
         periods, counts = np.unique(self.tokens.period[self.tokens.pattern == "orbit"], return_counts=True)
         common = int(periods[counts.argmax()]) if self.trajectory.kind == "orbiting" and len(periods) else 0
-        return f" with period {common}" if common else ""
+        period = f" with period {common}" if common else ""
+        return period + (": an attracting cycle" if self.attracting_cycle else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries; states are left out, NaN and infinities become None."""
@@ -215,6 +255,8 @@ def _trajectory_words(law: TrajectoryLaw) -> str:
     if law.kind == "settling":
         how = {"geometric": "geometrically", "power": "slowly", "round-off": "to round-off"}.get(law.method, "")
         return f"settles {how}".strip()
+    if law.kind == "undecided":
+        return f"undecided between {' and '.join(law.between)}"
     return {"drifting": "drifts", "orbiting": "orbits", "exploding": "explodes"}.get(law.kind, "too few loops")
 
 

@@ -31,7 +31,7 @@ from ..trajectory.fixed_point import fixed_points
 from ..trajectory.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
 from ..trajectory.orbits import TokenMap, token_map
 from ..trajectory.safe_depth import SafeDepth, predicted_depth
-from ..trajectory.trajectory import TrajectoryLaw, classify
+from ..trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from .attribution import SublayerError, SublayerGain, sublayer_gains
 from .jacobian import LoopJacobian, Step, jacobian_gap
 from .linearization import FullLoop, Linearization, LinearPart
@@ -229,7 +229,8 @@ def _mean_law(states: Tensor) -> TrajectoryLaw:
     steps = states[1:] - states[:-1]
     residual = torch.linalg.vector_norm(steps, dim=-1).double().mean((1, 2)).cpu().numpy()
     turn = nn.functional.cosine_similarity(steps[1:], steps[:-1], dim=-1).double().mean((1, 2)).cpu().numpy()
-    return classify(residual, np.concatenate([[np.nan], turn]), norm)
+    level = ROUND_OFF_OF[str(states.dtype).removeprefix("torch.")]
+    return classify(residual, np.concatenate([[np.nan], turn]), norm, round_off=level)
 
 
 def _linear_part(a_bar: Tensor | None, b_bar: Tensor | None, c_out: Tensor | None) -> LinearPart:

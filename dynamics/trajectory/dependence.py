@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..loop.jacobian import Step
-from .trajectory import ROUND_OFF
+from .trajectory import ROUND_OFF, ROUND_OFF_OF
 
 __all__ = ["InputDependence", "StartDependence", "input_dependence", "start_dependence"]
 
 FORGOTTEN = 0.01
-"""Runs that end within this share of their norm have forgotten where they started."""
+"""Runs have forgotten their starts when they end within this share of their norm *and* of their first distance: the
+first alone is met by a drift, whose norm grows, the second alone by starts that were far off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class StartDependence:
         spread: ``(T + 1,)``, mean distance of the runs from their mean, relative to the mean norm of the states.
         factor: Mean factor per loop by which the absolute distance changed over the late half of the
             loops before the runs agreed to round-off; NaN when there were none.
-        depends: Whether the last spread is above 0.01.
+        depends: Whether the last distance is above 0.01 of the norm or of the first distance, and above round-off.
     """
 
     spread: NDArray[np.float64]
@@ -79,7 +80,7 @@ def start_dependence(step: Step, starts: Sequence[Tensor], *, loops: int = 64) -
     >>> starts = [torch.zeros(1, 1, 2), torch.ones(1, 1, 2)]
     >>> start_dependence(lambda h: 0.5 * h + 1, starts).depends
     False
-    >>> start_dependence(lambda h: h + 1, starts, loops=9).depends
+    >>> start_dependence(lambda h: h + 1, starts, loops=1000).depends       # the norm grows, the distance stays
     True
     """
     if len(starts) < 2:
@@ -94,11 +95,13 @@ def start_dependence(step: Step, starts: Sequence[Tensor], *, loops: int = 64) -
         spread.append(apart / size if size > 0 else 0.0)
         if t < loops and np.isfinite(apart):
             states = torch.stack([step(state) for state in states])
-    # Once the runs agree to float32 round-off, what is left of their distance tells nothing.
+    # Once the runs agree to round-off, what is left of their distance tells nothing.
     apart_until = next((t for t, s in enumerate(spread) if not s > ROUND_OFF), loops + 1)
     late = distance[apart_until // 2 : apart_until]
     factor = float((late[-1] / late[0]) ** (1 / (len(late) - 1))) if len(late) > 1 else float("nan")
-    return StartDependence(np.array(spread), factor, not spread[-1] <= FORGOTTEN)
+    level = ROUND_OFF_OF.get(str(states.dtype).removeprefix("torch."), ROUND_OFF)
+    forgotten = spread[-1] <= FORGOTTEN and distance[-1] <= FORGOTTEN * distance[0]
+    return StartDependence(np.array(spread), factor, not (forgotten or spread[-1] <= level))
 
 
 @torch.no_grad()

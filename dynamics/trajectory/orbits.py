@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .trajectory import ROUND_OFF, TrajectoryMap, classify_map
+from .trajectory import ROUND_OFF_OF, TrajectoryMap, classify_map
 
 __all__ = ["TokenMap", "detect_periods", "token_map"]
 
@@ -31,7 +31,7 @@ class TokenMap:
 
     Attributes:
         laws: Decay law of each token, see `TrajectoryMap`.
-        pattern: ``fixed point``, ``orbit``, ``slider``, ``drift``, ``explosion`` or ``unknown``.
+        pattern: ``fixed point``, ``orbit``, ``slider``, ``drift``, ``explosion``, ``undecided`` or ``unknown``.
         period: 1 for fixed points, the period of an orbit in loops, 0 where there is none.
         relative_step: ``(B, S, T)``, ``‖h[t+1] - h[t]‖ / ‖h[t+1]‖``: the convergence map.
         settled_at: First loop after which the relative step stays below 0.01; T where it does not.
@@ -49,14 +49,14 @@ class TokenMap:
         return {str(name): int(number) for name, number in zip(names, numbers, strict=True)}
 
 
-def token_map(states: Tensor, *, round_off: float = ROUND_OFF) -> TokenMap:
+def token_map(states: Tensor, *, round_off: float | None = None) -> TokenMap:
     """The trajectory class of every token of a batch.
 
     Costs a few passes over the states. A *slider* drifts and keeps its direction; a *drift* does not.
 
     Args:
         states: ``(T + 1, B, S, D)``, all states of one run, first included.
-        round_off: See `loopscope.dynamics.classify`.
+        round_off: See `loopscope.dynamics.classify`; None takes that of the type of the states.
 
     Returns:
         Maps over tokens.
@@ -81,12 +81,13 @@ def token_map(states: Tensor, *, round_off: float = ROUND_OFF) -> TokenMap:
     cosine = torch.full_like(size, torch.nan)
     cosine[1:] = torch.nn.functional.cosine_similarity(steps[1:], steps[:-1], dim=-1)
     residual, state, turn = (x.double().cpu().numpy().transpose(1, 2, 0) for x in (size, norm, cosine))
+    round_off = ROUND_OFF_OF.get(str(states.dtype).removeprefix("torch.")) if round_off is None else round_off
     laws = classify_map(residual, turn, state, round_off=round_off)
     period = detect_periods(states)
     settled = laws.kind == "settling"
     pattern = np.select(
-        [settled, laws.kind == "exploding", laws.kind == "orbiting", laws.kind == "unknown"],
-        ["fixed point", "explosion", "orbit", "unknown"],
+        [settled, laws.kind == "exploding", laws.kind == "orbiting", laws.kind == "undecided", laws.kind == "unknown"],
+        ["fixed point", "explosion", "orbit", "undecided", "unknown"],
         np.where(laws.mean_cosine > STRAIGHT, "slider", "drift"),
     )
     with np.errstate(invalid="ignore"):

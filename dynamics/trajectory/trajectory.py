@@ -1,108 +1,87 @@
 """What a loop does with its state, read from the sizes of its steps.
 
-A loop that settles takes geometrically shrinking steps; one that drifts keeps taking steps of about the same size (or
-shrinking too slowly to add up, like 1/t) in the same direction; one that orbits takes such steps while turning; one
-that explodes takes growing ones. The decision uses absolute step sizes: a step that becomes small *relative to the
-state* proves nothing, because an unbounded linear drift does that too.
+A loop that settles takes shrinking steps that add up to something finite; one that drifts keeps taking steps of about
+the same size (or shrinking too slowly to add up, like 1/t) and gets away; one that orbits takes such steps while
+turning; one that explodes takes geometrically growing ones, or stops being finite. The decision uses absolute step
+sizes: a step that becomes small *relative to the state* proves nothing, because an unbounded linear drift does that
+too. Where the loops that were run fit two kinds, the answer is ``undecided``, with both kinds and the number of loops
+that would tell.
 
 Numpy only: it runs on recorded numbers, in the CI gate and in the dashboard.
 
 Legend: T loops run, T residual norms ``‖h[t+1] - h[t]‖`` and T + 1 state norms ``‖h[t]‖`` per series; any leading axes
 (runs, tokens).
 
-Not covered: what happens beyond the last loop (a slow orbit whose period is many times T looks like a drift, a spiral
-out to a limit cycle like an explosion); sums of several slow geometric modes imitate a power law within 16 loops and
-cannot be told from one; periods (`dynamics.orbits`) and rates of perturbations (`dynamics.lyapunov`), which need the
-states or the step itself.
+Not covered: what happens beyond the last loop (growth that is still hidden under a larger decaying transient; an orbit
+whose period is longer than the window looks like a drift); an orbit smaller than the round-off of the states; periods
+(`dynamics.orbits`) and rates of perturbations (`dynamics.lyapunov`), which need the states or the step itself.
 
-Accuracy: on held-out synthetic loops with a first-loop jump, a decaying transient and up to 3 % noise, 99 % or more of
-each kind are recognised from 12 loops on; with 8 loops 81 % of the drifts (the transient passes for settling), with 4
-to 6 half or fewer. Of models trained in the demo setting at the hot learning rate, 15 of 15 on seeds not used for the
-thresholds come out as they should at 16 loops, and the same at 64. Give it twice the mean training depth.
+Accuracy: `benchmarks/trajectory.py`; its table is in docs/theory.md, section 8.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..regime import Regime
+from .direction import STRAIGHT, direction, mean_where
+from .round_off import FLOOR_GROWTH, ROUND_OFF, ROUND_OFF_OF, end_above, follows_a_law
+from .step_laws import BAND, CLASSES, LawFits, fit_laws
+from .trajectory_law import Kind, TrajectoryLaw, sentence_of
 
-__all__ = ["Kind", "TrajectoryLaw", "TrajectoryMap", "classify", "classify_map", "late_window"]
+__all__ = [
+    "ROUND_OFF",
+    "ROUND_OFF_OF",
+    "Kind",
+    "TrajectoryLaw",
+    "TrajectoryMap",
+    "classify",
+    "classify_map",
+    "late_window",
+]
 
-Kind = Literal["settling", "drifting", "orbiting", "exploding", "unknown"]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Integers = NDArray[np.int64]
 
-REGIME_OF: dict[str, Regime] = {
+REGIME_OF: Final[dict[str, Regime]] = {
     "settling": "stable",
     "drifting": "marginal",
     "orbiting": "marginal",
     "exploding": "unstable",
+    "undecided": "unknown",
     "unknown": "unknown",
 }
-MIN_LOOPS = 4
-ROUND_OFF = 1e-5
-"""A step this small relative to the state is round-off of a float32 loop (24 bits, hundreds of operations)."""
-SHRINK_TOLERANCE = 0.01
-"""Steps shrink when they do so by more than this per loop: the marginal band of the spectral radius."""
-CLEARLY_SHRINKING = 0.95
-"""A fitted factor below this is believed from the late loops alone."""
-GROW_TOLERANCE = 0.03
-"""Steps grow when they do so by more than this per loop: late step ratios track the radius within 0.03."""
-FIT_FLOOR = 0.005
-"""Scatter of log step size below which two fits are equally good: no real loop follows a law more closely."""
-POWER_EVIDENCE = 3.0
-"""Log-likelihood by which a power law must beat a geometric one to be believed (less below 8 steps: they carry
-less)."""
-SUMMABLE_EXPONENT = 1.25
-"""Steps ~ t^-p add up for p > 1. Slow approaches to a fixed point have p >= 1.5, so the border is set midway."""
-CONFIDENCE = 1.64
-"""One-sided 95 % of a normal distribution."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrajectoryLaw:
-    """The law that one series of steps follows, and the verdict it implies.
-
-    Attributes:
-        kind: ``settling``, ``drifting``, ``orbiting``, ``exploding`` or ``unknown``.
-        regime: ``stable``, ``marginal``, ``marginal``, ``unstable`` or ``unknown``, in that order.
-        residual_ratio: Geometric mean of ``‖Δ[t+1]‖ / ‖Δ[t]‖`` over the late loops; 0 when steps vanish at once; NaN
-            when unknown.
-        growth_ratio: The same for ``‖h‖``; NaN without state norms.
-        rate: Factor per loop of the fitted geometric law (robuster than the ratio of the window's ends).
-        exponent: ``p`` of the fitted power law, steps ~ t^p (negative when they shrink).
-        last_step: ``‖h[T] - h[T-1]‖``.
-        last_relative_step: The same divided by ``‖h[T]‖``; NaN without state norms.
-        method: The law the verdict rests on: ``geometric``, ``power``, ``constant``, ``round-off``, ``non-finite`` or
-            ``none``.
-        sentence: The verdict for a person, with its numbers.
-    """
-
-    kind: Kind
-    regime: Regime
-    residual_ratio: float
-    growth_ratio: float
-    rate: float
-    exponent: float
-    last_step: float
-    last_relative_step: float
-    method: str
-    sentence: str
+MIN_LOOPS: Final = 4
+EVIDENCE: Final = 6.0
+"""A class of laws is ruled out when its best law misses by this much more than the best one (twice the log-likelihood;
+a normal error of 2.4 standard deviations), and by more where fewer than ten loops tell what their scatter is."""
+FEW_LOOPS: Final = 3.0
+"""The evidence asked for grows by ``(3 / n)²`` of itself for a fit to n loops."""
+EDGE_EVIDENCE: Final = 2.0
+"""The same for growth or decay by no more than 1 % per loop beside steps that last."""
+VISIBLE_CHANGE: Final = (0.2, 10.0)
+"""Logarithm by which the steps must have shrunk or grown over the n fitted loops before that is called a law: the first
+number plus the second over n², for a few loops wander as far by chance."""
+AHEAD: Final = 8
+"""How many times the loops run are looked ahead for the depth at which two laws part."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryMap:
     """`TrajectoryLaw` of many series at once; every array has the leading shape of the input, fields as there.
 
-    ``mean_cosine`` is the mean cosine of successive late steps (NaN where not given).
+    ``mean_cosine`` is the mean cosine of successive late steps (NaN where not given). ``first`` and ``second`` are the
+    kinds an undecided series is undecided between, and empty elsewhere; ``first_law`` and ``second_law`` say with which
+    factor or power of t. ``bad_loop`` is the first loop whose state is not finite, 0 where all are.
     """
 
     kind: NDArray[np.str_]
+    regime: NDArray[np.str_]
     method: NDArray[np.str_]
     residual_ratio: Floats
     growth_ratio: Floats
@@ -111,6 +90,12 @@ class TrajectoryMap:
     last_step: Floats
     last_relative_step: Floats
     mean_cosine: Floats
+    first: NDArray[np.str_]
+    second: NDArray[np.str_]
+    first_law: NDArray[np.str_]
+    second_law: NDArray[np.str_]
+    more_loops: Integers
+    bad_loop: Integers
     loops: int
 
     def law(self, *index: int) -> TrajectoryLaw:
@@ -119,10 +104,10 @@ class TrajectoryMap:
         >>> print(classify_map(np.ones((2, 16))).law(1).sentence)
         The loop drifts: late steps keep their size (factor 1.000 per loop); the last of 16 is 1.
         """
-        kind: Kind = str(self.kind[index])  # type: ignore[assignment]
+        between = tuple(str(name[index]) for name in (self.first, self.second) if str(name[index]))
         law = TrajectoryLaw(
-            kind=kind,
-            regime=REGIME_OF[kind],
+            kind=str(self.kind[index]),  # type: ignore[arg-type]
+            regime=str(self.regime[index]),  # type: ignore[arg-type]
             residual_ratio=float(self.residual_ratio[index]),
             growth_ratio=float(self.growth_ratio[index]),
             rate=float(self.rate[index]),
@@ -131,8 +116,12 @@ class TrajectoryMap:
             last_relative_step=float(self.last_relative_step[index]),
             method=str(self.method[index]),
             sentence="",
+            between=between,
+            more_loops=int(self.more_loops[index]),
         )
-        return replace(law, sentence=_sentence(law, self.loops, float(self.mean_cosine[index])))
+        laws = (str(self.first_law[index]), str(self.second_law[index]))
+        words = sentence_of(law, self.loops, float(self.mean_cosine[index]), laws, int(self.bad_loop[index]), MIN_LOOPS)
+        return replace(law, sentence=words)
 
     def counts(self) -> dict[str, int]:
         """How many series are of each kind (kinds that do not occur are left out).
@@ -147,7 +136,8 @@ class TrajectoryMap:
 def late_window(loops: int) -> int:
     """First loop that counts as late: half-way up to 24 loops, then the 12th, then a quarter of the way.
 
-    Transients last a number of loops, not a share of them, and telling 1/t from a geometric law needs a wide span of t.
+    The two ratios are taken over these loops. The fit of the laws begins at a quarter of the way: telling 1/t from a
+    geometric law needs a wide span of t.
 
     >>> [late_window(loops) for loops in (4, 8, 16, 24, 48, 64)]
     [1, 4, 8, 12, 12, 16]
@@ -160,26 +150,27 @@ def classify(
     step_cosine: ArrayLike | None = None,
     state_norm: ArrayLike | None = None,
     *,
-    round_off: float = ROUND_OFF,
+    round_off: float | None = None,
 ) -> TrajectoryLaw:
     """How does one loop end: does it settle, drift, orbit or explode?
 
-    Compares the law ``log ‖Δ[t]‖ = a + b t`` (geometric) with ``a + p log t`` (power) by least squares over the late
-    loops. Shrinking steps settle the loop unless a power law whose steps add up to infinity (``p > -1.25``, or ``p >
-    -0.62`` for steps that turn) fits clearly better. Steps that keep their size drift when they keep their direction or
-    carry the state away, and orbit when they turn. Growing steps explode unless their growth is dying out or only
-    polynomial. Steps at round-off level have settled, non-finite ones exploded. Costs O(T).
+    Asks which laws fit the steps from a quarter of the way on (`step_laws`), a decaying transient allowed for. Steps
+    that shrink geometrically, or like a power below t^-1.25, settle; steps that grow geometrically explode; others
+    last, and drift when they keep their direction or carry the state away, and orbit when they turn. Steps that are
+    round-off have settled, non-finite ones exploded. Where a second kind is not ruled out, the loop is undecided
+    between the two. Costs O(T) for each of about 120 transients.
 
     Args:
         residual_norm: ``(T,)``, ``‖h[t+1] - h[t]‖``, e.g. the mean over tokens.
         step_cosine: ``(T,)``, cosine of step t with step t - 1; NaN at t = 0. Tells orbits from drifts.
         state_norm: ``(T + 1,)``, ``‖h[t]‖``. Gives the round-off level, the growth ratio, and tells orbits from drifts.
             A NaN at t = 0 with finite norms behind it was not recorded; the loop is then judged from t = 1.
-        round_off: Relative size under which a step is round-off. The default fits float32 states; use 2e-2 for bfloat16
-            ones.
+        round_off: Size relative to the state under which a step can be round-off: `ROUND_OFF_OF` the type of the
+        states.
+            None: not known; a step below the level of float32 can be, one below that of bfloat16 leaves it undecided.
 
     Returns:
-        The law with its verdict. Fewer than 4 loops give ``unknown``.
+        The law with its verdict. Fewer than 4 loops give ``unknown``, unless they are not finite.
 
     Raises:
         ValueError: A series is not one-dimensional or the lengths do not fit together (the message gives the shapes).
@@ -212,7 +203,7 @@ def classify_map(
     step_cosine: ArrayLike | None = None,
     state_norm: ArrayLike | None = None,
     *,
-    round_off: float = ROUND_OFF,
+    round_off: float | None = None,
 ) -> TrajectoryMap:
     """`classify` for many series at once, e.g. every token of a batch.
 
@@ -267,40 +258,62 @@ def _rows(values: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Floats
     return array.reshape(-1, shape[-1])
 
 
-def _classify_rows(residual: Floats, cosine: Floats, state: Floats, round_off: float) -> TrajectoryMap:
+def _classify_rows(residual: Floats, cosine: Floats, state: Floats, round_off: float | None) -> TrajectoryMap:
     """The whole decision on rows ``(N, T)``."""
     count, loops = residual.shape
     with np.errstate(all="ignore"):
         known = ~_all(np.isnan(state))
         bad = ~_all(np.isfinite(residual)) | (known & ~_all(np.isfinite(state)))
         safe = np.where(bad[:, None], 1.0, residual)
-        end = _end_above_round_off(safe, state, known & ~bad, round_off)
-        mask, start = _late_mask(safe, end)
-        fit = _fits(safe, mask, _wide_mask(safe, end))
-        cosine_mean = _mean(cosine, np.arange(loops)[None] >= start[:, None])
-        late = np.full(count, late_window(loops))
-        ratio = np.where(bad, np.inf, np.where(end < 2, 0.0, _ratio(safe, start, end - 1)))
-        growth = np.where(bad & known, np.inf, _ratio(state, late, np.full(count, loops)))
-        if loops >= MIN_LOOPS:
-            away = _moves_away(safe, state, cosine_mean, start)
-            kind, method = _decide(bad, end < loops, _laws(safe, fit, away), away)
-        else:
-            kind, method = np.where(bad, "exploding", "unknown"), np.where(bad, "non-finite", "none")
-            ratio, growth = np.where(bad, ratio, np.nan), np.where(bad, growth, np.nan)
-        fitted = ~bad & (mask.sum(axis=1) >= 3)
+        ratio, growth = _ratios(safe, state, bad, known)
         last = residual[:, -1]
-        return TrajectoryMap(
-            kind=kind,
-            method=method,
-            residual_ratio=ratio,
-            growth_ratio=growth,
-            rate=np.where(fitted, np.exp(fit.slope), np.where(bad, np.nan, ratio)),
-            exponent=np.where(fitted, fit.exponent, np.nan),
-            last_step=last,
-            last_relative_step=np.where((last == 0) & known, 0.0, last / state[:, -1]),
-            mean_cosine=cosine_mean,
-            loops=loops,
+        relative = np.where((last == 0) & known, 0.0, last / state[:, -1])
+        decided = (
+            _decide(safe, cosine, state, known & ~bad, round_off) if loops >= MIN_LOOPS else _Decision.nothing(count)
         )
+        turn = mean_where(cosine, np.arange(loops)[None] >= loops // 4)
+    kind = np.where(bad, "exploding", decided.kind)
+    regime = np.array([REGIME_OF[name] for name in kind.tolist()], dtype="<U8")
+    both_marginal = (kind == "undecided") & (decided.first != "settling") & (decided.second == "orbiting")
+    empty = np.where(bad, "", decided.first), np.where(bad, "", decided.second)
+    return TrajectoryMap(
+        kind=kind,
+        regime=np.where(both_marginal & (decided.first == "drifting"), "marginal", regime),
+        method=np.where(bad, "non-finite", decided.method),
+        residual_ratio=ratio,
+        growth_ratio=growth,
+        rate=np.where(bad, np.nan, np.where(np.isnan(decided.rate) & (ratio == 0), 0.0, decided.rate)),
+        exponent=np.where(bad, np.nan, decided.exponent),
+        last_step=last,
+        last_relative_step=relative,
+        mean_cosine=turn,
+        first=empty[0],
+        second=empty[1],
+        first_law=decided.first_law,
+        second_law=decided.second_law,
+        more_loops=np.where(bad, 0, decided.more_loops),
+        bad_loop=np.where(bad, _first_bad(residual, state, known), 0),
+        loops=loops,
+    )
+
+
+def _first_bad(residual: Floats, state: Floats, known: Bools) -> Integers:
+    """The first loop whose state or step is not finite."""
+    not_finite = ~np.isfinite(residual) | (known[:, None] & ~np.isfinite(state[:, 1:]))
+    return np.asarray(np.argmax(not_finite, axis=1) + 1, np.int64)
+
+
+def _ratios(residual: Floats, state: Floats, bad: Bools, known: Bools) -> tuple[Floats, Floats]:
+    """``residual_ratio`` and ``growth_ratio``, as ``runfile.ratios`` computes them from a recording."""
+    count, loops = residual.shape
+    if loops < MIN_LOOPS:
+        unknown = np.where(bad, np.inf, np.nan)
+        return unknown, np.where(known, unknown, np.nan)
+    end = end_above(residual, state, known & ~bad, ROUND_OFF)
+    start = np.array([late_window(length) for length in range(loops + 1)], np.int64)[end]
+    ratio = np.where(bad, np.inf, np.where(end < 2, 0.0, _ratio(residual, start, end - 1)))
+    growth = _ratio(state, np.full(count, late_window(loops)), np.full(count, loops))
+    return ratio, np.where(bad & known, np.inf, growth)
 
 
 def _all(values: Bools) -> Bools:
@@ -308,124 +321,122 @@ def _all(values: Bools) -> Bools:
     return np.asarray(values.all(axis=1), np.bool_)
 
 
-def _end_above_round_off(residual: Floats, state: Floats, known: Bools, round_off: float) -> NDArray[np.int64]:
-    """One past the last loop whose step is above round-off; T when the loop still moves at its end."""
-    loops = residual.shape[1]
-    # Without state norms the largest step so far stands in for the state: it never marks the start of an explosion as
-    # round-off.
-    scale = np.where(known[:, None], state[:, 1:], np.maximum.accumulate(residual, axis=1))
-    moving = residual > round_off * scale
-    return np.where(moving.any(axis=1), loops - np.argmax(moving[:, ::-1], axis=1), 0)
-
-
-def _late_mask(residual: Floats, end: NDArray[np.int64]) -> tuple[Bools, NDArray[np.int64]]:
-    """Which loops enter the fit (late, before round-off, non-zero) and where they start, per row."""
-    starts = np.array([late_window(length) for length in range(residual.shape[1] + 1)], np.int64)
-    start = starts[end]
-    t = np.arange(residual.shape[1])[None]
-    return (t >= start[:, None]) & (t < end[:, None]) & (residual > 0), start
-
-
-def _wide_mask(residual: Floats, end: NDArray[np.int64]) -> Bools:
-    """All loops from the first quarter on, before round-off."""
-    t = np.arange(residual.shape[1])[None]
-    return (t >= np.maximum(1, end // 4)[:, None]) & (t < end[:, None]) & (residual > 0)
-
-
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """Slope of the geometric law with its standard error, exponent of the power law, evidence for power over
-    geometric.
-    """
+class _Decision:
+    """Kinds and their laws of finite rows."""
 
-    slope: Floats
-    error: Floats
+    kind: NDArray[np.str_]
+    method: NDArray[np.str_]
+    first: NDArray[np.str_]
+    second: NDArray[np.str_]
+    first_law: NDArray[np.str_]
+    second_law: NDArray[np.str_]
+    rate: Floats
     exponent: Floats
-    evidence: Floats
-    wide_slope: Floats
-    points: NDArray[np.int64]
+    more_loops: Integers
+
+    @staticmethod
+    def nothing(count: int) -> _Decision:
+        """Too few loops."""
+
+        def words(text: str) -> NDArray[np.str_]:
+            return np.full(count, text, dtype="<U24")
+
+        return _Decision(
+            kind=words("unknown"),
+            method=words("none"),
+            first=words(""),
+            second=words(""),
+            first_law=words(""),
+            second_law=words(""),
+            rate=np.full(count, np.nan),
+            exponent=np.full(count, np.nan),
+            more_loops=np.zeros(count, np.int64),
+        )
 
 
-def _fits(residual: Floats, mask: Bools, wide: Bools) -> _Fit:
-    """Both laws, fitted by least squares to each row."""
-    t = np.arange(residual.shape[1], dtype=np.float64)[None]
-    y = np.log(np.where(mask, residual, 1.0))
-    n = mask.sum(axis=1)
-    slope, geometric, spread = _line(t, y, mask)
-    exponent, power, _ = _line(np.log(t + 1), y, mask)
-    wide_slope = _line(t, np.log(np.where(wide, residual, 1.0)), wide)[0]
-    noise = n * FIT_FLOOR**2
-    evidence = 0.5 * n * np.log((geometric + noise) / (power + noise))
-    # The scatter about the better law is the noise; the worse one's misfit is not.
-    error = np.sqrt(np.minimum(geometric, power) / np.maximum(n - 2, 1) / np.maximum(spread, 1e-300))
-    return _Fit(slope, error, exponent, np.where(n >= 3, evidence, 0.0), wide_slope, n)
-
-
-def _line(x: Floats, y: Floats, mask: Bools) -> tuple[Floats, Floats, Floats]:
-    """Least-squares slope, residual sum of squares and spread of x, per row over the masked points."""
-    n = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-    dx = np.where(mask, x - (np.where(mask, x, 0).sum(axis=1, keepdims=True) / n), 0)
-    dy = np.where(mask, y - (np.where(mask, y, 0).sum(axis=1, keepdims=True) / n), 0)
-    spread = (dx * dx).sum(axis=1)
-    slope = (dx * dy).sum(axis=1) / np.where(spread > 0, spread, 1)
-    return slope, ((dy - slope[:, None] * dx) ** 2).sum(axis=1), spread
-
-
-def _laws(residual: Floats, fit: _Fit, away: Bools) -> dict[str, Bools]:
-    """Which of the laws each row follows."""
-    shrinking = fit.slope + CONFIDENCE * fit.error < np.log1p(-SHRINK_TOLERANCE)
-    # Slow shrinking must show in the longer history too: a drift whose steps wobble shrinks for a few loops now and
-    # then.
-    shrinking &= (fit.slope < np.log(CLEARLY_SHRINKING)) | (fit.wide_slope < 0.7 * fit.slope)
-    growing = fit.slope - CONFIDENCE * fit.error > np.log1p(GROW_TOLERANCE)
-    # Growth that has fallen to a quarter of its mean over the window is saturating, not exploding.
-    tail = max(1, residual.shape[1] // 5)
-    recent = (np.log(residual[:, -1]) - np.log(residual[:, -1 - tail])) / tail
-    growing &= recent > 0.25 * fit.slope
-    power = (fit.evidence > np.minimum(POWER_EVIDENCE, POWER_EVIDENCE / 8 * fit.points)) & (shrinking | growing)
-    # Steps in one direction add up when sum(t^-p) diverges; steps in ever new directions when sum(t^-2p) does.
-    border = np.where(away, SUMMABLE_EXPONENT, SUMMABLE_EXPONENT / 2)
-    slow = shrinking & power & (fit.exponent > -border)
-    return {
-        "power": power,
-        "settling": shrinking & ~slow,
-        "drifting": slow | (growing & power),
-        "exploding": growing & ~power,
-    }
-
-
-def _moves_away(residual: Floats, state: Floats, mean_cosine: Floats, start: NDArray[np.int64]) -> Bools:
-    """Do steps of constant size carry the state away (drift) rather than round and round (orbit)?"""
+def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round_off: float | None) -> _Decision:
+    """Kind and law of every row of finite numbers, at least `MIN_LOOPS` long."""
     count, loops = residual.shape
-    t = np.arange(loops)[None]
-    path = np.where(t >= start[:, None], residual, 0).sum(axis=1)
-    gained = state[:, -1] - state[np.arange(count), np.minimum(start, loops)]
-    efficiency = gained / np.where(path > 0, path, 1)
-    turned = np.arccos(np.clip(mean_cosine, -1, 1)) * (loops - start)
-    straight = turned < np.pi / 2
-    knows_turn, knows_gain = ~np.isnan(mean_cosine), ~np.isnan(efficiency)
-    # A random walk in many dimensions turns by 90 degrees at each step and still leaves: over loops 8 to 16 its norm
-    # gains about 0.15 of its path.
-    leaves = efficiency > np.where(mean_cosine < -0.5, 0.3, 0.1)
-    with_both, with_turn = straight | leaves, mean_cosine > 0.5
-    return np.where(knows_turn, np.where(knows_gain, with_both, with_turn), ~knows_gain | leaves)
+    end = end_above(residual, state, known, ROUND_OFF if round_off is None else round_off)
+    at_floor = (end < loops) & ~follows_a_law(residual, cosine, end)
+    end = np.where(at_floor, end, loops)
+    found = _Decision.nothing(count)
+    for length in np.unique(end):
+        rows = np.flatnonzero(end == length)
+        first = max(1, int(length) // 4)
+        if length - first < 3:  # the steps vanished at once
+            continue
+        window = residual[rows, first:length]
+        positive = np.where(window > 0, window, np.inf).min(axis=1, keepdims=True)
+        fits = fit_laws(np.maximum(window, np.where(np.isfinite(positive), positive, 1.0)), first)
+        leads = direction(residual[rows], cosine[rows], state[rows], first)
+        _fill(found, rows, fits, leads, loops, int(length) - first)
+    if round_off is None:
+        _doubt_short_floats(found, residual, cosine, state, known & ~at_floor)
+    settled = (("kind", "settling"), ("method", "round-off"), ("first", ""), ("second", ""), ("more_loops", 0))
+    for name, value in settled:
+        getattr(found, name)[at_floor] = value
+    return found
 
 
-def _decide(
-    bad: Bools, settled: Bools, laws: dict[str, Bools], away: Bools
-) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-    """Verdict and the law it rests on; the first condition that holds decides."""
-    kind = np.select(
-        [bad, settled, laws["settling"], laws["exploding"], laws["drifting"] | away],
-        ["exploding", "settling", "settling", "exploding", "drifting"],
-        "orbiting",
+def _fill(found: _Decision, rows: Integers, fits: LawFits, leads: NDArray[np.str_], loops: int, fitted: int) -> None:
+    """Write the verdict of some rows, whose steps were fitted, into the decision."""
+    evidence = EVIDENCE * (1 + (FEW_LOOPS / fitted) ** 2)
+    visible = VISIBLE_CHANGE[0] + VISIBLE_CHANGE[1] / fitted**2
+    settling, lasting, exploding = range(len(CLASSES))
+    miss = fits.miss.copy()
+    # What has not changed visibly may as well last, however small its scatter.
+    slight = (np.abs(fits.change) < visible) & (miss <= evidence)
+    miss[:, lasting] = np.where(
+        slight[:, settling] | slight[:, exploding], np.minimum(miss[:, lasting], evidence), miss[:, lasting]
     )
-    method = np.select(
-        [bad, settled, laws["power"], laws["settling"] | laws["exploding"]],
-        ["non-finite", "round-off", "power", "geometric"],
-        "constant",
+    # Beside steps that last, a law at the very edge of the band is a rival only when it fits as well.
+    edge = ~fits.power & (np.abs(np.abs(fits.slope) - BAND) < 1e-9) & (miss > EDGE_EVIDENCE)
+    miss = np.where(edge & (np.arange(3) != lasting) & (miss[:, [lasting]] == 0), np.inf, miss)
+    order = np.argsort(miss, axis=1, kind="stable")
+    best, other = order[:, 0], order[:, 1]
+    each = np.arange(len(rows))
+    torn = miss[each, other] <= evidence
+    turning = np.where(leads == "either", "drifting", leads)
+    names = np.where(np.arange(3) == lasting, turning[:, None], np.array(CLASSES)[None])
+    kind = np.where(torn, "undecided", names[each, best])
+    in_place = ~torn & (best == lasting) & (leads == "either")  # it lasts, but where to?
+    found.kind[rows] = np.where(in_place, "undecided", kind)
+    found.first[rows] = np.where(torn | in_place, names[each, best], "")
+    found.second[rows] = np.where(torn, names[each, other], np.where(in_place, "orbiting", ""))
+    power = fits.power[each, best]
+    constant = (best == lasting) & ~power
+    found.method[rows] = np.where(power, "power", np.where(constant, "constant", "geometric"))
+    slope = fits.slope[each, best]
+    found.rate[rows] = np.exp(np.where(power, fits.plain_slope, slope))
+    found.exponent[rows] = np.where(power, slope, fits.plain_power)
+    found.first_law[rows], found.second_law[rows] = _law_words(fits, best), _law_words(fits, other)
+    found.more_loops[rows] = np.where(torn, fits.loops_to_part(best, other, loops, AHEAD), in_place * loops)
+
+
+def _law_words(fits: LawFits, law: Integers) -> NDArray[np.str_]:
+    """The law of one class in a few characters: ``× 0.972 per loop`` or ``like t^-0.40``."""
+    each = np.arange(len(law))
+    slopes, powers = fits.slope[each, law], fits.power[each, law]
+    return np.array(
+        [f"like t^{s:.2f}" if p else f"× {np.exp(s):.3f} per loop" for s, p in zip(slopes, powers, strict=True)],
+        dtype="<U24",
     )
-    return kind, method
+
+
+def _doubt_short_floats(found: _Decision, residual: Floats, cosine: Floats, state: Floats, known: Bools) -> None:
+    """Where the type of the states is not known: steps that fell and then last, turning, may be bfloat16 round-off."""
+    loops = residual.shape[1]
+    end = end_above(residual, state, known, ROUND_OFF_OF["bfloat16"])
+    fell = residual.max(axis=1) > FLOOR_GROWTH * residual[:, -1]
+    below = np.arange(loops)[None] >= np.minimum(end, loops - 1)[:, None]
+    turns = mean_where(cosine, below) < STRAIGHT
+    lasts = (found.kind == "orbiting") | (found.second == "orbiting") | (found.first == "orbiting")
+    doubt = known & (end < loops) & fell & turns & lasts
+    found.kind[doubt], found.first[doubt], found.second[doubt] = "undecided", "settling", "orbiting"
+    found.first_law[doubt], found.second_law[doubt] = "to bfloat16 round-off", "in an orbit of that size"
+    found.more_loops[doubt] = 0
 
 
 def _ratio(values: Floats, first: NDArray[np.int64], last: NDArray[np.int64]) -> Floats:
@@ -435,36 +446,3 @@ def _ratio(values: Floats, first: NDArray[np.int64], last: NDArray[np.int64]) ->
     first = np.minimum(first, np.maximum(last - 1, 0))
     span = np.maximum(last - first, 1)
     return np.where(last > first, (values[rows, last] / values[rows, first]) ** (1 / span), np.nan)
-
-
-def _mean(values: Floats, mask: Bools) -> Floats:
-    """Mean of the finite masked values of each row; NaN where there is none."""
-    keep = mask & np.isfinite(values)
-    n = keep.sum(axis=1)
-    return np.where(n > 0, np.where(keep, values, 0).sum(axis=1) / np.maximum(n, 1), np.nan)
-
-
-def _sentence(law: TrajectoryLaw, loops: int, cosine: float) -> str:
-    """The verdict for a person."""
-    share = f" ({100 * law.last_relative_step:.2g} % of the state)" if np.isfinite(law.last_relative_step) else ""
-    end = f"; the last of {loops} is {law.last_step:.3g}{share}."
-    if law.kind == "unknown":
-        return f"{loops} loops are too few to tell how the steps change; at least {MIN_LOOPS} are needed."
-    if law.method == "non-finite":
-        return f"The loop explodes: the state stopped being finite within {loops} loops."
-    if law.method == "round-off":
-        shrank = f" after shrinking by a factor {law.rate:.3f} per loop" if law.rate > 0 else ""
-        return f"The loop has settled: its steps are down to round-off{shrank}{end}"
-    if law.kind == "settling" and law.method == "power":
-        return f"The loop settles slowly: late steps shrink like t^{law.exponent:.2f}{end}"
-    if law.kind == "settling":
-        return f"The loop settles: late steps shrink by a factor {law.rate:.3f} per loop{end}"
-    if law.kind == "exploding":
-        state = f" and the state norm by {law.growth_ratio:.3f}" if np.isfinite(law.growth_ratio) else ""
-        return f"The loop explodes: late steps grow by a factor {law.rate:.3f} per loop{state}{end}"
-    if law.method == "power":
-        how = "shrink too slowly to add up" if law.exponent < 0 else "grow, but only polynomially"
-        return f"The loop drifts: late steps {how}, like t^{law.exponent:.2f}{end}"
-    turn = f" with cosine {cosine:.2f} from one to the next" if np.isfinite(cosine) else ""
-    verb = "drifts" if law.kind == "drifting" else "stays in bounds without settling (an orbit)"
-    return f"The loop {verb}: late steps keep their size (factor {law.residual_ratio:.3f} per loop){turn}{end}"

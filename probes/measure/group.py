@@ -192,11 +192,11 @@ class Together:
         return False
 
     def whole(self, numbers: Mapping[str, Any], step: int, forwards: int) -> dict[str, Any]:
-        """Return numbers with spread ones (a gradient norm under FSDP2) gathered, as far as the ranks agree."""
+        """Return numbers, spread ones (a gradient norm under FSDP2) gathered or, where ranks are apart, left out."""
         spread = sorted(name for name, number in numbers.items() if is_spread(number))
-        if not spread or not self.agree(f"read {', '.join(spread)}", step, forwards):
-            return dict(numbers)
-        return {name: gathered(number) for name, number in numbers.items()}
+        if not spread or self.agree(f"read {', '.join(spread)}", step, forwards):
+            return {name: gathered(number) for name, number in numbers.items()}
+        return {name: number for name, number in numbers.items() if name not in spread}
 
     def leave(self, why: str) -> None:
         """Let ranks that would wait for this one know that it does not come."""

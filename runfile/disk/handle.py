@@ -34,8 +34,35 @@ from .integrity import (
 )
 from .lease import is_held
 from .superblock import Superblock, open_clean
+from .trial import screen
 
-LOCK: Final = threading.RLock()
+
+class ForkableLock:
+    """A re-entrant lock that a fork does not wait for: the child begins with a free one.
+
+    A flush can take as long as a disk likes. A training that starts data-loader workers meanwhile does not wait for it;
+    what the recorder's thread was doing does not go on in the child, which never writes this process's runs.
+
+    >>> lock = ForkableLock()
+    >>> with lock, lock:
+    ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def forget(self) -> None:
+        """Become free, whoever held it: for a forked child, in which the holder does not exist."""
+        self._lock = threading.RLock()
+
+
+LOCK: Final = ForkableLock()
 """Held around every group of HDF5 calls that belongs together (h5py serialises single calls anyway)."""
 
 _LIBVER: Final = ("v110", "v110")
@@ -86,10 +113,9 @@ def file_key(path: Path) -> Key:
         status = path.stat()
     except FileNotFoundError:
         raise RunFileError(f"{path}: no such file; expected a run file, check the path") from None
-    except OSError as error:
-        raise RunFileError(
-            f"{path}: cannot be reached ({error.strerror}); check the path and its permissions"
-        ) from None
+    except (OSError, ValueError) as error:  # a name with a zero byte in it is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunFileError(f"{path}: cannot be reached ({reason}); check the path and its permissions") from None
     return status.st_dev, status.st_ino
 
 
@@ -188,7 +214,12 @@ def make_writable(path: Path) -> bool:
 
 
 def create_file(path: Path) -> h5py.File:
-    """Create an empty file with the format's library version, for the schema or for a rewrite."""
+    """Create an empty file with the format's library version, for the schema or for a rewrite.
+
+    Its owner writes it and the group reads it, less what the umask takes: a run names hosts, paths and commands.
+    """
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
     return h5py.File(path, "w", libver=_LIBVER, locking=False)
 
 
@@ -197,6 +228,7 @@ def _open_reading(path: Path) -> h5py.File:
     for attempts_left in (2, 1, 0):
         if is_held(path):  # being written: only its writer knows what is whole
             check_hdf5(path)
+            screen(path)
             break
         try:
             inspect(path)
@@ -237,11 +269,11 @@ def _drop_hdf5_lock(file: h5py.File) -> None:
 
 def _after_fork_in_child() -> None:
     """Keep a forked child from ever writing the parent's run: its HDF5 would flush the same file at exit."""
+    LOCK.forget()
     for handle in list(_HANDLES.values()):
         if handle.writing and handle.file is not None:
             divert(handle)
             del _HANDLES[handle.key]
-    LOCK.release()
 
 
 def divert(handle: Handle) -> None:
@@ -252,4 +284,4 @@ def divert(handle: Handle) -> None:
         os.close(null)
 
 
-os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)

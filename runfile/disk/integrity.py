@@ -9,6 +9,8 @@ import contextlib
 import json
 import math
 import re
+import stat
+from array import array
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,16 +18,23 @@ import h5py
 import numpy as np
 
 from ..layout import FORMAT, VERSION, Commit, DamagedRun, NotARun, RunFileError, tables_of
+from .contract import Broken, check_compression, check_tables, text, whole_number
 from .superblock import SIGNATURE, Superblock, open_clean
+from .trial import screen
 
-READ_ERRORS: Final = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)
-"""Everything HDF5 raises on a file that is not what it should be."""
+READ_ERRORS: Final = (
+    OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, MemoryError
+)  # fmt: skip
+"""Everything that h5py, NumPy and JSON raise on a file that is not what it should be."""
 
 
 def check_hdf5(path: Path) -> None:
-    """Refuse what is certainly no run file, before HDF5 sees it."""
-    if path.is_dir():
+    """Refuse what is certainly no run file, before HDF5 sees it. The path leads to something (`handle.file_key`)."""
+    kind_of_file = path.stat().st_mode
+    if stat.S_ISDIR(kind_of_file):
         raise NotARun(f"{path}: is a folder; expected a run file, name one in it")
+    if not stat.S_ISREG(kind_of_file):  # a pipe would wait for somebody to write into it
+        raise NotARun(f"{path}: is a pipe, a socket or a device; expected a run file, check the path")
     try:
         with path.open("rb") as stream:
             head = stream.read(8)
@@ -49,6 +58,7 @@ def inspect(path: Path) -> None:
         RunFileError: It cannot be read, or is of a newer version.
     """
     check_hdf5(path)
+    screen(path)
     try:
         with open_clean(path) as file:
             check_format(path, file)
@@ -60,23 +70,29 @@ def inspect(path: Path) -> None:
 
 
 def check_format(path: Path, file: h5py.File) -> None:
-    """Raise unless the open file names our format, a version we know, and has every table."""
+    """Raise unless the open file names our format, a version we know, and every table is a plain one of its shape."""
     try:
-        name, version = file.attrs.get("format"), file.attrs.get("version")
-        missing = ["commit"] if "commit" not in file else [table for table in tables_in(file) if table not in file]
+        ours = "format" in file.attrs and text(file, "format") == FORMAT
+    except Broken:
+        ours = False
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None
-    if name != FORMAT:
+    if not ours:
         raise NotARun(f"{path}: is HDF5 but not a loopscope run (no format attribute {FORMAT!r}); check the path")
-    if not isinstance(version, (int, np.integer)) or int(version) > VERSION:
-        raise RunFileError(f"{path}: has format version {version}, this loopscope reads {VERSION}; upgrade loopscope")
-    if missing:
-        raise DamagedRun(f"{path}: table {missing[0]!r} is missing; expected a whole run file, try `loopscope repair`")
+    try:
+        version = whole_number(file, "version")
+        if version > VERSION:
+            raise RunFileError(
+                f"{path}: has format version {version}, this loopscope reads {VERSION}; upgrade loopscope"
+            )
+        check_tables(file, path.stat().st_size)
+    except READ_ERRORS as error:
+        raise damaged(path, one_line(error)) from None
 
 
 def read_info(file: h5py.File) -> dict[str, Any]:
     """Return what the writer said about the run; raises one of ``READ_ERRORS`` where that is damaged."""
-    return dict(json.loads(str(file.attrs["info"])))
+    return dict(json.loads(text(file, "info")))
 
 
 def tables_in(file: h5py.File) -> tuple[str, ...]:
@@ -102,20 +118,27 @@ def last_commit(table: Any, end: int) -> tuple[Commit | None, int]:
 
 
 def _check_extents(path: Path, file: h5py.File) -> None:
-    """Raise where committed rows lie beyond the end of the file, which HDF5 would read as zeros."""
+    """Raise where committed rows lie beyond the end of the file, which HDF5 would read as zeros, or claim too much."""
     size = path.stat().st_size
     commits = file["commit"]
-    found, at = last_commit(commits, readable_rows(commits, size))
-    if found is None or not commits_whole(commits, at):
+    newest, at = last_commit(commits, readable_rows(commits, size))
+    if newest is None or not commits_whole(commits, at):
         raise damaged(path, "commit rows are missing")
     for table in tables_in(file):
-        whole, needed = readable_rows(file[table], size), found.lengths[table]
-        if whole < needed:
+        dataset, needed = file[table], newest.lengths[table]
+        whole = readable_rows(dataset, size)
+        if not 0 <= needed <= whole:
             raise damaged(path, f"cut off, table {table} holds {whole} of {needed} rows")
+        if dataset.compression is not None:
+            row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+            check_compression(table, needed, row_bytes, dataset.id.get_storage_size())
 
 
 def readable_rows(dataset: Any, size: int) -> int:
-    """Return how many leading rows of a table lie inside a file of ``size`` bytes."""
+    """Return how many leading rows of a table lie inside a file of ``size`` bytes.
+
+    Takes memory for the chunks that the file has, whatever number of rows it declares.
+    """
     length = int(dataset.shape[0])
     if dataset.chunks is None:
         end = (dataset.id.get_offset() or 0) + dataset.id.get_storage_size()
@@ -123,21 +146,22 @@ def readable_rows(dataset: Any, size: int) -> int:
     rows, *width = dataset.chunks
     across = math.prod(-(-n // c) for n, c in zip(dataset.shape[1:], width, strict=True))
     row_bytes = math.prod(width) * dataset.dtype.itemsize
-    inside = np.zeros((-(-length // rows), 2), dtype=np.int64)  # whole chunks; rows inside of one cut in half
+    whole = array("q")  # blocks of rows, once for each chunk that is there
+    cut: dict[int, int] = {}  # rows inside of a block that is cut in half
 
     def count(chunk: Any) -> None:
         block = chunk.chunk_offset[0] // rows
-        if block >= len(inside):
-            return
         if chunk.byte_offset + chunk.size <= size:
-            inside[block, 0] += 1
+            whole.append(block)
         elif across == 1 and dataset.compression is None:
-            inside[block, 1] = max(0, size - chunk.byte_offset) // row_bytes
+            cut[block] = max(0, size - chunk.byte_offset) // row_bytes
 
     with contextlib.suppress(OSError, RuntimeError):  # the list of chunks may be cut off too: then what it still lists
         dataset.id.chunk_iter(count)
-    missing = np.flatnonzero(inside[:, 0] < across)
-    return length if len(missing) == 0 else min(length, int(missing[0]) * rows + int(inside[missing[0], 1]))
+    blocks, chunks = np.unique(np.frombuffer(whole, np.int64), return_counts=True)
+    blocks = blocks[chunks >= across]
+    leading = int(np.searchsorted(blocks - np.arange(len(blocks)), 0, side="right"))  # those before the first gap
+    return int(min(length, leading * rows + cut.get(leading, 0)))
 
 
 def commits_whole(commits: Any, valid: int) -> bool:

@@ -88,8 +88,8 @@ class Lease:
 def is_held(path: Path) -> bool:
     """Return whether a live process is writing the run at ``path``; a file that cannot be tested counts as free."""
     try:
-        fd = os.open(lease_path(path), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        fd = os.open(lease_path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe
+    except (OSError, ValueError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

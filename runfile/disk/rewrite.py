@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import layout
 from ..layout import Commit
+from .contract import text
 from .handle import create_file
 from .integrity import READ_ERRORS, read_info
 
@@ -79,7 +80,7 @@ def attributes_intact(file: h5py.File) -> bool:
     """Whether it can be read which run this is and what the writer said about it."""
     try:
         read_info(file)
-        return bool(file.attrs["run_id"])
+        return bool(text(file, "run_id"))
     except READ_ERRORS:
         return False
 
@@ -89,7 +90,7 @@ def _kept_attributes(source: h5py.File) -> dict[str, Any]:
     kept = {"eigenvalues": source.attrs["eigenvalues"], "info": "", "run_id": uuid.uuid4().hex}
     for name in ("info", "run_id"):
         with contextlib.suppress(*READ_ERRORS):
-            kept[name] = str(source.attrs[name])
+            kept[name] = text(source, name)
     try:
         read_info(source)
     except READ_ERRORS:

@@ -10,38 +10,98 @@ Not covered: clocks of hosts that differ by more than a run lasts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layout import Event, Severity
-from ..rank_names import rank_files, rank_of
+from ..disk.handle import LOCK
+from ..file_source import FileSource
+from ..layout import Event, RunFileError, Severity
+from ..rank_names import rank_files, rank_of, rank_path, run_path
+from ..source import Recording
 
-if TYPE_CHECKING:
-    from ..reader import Run
-
-_MOST_RANKS: Final = 1 << 20  # whatever says more is damaged
+_MOST_RANKS: Final = 1 << 16  # whatever says more is damaged
 Intervals = list[tuple[float, float]]
 RANK_EVENTS: Final = ("rank_missing", "rank_unreadable", "rank_foreign", "rank_ended")
 WORLD_SIZE: Final = "world_size"
 """Kind of the event that a resume on another number of ranks leaves; its value is that number."""
 
 
-def of_several_ranks(run: Run) -> bool:
+def of_several_ranks(run: Recording) -> bool:
     """Whether a run has, or should have, files of further ranks; a run without costs one look at the disk."""
     return not rank_of(run.path) and (max(world_sizes(run), default=1) > 1 or bool(rank_files(run.path)))
 
 
-def world_sizes(run: Run) -> list[int]:
+def world_sizes(run: Recording) -> list[int]:
     """Return on how many ranks a run was recorded, the present number last; empty where it was not recorded."""
-    begun = run.info.get("world_size")
+    begun = _number(run, "world_size")
     resumed = [event.value for event in run.events if event.kind == WORLD_SIZE]
     return [int(size) for size in (begun, *resumed) if size and 1 <= size <= _MOST_RANKS]  # false for NaN
 
 
-def resumed_on(world_size: int | None, run: Run) -> int | None:
+def _number(run: Recording, name: str) -> float | None:
+    """Return a number of the description; None where it is not there or is none."""
+    said = run.info.get(name)
+    return said if isinstance(said, int | float) and math.isfinite(said) else None
+
+
+def separate_runs(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths without the rank files of a run that is among them too: those are parts of it, not runs.
+
+    A file that is only named like a rank (``lora.rank8.h5``) is a run of its own, and stays. So does one whose run is
+    not given, which is then that rank alone.
+    """
+    listed = list(paths)
+    there = {path.absolute() for path in listed}
+    return [path for path in listed if run_path(path).absolute() not in there or not belongs(path)]
+
+
+def belongs(path: Path) -> bool:
+    """Return whether a file named like a rank is one of the run that lies beside it.
+
+    It is when the run had as many ranks, and both were written at the same time. Where no process knew how many ranks
+    there are, files of all lower ranks lie beside it too. One that cannot be read is taken for what its name says.
+    """
+    rank, first = rank_of(path), run_path(path)
+    if not rank or not first.exists():
+        return False
+    try:
+        with LOCK:
+            one = FileSource(first)
+            try:
+                other = FileSource(path)
+                other.close()
+            finally:
+                one.close()
+    except RunFileError:
+        return all(rank_path(first, lower).exists() for lower in range(1, rank))
+    return _is_rank(one, other, rank)
+
+
+def only_named_so(first: Recording, other: Recording, rank: int) -> bool:
+    """Return whether a file claims nowhere but in its name to be a rank, and the run has no such rank.
+
+    >>> from types import SimpleNamespace as Run
+    >>> alone = Run(info={"world_size": 1}, events=[])
+    >>> only_named_so(alone, alone, 8), only_named_so(alone, Run(info={"world_size": 16}, events=[]), 8)
+    (True, False)
+    """
+    return rank >= max(world_sizes(first), default=1) and (_number(other, "world_size") or 1) <= 1
+
+
+def _is_rank(first: Recording, other: Recording, rank: int) -> bool:
+    """Return whether a recording is a rank of a run."""
+    if why_foreign(first, other, rank):
+        return False
+    sizes = world_sizes(first)
+    return rank < max(sizes) if sizes else all(rank_path(first.path, lower).exists() for lower in range(1, rank))
+
+
+def resumed_on(world_size: int | None, run: Recording) -> int | None:
     """Return the number of ranks that a resume has to note in the file; None where the file says so already.
 
     A process that knows no number has no process group: it trains alone.
@@ -50,14 +110,14 @@ def resumed_on(world_size: int | None, run: Run) -> int | None:
     return now if known and {known[0], known[-1]} != {now} else None
 
 
-def why_foreign(first: Run, other: Run, rank: int) -> str:
+def why_foreign(first: Recording, other: Recording, rank: int) -> str:
     """Say why a file named like a rank of a run is not of it, ``""`` when it is."""
-    says, sizes, size = other.info.get("rank", rank), world_sizes(first), other.info.get("world_size")
+    says, sizes, size = other.info.get("rank", rank), world_sizes(first), _number(other, "world_size")
     if says != rank:
         return f"it holds rank {says}"
     if size and sizes and size not in sizes:
         return f"it is one of {size} ranks, and this run has {sizes[-1]}"
-    began, other_began = first.info.get("started"), other.info.get("started")
+    began, other_began = _number(first, "started"), _number(other, "started")
     if began and other.committed_at < began and other.state != "live":
         return "it ended before this run began"
     if other_began and other_began > first.committed_at and first.state != "live":
@@ -65,7 +125,7 @@ def why_foreign(first: Run, other: Run, rank: int) -> str:
     return ""
 
 
-def went_back(first: Run) -> list[tuple[float, float]]:
+def went_back(first: Recording) -> list[tuple[float, float]]:
     """Return to which steps a run went back when it was resumed, and when."""
     if not first.generation:
         return []
@@ -107,7 +167,9 @@ def outside(steps: NDArray[Any], intervals: Intervals) -> NDArray[np.bool_]:
     return kept
 
 
-def what_is_wrong(runs: Mapping[int, Run], foreign: Mapping[int, str], unreadable: Mapping[int, str]) -> list[Event]:
+def what_is_wrong(
+    runs: Mapping[int, FileSource], foreign: Mapping[int, str], unreadable: Mapping[int, str]
+) -> list[Event]:
     """Return one event for every rank whose numbers are not in the merged view, or not to its end.
 
     Args:
@@ -118,7 +180,8 @@ def what_is_wrong(runs: Mapping[int, Run], foreign: Mapping[int, str], unreadabl
     begin, end = _span(runs)
     sizes = world_sizes(runs[0])
     wanted = sizes[-1] if sizes else None
-    missing = [rank for rank in range(1, wanted or 1) if rank not in runs.keys() | foreign.keys() | unreadable.keys()]
+    there = runs.keys() | foreign.keys() | unreadable.keys()
+    missing = [rank for rank in range(1, wanted or 1) if rank not in there]
     found = [
         *(_event("rank_unreadable", "error", begin, f"rank {n} is left out: {why}") for n, why in unreadable.items()),
         *(_event("rank_foreign", "warning", begin, _left_over(n, why, wanted or 1)) for n, why in foreign.items()),
@@ -130,14 +193,14 @@ def what_is_wrong(runs: Mapping[int, Run], foreign: Mapping[int, str], unreadabl
     return [*found, *_ended_early(runs, wanted, end)]
 
 
-def _ended_early(runs: Mapping[int, Run], wanted: int | None, end: int) -> list[Event]:
+def _ended_early(runs: Mapping[int, FileSource], wanted: int | None, end: int) -> list[Event]:
     """Return an event for every rank that is not writing any more and stopped before the last step."""
     went_on = any(run.state != "interrupted" for run in runs.values())
     found: list[Event] = []
     if not any(len(run) for run in runs.values()):
         return found
     for rank, run in runs.items():
-        last = run._step_at(-1) if len(run) else None
+        last = run.step_at(-1) if len(run) else None
         # A rank that a resume left out has not died.
         if run.state == "live" or last == end or (wanted is not None and rank >= wanted):
             continue
@@ -148,15 +211,15 @@ def _ended_early(runs: Mapping[int, Run], wanted: int | None, end: int) -> list[
     return found
 
 
-def _span(runs: Mapping[int, Run]) -> tuple[int, int]:
+def _span(runs: Mapping[int, FileSource]) -> tuple[int, int]:
     """Return the first and the last step that any rank recorded; 0 without rows."""
-    steps = [(run._step_at(0), run._step_at(-1)) for run in runs.values() if len(run)]
+    steps = [(run.step_at(0), run.step_at(-1)) for run in runs.values() if len(run)]
     return min((first for first, _ in steps), default=0), max((last for _, last in steps), default=0)
 
 
 def _left_over(rank: int, why: str, wanted: int) -> str:
     """Say that a file is of another run, and whether a rank of this one is missing therefore."""
-    said = f"the file of rank {rank} is of another run and left out: {why}"
+    said = f"the file named as rank {rank} is of another run and left out: {why}"
     return f"{said}; this run lacks its rank {rank}" if rank < wanted else f"{said}; delete the file"
 
 

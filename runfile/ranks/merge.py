@@ -50,7 +50,7 @@ REDUCTIONS: Final[dict[str, Reduction]] = {
 """What becomes of every step column but ``step``; a user's own scalars are averaged."""
 
 # Where a NaN is never a number that training gave: counted by the probe itself, or left out on purpose.
-_NEVER_GIVEN: Final = {
+NEVER_GIVEN: Final = {
     "time", "generation", "tokens", "depth", "depth_min", "depth_max", "nonfinite", "probe_seconds", "rows_dropped",
     "a_bar_radius_error", "lyapunov_error", "full_loop_seconds",
 }  # fmt: skip
@@ -103,7 +103,7 @@ def merge_column(name: str, values: Series, nonfinite: Series, tokens: Series | 
         with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 is "no rank has it", inf - inf is a NaN to be shown
             merged = _sum(np.where(recorded, values, 0.0) * weights)
             merged = np.where(recorded.any(axis=0), merged if rule == "sum" else merged / _sum(weights), np.nan)
-    if name not in _NEVER_GIVEN:
+    if name not in NEVER_GIVEN:
         merged[np.any(~recorded & (nonfinite > 0), axis=0)] = np.nan
     return merged
 

@@ -52,7 +52,7 @@ def test_a_step_reads_nothing_off_the_device(injection, preset, demo_model, tmp_
         loss = logits.logsumexp(-1).mean()
         loss.backward()
         probe.step(loss=loss, grad_norm=loss.detach() * 2, lr=1e-3)
-    monkeypatch.setattr(probe, "_run_fixed_batch", lambda step: None)
+    monkeypatch.setattr(probe, "_run_fixed_batch", lambda step, last: None)
     monkeypatch.setattr(probe._sender, "deliver_all", probe._sender.deliver)
     probe.close()
     assert not caplog.records, caplog.text

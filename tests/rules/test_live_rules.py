@@ -133,15 +133,15 @@ def test_a_rule_that_fires_is_said_once_and_keeps_a_flight(tmp_path, caplog):
             radius = 1.2 if step >= 60 else 0.9
             recorder.put(Record(step, 0.0, {"a_bar_radius": radius}, sums(1.0), COUNTS, flight=FlightStep()))
         recorder.close()
-    (line,) = [message for message in caplog.messages if "LS020" in message]
+    (line,) = [message for message in caplog.messages if "LS023" in message]
     assert line == (
-        "loopscope: step 80: LS020 injection-unstable: "
+        "loopscope: step 80: LS023 injection-not-held: "
         "ρ(A̅) = 1.2 is at or above 1 and the steps of the loop do not shrink "
         f"(`loopscope check {path}` says what to try)"
     )
     with open_run(path) as run:
         (flight,) = read_flight(run)
-        assert flight.alert_step == 80 and [event.kind for event in flight.alerts] == ["LS020"]
+        assert flight.alert_step == 80 and [event.kind for event in flight.alerts] == ["LS023"]
         kept = [step.step for step in flight.steps]
         assert {60, 80, 88} <= set(kept) and len(kept) == len(set(kept))
 
@@ -156,7 +156,7 @@ def test_other_ranks_write_their_alerts_and_leave_the_log_to_the_first(tmp_path,
         recorder.close()
     assert not caplog.messages
     with open_run(path) as run:
-        assert [event.kind for event in run.events] == ["LS020"]
+        assert [event.kind for event in run.events] == ["LS023"]
 
 
 def test_an_alert_of_the_last_rows_has_its_flight(tmp_path):

@@ -53,5 +53,31 @@ def test_infinite_nan_and_negative_losses():
         score.update(2.0)
     assert score.update(math.inf) == math.inf
     assert math.isnan(score.update(math.nan))
-    assert math.isnan(score.update(-1.0))
+    assert score.update(-1.0) == pytest.approx(-75.0)  # 3 below, in spreads of 2 % of the level
     assert score.update(2.0) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("time_constant", [20, 40, 80, 1e9])
+@pytest.mark.parametrize("jump", [1.36, 1.5, 2.0])
+def test_a_jump_is_seen_while_the_loss_falls(time_constant, jump):
+    for seed in range(5):
+        noise = np.random.default_rng(seed).standard_normal(101)
+        loss = (2.2 + 2 * np.exp(-np.arange(101) / time_constant)) * (1 + 0.01 * noise)
+        loss[100] = loss[99] * jump
+        assert loss_zscores(loss)[100] > 2 * SPIKE
+
+
+@pytest.mark.parametrize("time_constant", [10, 20, 40, 80, 160, 320])
+def test_a_loss_that_falls_is_no_spike(time_constant):
+    for seed in range(10):
+        noise = np.random.default_rng(seed).standard_normal(400)
+        loss = (2.2 + 3 * np.exp(-np.arange(400) / time_constant)) * np.exp(0.03 * noise)
+        assert np.nanmax(loss_zscores(loss)) < SPIKE
+
+
+def test_a_spike_of_the_past_leaves_no_hole_that_changes_the_way_of_scoring():
+    """Many at once and one at a time go different ways around spikes; see also ``test_loss_series``."""
+    loss = noisy(2000)
+    loss[np.random.default_rng(3).integers(0, 2000, 60)] *= 2
+    score = SpikeScore()
+    np.testing.assert_array_equal(loss_zscores(loss), [score.update(value) for value in loss.tolist()])

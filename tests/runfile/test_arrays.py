@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from loopscope.runfile import reader as reader_module
 from loopscope.runfile import writer as writer_module
 from loopscope.runfile.arrays import flat_bytes, from_bytes, index_row
+from loopscope.runfile.disk.handle import Handle
 from loopscope.runfile.disk.repair import repair
-from loopscope.runfile.layout import ARRAY_DTYPES, ARRAY_INDEX_DTYPE
+from loopscope.runfile.layout import ARRAY_DTYPES, ARRAY_INDEX_DTYPE, DamagedRun
 from loopscope.runfile.open import open_run
 from loopscope.runfile.reader import Run
+from loopscope.runfile.tables import Tables
 from loopscope.runfile.writer import RunWriter
 
 
@@ -114,7 +115,7 @@ def test_arrays_are_superseded_under_their_own_name_only(tmp_path: Path) -> None
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, slice]] = []
-    rows, renewed = reader_module.Run._read, reader_module.Handle.renewed
+    rows, renewed = Tables.read, Handle.renewed
 
     class Watched:
         def __init__(self, dataset: h5py.Dataset) -> None:
@@ -125,13 +126,13 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.Monk
             found: np.ndarray = self.dataset[where]
             return found
 
-    def watch(handle: reader_module.Handle, name: str) -> object:
+    def watch(handle: Handle, name: str) -> object:
         return Watched(renewed(handle, name)) if name == "arrays" else renewed(handle, name)
 
-    monkeypatch.setattr(reader_module.Handle, "renewed", watch)
+    monkeypatch.setattr(Handle, "renewed", watch)
     monkeypatch.setattr(
-        reader_module.Run,
-        "_read",
+        Tables,
+        "read",
         lambda self, table, where: read.append((table, where)) or rows(self, table, where),
     )
     with RunWriter.create(tmp_path / "a.h5", info={}) as writer, open_run(writer.path) as run:
@@ -182,7 +183,7 @@ def test_a_row_and_bytes_that_do_not_fit_are_damage_in_one_line(tmp_path: Path) 
         row = file["array_index"][0]
         row["shape"][0] = 4
         file["array_index"][0] = row
-    with open_run(writer.path) as run, pytest.raises(reader_module.DamagedRun, match="loopscope repair"):
+    with open_run(writer.path) as run, pytest.raises(DamagedRun, match="loopscope repair"):
         run.arrays("a")
 
 
@@ -229,4 +230,4 @@ def test_arrays_count_towards_the_room_on_the_disk_and_lost_ones_are_stated(
         writer.append_array(100, "a", np.zeros(2 << 20, np.uint8))  # never fits
         assert writer.flush() and run.refresh()
         assert run.arrays("a")[0].tolist() == list(range(7))
-        assert [(event.kind, event.value) for event in run.events] == [("arrays-lost", 93.0), ("arrays-lost", 1.0)]
+        assert [(event.kind, event.value) for event in run.events] == [("arrays_lost", 93.0), ("arrays_lost", 1.0)]

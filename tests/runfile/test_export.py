@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,8 @@ def refuse(word: str) -> None:
 
 
 def same(text: str, value: Any) -> bool:
-    """Whether a CSV field says exactly this number; NaN is an empty field."""
-    return text == "" if value != value else float(text) == value
+    """Whether a CSV field says exactly this number; a NaN is said where it was given, else the field is empty."""
+    return text in ("", "nan") if value != value else float(text) == value
 
 
 def test_csv_holds_every_number_exactly(run: Run, tmp_path: Path) -> None:
@@ -56,7 +57,35 @@ def test_csv_holds_every_number_exactly(run: Run, tmp_path: Path) -> None:
             assert same(row[name], run[name][i])
         for t in range(run.loops("state_norm").shape[1]):
             assert same(row[f"state_norm[{t}]"], run.loops("state_norm")[i, t])
-    assert rows[3]["loss"] == "" and rows[4]["loss"] == "inf"
+    assert rows[3]["loss"] == "nan" and rows[4]["loss"] == "inf" and rows[3]["tokens"] == ""
+
+
+def test_given_never_recorded_and_infinite_stay_apart_in_every_format(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    nan, inf = math.nan, math.inf
+    rows: list[dict[str, float]] = [
+        {"loss": 2.0, "lr": 0.1, "mine": 1.0},
+        {"loss": nan, "lr": 0.1, "mine": 1.0},
+        {"loss": -inf, "lr": 0.1},  # one number that is not finite, and that is the infinite one
+        {"loss": 2.0, "lr": nan, "mine": inf},
+        {"loss": 2.0, "lr": 0.1, "mine": nan},
+        {"lr": 0.1, "mine": 1.0},
+    ]
+    with RunWriter.create(tmp_path / "a.h5", info={}, scalars=("mine",)) as writer:
+        for step, row in enumerate(rows):
+            writer.append_step({"step": step} | row)
+    with open_run(writer.path) as run:
+        text = list(csv.DictReader(export(run, tmp_path / "a.csv").read_text().splitlines()))
+        plain = json.loads(export(run, tmp_path / "a.json").read_text(), parse_constant=refuse)["steps"]
+        stored = parquet.read_table(export(run, tmp_path / "a.parquet")).to_pydict()
+    assert [row["loss"] for row in text] == ["2.0", "nan", "-inf", "2.0", "2.0", ""]
+    assert [row["lr"] for row in text] == ["0.1", "0.1", "0.1", "nan", "0.1", "0.1"]
+    assert [row["mine"] for row in text] == ["1.0", "1.0", "", "inf", "nan", "1.0"]
+    assert plain["loss"] == [2.0, "NaN", "-Infinity", 2.0, 2.0, None]
+    assert plain["mine"] == [1.0, 1.0, None, "Infinity", "NaN", 1.0]
+    assert plain["tokens"] == plain["grad_norm"] == plain["a_bar_radius"] == [None] * 6
+    assert [repr(value) for value in stored["loss"]] == ["2.0", "nan", "-inf", "2.0", "2.0", "None"]
+    assert stored["tokens"] == [None] * 6
 
 
 def test_the_loops_table_is_tidy(run: Run, tmp_path: Path) -> None:
@@ -70,14 +99,14 @@ def test_the_loops_table_is_tidy(run: Run, tmp_path: Path) -> None:
 
 def test_json_is_strict_and_holds_every_table(run: Run, tmp_path: Path) -> None:
     found = json.loads(export(run, tmp_path / "a.json").read_text(), parse_constant=refuse)
-    assert found["state"] == "finished" and found["info"] == {"lr": 0.1, "odd": None}
+    assert found["state"] == "finished" and found["info"] == {"lr": 0.1, "odd": "NaN"}
     assert set(TABLE_NAMES) <= set(found)
-    assert found["steps"]["loss"][3:6] == [None, None, 5 / 3] and found["steps"]["mine"] == [-1e-300] * 20
+    assert found["steps"]["loss"][3:6] == ["NaN", "Infinity", 5 / 3] and found["steps"]["mine"] == [-1e-300] * 20
     assert found["steps"]["nonfinite"][3:5] == [1, 1]
     assert found["probe"]["step"] == [5] * len(found["probe"]["loop"])
     assert (found["spectra"]["real"], found["spectra"]["imag"]) == ([0.5], [0.25])
     assert found["spectra"]["modulus"] == [pytest.approx(np.sqrt(0.3125), rel=1e-15)]  # one rounding of hypot
-    assert found["events"]["message"] == ['said "no", twice\nρ'] and found["events"]["value"] == [None]
+    assert found["events"]["message"] == ['said "no", twice\nρ'] and found["events"]["value"] == ["Infinity"]
     one = json.loads(export(run, tmp_path / "b.json", table="events").read_text(), parse_constant=refuse)
     assert "events" in one and "steps" not in one
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,9 +15,9 @@ import h5py
 import numpy as np
 import pytest
 from loopscope.dynamics.trajectory.trajectory import classify
-from loopscope.runfile import reader as reader_module
 from loopscope.runfile.layout import LOOP_COLUMNS, DamagedRun, Event, NotARun, RunFileError
 from loopscope.runfile.open import open_run
+from loopscope.runfile.tables import Tables
 from loopscope.runfile.writer import RunWriter
 
 
@@ -169,10 +170,10 @@ def test_steps_run_again_supersede_and_history_keeps_all(tmp_path: Path) -> None
 
 def test_refresh_reads_only_the_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, object]] = []
-    original = reader_module.Run._read
+    original = Tables.read
     monkeypatch.setattr(
-        reader_module.Run,
-        "_read",
+        Tables,
+        "read",
         lambda self, table, where: read.append((table, where)) or original(self, table, where),
     )
     with RunWriter.create(tmp_path / "a.h5", info={}) as writer, open_run(writer.path) as run:
@@ -207,9 +208,57 @@ def test_one_reader_follows_a_run_through_sealing_resuming_and_replacement(tmp_p
     RunWriter.create(path, info={"run": 2}, overwrite=True).seal()
     assert run.refresh() and len(run) == 0 and run.info == {"run": 2}
     path.unlink()
-    assert not run.refresh() and len(run) == 0
+    assert run.refresh() and not run.refresh() and len(run) == 0
+    assert [event.kind for event in run.events] == ["file_replaced", "file_deleted"]
     run.close()
     run.close()
+
+
+@pytest.mark.parametrize("ending", ["deleted", "moved away", "put back from an older copy", "resumed", "sealed"])
+def test_what_happened_to_a_followed_file_is_said_once(tmp_path: Path, ending: str) -> None:
+    path, copy = tmp_path / "a.h5", tmp_path / "copy.h5"
+    writer = RunWriter.create(path, info={"run": 1})
+    write_ragged(writer, range(20))
+    writer.flush()
+    shutil.copyfile(path, copy)
+    write_ragged(writer, range(20, 40))
+    writer.close()
+    with open_run(path) as run:
+        before = run["loss"].tolist()
+        if ending == "deleted":
+            path.unlink()
+        elif ending == "moved away":
+            path.rename(tmp_path / "b.h5")
+        elif ending == "put back from an older copy":
+            copy.replace(path)
+        elif ending == "resumed":
+            RunWriter.resume(path).close()
+        else:
+            RunWriter.resume(path).seal()
+        assert run.refresh() and not run.refresh()
+        kinds = {
+            "deleted": "file_deleted",
+            "moved away": "file_deleted",
+            "put back from an older copy": "file_shortened",
+        }
+        assert [event.kind for event in run.events] == [kinds.get(ending, "run_resumed")]
+        assert run["loss"].tolist() == (before[:20] if "copy" in ending else before)
+        assert run.events[0].step == (19 if "copy" in ending else 39)
+
+
+@pytest.mark.parametrize("table", ["loops", "probe"])
+def test_a_norm_that_is_not_finite_is_infinite_and_nan_means_not_there(tmp_path: Path, table: str) -> None:
+    nan, inf = np.nan, np.inf
+    rows = [[nan, 1.0, nan, 8], [nan, nan, nan, 8], [inf, nan, nan, 8]]  # h_0 was not seen, h_1 overflowed
+    with RunWriter.create(tmp_path / "a.h5", info={}) as writer:
+        for step in range(2):
+            writer.append_step({"step": step}, rows[: 3 - step])
+            writer.append_probe(step, rows[: 3 - step])
+    with open_run(writer.path) as run:
+        ask = run.loops if table == "loops" else run.probe
+        assert np.array_equal(ask("state_norm"), [[nan, inf, inf], [nan, inf, nan]], equal_nan=True)
+        assert np.array_equal(ask("residual_norm"), [[1.0, inf, nan], [1.0, nan, nan]], equal_nan=True)
+        assert np.isnan(ask("step_cosine")).all()
 
 
 def test_readers_and_a_writer_share_one_process(tmp_path: Path) -> None:
@@ -370,7 +419,7 @@ def make_cut(path: Path, keep: float, sealed: bool = False) -> None:
         (make_foreign, NotARun, "not a loopscope run"),
         (make_foreign_new, NotARun, "not a loopscope run"),
         (make_newer, RunFileError, "upgrade"),
-        (make_without_table, DamagedRun, "'loops' is missing"),
+        (make_without_table, DamagedRun, "loops is missing"),
         (lambda path: make_cut(path, 0.6), DamagedRun, "loopscope repair"),
         (lambda path: make_cut(path, 0.001), DamagedRun, "loopscope repair"),
         (lambda path: make_cut(path, 0.6, True), DamagedRun, "loopscope repair"),

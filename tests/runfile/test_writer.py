@@ -97,7 +97,7 @@ def test_names_that_appear_later_take_spare_columns_until_there_are_none(tmp_pat
         run.refresh()
         assert [name for name in run.names if name.startswith("late")] == late[:SPARE_COLUMNS]
         assert np.array_equal(run["late0"], [np.nan, 2.0, 3.0], equal_nan=True)
-        refused = [event.message for event in run.events if event.kind == "scalar-refused"]
+        refused = [event.message for event in run.events if event.kind == "number_refused"]
         assert len(refused) == 2 and all(name in " ".join(refused) for name in late[SPARE_COLUMNS:])
 
 
@@ -185,7 +185,7 @@ def test_a_full_disk_is_waited_out_and_the_rows_lost_are_stated_in_the_file(
         assert writer.flush()
         run.refresh()
         assert len(run) == 4096
-        assert [(event.kind, event.value) for event in run.events] == [("rows-lost", 904.0)]
+        assert [(event.kind, event.value) for event in run.events] == [("rows_lost", 904.0)]
 
 
 def test_a_disk_that_stays_full_costs_rows_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
 """Decay laws: closed-form series, then a held-out confusion count on noisy synthetic loops."""
 
+import re
+
 import numpy as np
 import pytest
-from loopscope.dynamics.trajectory.trajectory import classify, classify_map, late_window
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopscope.dynamics.trajectory.trajectory import ROUND_OFF_OF, classify, classify_map, late_window
 
 T = np.arange(16)
 
@@ -43,12 +47,22 @@ def confusion(seed, loops, per_kind=200):
     return table
 
 
-@pytest.mark.parametrize(("loops", "least"), [(8, 0.75), (12, 0.97), (16, 0.98), (64, 0.98)])
-def test_held_out_synthetic_loops_are_recognised(loops, least):
-    # Thresholds were set on seed 0. With 8 loops a shrinking transient and noise hide it.
+@pytest.mark.parametrize(
+    ("loops", "least"),
+    [
+        (8, {"settling": 0.75, "drifting": 0, "orbiting": 0, "exploding": 0.95}),
+        (12, {"settling": 0.9, "drifting": 0.3, "orbiting": 0.3, "exploding": 0.95}),
+        (16, {"settling": 0.95, "drifting": 0.7, "orbiting": 0.7, "exploding": 0.98}),
+        (64, dict.fromkeys(KINDS, 0.99)),
+    ],
+)
+def test_held_out_synthetic_loops_are_recognised_or_undecided(loops, least):
+    # With 8 loops, 3 % of noise and a transient hide that steps last: undecided, but not wrong.
     table = confusion(1, loops)
     for kind in KINDS:
-        assert table[kind].get(kind, 0) >= least * 200, table
+        right = table[kind].get(kind, 0)
+        assert right >= least[kind] * 200, table
+        assert right + table[kind].get("undecided", 0) >= 0.99 * 200, table
 
 
 @pytest.mark.parametrize("radius", [0.3, 0.447, 0.9, 0.95, 0.97])
@@ -97,7 +111,10 @@ def test_bounded_loops_with_constant_steps_orbit():
 
 
 def test_growth_that_saturates_is_no_explosion():
-    assert classify(1 / (1 + np.exp(6.0 - T)), np.full(16, -1.0), np.full(17, 5.0)).kind == "orbiting"
+    long = np.arange(32)
+    assert classify(1 / (1 + np.exp(6.0 - long)), np.full(32, -1.0), np.full(33, 5.0)).kind == "orbiting"
+    early = classify(1 / (1 + np.exp(6.0 - T)), np.full(16, -1.0), np.full(17, 5.0))  # may yet turn and shrink
+    assert (early.kind, early.regime) == ("undecided", "unknown") and "exploding" not in early.between
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.2])
@@ -110,11 +127,111 @@ def test_steps_at_round_off_have_settled_whatever_they_do_there(rate):
     assert classify(np.zeros(16), None, np.zeros(17)).kind == "settling"
 
 
-def test_bfloat16_floor_needs_its_own_round_off_level():
-    steps = np.maximum(0.3**T, 4e-3)
-    state = np.ones(17)
-    assert classify(steps, np.full(16, -0.5), state).kind == "orbiting"
-    assert classify(steps, np.full(16, -0.5), state, round_off=2e-2).kind == "settling"
+def test_the_floor_of_short_floats_is_told_by_their_type_alone():
+    steps, turns, state = np.maximum(0.3**T, 4e-3), np.full(16, -0.5), np.ones(17)
+    assert classify(steps, turns, state, round_off=ROUND_OFF_OF["bfloat16"]).method == "round-off"
+    assert classify(steps, turns, state, round_off=ROUND_OFF_OF["float32"]).kind == "orbiting"
+    unknown = classify(steps, turns, state)
+    assert unknown.between == ("settling", "orbiting") and "the type of the states would tell" in unknown.sentence
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-7, 1e-6])
+def test_steps_far_below_the_state_are_round_off_only_if_they_follow_no_law(scale):
+    straight = np.full(16, 1.0)
+    drift = classify(np.full(16, scale), straight, np.ones(17))  # h + 1 from a large state: every step is exact
+    assert (drift.kind, drift.regime) == ("drifting", "marginal")
+    grows = classify(scale * 1.3**T, np.zeros(16), np.ones(17))
+    assert (grows.kind, grows.regime) == ("exploding", "unstable")
+    noise = scale * np.random.default_rng(0).uniform(0.5, 1.5, 16)
+    assert classify(noise, np.full(16, -0.5), np.ones(17)).kind == "settling"
+
+
+@pytest.mark.parametrize("loop", [1, 5, 9, 16])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_stops_being_finite_is_unstable_and_says_where(loop, value):
+    steps, state = 0.5 ** np.arange(16), np.full(17, 5.0)
+    steps[loop - 1 :], state[loop:] = value, value
+    law = classify(steps, None, state)
+    assert (law.kind, law.regime) == ("exploding", "unstable")
+    assert f"not finite from loop {loop} of 16 on" in law.sentence
+
+
+@pytest.mark.parametrize("loops", [32, 64])
+@pytest.mark.parametrize("rate", [1.02, 1.03, 1.08])
+@pytest.mark.parametrize("cosine", [1.0, np.cos(1.0), -1.0])
+def test_slow_growth_over_many_loops_explodes(loops, rate, cosine):
+    norms = rate ** np.arange(loops + 1)
+    law = classify(rate ** np.arange(loops), np.full(loops, cosine), norms)
+    assert law.kind == "exploding" and law.rate == pytest.approx(rate, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("width", [4, 64])
+def test_a_random_walk_does_not_stay_in_bounds(seed, width):
+    path = np.cumsum(np.random.default_rng(seed).normal(size=(65, 8, width)), axis=0)
+    law = classify(*norms_of(path))
+    assert law.kind in ("drifting", "undecided") and law.kind != "orbiting", law.sentence
+
+
+def norms_of(path):
+    """Steps, cosines and norms of states ``(T + 1, tokens, width)``, mean over tokens."""
+    steps = np.diff(path, axis=0)
+    size = np.linalg.norm(steps, axis=2)
+    turn = (steps[1:] * steps[:-1]).sum(2) / size[1:] / size[:-1]
+    return size.mean(1), np.append(np.nan, turn.mean(1)), np.linalg.norm(path, axis=2).mean(1)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [7.5551, 7.4051, 7.2748, 7.1366, 7.0106, 6.8929, 6.7982],  # a recurrent model whose step is 3.47 for ever
+        [0.574, 0.5679, 0.5554, 0.5388, 0.5202, 0.5014, 0.4831],
+        [1.0, 0.98, 0.96, 0.94, 0.92],
+    ],
+)
+def test_a_few_large_steps_that_shrink_a_little_are_undecided(steps):
+    law = classify(steps, np.full(len(steps), -0.4), np.full(len(steps) + 1, 5.68))
+    assert (law.kind, law.regime) == ("undecided", "unknown")
+    assert "settling" in law.between and law.more_loops > 0 and "more loops would tell" in law.sentence
+
+
+def test_growth_under_a_transient_is_never_called_stable_once_it_shows():
+    for loops in range(6, 65):
+        t = np.arange(loops)
+        steps = 0.5**t + 0.02 * 1.2**t
+        if steps[-1] > 1.1 * steps.min():
+            assert classify(steps).regime != "stable", loops
+
+
+SAID = re.compile(
+    r"settles: late steps shrink by a factor (?P<shrink>[\d.]+)|settles slowly: late steps shrink like t\^(?P<fast>-[\d.]+)"
+    r"|explodes: late steps grow by a factor (?P<grow>[\d.e+]+)(?: per loop and the state norm by (?P<state>[\d.e+]+))?"
+    r"|keep their size \(factor (?P<keep>[\d.]+)|too slowly to add up, like t\^(?P<slow>-[\d.]+)"
+    r"|but only like t\^(?P<rise>[\d.]+)|keep their size \(like t\^(?P<flat>-?[\d.]+)"
+)
+BOUNDS = {
+    "shrink": (0, 0.991), "fast": (-6.1, -1.2), "grow": (1.009, np.inf), "state": (1.005, np.inf), "keep": (0.989, 1.011),
+    "slow": (-1.26, -0.1), "rise": (0.1, 1.51), "flat": (-0.1, 0.1),
+}  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.integers(4, 40), st.floats(-0.7, 0.7), st.floats(0, 0.8), st.floats(-1, 1), st.floats(-0.1, 0.3),
+    st.floats(0, 5), st.integers(0, 2**31),
+)  # fmt: skip
+def test_no_sentence_contradicts_itself(loops, slope, noise, cosine, growth, transient, seed):
+    rng, t = np.random.default_rng(seed), np.arange(loops)
+    steps = np.exp(slope * t + noise * rng.normal(size=loops)) + transient * 0.4**t
+    law = classify(steps, np.full(loops, cosine), np.exp(growth * np.arange(loops + 1)) * (1 + steps.max()))
+    for name, text in (SAID.search(law.sentence).groupdict() if SAID.search(law.sentence) else {}).items():
+        if text is not None:
+            assert BOUNDS[name][0] <= float(text) <= BOUNDS[name][1], law.sentence
+    decided = ("settl", "drifts", "stays in bounds", "explodes", "undecided between", "too few")
+    assert sum(word in law.sentence.replace("without settling", "") for word in decided) == 1 + law.sentence.count(
+        "undecided between settling"
+    ) + law.sentence.count("and settling"), law.sentence
+    assert (law.kind == "undecided") == bool(law.between)
 
 
 def test_scale_does_not_matter():
@@ -146,7 +263,8 @@ def test_a_map_equals_its_series_one_by_one():
     assert together.kind.shape == (4, 3)
     for i in range(4):
         for j in range(3):
-            assert together.law(i, j) == classify(residual[i, j], cosine[i, j], state[i, j])
+            one, other = together.law(i, j), classify(residual[i, j], cosine[i, j], state[i, j])
+            assert (one.kind, one.sentence, one.more_loops) == (other.kind, other.sentence, other.more_loops)
 
 
 # Fixed batch of 8 x 32 standard-library bytes, 16 loops, demo setting after 200 steps at learning rate 0.05 (seed in the
@@ -164,7 +282,11 @@ RECORDED = {
 }  # fmt: skip
 
 
+# Steps that wobble by several per cent, or bend: 16 loops cannot tell.
+SHORT_OF_EVIDENCE = {"addition 2": ("undecided",), "cool concatenation": ("undecided",)}
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_loops_of_trained_models(name):
     kind, residual, cosine = RECORDED[name]
-    assert classify(residual, np.full(16, cosine)).kind == kind
+    assert classify(residual, np.full(16, cosine)).kind in (kind, *SHORT_OF_EVIDENCE.get(name, ()))

@@ -13,12 +13,16 @@ from loopscope.gate.text import as_text
 from loopscope.probes.recorder import Record, Recorder
 from loopscope.rules.diagnosis import diagnose
 from loopscope.runfile.export import columns
+from loopscope.runfile.file_source import FileSource
 from loopscope.runfile.layout import STEP_COLUMNS, Event
 from loopscope.runfile.open import open_run
 from loopscope.runfile.rank_names import rank_path
+from loopscope.runfile.ranks.companions import separate_runs
 from loopscope.runfile.ranks.merge import REDUCTIONS
 from loopscope.runfile.ranks.merged_run import MergedRun
+from loopscope.runfile.ranks.merged_source import MergedSource
 from loopscope.runfile.reader import Run
+from loopscope.runfile.source import Recording, Source
 from loopscope.runfile.writer import RunWriter
 
 NAN = np.nan
@@ -285,6 +289,7 @@ def test_a_run_that_is_replaced_by_one_of_several_ranks_is_seen_as_that(create, 
 KILLED = """
 import os, sys, time
 from pathlib import Path
+from loopscope.runfile.source import Recording, Source
 from loopscope.runfile.writer import RunWriter
 writer = RunWriter.create(Path(sys.argv[1]), info={"rank": 1, "world_size": 2, "started": time.time()})
 for step in range(4):
@@ -380,6 +385,44 @@ def test_a_file_left_over_from_another_run_is_not_merged(
         assert run.events[0].message.endswith(remedy) and says in diagnose(run).summary
 
 
+@pytest.mark.parametrize("world_size", [None, 1])
+@pytest.mark.parametrize("rank", [1, 8])
+def test_a_run_that_is_only_named_like_a_rank_is_a_run_of_its_own(create, tmp_path, monkeypatch, rank, world_size):
+    for number, moment in ((0, 1000.0), (rank, 2000.0)):  # of a sweep over LoRA ranks: one after the other
+        monkeypatch.setattr(time, "time_ns", lambda moment=moment: int((moment + 1) * 1e9))
+        writer = create(number, world_size=world_size, started=moment)
+        writer.append_step({"step": 0, "loss": 1.0 + number})
+        writer.seal()
+    monkeypatch.undo()
+    with open_run(tmp_path / "a.h5") as run:
+        assert run["loss"].tolist() == [1.0] and not run.events
+    with open_run(tmp_path / f"a.rank{rank}.h5") as run:
+        assert run["loss"].tolist() == [1.0 + rank] and run.ranks[rank if world_size is None else 0] is run
+    both = [tmp_path / "a.h5", tmp_path / f"a.rank{rank}.h5"]
+    assert separate_runs(both) == both and len(check_runs(both).runs) == 2
+
+
+def test_ranks_of_a_run_are_parts_of_it(create, tmp_path):
+    for rank in range(2):
+        writer = create(rank, world_size=2, started=1.0)
+        steps(writer, range(3))
+        writer.seal()
+    both = [tmp_path / "a.h5", tmp_path / "a.rank1.h5"]
+    assert separate_runs(both) == both[:1] and separate_runs(both[1:]) == both[1:]
+
+
+def test_many_ranks_in_a_description_cost_nothing(create, tmp_path):
+    for size in (2**16, 2**20, [2, 3], "many", float("nan"), {}):
+        writer = create(0, world_size=size)
+        steps(writer, range(2))
+        writer.close()
+        began = time.process_time()
+        with open_run(writer.path) as run:
+            assert len(run.events) == (1 if size == 2**16 else 0) and len(run) == 2
+        assert time.process_time() - began < 2.0  # a look at the disk for each took 15 s
+        writer.path.unlink()
+
+
 def test_a_copy_of_rank_0_is_not_its_rank_1(create, tmp_path):
     writer = create(0)
     steps(writer, range(3))
@@ -466,8 +509,8 @@ def test_resuming_rank_0_reads_its_own_file(create, tmp_path):
     recorder.close()
 
 
-def test_no_public_member_of_a_run_is_forgotten():
-    """A query that ``Run`` answers from its one file must be answered for all ranks."""
-    public = {name for name in vars(Run) if not name.startswith("_")} | {"__getitem__", "__len__", "__repr__"}
-    asked = {"names", "series"}  # built on the others
-    assert public - set(vars(MergedRun)) == asked
+@pytest.mark.parametrize("kind", [FileSource, MergedSource])
+def test_every_kind_of_source_answers_every_question(kind: type) -> None:
+    questions = {name for asked in (Recording, Source) for name in vars(asked) if not name.startswith("_")}
+    assert questions - set(vars(kind)) == {"path", "info"} - set(vars(kind))  # attributes of every instance
+    assert {"events", "loops", "spectra", "array_table"} <= questions

@@ -1,0 +1,131 @@
+"""Keeps verdicts of finished runs beside them, so that judging hundreds of old runs again costs next to nothing.
+
+A verdict lies in ``.a.h5.verdict.json`` beside ``a.h5`` and counts only for the same file, of the same size and times
+of change, judged by the same rules and the same source of loopscope. It is signed with a key in this user's cache
+folder that nobody else can read: a verdict that came with a file from elsewhere, whatever it says, is not believed. The
+files are safe to delete, and where none can be written the run is judged as if there were none.
+
+Not covered: live and interrupted runs, and runs of several ranks, whose files change apart from each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from ..rules.diagnosis import Diagnosis
+from ..rules.findings import Finding, Judgement
+from ..rules.rule_files import Rule
+from ..runfile.ending import Ending
+from ..runfile.rank_names import rank_files
+from ..runfile.reader import Run
+
+LARGEST: Final = 1 << 20  # bytes of a verdict
+_KEY_BYTES: Final = 32
+
+
+class Verdicts:
+    """The verdicts that some rules give.
+
+    Args:
+        rules: The rules.
+        min_steps: Steps that are enough, as the gate was told.
+    """
+
+    def __init__(self, rules: Sequence[Rule], min_steps: int | None) -> None:
+        said = [(r.id, r.name, r.expr.text, r.severity, r.hold, r.keep_firing_for, r.message, r.remedy) for r in rules]
+        self._rules = hashlib.sha256(json.dumps([said, min_steps]).encode()).hexdigest()
+
+    def find(self, path: Path) -> Diagnosis | None:
+        """Return the verdict on a run as it is now; None where there is none to believe."""
+        key = _key()
+        if key is None:
+            return None
+        try:
+            beside = _beside(path)
+            if beside.stat().st_size > LARGEST:
+                return None
+            kept = json.loads(beside.read_text(encoding="utf-8"))
+            body, signature = kept["body"], kept["signature"]
+            if not hmac.compare_digest(signature, _signature(key, body)):
+                return None
+            content = json.loads(body)
+            same = content["stamp"] == self._stamp(path) and not rank_files(path)
+            return _diagnosis(content["diagnosis"]) if same else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+
+    def keep(self, run: Run, diagnosis: Diagnosis) -> None:
+        """Keep the verdict on a finished run of one file, where that is possible."""
+        key = _key()
+        alone = len(run.ranks) == 1 and run.info.get("world_size") in (None, 1)
+        if key is None or diagnosis.ending.state != "finished" or not alone:
+            return
+        with suppress(OSError, ValueError):
+            body = json.dumps({"stamp": self._stamp(run.path), "diagnosis": asdict(diagnosis)})
+            beside = _beside(run.path)
+            part = beside.with_name(f"{beside.name}.{os.getpid()}")
+            part.write_text(json.dumps({"body": body, "signature": _signature(key, body)}), encoding="utf-8")
+            part.replace(beside)
+
+    def _stamp(self, path: Path) -> list[Any]:
+        """Return what changes whenever the verdict might."""
+        status = path.stat()
+        file = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        return [*file, self._rules, _source()]
+
+
+def _beside(path: Path) -> Path:
+    """Return where the verdict on a run lies."""
+    return path.with_name(f".{path.name}.verdict.json")
+
+
+@cache
+def _source() -> str:
+    """Return what tells the code that judges from every other: its version, and its files as they are."""
+    from .. import __version__
+
+    here = Path(__file__).parent.parent
+    files = [path for folder in ("rules", "gate", "dynamics", "runfile") for path in (here / folder).rglob("*.[pt]*")]
+    stats = sorted((str(path.relative_to(here)), path.stat().st_size, path.stat().st_mtime_ns) for path in files
+                   if path.suffix in (".py", ".toml"))  # fmt: skip
+    return hashlib.sha256(json.dumps([__version__, stats]).encode()).hexdigest()
+
+
+def _signature(key: bytes, body: str) -> str:
+    return hmac.new(key, body.encode(), "sha256").hexdigest()
+
+
+@cache
+def _key() -> bytes | None:
+    """Return this user's key, made when it is first needed; None where there is no place for it."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopscope"
+    path = folder / "verdict-key"
+    with suppress(OSError, RuntimeError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileExistsError):
+            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(made, "wb") as file:
+                file.write(secrets.token_bytes(_KEY_BYTES))
+        key = path.read_bytes()
+        return key if len(key) == _KEY_BYTES else None
+    return None
+
+
+def _diagnosis(kept: dict[str, Any]) -> Diagnosis:
+    """Return a diagnosis from its fields."""
+    parts = {
+        "findings": [Finding(**each) for each in kept["findings"]],
+        "judgements": [Judgement(**each) for each in kept["judgements"]],
+        "ending": Ending(**kept["ending"]),
+    }
+    return Diagnosis(**{**kept, **parts})

@@ -1,0 +1,184 @@
+"""The tables of one open run file: its newest commit, and columns that are read once and then grow.
+
+Only committed rows are read, each number once. Every way in which HDF5 fails becomes one `RunFileError`.
+
+Not covered: what the columns mean and which rows are superseded (`file_source`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .disk import handle as handles
+from .disk.contract import text
+from .disk.handle import Handle
+from .disk.integrity import READ_ERRORS, damaged, one_line, read_info
+from .growing import Growing
+from .layout import FIRST_COLUMNS, STEP_COLUMNS, TABLES, Commit, RunFileError
+from .ragged import Index
+
+_BLOCK: Final = 16384  # rows read at a time
+_MOST_GENERATIONS: Final = 1 << 20
+_MOST_EVENTS: Final = 1 << 18
+NOTHING: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)
+
+
+class Tables:
+    """One run file, open; what was read of it is kept.
+
+    Args:
+        path: The file.
+        forgotten: Called when the file turns out to hold another run, or fewer rows than before.
+
+    Attributes:
+        run_id: Which run it holds.
+        info: What the writer said.
+        commit: The newest commit that was read.
+        names: Columns of ``steps`` by name.
+    """
+
+    def __init__(self, path: Path, forgotten: Callable[[], None]) -> None:
+        self.path, self._forgotten = path, forgotten
+        self.run_id = ""
+        self.info: dict[str, Any] = {}
+        self._handle: Handle | None = None
+        self.commit = NOTHING
+        self.names: dict[str, int] = {}
+        self._columns: dict[tuple[str, int | None], Growing] = {}
+        self._sound: dict[str, int] = {}  # rows of ragged tables that were checked
+
+    def forget(self) -> None:
+        """Start anew: nothing of the run is known, here and where it was made something of."""
+        self.commit = NOTHING
+        self.names, self._columns, self._sound = {}, {}, {}
+        self._forgotten()
+
+    def follow(self) -> bool:
+        """Make sure that the file is the one at the path now: sealing and resuming put a new one there.
+
+        Returns:
+            Whether there is a file at the path; without, the one that was open stays so.
+        """
+        handle = self._handle
+        if handle is not None and handle.file is not None:
+            try:
+                if handles.file_key(self.path) == handle.key:
+                    return True
+            except RunFileError:  # deleted: go on with what is open
+                return False
+            handles.release(handle)
+            self._handle = None
+        self._open()
+        return True
+
+    def load(self) -> bool:
+        """Read the newest commit row and the names of the columns; return whether the file lost rows since."""
+        handle = self._open()
+        newest, _ = self.guard(handle.last_commit)
+        commit = newest or NOTHING
+        self._check(commit)
+        shorter = any(commit.lengths[table] < length for table, length in self.commit.lengths.items())
+        if shorter:
+            self.forget()
+        self.commit = commit
+        if commit.lengths["columns"] != len(self.names):
+            encoded = self.read("columns", slice(0, commit.lengths["columns"]))
+            names = [bytes(name).decode("utf-8", "replace") for name in encoded]
+            self.names = {name: names.index(name) for name in names}
+        if newest is not None and [*self.names][:FIRST_COLUMNS] != [*STEP_COLUMNS[:FIRST_COLUMNS]]:
+            raise damaged(self.path, "the names of its columns are gone")
+        return shorter
+
+    def close(self) -> None:
+        """Give the file back; what was read stays."""
+        if self._handle is not None:
+            handles.release(self._handle)
+            self._handle = None
+
+    def column(self, table: str, column: int, dtype: type[Any] = np.float64) -> NDArray[Any]:
+        """Return the committed part of one column, reading only what is not kept yet."""
+        return self.kept(table, column, np.float32 if table in ("loops", "probe") else dtype)  # as recorded
+
+    def kept(self, table: str, column: int | None, dtype: type[Any] | np.dtype[Any]) -> NDArray[Any]:
+        """Return the committed rows of a table, or one column of them, reading only those that are not kept yet."""
+        known = self._columns.setdefault((table, column), Growing(dtype))
+        length = self.commit.lengths[table]
+        if len(known) < length:
+            new = slice(len(known), length)
+            known.append(self.read(table, new if column is None else (new, column)))
+        return known.values(length)
+
+    def ends(self, table: str, ends: Index, of: str) -> Index:
+        """Return where the entries of a ragged table end, once it is certain that all lie within it."""
+        known = self._sound.get(table, 0)
+        new = ends[max(0, known - 1) :]
+        if len(new) and (new[0] < 0 or np.any(new[1:] < new[:-1]) or new[-1] > self.commit.lengths[of]):
+            raise damaged(self.path, f"rows of {table} lead out of {of}")
+        self._sound[table] = len(ends)
+        return ends
+
+    def read(self, table: str, where: slice | tuple[slice, int]) -> NDArray[Any]:
+        """Read rows, or one column of them, after telling HDF5 to look at the disk again."""
+        handle = self._open()
+        rows = where if isinstance(where, slice) else where[0]
+        values: NDArray[Any] = self.guard(lambda: _rows(handle.renewed(table), where))
+        if len(values) != rows.stop - rows.start:
+            raise damaged(self.path, f"table {table} holds fewer rows than were committed")
+        return values
+
+    def dataset(self, table: str) -> Any:
+        """Return the dataset of a table as it is on the disk now; call it, and what it gives, within `guard`."""
+        return self._open().renewed(table)
+
+    def guard(self, read: Callable[[], Any]) -> Any:
+        """Call ``read``, turning every way in which HDF5 fails into one line for a person."""
+        try:
+            return read()
+        except RunFileError:
+            raise
+        except READ_ERRORS as error:
+            raise damaged(self.path, one_line(error)) from error
+
+    def _open(self) -> Handle:
+        """Return a usable handle; caches survive when it is the same run in a new file."""
+        handle = self._handle
+        if handle is not None and handle.file is not None:
+            return handle
+        handle = handles.acquire(self.path)
+        self._handle = handle
+        file = handle.file
+        run_id = self.guard(lambda: text(file, "run_id"))
+        if run_id != self.run_id:
+            self.forget()
+            self.info = self.guard(lambda: read_info(file))
+            self.run_id = run_id
+        return handle
+
+    def _check(self, commit: Commit) -> None:
+        """Raise where a commit says what no writer says."""
+        if min(commit.lengths.values()) < 0 or not 0 <= commit.generation < _MOST_GENERATIONS:
+            raise damaged(self.path, "its commit rows make no sense")
+        if commit.lengths["steps"] != commit.lengths["loop_end"]:
+            raise damaged(self.path, "steps and loop_end have different lengths")
+        if commit.lengths["events"] > _MOST_EVENTS:
+            raise damaged(self.path, f"it claims {commit.lengths['events']} events")
+
+
+def _rows(dataset: Any, where: slice | tuple[slice, int]) -> NDArray[Any]:
+    """Read rows or one column of them; a column of whole-row chunks in blocks, which HDF5 does faster than a stride."""
+    if isinstance(where, slice) or (dataset.chunks is not None and dataset.chunks[1] == 1):
+        values: NDArray[Any] = dataset[where]
+        return values
+    rows, column = where
+    if rows.stop > dataset.shape[0]:
+        return np.empty(0, dataset.dtype)
+    values = np.empty(rows.stop - rows.start, dataset.dtype)
+    for start in range(rows.start, rows.stop, _BLOCK):
+        stop = min(start + _BLOCK, rows.stop)
+        values[start - rows.start : stop - rows.start] = dataset[start:stop][:, column]
+    return values

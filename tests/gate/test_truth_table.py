@@ -1,0 +1,243 @@
+"""Every way of being blind, in every format, while the run is live and afterwards: none of them is a pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loopscope.commands.check import check
+from loopscope.gate.formats import FORMATS
+from loopscope.runfile.layout import Event
+from loopscope.runfile.writer import RunWriter
+
+STEPS = 60
+INFO = {"a_bar_learned": True}
+
+
+def row(step: int, **values: float) -> dict[str, float]:
+    """A row of a healthy run."""
+    healthy = {"loss": 2 + 0.01 * np.sin(step), "lr": 1e-3, "grad_norm": 1.0, "depth": 8.0, "a_bar_radius": 0.8}
+    return {"step": float(step), "time": 1e9 + step, "nonfinite": 0.0} | healthy | values
+
+
+def healthy(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step))
+
+
+def evaluation_mode(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, depth=np.nan, a_bar_radius=np.nan))
+
+
+def evaluation_mode_from_half_way(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, depth=8.0 if step < 30 else np.nan))
+
+
+def loops_now_and_then(writer: RunWriter) -> None:
+    for step in range(200):
+        writer.append_step(row(step, depth=8.0 if step % 30 == 29 else np.nan))
+
+
+def probe_died(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, depth=8.0 if step < 30 else np.nan))
+        if step == 30:
+            writer.append_event(Event(30, 0.0, "probe_lost", "error", message="RuntimeError: shapes differ"))
+
+
+def most_rows_dropped(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(10 * step, rows_dropped=9.0 * step))
+
+
+def radius_lost_half_way(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, a_bar_radius=0.8 if step < 30 else np.nan))
+
+
+def radius_never_there(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, a_bar_radius=np.nan))
+
+
+def loss_never_given(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, loss=np.nan))
+
+
+def loss_not_given_any_more(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, loss=2.0 + 0.01 * np.sin(step) if step < 30 else np.nan))
+
+
+def nothing_but_nan(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, loss=np.nan, nonfinite=1.0, depth=np.nan, a_bar_radius=np.nan))
+
+
+def neither_loss_nor_loops(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step({"step": float(step), "lr": 1e-3})
+
+
+def empty(writer: RunWriter) -> None:
+    pass
+
+
+def one_step(writer: RunWriter) -> None:
+    writer.append_step(row(0))
+
+
+def too_short(writer: RunWriter) -> None:
+    for step in range(12):
+        writer.append_step(row(step))
+
+
+def fixed_batch_failed(writer: RunWriter) -> None:
+    healthy(writer)
+    writer.append_event(Event(0, 0.0, "fixed_batch", "warning", message="the call of training was not seen"))
+
+
+def unstable_at_the_end(writer: RunWriter) -> None:
+    for step in range(STEPS):
+        writer.append_step(row(step, a_bar_radius=0.8 if step < STEPS - 2 else 3.0))
+
+
+BLIND: list[Callable[[RunWriter], None]] = [
+    evaluation_mode,
+    evaluation_mode_from_half_way,
+    loops_now_and_then,
+    probe_died,
+    most_rows_dropped,
+    radius_lost_half_way,
+    radius_never_there,
+    loss_never_given,
+    loss_not_given_any_more,
+    nothing_but_nan,
+    neither_loss_nor_loops,
+    empty,
+    one_step,
+    too_short,
+    fixed_batch_failed,
+    unstable_at_the_end,
+]
+ONE_IS_RIGHT = {nothing_but_nan, unstable_at_the_end}  # a finding, not missing evidence
+
+RULE_FILES = {
+    "two brackets too many words": '[[rules]]\nid = "A"\nexpr = "loss > 1"\n',
+    "one bracket": '[rule]\nid = "A"\nexpr = "loss > 1"\n',
+    "misspelt series": '[[rule]]\nid = "A"\nexpr = "a_bar_radus >= 1"\n',
+    "series of nobody": '[[rule]]\nid = "A"\nexpr = "temperature > 3"\n',
+    "duplicate ids": '[[rule]]\nid = "A"\nexpr = "loss > 0"\n[[rule]]\nid = "A"\nexpr = "loss > 9"\n',
+    "misspelt shipped id": '[[rule]]\nid = "LS02O"\nexpr = "loss > 1"\n',
+    "switched off by a word": '[[rule]]\nid = "LS020"\nenabled = "no"\n',
+    "built in": '[[rule]]\nid = "LS004"\nenabled = false\n',
+    "true for a number": '[[rule]]\nid = "LS020"\nfor = true\n',
+    "a misspelt field": '[[rule]]\nid = "LS020"\nseverty = "error"\n',
+    "no TOML": "[[rule\n",
+}
+
+
+def written(path: Path, make: Callable[[RunWriter], None]) -> RunWriter:
+    writer = RunWriter.create(path, info=INFO)
+    make(writer)
+    writer.flush()
+    return writer
+
+
+def codes(path: Path, capsys: pytest.CaptureFixture[str], **options: object) -> dict[str, int]:
+    """The exit code in each format, where that format names the run's outcome too."""
+    given = {"rules": None, "fail_on": "error", "min_steps": None, "debug": False} | options
+    result = {}
+    for output in FORMATS:
+        result[output] = check([path], output=output, **given)  # type: ignore[arg-type]
+        said = capsys.readouterr().out
+        word = {0: "pass", 1: "fail"}.get(result[output], "error")
+        assert word in said.lower()
+        if output == "json":
+            assert (json.loads(said)["verdict"], json.loads(said)["runs"][0]["outcome"]) == (word, word)
+    return result
+
+
+@pytest.mark.parametrize("blind", BLIND, ids=lambda make: make.__name__)
+def test_no_blind_run_passes(blind, tmp_path, capsys):
+    expected = dict.fromkeys(FORMATS, 1 if blind in ONE_IS_RIGHT else 5)
+    writer = written(tmp_path / "run.h5", blind)
+    assert codes(tmp_path / "run.h5", capsys) == expected, "live"
+    writer.seal()
+    writer.close()
+    assert codes(tmp_path / "run.h5", capsys) == expected, "finished"
+    writer = written(tmp_path / "killed.h5", blind)
+    writer.close()
+    assert codes(tmp_path / "killed.h5", capsys) == expected, "killed"
+
+
+def test_a_healthy_run_passes_live_and_finished_and_not_when_it_was_broken_off(tmp_path, capsys):
+    """Without this, the table would hold for a gate that refuses everything."""
+    path = tmp_path / "run.h5"
+    writer = written(path, healthy)
+    assert set(codes(path, capsys).values()) == {0}
+    assert set(codes(path, capsys, fail_on="warning").values()) == {1}, "a live run is warned of"
+    writer.seal()
+    writer.close()
+    assert set(codes(path, capsys, fail_on="warning").values()) == {0}
+    for said in ("", "KeyboardInterrupt"):
+        path = tmp_path / f"broken{said}.h5"
+        writer = written(path, healthy)
+        if said:
+            writer.append_event(Event(STEPS, 0.0, "run_interrupted", "warning", message=said))
+        writer.close()
+        assert set(codes(path, capsys).values()) == {5}
+        assert set(codes(path, capsys, min_steps=STEPS).values()) == {0}, "the user says that so many are enough"
+        assert set(codes(path, capsys, min_steps=STEPS + 1).values()) == {5}
+        check([path], rules=None, fail_on="error", output="text", min_steps=None, debug=False)
+        assert "interrupted" in (shown := capsys.readouterr().out) and said in shown
+
+
+@pytest.mark.parametrize("text", RULE_FILES.values(), ids=RULE_FILES.keys())
+def test_no_mistake_in_a_rule_file_makes_the_gate_weaker(text, tmp_path):
+    from loopscope.rules.rule_files import RuleError
+
+    path, rules = tmp_path / "run.h5", tmp_path / "loopscope.toml"
+    rules.write_text(text)
+    for make in (healthy, unstable_at_the_end):
+        writer = written(path, make)
+        with pytest.raises(RuleError, match=r"loopscope.toml:\d+:\d+: ") as refused:
+            check([path], rules=rules, fail_on="error", output="text", min_steps=None, debug=False)
+        assert "\n" not in str(refused.value)
+        writer.close()
+        path.unlink()
+
+
+def test_a_rule_over_a_number_of_another_run_is_not_judged_here(tmp_path, capsys):
+    for name, more in (("a", {"temperature": 1.0}), ("b", {})):
+        writer = RunWriter.create(tmp_path / f"{name}.h5", info=INFO, scalars=tuple(more))
+        for step in range(STEPS):
+            writer.append_step(row(step, **more))
+        writer.seal()
+        writer.close()
+    rules = tmp_path / "loopscope.toml"
+    rules.write_text('[[rule]]\nid = "A"\nexpr = "temperature > 3"\n')
+    paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    assert check(paths, rules=rules, fail_on="error", output="json", min_steps=None, debug=False) == 5
+    first, second = json.loads(capsys.readouterr().out)["runs"]
+    assert (first["exit_code"], second["exit_code"]) == (0, 5)
+    assert "temperature was never recorded" in second["findings"][0]["message"]
+    assert [j["state"] for j in first["judgements"] if j["rule"] == "A"] == ["judged"]
+
+
+def test_every_rule_switched_off_is_no_verdict(tmp_path):
+    from loopscope.rules.rule_files import load_rules
+
+    writer = written(tmp_path / "run.h5", healthy)
+    writer.seal()
+    writer.close()
+    rules = tmp_path / "loopscope.toml"
+    rules.write_text("".join(f'[[rule]]\nid = "{rule.id}"\nenabled = false\n' for rule in load_rules()))
+    options = {"rules": rules, "fail_on": "error", "output": "text", "min_steps": None, "debug": False}
+    assert check([tmp_path / "run.h5"], **options) == 5

@@ -1,0 +1,119 @@
+"""Series made of the loss: the same row by row, at once, and across a resume; and what they see and leave alone."""
+
+import math
+
+import numpy as np
+import pytest
+from loopscope.rules.judging import judge
+from loopscope.rules.loss_series import DERIVED, SETTLING, LossSeries
+from loopscope.rules.rule_files import load_rules
+from loopscope.runfile.open import open_run
+
+
+def odd_run(seed):
+    """Columns of a run in which everything comes and goes."""
+    draw = np.random.default_rng(seed)
+    rows = int(draw.integers(1, 500))
+    loss = 1 + 3 * np.exp(-np.arange(rows) / draw.uniform(20, 400)) + 0.05 * draw.standard_normal(rows)
+    for _ in range(draw.integers(0, 5)):
+        at = int(draw.integers(0, rows))
+        loss[at : at + int(draw.integers(1, 120))] *= draw.choice([0.3, 1.4, 3.0])
+    for _ in range(draw.integers(0, 30)):
+        loss[draw.integers(0, rows)] = draw.choice([math.nan, math.inf, -math.inf, -1.0, 2.0])
+    at = int(draw.integers(0, rows))
+    loss[at : at + 25] = 2.0
+    norm = np.where(np.arange(rows) < draw.integers(0, 50), math.inf, 1.0)
+    rate = draw.choice([0.0, 0.0, 0.0, 0.1, math.nan], rows)
+    return {"loss": loss, "lr": rate, "grad_norm": norm, "nonfinite": (~np.isfinite(norm)).astype(float)}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_row_by_row_at_once_and_across_a_resume_are_the_same(seed):
+    columns = odd_run(seed)
+    rows = len(columns["loss"])
+    at_once = LossSeries().replay(columns)
+    split = int(np.random.default_rng(seed).integers(0, rows + 1))
+    for start in (0, split):
+        series = LossSeries()
+        series.replay({name: values[:start] for name, values in columns.items()})
+        for row in range(start, rows):
+            said = series.update({name: float(values[row]) for name, values in columns.items()})
+            for name in DERIVED:
+                np.testing.assert_equal(said[name], at_once[name][row], err_msg=f"{name} of row {row}")
+
+
+def fired(write_run, rules=None, **series):
+    path = write_run(**series)
+    with open_run(path) as run:
+        found = judge(run, rules or load_rules()).findings
+    return {finding.rule: finding for finding in found if finding.state == "fired"}
+
+
+def falling(rows=300, noise=0.02, seed=0):
+    draw = np.random.default_rng(seed)
+    return (2 + 2 * np.exp(-np.arange(rows) / 60)) * (1 + noise * draw.standard_normal(rows))
+
+
+LOSS_RULES = {"LS010", "LS011", "LS012", "LS013", "LS014"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("healthy", lambda loss: loss, set()),
+        ("labels wrong from half-way", lambda loss: np.where(np.arange(300) >= 150, 1.5 * loss, loss),
+         {"LS010", "LS011", "LS012"}),
+        ("slow climb", lambda loss: np.where(np.arange(300) > 100, loss[100] * 1.005 ** (np.arange(300) - 100), loss),
+         {"LS011", "LS012"}),
+        ("zeros from step 20", lambda loss: np.where(np.arange(300) >= 20, 0.0, loss), {"LS013"}),
+        ("a constant that is no zero", lambda loss: np.where(np.arange(300) >= 200, loss[199], loss), {"LS013"}),
+        ("negative, then a jump", lambda loss: np.where(np.arange(300) == 150, 40.0, -loss[::-1]), {"LS010"}),
+        ("negative throughout", lambda loss: loss - 10, set()),
+        ("falling through zero", lambda loss: loss - 2.1, set()),
+        ("one spike", lambda loss: np.where(np.arange(300) == 100, 2 * loss, loss), {"LS010"}),
+        ("a warm-up that rises a little first", lambda loss: loss * (1 + 0.05 * (np.arange(300) < 30)), set()),
+    ],
+)  # fmt: skip
+def test_what_the_loss_rules_see(write_run, name, change, expected):
+    assert fired(write_run, loss=change(falling())).keys() & LOSS_RULES == expected
+
+
+def test_losses_that_are_logged_now_and_then_are_not_constant(write_run):
+    loss = np.where(np.arange(300) % 50 == 0, falling(), np.nan)
+    assert not fired(write_run, loss=loss).keys() & LOSS_RULES
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (np.zeros(300), True),
+        (np.where(np.arange(300) < 150, 1e-3, 0.0), True),
+        (np.linspace(1e-3, 0, 300), False),  # a schedule that ends at 0
+        (np.where(np.arange(300) == 0, 0.0, 1e-3), False),  # a warm-up that begins at 0
+        (np.full(300, np.nan), False),
+    ],
+)
+def test_a_rate_of_zero(write_run, rate, expected):
+    assert ("LS014" in fired(write_run, loss=falling(), lr=rate)) == expected
+
+
+@pytest.mark.parametrize("skipped", [1, 5, SETTLING])
+def test_a_loss_scale_that_settles_is_a_note(write_run, skipped):
+    norm = np.where(np.arange(300) < skipped, np.inf, 1.0)
+    found = fired(write_run, loss=falling(), grad_norm=norm)
+    assert "LS001" not in found and (found["LS006"].severity, found["LS006"].step) == ("note", 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda norm, loss: norm.__setitem__(slice(0, SETTLING + 1), np.inf),  # it never fits
+        lambda norm, loss: norm.__setitem__(100, np.inf),  # not at the start
+        lambda norm, loss: norm.__setitem__(0, np.nan),
+        lambda norm, loss: (norm.__setitem__(0, np.inf), loss.__setitem__(0, np.nan)),
+    ],
+)
+def test_other_infinite_gradients_are_errors(write_run, change):
+    norm, loss = np.ones(300), falling()
+    change(norm, loss)
+    assert fired(write_run, loss=loss, grad_norm=norm)["LS001"].severity == "error"
