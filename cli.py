@@ -176,11 +176,14 @@ def sweep(
 
 @app.command(epilog="Example: loopscope dash runs/")
 def dash(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Run files, or folders of them.")],
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="Run files, or folders of them.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but 127.0.0.1 lets others in who have the printed link.")
     ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: the first free one from 8050.")] = None,
+    example: Annotated[
+        bool, typer.Option("--example", help="Show the recorded runs that ship with loopscope.")
+    ] = False,
 ) -> None:
     """Show runs in the browser, live or finished.
 
@@ -188,7 +191,22 @@ def dash(
     """
     from .commands.dash import dash as dash_command
 
-    dash_command(paths, host=host, port=port)
+    dash_command(paths or [], host=host, port=port, example=example)
+
+
+@app.command(epilog="Example: loopscope report runs/a.h5 -o a.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The HTML file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file where there is one.")] = False,
+) -> None:
+    """Write one self-contained HTML file about runs, to attach to a pull request or a paper.
+
+    For one run everything that explains its verdict, for several a comparison. It needs no network and no server.
+    """
+    from .commands.report import write_report
+
+    typer.echo(write_report(runs, out, force=force))
 
 
 @app.command(
@@ -419,7 +437,9 @@ def _explain(error: Exception) -> tuple[str, int]:
         return "interrupted", INTERRUPTED
     if any(base.__name__ == "RunFileError" for base in type(error).__mro__):
         return text, UNREADABLE
-    if isinstance(error, ValueError | OSError | ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text}: this command needs it, install it with pip", USAGE
+    if isinstance(error, ValueError | OSError):
         return text, USAGE
     return f"internal error: {name}: {text} (run again with --debug for the traceback)", INTERNAL
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..dynamics.trajectory.safe_depth import SafeDepth, measured_depth, predicted_depth
+from ..dynamics.loop.linearization import to_plain
+from ..dynamics.trajectory.safe_depth import SafeDepth, judged_from, measured_depth, predicted_depth
 from ..dynamics.trajectory.scaling import DepthLaw, depth_law
 from ..loops.analysis import linearize
 from ..loops.bound import bound_loop
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 SEQUENCES = 8  # of the batch whose answers are followed
 HORIZON = 64  # loops they are followed for
 MIN_DEPTHS = 4  # a law with three coefficients and one point to spare
+TOLERATED_RISE = 0.05  # nats above the loss at the training depth that still count as the same loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,12 @@ class DepthCurve:
     """Held-out loss against test-time depth.
 
     Args:
-        losses: Nats per token by depth.
-        law: ``L(T) = L_∞ + Z e^{−zT}`` fitted to them; ``None`` with fewer than four depths.
-        predicted: Safe depth predicted from the first loops of one held-out batch.
-        measured: Depth up to which 95 % of that batch's answers stand, of ``horizon`` loops that were run.
+        losses: Nats per token by depth; NaN where the logits were not finite.
+        law: ``L(T) = L_∞ + Z e^{−zT}`` fitted to the finite ones; ``None`` with fewer than four of them.
+        predicted: Safe depth predicted from twice the training depth, for the answers of the training depth.
+        measured: Depth up to which 95 % of the answers of the training depth stand, of ``horizon`` loops that were run.
         horizon: Loops run to measure it.
+        training_depth: Mean number of loops in training.
     """
 
     losses: dict[int, float]
@@ -53,29 +57,57 @@ class DepthCurve:
     predicted: SafeDepth
     measured: int
     horizon: int
+    training_depth: int
+
+    @property
+    def kept_until(self) -> int | None:
+        """Deepest evaluated depth up to which the loss is as good as at the training depth; None where that depth was
+        not evaluated.
+        """
+        if (reference := self.losses.get(self.training_depth)) is None:
+            return None
+        kept = self.training_depth
+        for depth in sorted(depth for depth in self.losses if depth >= self.training_depth):
+            if not self.losses[depth] <= reference + TOLERATED_RISE:
+                break
+            kept = depth
+        return kept
 
     def as_dict(self) -> dict[str, Any]:
-        """The curve for JSON."""
+        """The curve for JSON; None for what is not finite."""
         law = self.law
         fitted = None if law is None else {
             "limit": law.limit, "amplitude": law.amplitude, "rate": law.rate, "identified": law.identified,
-            "standard_errors": dict(law.quality.standard_errors),
+            "doubt": law.doubt, "standard_errors": dict(law.quality.standard_errors), "residuals": list(law.residuals),
         }  # fmt: skip
         losses = {str(depth): loss for depth, loss in self.losses.items()}
-        safe = {"predicted": self.predicted.depth, "measured": self.measured, "horizon": self.horizon}
-        return {"losses": losses, "law": fitted, "safe_depth": safe}
+        safe = {
+            "predicted": self.predicted.depth, "measured": self.measured, "horizon": self.horizon,
+            "training_depth": self.training_depth, "loss_kept_until": self.kept_until,
+        }  # fmt: skip
+        plain: dict[str, Any] = to_plain({"losses": losses, "law": fitted, "safe_depth": safe})
+        return plain
 
     def text(self) -> str:
         """The curve for people."""
-        lines = [f"{'depth':>6} {'loss':>8}", *(f"{depth:6d} {loss:8.4f}" for depth, loss in self.losses.items())]
+        shown = {} if self.law is None else dict(zip(self.law.depths, self.law.residuals, strict=True))
+        lines = [f"{'depth':>6} {'loss':>8}" + (f" {'law − loss':>11}" if shown else "")]
+        for depth, loss in self.losses.items():
+            misfit = f" {shown[depth]:+11.4f}" if depth in shown else " " * 12 * bool(shown)
+            trained = "  trained at this depth" if depth == self.training_depth else ""
+            lines.append(f"{depth:6d} {loss:8.4f}{misfit}{trained}".rstrip())
         if (law := self.law) is not None:
             fit = f"L(T) = {law.limit:.4f} {law.amplitude:+.4f} · exp(−{law.rate:.4f} T)"
-            lines.append(fit if law.identified else f"{fit}  (these depths do not determine all coefficients)")
-        predicted, measured = (
-            f"≥ {self.horizon}" if depth >= self.horizon else str(depth)
-            for depth in (self.predicted.depth, self.measured)
+            lines.append(fit if law.identified else f"{fit}  ({law.doubt})")
+        measured = f"≥ {self.measured}" if self.measured >= self.horizon > self.training_depth else str(self.measured)
+        lines.append(
+            f"safe depth: predicted {self.predicted.words}, measured {measured} (95 % of the answers of depth "
+            f"{self.training_depth}, the training depth, stand)"
         )
-        lines.append(f"safe depth: predicted {predicted}, measured {measured} (95 % of the answers stand)")
+        if (kept := self.kept_until) is not None:
+            deepest = max(self.losses)
+            until = f"at every depth up to {kept}" if kept == deepest else f"up to depth {kept} only"
+            lines.append(f"the loss stays within {TOLERATED_RISE} nats of that at the training depth {until}")
         return "\n".join(lines)
 
 
@@ -131,23 +163,26 @@ def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, devic
         mean = model.config.mean_depth
         depths = sorted({1, 2, 3, *(max(1, round(mean * share)) for share in (0.5, 0.75, 1, 1.5, 2, 3, 4))})
     losses = loss_at_depths(model, data, depths, batches=batches)
-    law = depth_law(list(losses), list(losses.values())) if len(losses) >= MIN_DEPTHS else None
+    finite = {depth: loss for depth, loss in losses.items() if np.isfinite(loss)}
+    law = depth_law(list(finite), list(finite.values())) if len(finite) >= MIN_DEPTHS else None
     predicted, measured = _safe_depth(model, next(data.held_out(SEQUENCES))[:, :-1])
-    return DepthCurve(losses, law, predicted, measured, HORIZON)
+    return DepthCurve(losses, law, predicted, measured, predicted.horizon, model.config.mean_depth)
 
 
 @torch.no_grad()
 def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, int]:
-    """Safe depth predicted from twice the training depth, and measured by running on to the horizon."""
-    seen = 2 * model.config.mean_depth
+    """Safe depth of the answers of the training depth: predicted from twice that depth, and measured by running on."""
+    trained = model.config.mean_depth
+    seen = 2 * trained
+    horizon = max(HORIZON, 2 * seen)
     with bound_loop(model, tokens) as loop, torch.no_grad():
         assert loop.read_out is not None  # our models return logits
         states, logits = [loop.state], []
-        answers = [loop.read_out(loop.state).argmax(-1).cpu().numpy()]
-        for depth in range(1, max(HORIZON, seen) + 1):
+        answers = [_answers(loop.read_out(loop.state))]
+        for depth in range(1, horizon + 1):
             states.append(loop.step(states[-1]))
             output = loop.read_out(states[-1])
-            answers.append(output.argmax(-1).cpu().numpy())
+            answers.append(_answers(output))
             if depth in (seen - 1, seen):
                 logits.append(output.cpu().numpy())
     path = torch.stack(states[: seen + 1]).double()
@@ -156,9 +191,16 @@ def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, in
         steps,
         state_norm=path.norm(dim=-1).permute(1, 2, 0).cpu().numpy(),
         logits=(logits[0], logits[1]),
-        horizon=max(HORIZON, seen),
+        horizon=horizon,
     )
-    return predicted, measured_depth(np.stack(answers), seen)
+    given = np.stack(answers)
+    return judged_from(predicted, given[: seen + 1], trained), measured_depth(given, trained)
+
+
+def _answers(logits: Tensor) -> NDArray[np.int64]:
+    """The token chosen at every position; -1 where the logits are not finite."""
+    finite = logits.isfinite().all(-1)
+    return np.asarray(torch.where(finite, logits.argmax(-1), -1).cpu().numpy(), np.int64)
 
 
 def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:

@@ -1,16 +1,22 @@
-"""Small pieces of page shared by all pages: badges, the verdict, findings, error boxes, plots."""
+"""Small pieces of page shared by all pages: badges, the verdict strip, findings, error boxes, panels.
 
+Not covered: which words a verdict has (`story`), which plots there are (`panels`).
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 from dash import dcc, html
 
-from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding
-from ..runfile.flights import Flight
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
+from .panels import Panel
+from .story import Story
+from .text import shown
 
-REGIME_LABELS = {"lti": "linear part", "loop": "full loop", "trajectory": "trajectory"}
+REGIME_LABELS = {"lti": "injection", "loop": "full loop", "trajectory": "fixed batch"}
+SEVERITY_GLYPHS = {"error": "▲", "warning": "◆", "note": "●"}
 
 
 def badge(kind: str, glyph: str, text: str, label: str = "") -> html.Span:
@@ -21,7 +27,7 @@ def badge(kind: str, glyph: str, text: str, label: str = "") -> html.Span:
 
 def regime_badge(regime: str, label: str = "") -> html.Span:
     """Return the badge of a regime."""
-    return badge(regime, REGIME_GLYPHS[regime], regime, label)
+    return badge(regime, REGIME_GLYPHS.get(regime, "○"), regime, label)
 
 
 def state_badge(state: str) -> html.Span:
@@ -29,77 +35,92 @@ def state_badge(state: str) -> html.Span:
     return badge(state, "✕" if state == "unreadable" else "●", state)
 
 
-def verdict(diagnosis: Diagnosis) -> html.Section:
-    """Return the verdict card: the sentence, the three regimes, the findings with their remedies."""
-    word = diagnosis.verdict
-    sentence = html.P([html.Strong([html.I(REGIME_GLYPHS[word]), word]), _sentence(diagnosis.summary)])
-    badges = [regime_badge(diagnosis.regimes[key], label) for key, label in REGIME_LABELS.items()]
-    found = [finding_card(finding) for finding in diagnosis.findings]
-    children = [sentence, html.Div(badges, className="ls-badges")]
-    if found:
-        children.append(html.Div(found, className="ls-findings"))
-    return html.Section(children, className=f"ls-card ls-verdict ls-{word}")
-
-
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """Write a message as a sentence: a full stop last, and a capital first unless it starts with a symbol such as ρ.
 
-    >>> _sentence("ρ(A̅) = 1.2"), _sentence("loss spiked.")
+    >>> sentence("ρ(A̅) = 1.2"), sentence("loss spiked.")
     ('ρ(A̅) = 1.2.', 'Loss spiked.')
     """
-    text = text.strip()
+    text = shown(text).strip()
     first = text[:1].upper() if text[:1].isascii() else text[:1]
     return first + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def finding_card(finding: Finding) -> html.Article:
-    """Return one fired rule: what, when (a button that selects the step), and what to try."""
-    when = html.Button(
-        f"step {finding.step:,}", id={"type": "goto", "step": finding.step, "rule": finding.rule}, className="ls-link"
-    )
-    head: list[Any] = [html.I("▲" if finding.severity == "error" else "◆"), f"{finding.rule} {finding.name}", when]
-    body = [html.Div(_sentence(finding.message))]
+def verdict(story: Story | None) -> list[Any]:
+    """Return the sentence of the verdict, with the regimes behind it where they disagree."""
+    if story is None:
+        return [html.P([html.Strong("○ reading…"), " The plots are there; the rules are being applied."])]
+    word = story.verdict
+    said = html.P([html.I(REGIME_GLYPHS[word], className="ls-glyph"), html.Strong(story.sentence), " ", story.advice])
+    if story.agree:
+        return [said]
+    badges = [regime_badge(story.regimes[key], label) for key, label in REGIME_LABELS.items()]
+    return [said, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
+
+
+def goto(step: int, of: str, text: str = "") -> html.Button:
+    """Return a button that selects a step everywhere."""
+    return html.Button(text or f"step {step:,}", id={"type": "goto", "step": step, "rule": of}, className="ls-link")
+
+
+def finding_card(finding: Finding, lead: int | None) -> html.Article:
+    """Return one fired rule: what, since when, how long before the loss, and what to try."""
+    head: list[Any] = [html.I(SEVERITY_GLYPHS.get(finding.severity, "●")), f"{finding.rule} {shown(finding.name)}"]
+    head.append(goto(finding.step, finding.rule, f"alarm at step {finding.step:,}"))
+    if finding.since < finding.step:
+        head.append(goto(finding.since, f"{finding.rule} since", f"began at step {finding.since:,}"))
+    if lead is not None and finding.severity != "note":
+        text = (
+            f"{lead:,} steps before the loss"
+            if lead > 0
+            else f"{-lead:,} steps after the loss"
+            if lead
+            else "with the loss"
+        )
+        head.append(html.Span(text, className="ls-lead"))
+    body: list[Any] = [html.Div(sentence(finding.message))]
     if finding.remedy:
-        body.append(html.Div(["Try: ", finding.remedy], className="ls-remedy"))
+        body.append(html.Div(["Try: ", shown(finding.remedy)], className="ls-remedy"))
     return html.Article([html.Header(head), *body], className=f"ls-finding ls-{finding.severity}")
-
-
-def flights(found: list[Flight]) -> list[Any]:
-    """Return a line that says where flight recordings are, which unfolds to why and how much; nothing without any."""
-    if not found:
-        return []
-    count = "1 flight recording" if len(found) == 1 else f"{len(found)} flight recordings"
-    where = ", ".join(f"{flight.alert_step:,}" for flight in found)
-    head = html.Tr([html.Th(word) for word in ("alert", "why", "steps kept")])
-    table = html.Table([html.Thead(head), html.Tbody([_flight_row(flight) for flight in found])])
-    read = html.P(["The steps at full detail: ", html.Code("loopscope.probes.read_flight(run)")], className="ls-dim")
-    steps = "step" if len(found) == 1 else "steps"
-    return [html.Summary(f"{count}, around {steps} {where}"), table, read]
-
-
-def _flight_row(flight: Flight) -> html.Tr:
-    """Return what a person needs to choose a flight; its step is a button that selects it."""
-    goto = {"type": "goto", "step": flight.alert_step, "rule": f"flight {flight.number}"}
-    when = html.Button(f"step {flight.alert_step:,}", id=goto, className="ls-link")
-    why = "; ".join(event.message or event.kind for event in flight.alerts) or "this step was run again since"
-    kept = f"{len(flight.steps)}: {flight.steps[0].step:,} to {flight.steps[-1].step:,}"
-    return html.Tr([html.Td(when), html.Td(why), html.Td(kept)])
 
 
 def problem(title: str, text: str) -> html.Section:
     """Return a card for a page that cannot be shown, with the way back."""
-    body = [html.P([html.Strong([html.I("✕"), title]), text]), dcc.Link("All runs", href="/")]
-    return html.Section(body, className="ls-card ls-verdict ls-unreadable")
+    body = [html.P([html.Strong([html.I("✕"), title]), shown(text)]), dcc.Link("All runs", href="/")]
+    return html.Section(body, className="ls-card ls-problem ls-unreadable")
 
 
-def plot(name: str, chart: Any, *, hidden: bool = False, wide: bool = False) -> html.Div:
-    """Return a card with one graph, configured never to talk to a server.
+def rows_table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "") -> html.Table:
+    """Return a plain table; its first column holds the names of its rows."""
+    top = [html.Caption(caption)] if caption else []
+    columns = html.Thead(html.Tr([html.Th(word, scope="col") for word in head]))
+    body = [html.Tr([html.Th(row[0], scope="row"), *[html.Td(cell) for cell in row[1:]]]) for row in rows]
+    return html.Table([*top, columns, html.Tbody(body)], className="ls-rows")
+
+
+def panel(one: Panel, chart: Any, csv: str) -> html.Section:
+    """Return a card with one plot, its explanation, and how to take it along.
 
     Args:
-        name: The graph is ``plot-name``, its card ``card-name``.
-        chart: The figure.
-        hidden: Whether the page leaves it out for now.
-        wide: Whether it takes a whole row.
+        one: The panel.
+        chart: Its figure.
+        csv: Address of its numbers.
     """
-    graph = dcc.Graph(id=f"plot-{name}", figure=chart, config=graph_config(), responsive=True, style={"height": "100%"})
-    return html.Div(graph, id=f"card-{name}", hidden=hidden, className="ls-plot" + (" ls-wide" if wide else ""))
+    kind = "panel-at" if one.at_step else "panel"
+    identifier = {"type": kind, "name": one.name}
+    graph = dcc.Graph(id=identifier, figure=chart, config=graph_config(), responsive=True, style={"height": one.height})
+    actions: list[Any] = [html.A("CSV", href=csv, download=f"{one.name}.csv")]
+    for word, kind_taken in (("SVG", "svg"), ("PNG", "png"), ("copy link", "link")):
+        take: Any = {"data-panel": one.name, "data-take": kind_taken}
+        actions.append(html.Button(word, className="ls-link", **take))
+    named: Any = {"aria-label": f"about {one.title}"}
+    about = html.Details(
+        [
+            html.Summary("?", title="what this shows", **named),
+            html.Div([html.P(one.meaning), html.P([html.B("Worrying: "), one.worry]), html.P(actions)]),
+        ],
+        className="ls-about",
+    )
+    readout: Any = {"data-readout": one.name}
+    head = html.Header([html.H2(one.title), html.Span(className="ls-readout", **readout), about])
+    return html.Section([head, graph], id=f"panel-{one.name}", className=f"ls-panel ls-{kind}")

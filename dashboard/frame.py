@@ -4,7 +4,6 @@ Figures have transparent backgrounds and neutral inks; the page's style sheet se
 switching between dark and light needs no new figure.
 """
 
-import re
 from typing import Any, Final
 
 import plotly.graph_objects as go
@@ -21,16 +20,14 @@ _CONFIG: Final[dict[str, Any]] = {
     "showTips": False,  # its note on double-clicks covers the header; "reset zoom" is always on the page
     "doubleClick": "autosize",
     "responsive": True,
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "resetScale2d"],
+    "displayModeBar": False,  # its buttons are in the panel's own menu, in words
 }
 
+LEFT: Final = 62  # pixels left and right of every plot
+RIGHT: Final = 16
+LINE: Final = 20  # pixels that a line of text takes above a plot
+
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
-
-
-_PHONE: Final = 286  # pixels that a plot has across on a phone, and what a legend takes of them
-_LEGEND_MARK: Final = 42
-_LETTER: Final = 6
-_LEGEND_LINE: Final = 19
 
 
 def graph_config() -> Any:
@@ -38,11 +35,12 @@ def graph_config() -> Any:
     return dict(_CONFIG)
 
 
-def figure(title: str, *, x: str, y: str, subtitle: str = "", legend: bool = True, revision: str = "") -> go.Figure:
-    """Return an empty figure with this project's margins, fonts and axes.
+def figure(*, x: str, y: str, subtitle: str = "", legend: bool = True, revision: str = "") -> go.Figure:
+    """Return an empty figure with this project's margins, fonts and axes; its title stands above it, in the page.
+
+    The margins are those of every figure, so that plots over steps below each other have their steps below each other.
 
     Args:
-        title: What is plotted, short enough for a phone; may hold plotly's tags.
         x: Name and unit of the horizontal axis.
         y: Name and unit of the vertical axis.
         subtitle: Which part of it: the step, or what one mark stands for.
@@ -58,67 +56,73 @@ def figure(title: str, *, x: str, y: str, subtitle: str = "", legend: bool = Tru
         "ticklen": 4,
         "exponentformat": "power",
         "tickfont": {"size": 11},
-        "automargin": True,
+        "automargin": False,  # plots over steps below each other must begin at the same pixel
     }
-    return go.Figure(
-        layout={
-            "title": {
-                "text": title + (f"<br><span style='font-size:12px'>{subtitle}</span>" if subtitle else ""),
-                "x": 0,
-                "xref": "container",
-                "xanchor": "left",
-                "y": 1,
-                "yref": "container",
-                "yanchor": "top",
-                "pad": {"t": 24 if subtitle else 12, "l": 12},  # plotly lifts a title of two lines
-                "font": {"size": 15},
-            },
-            "font": {"family": FONT, "size": 12, "color": INK},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "margin": {"l": 58, "r": 14, "t": 40 + 20 * bool(subtitle) + 26 * legend, "b": 46},
-            "xaxis": {**axis, "title": {"text": x, "standoff": 6}},
-            "yaxis": {**axis, "title": {"text": y, "standoff": 6}},
-            "legend": {
-                "orientation": "h",
-                "x": 0,
-                "xanchor": "left",
-                "y": 1.01,
-                "yanchor": "bottom",
-                "bgcolor": "rgba(0,0,0,0)",
-            },
-            "showlegend": legend,
-            "hovermode": "closest",
-            "uirevision": revision,
-            "separators": ".,",
-        }
-    )
-
-
-def legend_room(chart: go.Figure) -> go.Figure:
-    """Keep lines free for a legend that wraps on a phone, where it would grow into the title."""
-    names = [re.sub("<[^>]*>", "", trace.name or "") for trace in chart.data if trace.showlegend is not False]
-    if chart.layout.showlegend and names:
-        widths = [_LEGEND_MARK + _LETTER * len(name) for name in names]
-        if sum(widths) > _PHONE:  # then plotly sets columns of one width
-            lines = -(-len(names) // max(1, int(_PHONE // max(widths))))
-            chart.layout.margin.t += _LEGEND_LINE * (lines - 1)
+    layout: dict[str, Any] = {
+        "template": go.layout.Template(),  # plotly's own is seven kilobytes a figure
+        "font": {"family": FONT, "size": 12, "color": INK},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": LEFT, "r": RIGHT, "t": 8 + LINE * legend + LINE * bool(subtitle), "b": 40},
+        "xaxis": {**axis, "title": {"text": x, "standoff": 4, "font": {"size": 12}}},
+        "yaxis": {**axis, "title": {"text": y, "standoff": 4, "font": {"size": 12}}},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.01,
+            "yanchor": "bottom",
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        "showlegend": legend,
+        "hovermode": "closest",
+        "uirevision": revision,
+        "separators": ".,",
+    }
+    chart = go.Figure(layout=layout)
+    if subtitle:
+        chart.add_annotation(
+            text=subtitle,
+            xref="paper",
+            yref="paper",
+            x=0,
+            y=1,
+            xanchor="left",
+            yanchor="bottom",
+            yshift=LINE + 2,  # above the legend or the colour bar
+            showarrow=False,
+            font={"size": 12},
+        )
     return chart
 
 
-def over_steps(chart: go.Figure, view: View, selected: float | None) -> go.Figure:
+def over_steps(chart: go.Figure, view: View, selected: float | None, span: View = None) -> go.Figure:
     """Turn ``chart``, otherwise ready, into a plot over training steps: shared range, cursor at the selected step.
 
     The cursor is always ``layout.shapes[0]``, so that moving it is a patch of three numbers.
+
+    Args:
+        chart: The figure.
+        view: Visible range of steps, or None for everything.
+        selected: Step of the cursor, or None.
+        span: First and last step of the run: what everything is, the same for all plots.
     """
     chart.update_xaxes(exponentformat="none", separatethousands=True, hoverformat=",d")
     chart.update_xaxes(spikethickness=1, spikecolor=INK, spikedash="solid")  # the line under the pointer
+    if view is None and span is not None:
+        room = max(0.012 * (span[1] - span[0]), 0.5)
+        view = (span[0] - room, span[1] + room)
     if view is None:
         chart.update_xaxes(autorange=True)
     else:
         chart.update_xaxes(range=list(view), autorange=False)
+    chart.update_xaxes(ticklabeloverflow="allow")
+    if sum(trace.showlegend is not False for trace in chart.data) <= 1 and chart.layout.showlegend:
+        chart.layout.showlegend = False  # the title says it
+        chart.layout.margin.t -= LINE
     chart.layout.shapes = [_cursor(selected), *chart.layout.shapes]  # assigned: an update would merge item by item
-    return legend_room(chart)
+    chart.layout.meta = {"over_steps": True}
+    return chart
 
 
 def _cursor(selected: float | None) -> dict[str, Any]:
@@ -152,21 +156,20 @@ def note(chart: go.Figure, text: str) -> go.Figure:
     )
 
 
-def empty(title: str, reason: str, *, remedy: str = "") -> go.Figure:
+def empty(reason: str, *, remedy: str = "") -> go.Figure:
     """Return a figure without axes that says why there is nothing to draw: never a blank.
 
     Args:
-        title: The title the figure would have had.
         reason: What is missing, one sentence.
         remedy: What makes it appear next time, one sentence.
 
-    >>> empty("Spectrum", "No spectrum was recorded.").layout.annotations[0].text
+    >>> empty("No spectrum was recorded.").layout.annotations[0].text
     'No spectrum was recorded.'
     """
-    chart = figure(title, x="", y="")
+    chart = figure(x="", y="", legend=False)
     chart.update_xaxes(visible=False)
     chart.update_yaxes(visible=False)
-    chart.update_layout(shapes=[_cursor(None)])  # the page moves the first shape of every plot
+    chart.update_layout(shapes=[_cursor(None)], meta={"empty": True})  # the page moves the first shape of every plot
     lines = wrap(reason) + wrap(remedy)
     return chart.add_annotation(
         text="<br>".join(lines), xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False, font={"size": 13}

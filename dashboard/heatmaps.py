@@ -16,12 +16,14 @@ from plotly.colors import sample_colorscale
 
 from . import colours
 from .downsample import COLUMNS, Columns, View, columns
-from .frame import empty, figure, over_steps
+from .frame import LINE, empty, figure, over_steps
 
 Array = NDArray[np.float64]
 
 # Viridis without its ends: the first is lost on the dark page, the last on the light one. Holds no red.
 HEAT: Final = sample_colorscale("Viridis", np.linspace(0.1, 0.95, 12).tolist())
+# For cosines: from turning back, over a right angle, to going on. No colour of a regime.
+TURN: Final = [[0, colours.NORM], [0.5, "#d9d9e3"], [1, colours.LOSS]]
 NAMES_SHOWN: Final = 14  # names of rows that fit above each other
 NAME_LENGTH: Final = 14  # letters of a name that a phone has room for
 PANE_GAP: Final = 0.04  # between sequences, as a share of the width
@@ -29,33 +31,49 @@ STEP_NORM: Final = "‖h<sub>t+1</sub> − h<sub>t</sub>‖"
 STUDY: Final = 'The preset "study" measures it: attach(…, preset="study").'
 
 
-def residual_heatmap(
-    steps: Array, residual: Array, *, view: View = None, selected: float | None = None, revision: str = ""
-) -> go.Figure:
-    """Residual norm of every loop of every step as a heatmap, colour logarithmic.
+def loop_heatmap(
+    found: Columns, *, symbol: str, what: str, nothing: str, remedy: str = "", log: bool = True, view: View = None,
+    selected: float | None = None, span: View = None, revision: str = "",
+) -> go.Figure:  # fmt: skip
+    """One number of every loop of every step as a heatmap.
 
     Args:
-        steps: Steps of the rows, shape ``(N,)``.
-        residual: ‖h[t+1]−h[t]‖ per step and loop, shape ``(N, T)``: NaN where a loop did not run, infinite where it ran
-            and its result was not finite.
+        found: Columns of the picture: NaN where a loop did not run, infinite where it ran and was not finite.
+        symbol: What the colour is.
+        what: Which part of it the picture shows.
+        nothing: What to say when nothing was recorded.
+        remedy: What makes it appear.
+        log: Whether the colour is logarithmic; else it runs from -1 to 1, as cosines do.
         view: Visible range of steps, or None for everything.
         selected: Step of the cursor, or None.
+        span: First and last step of the run.
         revision: See `frame.figure`.
-
-    Returns:
-        The figure, with at most `downsample.COLUMNS` columns; each shows the largest residual of the steps it covers.
     """
-    title = "Residual norm by step and loop"
-    if not np.any(~np.isnan(residual)):
-        return empty(title, "No loops were recorded.", remedy="The probe did not see the loop body run.")
-    return _by_step(
-        steps, residual, title=title, what=STEP_NORM, symbol="‖Δh‖", view=view, selected=selected, revision=revision
-    )
+    if not np.any(~np.isnan(found.values)):
+        return empty(nothing, remedy=remedy)
+    chart = _frame_of(found, what, "steps", x="step", revision=revision)
+    where = "step %{x:,} · loop %{y}"
+    if log:
+        _log_colours(chart, found.values, symbol)
+        _add_cells(chart, found.steps, found.values.T, None, where, symbol)
+    else:
+        bar = _bar(symbol) | {"tickvals": [-1, 0, 1]}
+        chart.update_layout(coloraxis={"colorscale": TURN, "cmin": -1, "cmax": 1, "colorbar": bar})
+        cells = go.Heatmap(
+            x=found.steps,
+            z=found.values.T.astype(np.float32),
+            coloraxis="coloraxis",
+            name="",
+            hovertemplate=f"{where}<br>{symbol} = %{{z:.3f}}",
+        )
+        chart.add_trace(cells)
+    return over_steps(chart, view, selected, span)
 
 
 def gradient_heatmap(
-    steps: Array, gradient: Array, *, view: View = None, selected: float | None = None, revision: str = ""
-) -> go.Figure:
+    steps: Array, gradient: Array, *, view: View = None, selected: float | None = None, span: View = None,
+    revision: str = "",
+) -> go.Figure:  # fmt: skip
     """Norm of the loss's gradient in the state of every loop, over steps: does it grow or die on its way back?
 
     Args:
@@ -64,23 +82,29 @@ def gradient_heatmap(
             the loops that training goes back through.
         view: Visible range of steps, or None for everything.
         selected: Step of the cursor, or None.
+        span: First and last step of the run.
         revision: See `frame.figure`.
 
     Returns:
         The figure, with at most `downsample.COLUMNS` columns; each shows the largest norm of the steps it covers.
     """
-    title = "Gradient norm by step and loop"
-    if not np.any(~np.isnan(gradient)):
-        return empty(title, "No gradient per loop was recorded.", remedy=STUDY)
     what = "in nats" + (" · bare: none arrived" if np.isnan(gradient).any() else "")
-    return _by_step(
-        steps, gradient, title=title, what=what, symbol="‖∂L/∂h‖", view=view, selected=selected, revision=revision
+    return loop_heatmap(
+        columns(steps, gradient, view),
+        symbol="‖∂L/∂h‖",
+        what=what,
+        nothing="No gradient per loop was recorded.",
+        remedy=STUDY,
+        view=view,
+        selected=selected,
+        span=span,
+        revision=revision,
     )
 
 
 def block_heatmap(
-    steps: Array, norms: Array, names: Sequence[str], *, view: View = None, selected: float | None = None,
-    revision: str = "",
+    steps: Array, norms: Array, names: Sequence[str], *, view: View = None,
+    selected: float | None = None, span: View = None, revision: str = "",
 ) -> go.Figure:  # fmt: skip
     """Norm of the state after every block, over steps: where within one loop does it jump?
 
@@ -91,21 +115,22 @@ def block_heatmap(
         names: Of the K blocks, in running order; the first is drawn lowest, as loops are.
         view: Visible range of steps, or None for everything.
         selected: Step of the cursor, or None.
+        span: First and last step of the run.
         revision: See `frame.figure`.
 
     Returns:
         The figure, with at most `downsample.COLUMNS` columns; each shows the largest norm of the steps it covers.
     """
-    title = "State norm after every block"
     if not np.any(~np.isnan(norms)):
-        return empty(title, "No norm after a block was recorded.", remedy=STUDY)
-    what = "first loop"
-    chart = _by_step(
-        steps, norms, names, title=title, what=what, symbol="‖h‖", view=view, selected=selected, revision=revision
-    )
+        return empty("No norm after a block was recorded.", remedy=STUDY)
+    found = columns(steps, norms, view)
+    chart = _frame_of(found, "first loop", "steps", x="step", revision=revision)
+    _log_colours(chart, found.values, "‖h‖")
+    _add_cells(chart, found.steps, found.values.T, names, "step %{x:,} · %{y}", "‖h‖")
+    over_steps(chart, view, selected, span)
     shown = names[:: -(-len(names) // NAMES_SHOWN)]
     chart.update_yaxes(title=None, type="category", tickvals=shown, ticktext=[_short(name) for name in shown])
-    return chart
+    return chart.update_yaxes(tickfont={"size": 9})
 
 
 def token_map(step: float | None, residual: Array, *, revision: str = "") -> go.Figure:
@@ -120,22 +145,22 @@ def token_map(step: float | None, residual: Array, *, revision: str = "") -> go.
         The figure, one pane per sequence, with at most `downsample.COLUMNS` columns in all; each shows the largest norm
         of the tokens it covers.
     """
-    title = "Convergence of every token"
     if step is None or residual.size == 0:
-        return empty(title, "No map over tokens was recorded up to this step.", remedy="Select a later step.")
+        return empty("No map over tokens was recorded up to this step.", remedy="Select a later step.")
     residual = np.where(np.isfinite(residual), residual, np.inf)  # every loop of the map ran
     count = residual.shape[1]
     tokens = rearrange(residual, "T n P -> P (n T)")
     found = columns(np.arange(float(len(tokens))), tokens, limit=max(1, COLUMNS // count))
-    what = f"probe batch, step {step:,.0f}" + (" · bare: exactly 0" if np.any(residual == 0) else "")
-    chart = _log_colours(title, what, "‖Δh‖", found, "tokens", x="", revision=revision)
+    what = f"fixed batch, step {step:,.0f}" + (" · bare: exactly 0" if np.any(residual == 0) else "")
+    chart = _frame_of(found, what, "tokens", x="", revision=revision)
+    _log_colours(chart, found.values, "‖Δh‖")
     axis = chart.layout.xaxis.to_plotly_json()
     for i, pane in enumerate(rearrange(found.values, "C (n T) -> n T C", n=count)):
         name = "" if i == 0 else str(i + 1)
         where = f"sequence {i + 1} · token %{{x}} · loop %{{y}}"
         _add_cells(chart, found.steps, pane, None, where, "‖Δh‖", xaxis=f"x{name}")
         room = (1 + PANE_GAP) / count
-        label = {"text": f"sequence {i + 1}", "standoff": 6}
+        label = {"text": f"sequence {i + 1}", "standoff": 4, "font": {"size": 12}}
         domain = [i * room, (i + 1) * room - PANE_GAP]
         chart.update_layout({f"xaxis{name}": {**axis, "title": label, "domain": domain, "tickformat": "d"}})
     return chart
@@ -153,31 +178,20 @@ def _short(name: str) -> str:
     return kept if kept == name else "…" + kept[-NAME_LENGTH:]
 
 
-def _by_step(
-    steps: Array, values: Array, rows: Sequence[str] | None = None, *, title: str, what: str, symbol: str,
-    view: View, selected: float | None, revision: str,
-) -> go.Figure:  # fmt: skip
-    """Draw ``values`` (N, rows) over steps, thinned for the visible range; rows without names are loops."""
-    found = columns(steps, values, view)
-    chart = _log_colours(title, what, symbol, found, "steps", x="step", revision=revision)
-    where = "step %{x:,} · " + ("loop %{y}" if rows is None else "%{y}")
-    _add_cells(chart, found.steps, found.values.T, rows, where, symbol)
-    return over_steps(chart, view, selected)
-
-
-def _log_colours(
-    title: str, what: str, symbol: str, found: Columns, counted: str, *, x: str, revision: str
-) -> go.Figure:
-    """Return a figure without cells whose colours hold what was ``found``; a phone may cut the end of its subtitle."""
+def _frame_of(found: Columns, what: str, counted: str, *, x: str, revision: str) -> go.Figure:
+    """Return a figure without cells; a phone may cut the end of its subtitle."""
     if np.isinf(found.values).any():
         what += " · red: not finite"
     if found.per_column > 1:
         what += f" · largest of {found.per_column:,} {counted} each"
-    chart = figure(title, x=x, y="loop t", subtitle=what, legend=False, revision=revision)
-    return chart.update_layout(
-        plot_bgcolor=colours.tint(colours.INK, 0.12),  # what was not recorded: a pane, not a colour
-        coloraxis={"colorscale": HEAT, "colorbar": _power_bar(_power(found.values), symbol)},
-    )
+    chart = figure(x=x, y="loop t", subtitle=what, legend=False, revision=revision)
+    chart.layout.margin.t += LINE  # for the colour bar
+    return chart.update_layout(plot_bgcolor=colours.tint(colours.INK, 0.12))  # not recorded: a pane, not a colour
+
+
+def _log_colours(chart: go.Figure, values: Array, symbol: str) -> None:
+    """Give a figure colours for powers of ten."""
+    chart.update_layout(coloraxis={"colorscale": HEAT, "colorbar": _power_bar(_power(values), symbol)})
 
 
 def _add_cells(
@@ -218,15 +232,31 @@ def _power(values: Array) -> Array:
     return np.log10(np.where(np.isfinite(values) & (values > 0), values, np.nan))
 
 
+def _bar(symbol: str) -> dict[str, Any]:
+    """Return a flat colour bar above the plot, so that all plots have the same width."""
+    return {
+        "orientation": "h",
+        "thickness": 8,
+        "outlinewidth": 0,
+        "ticklen": 2,
+        "tickfont": {"size": 10},
+        "title": {"text": symbol, "side": "right", "font": {"size": 11}},
+        "x": 1,
+        "xanchor": "right",
+        "y": 1,
+        "yanchor": "bottom",
+        "ypad": 2,
+        "len": 0.5,
+    }
+
+
 def _power_bar(power: Array, symbol: str) -> dict[str, Any]:
     """Return the colour bar of log10 values."""
-    title = {"text": symbol, "side": "top", "font": {"size": 12}}
-    bar = {"thickness": 12, "outlinewidth": 0, "ticklen": 3, "tickfont": {"size": 11}, "title": title}
     seen = power[np.isfinite(power)]
     if seen.size == 0:
-        return bar
+        return _bar(symbol)
     at, labels = _power_ticks(float(seen.min()), float(seen.max()))
-    return bar | {"tickvals": at, "ticktext": labels}
+    return _bar(symbol) | {"tickvals": at, "ticktext": labels}
 
 
 def _power_ticks(low: float, high: float) -> tuple[list[float], list[str]]:

@@ -1,6 +1,6 @@
 """A run held open, with what is expensive to compute remembered until new rows arrive.
 
-What is not covered: nothing here computes a statistic; it asks the reader and the diagnosis, and keeps their answers.
+Not covered: nothing here computes a statistic; it asks the reader and the diagnosis, and keeps their answers.
 """
 
 import threading
@@ -8,20 +8,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..rules.diagnosis import Diagnosis, diagnose
+from ..rules.diagnosis import diagnose
+from ..runfile.ending import Ending, ending
 from ..runfile.flights import Flight, find_flights
 from ..runfile.open import open_run
 from ..runfile.ranks.companions import of_several_ranks
 from ..runfile.reader import Run
-from .figures import Series
+from .settings import Settings, settings_of
+from .story import Story, tell
+from .tracks import Tracks, mark_lost
 
 # A diagnosis of a live run may take this share of the time: it is made again only after its cost, this many times over.
-DIAGNOSIS_REST = 10.0
+DIAGNOSIS_REST: Final = 10.0
+QUICK_ROWS: Final = 20_000
+"""A run of up to so many rows is judged while its page waits; a longer one behind the page."""
 
 T = TypeVar("T")
 
@@ -44,17 +49,20 @@ class OpenRun:
 
     Attributes:
         run: The reader, for whatever is cheap to ask.
+        tracks: Its numbers as pictures need them.
         version: A short text that changes whenever the run says anything new.
     """
 
     def __init__(self, path: Path) -> None:
         self.run = open_run(path)
+        self.tracks = Tracks(self.run)
         self.version = ""
         self._lock = threading.RLock()
         self._kept: dict[str, Any] = {}
-        self._diagnosis: Diagnosis | None = None
-        self._diagnosis_of = ""
-        self._diagnosis_due = 0.0
+        self._story: Story | None = None
+        self._story_of = ""
+        self._story_due = 0.0
+        self._judging = threading.Lock()
         self._took: dict[str, float] = {}
         self.refresh()
 
@@ -72,18 +80,19 @@ class OpenRun:
             version = " ".join([*(f"{one.committed_at:.9f}" for one in self.run.ranks.values()), self.run.state])
             if version != self.version:
                 self.version = version
+                self.tracks.follow()
                 self._kept.clear()
 
     def _open_again(self) -> None:
         """Take in the other ranks of a run that was one file when it was opened."""
         alone, self.run = self.run, open_run(self.run.path)
+        self.tracks = Tracks(self.run)
         alone.close()
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of numbers that are kept in memory for this run, about: those of the arrays made here."""
-        with self._lock:
-            return sum(_bytes(kept) for kept in self._kept.values())
+        """Bytes of numbers that are kept in memory for this run, about."""
+        return self.tracks.kept_bytes
 
     def _keep(self, key: str, make: Callable[[], T]) -> T:
         """Return what ``make`` gives, made once per version."""
@@ -93,44 +102,72 @@ class OpenRun:
             kept: T = self._kept[key]
             return kept
 
+    @contextmanager
+    def drawing(self, part: str) -> Iterator[None]:
+        """Hold the run for one part of drawing it, and note how long that takes."""
+        with self._lock:
+            began = time.perf_counter()
+            yield
+            self._took[part] = time.perf_counter() - began
+
     @property
     def took(self) -> float:
         """Seconds that drawing this run took the last time."""
-        with self._lock:
-            return sum(self._took.values())
+        return sum(list(self._took.values()))
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Note how long one part of drawing this run takes."""
-        began = time.perf_counter()
-        yield
-        with self._lock:
-            self._took[part] = time.perf_counter() - began
+    # -- what it means --------------------------------------------------------------------------------------------
 
-    def diagnosis(self) -> Diagnosis:
-        """Return the verdict; of a live run it may be a little older than the last row."""
-        with self._lock:
-            known = self._diagnosis
-            waiting = self.run.state == "live" and time.monotonic() < self._diagnosis_due
-            if known is not None and (self._diagnosis_of == self.version or waiting):
-                return known
-            began = time.monotonic()
-            found = diagnose(self.run)
+    def settings(self) -> Settings:
+        """Return what the run was started with."""
+        return self._keep("settings", lambda: settings_of(self.run.info))
+
+    def ending(self) -> Ending:
+        """Return how the run ended."""
+        return self._keep("ending", lambda: ending(self.run))
+
+    def story(self, *, wait: bool = True) -> Story | None:
+        """Return the verdict; of a live run it may be a little older than the last row.
+
+        Args:
+            wait: Whether to judge the run now if that was not done; else None where it takes long and is not done.
+        """
+        known = self._story
+        waiting = self.run.state == "live" and time.monotonic() < self._story_due
+        if known is not None and (self._story_of == self.version or waiting):
+            return known
+        if not wait and len(self.run) > QUICK_ROWS:
+            return known
+        with self._judging:
+            if self._story is not None and self._story_of == self.version:
+                return self._story
+            began, version = time.monotonic(), self.version
+            made = tell(self.run, diagnose(self.run), self.settings())
             now = time.monotonic()
-            self._diagnosis, self._diagnosis_of = found, self.version
-            self._diagnosis_due = now + DIAGNOSIS_REST * (now - began)
-            return found
+            self._story, self._story_of = made, version
+            self._story_due = now + DIAGNOSIS_REST * (now - began)
+            return made
 
-    def series(self, name: str) -> Series:
-        """Return a recorded quantity, or an empty series when the run does not know the name."""
-        return self._keep(f"series {name}", lambda: self._series(name))
+    @property
+    def judged(self) -> bool:
+        """Whether the verdict is of the rows that are there now, or as new as it has to be."""
+        waiting = self.run.state == "live" and time.monotonic() < self._story_due
+        return self._story is not None and (self._story_of == self.version or waiting)
 
-    def _series(self, name: str) -> Series:
-        """Read a series and give its steps the type of every axis here."""
-        if name not in self.run.names:
-            return Series()
-        steps, values = self.run.series(name)
-        return Series(steps.astype(np.float64), values)
+    # -- numbers --------------------------------------------------------------------------------------------------
+
+    def last(self, name: str) -> float:
+        """Return the newest value of a number, NaN where the newest row has none or the name is unknown."""
+        with self._lock:
+            run = self.run
+            if name in ("last_state_norm", "last_residual_norm") and len(run):
+                loops = run.loops(name.removeprefix("last_"), slice(len(run) - 1, len(run)))[0]
+                finite = np.flatnonzero(~np.isnan(loops))
+                return float(loops[finite[-1]]) if len(finite) else float("nan")
+            if name not in run.names or not len(run):
+                return float("nan")
+            values = run[name]
+            recorded = np.flatnonzero(~np.isnan(values[-1000:]))
+            return float(values[-1000:][recorded[-1]]) if len(recorded) else float("nan")
 
     def spectra(self) -> tuple[NDArray[np.int64], NDArray[np.complex128]]:
         """Return the recorded eigenvalues of A̅: steps ``(K,)`` and values ``(K, E)``, NaN padded."""
@@ -153,30 +190,13 @@ class OpenRun:
         """Return the flight recordings without their detail."""
         return self._keep("flights", lambda: find_flights(self.run))
 
-    def probe(self, name: str) -> NDArray[np.float64]:
-        """Return one number per pass of the fixed probe batch and loop, ``(P, D + 1)``, NaN padded."""
-        return self._keep(f"probe {name}", lambda: self.run.probe(name))
+    def probe(self, name: str) -> Table:
+        """Return one number per pass of the fixed batch and loop, infinite where a loop ran and it was not finite."""
+        return self._keep(f"probe {name}", lambda: self._probe(name))
 
-    def residual(self) -> NDArray[np.float64]:
-        """Return ‖h[t+1]−h[t]‖, ``(rows, T)``: NaN where a loop did not run, infinite where it ran and is not finite.
-
-        The file stores NaN for both a loop that did not run and a loop whose state is NaN; the token count tells them
-        apart, since it is recorded for exactly the loops that ran.
-        """
-        return self._keep("residual", self._residual)
-
-    def _residual(self) -> NDArray[np.float64]:
-        """Read the residuals and mark the lost ones."""
-        norm = self.run.loops("residual_norm")[:, :-1]
-        lost = ~np.isfinite(norm)
-        if np.isnan(norm).any():
-            lost &= ~np.isnan(self.run.loops("tokens")[:, 1:])  # h[t+1] has tokens: loop t ran
-        norm[lost] = np.inf
-        return norm
-
-
-def _bytes(kept: Any) -> int:
-    """Return how many bytes the arrays in something kept take."""
-    if isinstance(kept, np.ndarray):
-        return int(kept.nbytes)
-    return sum(map(_bytes, kept)) if isinstance(kept, tuple) else 0
+    def _probe(self, name: str) -> Table:
+        """Read the passes of the fixed batch."""
+        values = self.run.probe(name)
+        if name in ("state_norm", "residual_norm") and values.size:
+            values = mark_lost(name, values, self.run.probe("tokens"))
+        return Table(self.run.probe_steps.astype(np.float64), values)

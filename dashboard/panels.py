@@ -1,64 +1,262 @@
-"""From an open run to its figures: which recorded names go into which plot.
+"""From an open run to its figures: which recorded names go into which plot, and what a person should see in it.
 
-What is not covered: how a figure looks (`figures`), and when it is drawn again (`pages.run`).
+Not covered: how a figure looks (`figures`, `heatmaps`, `loop_figures`), where it stands (`tabs`).
 """
 
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from ..dynamics.regime import LTI_TOLERANCE
-from ..runfile.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP
-from ..runfile.reader import Run
-from . import figures, heatmaps
-from .downsample import View
-from .figures import Mark, Profile
+from ..dynamics.regime import LTI_TOLERANCE, LYAPUNOV_TOLERANCE
+from ..runfile.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP, RunFileError
+from . import colours, figures, heatmaps, loop_figures
+from .depth_curves import depth_curves
+from .downsample import View, columns, visible
+from .figures import Mark, Stretch, of
+from .frame import empty
+from .loop_figures import Profile
 from .opened import OpenRun
+from .profiles import fitted_laws, probe_at, profile_at
+from .steps import bounds, resolve
 from .text import plain
 
-STEP_PLOTS: Final = ("loss", "radius", "heatmap", "state", "blocks", "gradients")
-"""Plots over training steps: they share zoom and cursor."""
-
-DETAIL_PLOTS: Final = ("profile", "spectrum", "tokens")
-"""Plots of the selected step."""
-
-STUDY_PLOTS: Final = {"blocks": BLOCK_NORM, "gradients": GRADIENT_NORM, "tokens": TOKEN_MAP}
-"""Plots of what only the preset ``study`` records, with the arrays they show: not on the page of a run without them."""
+Columns = Mapping[str, NDArray[Any]]
+EVERY_STEP: Final = "training"
+FIXED_BATCH: Final = "fixed"
 
 
-def nonfinite_losses(run: Run) -> NDArray[np.float64]:
-    """Return the steps whose loss was given and was NaN or infinite (a loss never given is NaN as well)."""
-    loss = run["loss"]
-    return run["step"][np.isinf(loss) | (np.isnan(loss) & (run["nonfinite"] > 0))]
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a page wants to see of a run.
+
+    Attributes:
+        held: The run.
+        view: Visible range of steps; None for all.
+        selected: Step of the cursor; None for the newest.
+        batch: ``fixed`` or ``training``: whose loops the heatmaps show.
+        revision: See `frame.figure`.
+        against: Id of another run to compare the configuration with; empty for none.
+    """
+
+    held: OpenRun
+    view: View = None
+    selected: int | None = None
+    batch: str = FIXED_BATCH
+    revision: str = ""
+    against: str = ""
+
+    @property
+    def over_steps(self) -> dict[str, Any]:
+        """What every figure over steps takes."""
+        span = tuple(map(float, bounds(self.held.run)))
+        return {"view": self.view, "selected": self.selected, "span": span, "revision": self.revision}
+
+    @property
+    def at(self) -> float | None:
+        """The recorded step nearest to the selected one."""
+        return resolve(self.held.run, self.selected)
+
+    def line(self, name: str, label: str, colour: str, **style: Any) -> figures.Track:
+        """Return a recorded number as a line of a plot."""
+        return of(self.held.tracks.track(name, self.view), label, colour, **style)
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One plot of a page.
+
+    Attributes:
+        name: Its id, unique.
+        title: What is plotted.
+        meaning: What it means, for somebody who has not read the paper.
+        worry: What would be worrying.
+        draw: Makes the figure.
+        numbers: Names of recorded numbers that its CSV holds, or a function that gives the columns.
+        at_step: Whether it shows the selected step rather than all of them.
+        height: Pixels.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    worry: str
+    draw: Callable[[Ask], go.Figure]
+    numbers: tuple[str, ...] | Callable[[Ask], Columns] = field(default=())
+    at_step: bool = False
+    height: int = 230
+
+
+def drawn(panel: Panel, ask: Ask) -> go.Figure:
+    """Return the figure of a panel, or one that says why it cannot be drawn: one bad number costs one panel."""
+    try:
+        with ask.held.drawing(panel.name):
+            chart = panel.draw(ask)
+    except RunFileError as error:
+        chart = empty(plain(error))
+    except Exception as error:  # whatever a hostile file brings about costs its own panel, never the page
+        logging.getLogger(__name__).warning("panel %s cannot be drawn", panel.name, exc_info=True)
+        chart = empty(f"This cannot be drawn: {type(error).__name__}: {plain(error, 120)}")
+    meta = dict(chart.layout.meta or {})
+    return chart.update_layout(meta={**meta, "summary": f"{panel.title}. {summary(chart)}"})
+
+
+def summary(chart: go.Figure) -> str:
+    """Say in one line what a figure shows, for somebody who does not see it."""
+    if not chart.data:
+        return " ".join(str(note.text).replace("<br>", " ") for note in chart.layout.annotations)
+    said = []
+    for trace in chart.data:
+        values = np.asarray(trace.y if trace.type == "scatter" else trace.z, dtype=object)
+        number = [value for value in np.ravel(values) if isinstance(value, float | np.floating) and np.isfinite(value)]
+        if number and trace.name:
+            said.append(f"{trace.name}: {min(number):.4g} to {max(number):.4g}, last {number[-1]:.4g}")
+        elif trace.name and len(np.ravel(values)):
+            said.append(f"{trace.name}: {len(np.ravel(values))}")
+    return "; ".join(said)
+
+
+def table(panel: Panel, ask: Ask) -> Columns:
+    """Return the columns of a panel's CSV, unthinned: every recorded step of the visible range."""
+    if callable(panel.numbers):
+        return panel.numbers(ask)
+    run = ask.held.run
+    rows = visible(run["step"], ask.view)
+    return {"step": run["step"][rows]} | {name: run[name][rows] for name in panel.numbers if name in run.names}
+
+
+# -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
 def marks(held: OpenRun) -> list[Mark]:
-    """Return the events found while training, in order of their steps."""
-    found = [Mark(float(event.step), plain(event.message), event.severity) for event in held.run.events]
-    return sorted(found, key=lambda mark: mark.step)
-
-
-def step_figures(held: OpenRun, view: View, selected: float | None, revision: str) -> list[go.Figure]:
-    """Return the figures of `STEP_PLOTS` in order, thinned for the visible range."""
-    run = held.run
-    shared: dict[str, Any] = {"view": view, "selected": selected, "revision": revision}
-    return [
-        figures.loss(held.series("loss"), marks=marks(held), nonfinite=nonfinite_losses(run), **shared),
-        figures.radius(
-            held.series("a_bar_radius"),
-            held.series("a_bar_norm"),
-            held.series("residual_ratio"),
-            tolerance=LTI_TOLERANCE,
-            full=held.series("jacobian_radius"),
-            **shared,
-        ),
-        heatmaps.residual_heatmap(run["step"], held.residual(), **shared),
-        figures.state_norm(held.series("last_state_norm"), held.series("last_residual_norm"), **shared),
-        heatmaps.block_heatmap(*held.table(BLOCK_NORM), block_names(held), **shared),
-        heatmaps.gradient_heatmap(*held.table(GRADIENT_NORM), **shared),
+    """Return the events of a run in order of their steps, their text made harmless for plotly."""
+    made = [
+        Mark(float(event.step), plain(f"{event.kind}: {event.message}"), event.severity) for event in held.run.events
     ]
+    return sorted(made, key=lambda mark: mark.step)
+
+
+def _loss(ask: Ask) -> go.Figure:
+    """Draw the training loss."""
+    return figures.lines(
+        [ask.line("loss", "loss", colours.LOSS)],
+        y="loss (nats per token)",
+        nothing="No loss was recorded.",
+        remedy="Give it to the probe: probe.step(loss=loss).",
+        **ask.over_steps,
+    )
+
+
+def _gain(ask: Ask) -> go.Figure:
+    """Draw the factors per loop."""
+    lines = [
+        ask.line("residual_ratio", "fixed batch", colours.RATIO, dash="dot"),
+        ask.line("jacobian_radius", "full loop ρ(J)", colours.FULL_LOOP, markers=True),
+        ask.line("a_bar_radius", "injection ρ(A̅)", colours.RADIUS),
+    ]
+    return figures.gain(lines, tolerance=LTI_TOLERANCE, **ask.over_steps)
+
+
+def _norms(ask: Ask) -> go.Figure:
+    """Draw radii and norms of the linear part and of the full loop."""
+    lines = [
+        ask.line("a_bar_radius", "ρ(A̅)", colours.RADIUS),
+        ask.line("a_bar_norm", "σ<sub>max</sub>(A̅)", colours.RADIUS, dash="dash"),
+        ask.line("jacobian_radius", "ρ(J)", colours.FULL_LOOP, markers=True),
+        ask.line("jacobian_norm", "σ<sub>max</sub>(J)", colours.FULL_LOOP, dash="dash", markers=True),
+    ]
+    return figures.gain(lines, tolerance=LTI_TOLERANCE, **ask.over_steps)
+
+
+def _exponent(ask: Ask) -> go.Figure:
+    """Draw the largest Lyapunov exponent."""
+    return figures.lines(
+        [ask.line("lyapunov_max", "λ<sub>1</sub>", colours.FULL_LOOP, markers=True)],
+        y="nats per loop",
+        edges=(-LYAPUNOV_TOLERANCE, LYAPUNOV_TOLERANCE),
+        nothing="No exponent of the full loop was recorded.",
+        remedy='The preset "inspect" measures it: attach(…, preset="inspect").',
+        **ask.over_steps,
+    )
+
+
+def _events(ask: Ask) -> go.Figure:
+    """Draw the lanes of events."""
+    flights = [
+        Stretch(flight.steps[0].step, flight.steps[-1].step, f"flight {flight.number}: {len(flight.steps)} steps kept")
+        for flight in ask.held.flights()
+        if flight.steps
+    ]
+    return figures.events(marks(ask.held), flights, **ask.over_steps)
+
+
+def _state(ask: Ask) -> go.Figure:
+    """Draw state and update after the last loop."""
+    lines = [
+        ask.line("last_residual_norm", "‖h<sub>T</sub> − h<sub>T−1</sub>‖", colours.RESIDUAL),
+        ask.line("last_state_norm", "‖h<sub>T</sub>‖", colours.STATE),
+    ]
+    return figures.lines(
+        lines,
+        y="mean norm over tokens",
+        nothing="No loops were recorded.",
+        remedy="The probe did not see the loop body run.",
+        log=True,
+        **ask.over_steps,
+    )
+
+
+def _heatmap(name: str, symbol: str) -> Callable[[Ask], go.Figure]:
+    """Return what draws a number per loop as a heatmap, of the fixed batch or of the training steps."""
+
+    def draw(ask: Ask) -> go.Figure:
+        passes = ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps) > 0
+        if passes:
+            steps, values = ask.held.probe(name)
+            found = columns(steps, values, ask.view)
+        else:
+            found = ask.held.tracks.sheet(name, ask.view)
+        return heatmaps.loop_heatmap(
+            found,
+            symbol=symbol,
+            what="fixed batch" if passes else "training steps",
+            nothing="No loops were recorded.",
+            remedy="The probe did not see the loop body run.",
+            log=name != "step_cosine",
+            **ask.over_steps,
+        )
+
+    return draw
+
+
+def _loop_columns(name: str) -> Callable[[Ask], Columns]:
+    """Return what gives the rows of a heatmap as columns of a CSV."""
+
+    def columns_of(ask: Ask) -> Columns:
+        if ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps):
+            steps, values = ask.held.probe(name)
+            rows = visible(steps, ask.view)
+            steps, values = steps[rows], values[rows]
+        else:
+            rows = visible(ask.held.run["step"], ask.view)
+            steps, values = ask.held.run["step"][rows], ask.held.run.loops(name, rows)
+        return {"step": steps} | {f"{name}_{loop}": values[:, loop] for loop in range(values.shape[1])}
+
+    return columns_of
+
+
+def _gradients(ask: Ask) -> go.Figure:
+    """Draw the gradient per loop."""
+    return heatmaps.gradient_heatmap(*ask.held.table(GRADIENT_NORM), **ask.over_steps)
+
+
+def _blocks(ask: Ask) -> go.Figure:
+    """Draw the norm after every block."""
+    return heatmaps.block_heatmap(*ask.held.table(BLOCK_NORM), block_names(ask.held), **ask.over_steps)
 
 
 def block_names(held: OpenRun) -> list[str]:
@@ -70,70 +268,261 @@ def block_names(held: OpenRun) -> list[str]:
     return names if len(names) == count else [f"block {i}" for i in range(count)]
 
 
-def detail_figures(held: OpenRun, selected: float | None, revision: str) -> list[go.Figure]:
-    """Return the figures of `DETAIL_PLOTS` in order, for the selected step or the newest one."""
-    run = held.run
-    at = resolve(run, selected)
-    spectrum_step, eigenvalues = spectrum_at(held, at)
-    return [
-        figures.loop_profile(profile_at(held, at), probe_at(held, at), revision=revision),
-        figures.spectrum(spectrum_step, eigenvalues, tolerance=LTI_TOLERANCE, revision=revision),
-        heatmaps.token_map(*token_map_at(held, at), revision=revision),
-    ]
+def _profile(ask: Ask) -> go.Figure:
+    """Draw the loops of the selected step with the law of their steps."""
+    train, probe = profile_at(ask.held, ask.at), probe_at(ask.held, ask.at)
+    laws = fitted_laws(ask.held, ask.at)
+    return loop_figures.loop_profile(train, probe, laws, revision=ask.revision)
 
 
-def recorded(held: OpenRun) -> dict[str, bool]:
-    """Return which of `STUDY_PLOTS` the run has something for."""
-    return {plot: len(held.array_steps(name)) > 0 for plot, name in STUDY_PLOTS.items()}
-
-
-def resolve(run: Run, selected: float | None) -> float | None:
-    """Return the recorded step nearest to the selected one, the newest when none is selected, None without rows."""
-    steps = run["step"]
-    if len(steps) == 0:
-        return None
-    if selected is None:
-        return float(steps[-1])
-    return float(steps[int(np.argmin(np.abs(steps - selected)))])
-
-
-def profile_at(held: OpenRun, step: float | None) -> Profile | None:
-    """Return the loops of one training step, cut to the loops that ran."""
-    if step is None:
-        return None
-    row = int(np.searchsorted(held.run["step"], step))
-    rows = slice(row, row + 1)
-    state, residual = held.run.loops("state_norm", rows)[0], held.run.loops("residual_norm", rows)[0]
-    return Profile(step, state, residual[:-1]) if len(state) else None
-
-
-def probe_at(held: OpenRun, step: float | None) -> Profile | None:
-    """Return the last pass of the fixed probe batch at or before a step."""
-    if step is None:
-        return None
-    steps = held.run.probe_steps
-    row = int(np.searchsorted(steps, step, side="right")) - 1
-    if row < 0:
-        return None
-    ran = int(np.sum(~np.isnan(held.probe("tokens")[row])))
-    state, residual = held.probe("state_norm")[row, :ran], held.probe("residual_norm")[row, : max(ran - 1, 0)]
-    return Profile(float(steps[row]), state, residual)
+def _profile_columns(ask: Ask) -> Columns:
+    """Return the loops of the selected step as columns."""
+    train = profile_at(ask.held, ask.at) or Profile(0, np.empty(0), np.empty(0))
+    residual = np.append(train.residual, np.full(len(train.state) - len(train.residual), np.nan))
+    return {"loop": np.arange(len(train.state)), "state_norm": train.state, "residual_norm": residual}
 
 
 def spectrum_at(held: OpenRun, step: float | None) -> tuple[float | None, NDArray[np.complex128]]:
     """Return the last spectrum of A̅ recorded at or before a step, and its step; None and nothing before the first."""
     steps, eigenvalues = held.spectra()
-    if step is None or len(steps) == 0:
-        return None, np.empty(0, dtype=np.complex128)
-    row = int(np.searchsorted(steps, step, side="right")) - 1
+    row = -1 if step is None else int(np.searchsorted(steps, step, side="right")) - 1
     return (float(steps[row]), eigenvalues[row]) if row >= 0 else (None, np.empty(0, dtype=np.complex128))
 
 
-def token_map_at(held: OpenRun, step: float | None) -> tuple[float | None, NDArray[np.float64]]:
-    """Return the last map over tokens recorded at or before a step, and its step; None and nothing before the first."""
-    steps = held.array_steps(TOKEN_MAP)
-    row = -1 if step is None else int(np.searchsorted(steps, step, side="right")) - 1
+def _spectrum(ask: Ask) -> go.Figure:
+    """Draw the eigenvalues of the selected step."""
+    return loop_figures.spectrum(*spectrum_at(ask.held, ask.at), tolerance=LTI_TOLERANCE, revision=ask.revision)
+
+
+def _spectrum_columns(ask: Ask) -> Columns:
+    """Return every recorded spectrum as columns."""
+    steps, values = ask.held.spectra()
+    count = values.shape[1] if values.ndim == 2 else 0
+    names = {f"{part}_{i}": getattr(values[:, i], part) for i in range(count) for part in ("real", "imag")}
+    return {"step": steps} | names
+
+
+def _tokens(ask: Ask) -> go.Figure:
+    """Draw the map over tokens of the selected step."""
+    steps = ask.held.array_steps(TOKEN_MAP)
+    row = -1 if ask.at is None else int(np.searchsorted(steps, ask.at, side="right")) - 1
     if row < 0:
-        return None, np.empty((0, 0, 0))
-    _, (found,) = held.run.arrays(TOKEN_MAP, slice(row, row + 1))
-    return float(steps[row]), found.astype(np.float64)
+        return empty("No map over tokens was recorded up to this step.", remedy=heatmaps.STUDY)
+    _, (found,) = ask.held.run.arrays(TOKEN_MAP, slice(row, row + 1))
+    if found.ndim != 3:
+        return empty(f"The map over tokens has the shape {found.shape}; expected loops, sequences, tokens.")
+    return heatmaps.token_map(float(steps[row]), found.astype(np.float64), revision=ask.revision)
+
+
+def _depths(ask: Ask) -> go.Figure:
+    """Draw how deep the loop ran."""
+    lines = [
+        ask.line("depth_min", "fewest", colours.RESIDUAL, dash="dot"),
+        ask.line("depth_max", "most", colours.RATIO, dash="dot"),
+        ask.line("depth", "mean", colours.STATE),
+    ]
+    return figures.lines(lines, y="loops", nothing="No depth was recorded.", **ask.over_steps)
+
+
+def _test_time(ask: Ask) -> go.Figure:
+    """Draw a user's own numbers that are named after a depth."""
+    depths, rows, name = depth_curves(ask.held)
+    return figures.curves(
+        depths,
+        rows,
+        x_name="loops at test time",
+        y=plain(name) or "loss",
+        nothing="This run recorded no loss at other depths.",
+        remedy="`loopscope depth RUN` measures it; or give loss_at_4=…, loss_at_8=… to probe.step.",
+        revision=ask.revision,
+    )
+
+
+def _probe_seconds(ask: Ask) -> go.Figure:
+    """Draw what the probe cost."""
+    lines = [
+        ask.line("full_loop_seconds", "full loop", colours.FULL_LOOP, markers=True),
+        ask.line("probe_seconds", "probe", colours.STATE),
+    ]
+    return figures.lines(lines, y="seconds", nothing="No time of the probe was recorded.", log=True, **ask.over_steps)
+
+
+def _dropped(ask: Ask) -> go.Figure:
+    """Draw rows that were lost and numbers that were not finite."""
+    lines = [
+        ask.line("rows_dropped", "rows dropped so far", colours.RATIO),
+        ask.line("nonfinite", "numbers not finite", colours.FULL_LOOP),
+    ]
+    return figures.lines(lines, y="count", nothing="No count was recorded.", **ask.over_steps)
+
+
+_PANELS: Final = (
+    Panel(
+        "loss",
+        "Training loss",
+        "How well the model predicts the next token, as the trainer gives it. A cross on top is a loss that was NaN or "
+        "infinite.",
+        "A jump, or a slow climb after a fall. A loss that looks fine proves nothing: norms hide an exploding loop.",
+        _loss,
+        ("loss",),
+    ),
+    Panel(
+        "gain",
+        "Gain per loop",
+        "By how much one loop multiplies: the injection alone (ρ(A̅)), the steps on the fixed batch, and a small "
+        "difference in the full loop (ρ(J)).",
+        "Above 1, in the red band, the loop amplifies. Where the lines disagree, the blocks hold or break what the "
+        "injection does.",
+        _gain,
+        ("a_bar_radius", "residual_ratio", "jacobian_radius"),
+    ),
+    Panel(
+        "events",
+        "Events",
+        "What was found while training, by severity; brackets are the steps kept at full detail by the flight "
+        "recorder. Click an event to see its step everywhere.",
+        "An error. Its lead over the loss is in the findings below.",
+        _events,
+        lambda ask: {
+            "step": np.array([mark.step for mark in marks(ask.held)]),
+            "severity": np.array([mark.severity for mark in marks(ask.held)]),
+            "event": np.array([mark.text for mark in marks(ask.held)]),
+        },
+        height=150,
+    ),
+    Panel(
+        "state",
+        "State and update after the last loop",
+        "Size of the carried state h and of its last update, mean over tokens, of every training step.",
+        "A state that climbs by powers of ten, or an update as large as the state.",
+        _state,
+        ("last_state_norm", "last_residual_norm"),
+    ),
+    Panel(
+        "heat-state",
+        "State by step and loop",
+        "Size of the state at every loop (upwards) of every step (rightwards).",
+        "Colours that run away towards the top: the state grows from loop to loop.",
+        _heatmap("state_norm", "‖h<sub>t</sub>‖"),
+        _loop_columns("state_norm"),
+    ),
+    Panel(
+        "heat-residual",
+        "Update by step and loop",
+        "Size of the update that each loop makes.",
+        "Updates that do not shrink towards the top: the loop does not settle.",
+        _heatmap("residual_norm", heatmaps.STEP_NORM),
+        _loop_columns("residual_norm"),
+    ),
+    Panel(
+        "heat-cosine",
+        "Direction of successive updates",
+        "Cosine of each update with the one before: 1 goes on in the same direction, 0 turns at right angles, −1 turns "
+        "back.",
+        "1 at every loop with updates that do not shrink: the state slides away. −1: it swings to and fro.",
+        _heatmap("step_cosine", "cosine"),
+        _loop_columns("step_cosine"),
+    ),
+    Panel(
+        "heat-gradient",
+        "Gradient by step and loop",
+        "Size of the loss's gradient in the state of each loop: does it grow or die on its way back?",
+        "Growing towards the first loops (it explodes) or fading to nothing (the early loops do not learn).",
+        _gradients,
+        lambda ask: _array_columns(ask, GRADIENT_NORM, "loop"),
+    ),
+    Panel(
+        "profile",
+        "Profile at the cursor",
+        "State and update against the loop index at the selected step, with the law that the late updates follow.",
+        "Updates that rise, or that keep their size: the loop explodes or drifts.",
+        _profile,
+        _profile_columns,
+        at_step=True,
+        height=320,
+    ),
+    Panel(
+        "blocks",
+        "State after every block",
+        "Where within one loop the state jumps: after the prelude, the injection, and each block of the first loop.",
+        "One row far brighter than the row below it.",
+        _blocks,
+        lambda ask: _array_columns(ask, BLOCK_NORM, "block"),
+    ),
+    Panel(
+        "tokens",
+        "Convergence of every token",
+        "Size of the update of every token of the fixed batch at every loop.",
+        "Columns that stay bright: tokens that do not settle.",
+        _tokens,
+        at_step=True,
+        height=280,
+    ),
+    Panel(
+        "spectrum",
+        "Eigenvalues of A̅",
+        "How the injection multiplies in each direction: outside the unit circle it amplifies, inside it forgets.",
+        "Anything outside the circle.",
+        _spectrum,
+        _spectrum_columns,
+        at_step=True,
+        height=420,
+    ),
+    Panel(
+        "norms",
+        "Radii and norms",
+        "Spectral radius (what many loops do) and largest singular value (the worst of one loop) of the injection and "
+        "of the full loop.",
+        "A radius above 1. A norm above 1 with a radius below is growth that passes.",
+        _norms,
+        ("a_bar_radius", "a_bar_norm", "jacobian_radius", "jacobian_norm"),
+    ),
+    Panel(
+        "exponent",
+        "Largest Lyapunov exponent",
+        "How fast a small difference grows per loop of the full loop, in nats: below 0 it is forgotten.",
+        "Above 0.05: small differences grow, so more loops do not settle.",
+        _exponent,
+        ("lyapunov_max", "lyapunov_error"),
+    ),
+    Panel(
+        "depths",
+        "Loops per step",
+        "How many loops the training ran.",
+        "A depth that is not what was asked for.",
+        _depths,
+        ("depth", "depth_min", "depth_max"),
+    ),
+    Panel(
+        "test-time",
+        "Loss against test-time depth",
+        "What more or fewer loops would do to the loss, at a few moments of training; the newest is strongest.",
+        "A curve that rises with depth: more loops hurt.",
+        _test_time,
+        height=300,
+    ),
+    Panel(
+        "probe-seconds",
+        "Time of the probe",
+        "What recording cost in each step.",
+        "Times that grow, or that are a noticeable share of a step.",
+        _probe_seconds,
+        ("probe_seconds", "full_loop_seconds"),
+    ),
+    Panel(
+        "dropped",
+        "Rows dropped and numbers not finite",
+        "What the recording itself lost.",
+        "Anything above 0.",
+        _dropped,
+        ("rows_dropped", "nonfinite"),
+        height=180,
+    ),
+)
+PANELS: Final = {panel.name: panel for panel in _PANELS}
+
+
+def _array_columns(ask: Ask, name: str, what: str) -> Columns:
+    """Return the short arrays of a name as columns."""
+    steps, values = ask.held.table(name)
+    return {"step": steps} | {f"{what}_{i}": values[:, i] for i in range(values.shape[1])}

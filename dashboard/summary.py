@@ -1,84 +1,314 @@
 """One row of the runs table per run: what a person needs to choose which run to look at.
 
-A run that cannot be read is a row too, with its one-line error.
+Rows appear at once with what the folder says; a thread reads the runs one after another and fills them in. What was
+read of a run that nobody writes is kept on disk, so that the next start has it at once. A run that cannot be read is a
+row too, with its one-line error.
+
+Not covered: how a row is drawn (`pages.runs`).
 """
 
+from __future__ import annotations
+
+import contextlib
+import json
 import logging
 import math
-from typing import Any
-from weakref import WeakKeyDictionary
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
 
-from ..rules.diagnosis import Diagnosis
+import numpy as np
+
+from .. import __version__
+from ..runfile.disk.lease import is_held
 from ..runfile.layout import RunFileError
+from .downsample import thin
 from .index import Entry, RunIndex
 from .opened import OpenRun
+from .story import as_json
 from .text import shown
 
 Row = dict[str, Any]
-Stamp = tuple[tuple[int, int, int], ...]
+Stamp = list[list[int]]
 
-# Rows of runs that nobody writes, with the stamp of the file they were made of: an old run costs one stat, not a read.
-_KNOWN: WeakKeyDictionary[RunIndex, dict[str, tuple[Stamp, Row]]] = WeakKeyDictionary()
+SPARK_POINTS: Final = 40
+SPARK_ROWS: Final = 20_000  # losses beyond so many are sampled before they are thinned: a spark is 80 pixels wide
+LIVE_REST: Final = 10.0  # a live run is read again after its cost, this many times over
+LIVE_SECONDS: Final = 2.0  # and not before so many seconds
+IDLE_SECONDS: Final = 15.0  # nobody asked for so long: the thread ends
+CACHE_VERSION: Final = f"1 {__version__}"
+_VERDICTS: Final = ("unstable", "marginal", "unknown", "stable")
+
+
+class RunTable:
+    """The rows over the runs of an index.
+
+    Args:
+        index: The runs.
+        cache: Folder of what is kept over restarts; None keeps nothing.
+    """
+
+    def __init__(self, index: RunIndex, cache: Path | None = None) -> None:
+        self.index = index
+        self._file = None if cache is None else cache / "rows.json"
+        self._lock = threading.RLock()
+        self._rows: dict[str, Row] = {}
+        self._stamps: dict[str, Stamp] = {}
+        self._serials: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
+        self._serial = 0
+        self._due: dict[str, float] = {}  # of live runs: when they are read again
+        self._asked = 0.0
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._kept = self._load()
+        self._dirty = False
+
+    # -- asked by pages -------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """Return the rows as far as they are known, and set the reading of the others off."""
+        with self._lock:
+            self._survey()
+            self._start()
+            return [dict(self._rows[entry.id]) for entry in self.index.entries() if entry.id in self._rows]
+
+    def since(self, serial: int) -> tuple[int, list[Row], list[str]]:
+        """Return what changed after a serial number: the new number, changed or new rows, ids of rows that went."""
+        with self._lock:
+            self._survey()
+            self._start()
+            changed = [dict(self._rows[one]) for one, at in self._serials.items() if at > serial and one in self._rows]
+            return self._serial, changed, [one for one, at in self._gone.items() if at > serial]
+
+    @property
+    def reading(self) -> bool:
+        """Whether some rows are not filled in yet."""
+        with self._lock:
+            return any(row["state"] == "reading" for row in self._rows.values())
+
+    def read_all(self) -> list[Row]:
+        """Return all rows filled in; for those who can wait."""
+        self._survey()
+        for entry in self.index.entries():
+            if self._needs(entry):
+                self._read(entry)
+        return self.rows()
+
+    # -- behind it ------------------------------------------------------------------------------------------------
+
+    def _survey(self) -> None:
+        """Take note of files that appeared, changed or went."""
+        self._asked = time.monotonic()
+        entries = {entry.id: entry for entry in self.index.entries()}
+        with self._lock:
+            for one in set(self._rows) - set(entries):
+                del self._rows[one]
+                self._stamps.pop(one, None)
+                self._serials.pop(one, None)
+                self._serial += 1
+                self._gone[one] = self._serial
+            for entry in entries.values():
+                if entry.id not in self._rows:
+                    self._gone.pop(entry.id, None)
+                    self._put(entry, self._known(entry) or {"state": "reading"})
+
+    def _known(self, entry: Entry) -> Row | None:
+        """Return the row of an earlier start, where the file is as it was then."""
+        kept = self._kept.get(entry.id)
+        stamp = _stamp(entry)
+        if not isinstance(kept, dict) or kept.get("stamp") != stamp or not isinstance(kept.get("row"), dict):
+            return None
+        self._stamps[entry.id] = stamp
+        return dict(kept["row"])
+
+    def _put(self, entry: Entry, cells: Row) -> None:
+        """Make cells the row of a run, with a new serial number where they are news."""
+        row = identity(entry) | cells
+        row["attention"] = attention(row)
+        with self._lock:
+            if row != self._rows.get(entry.id):
+                self._serial += 1
+                self._serials[entry.id] = self._serial
+                self._rows[entry.id] = row
+
+    def _needs(self, entry: Entry) -> bool:
+        """Say whether a run has to be read: its file changed, or it is live and time has passed."""
+        if self._rows.get(entry.id, {}).get("state") == "live":
+            return time.monotonic() >= self._due.get(entry.id, 0.0)
+        return self._stamps.get(entry.id) != _stamp(entry)
+
+    def _start(self) -> None:
+        """Let the thread go on, or begin."""
+        self._wake.set()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="loopscope rows", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        """Read runs as long as somebody asks: those being written first, then the small ones."""
+        while time.monotonic() - self._asked < IDLE_SECONDS:
+            todo = [entry for entry in self.index.entries() if entry.id in self._rows and self._needs(entry)]
+            for entry in sorted(todo, key=_order):
+                if time.monotonic() - self._asked > IDLE_SECONDS:
+                    break
+                self._read(entry)
+            if not todo:
+                self._save()
+            self._wake.clear()
+            self._wake.wait(1.0)
+        self._save()
+
+    def _read(self, entry: Entry) -> None:
+        """Read one run and fill its row in."""
+        stamp, began = _stamp(entry), time.monotonic()
+        cells = self._cells(entry)
+        now = time.monotonic()
+        if cells["state"] == "live":
+            self._due[entry.id] = now + max(LIVE_SECONDS, LIVE_REST * (now - began))
+        with self._lock:
+            self._stamps[entry.id] = stamp
+            if cells["state"] in ("finished", "interrupted"):
+                self._kept[entry.id] = {"stamp": stamp, "row": cells}
+                self._dirty = True
+        self._put(entry, cells)
+
+    def _cells(self, entry: Entry) -> Row:
+        """Return the cells of a run; a fault of its file is a cell."""
+        try:
+            if not entry.fault and is_held(entry.path):
+                return cells_of(self.index.open(entry))
+            return _once(entry, cells_of)
+        except RunFileError as error:
+            fault = shown(error).removeprefix(f"{shown(entry.path)}: ")  # the row names the run already
+        except Exception as error:  # whatever a hostile file brings about costs its own row, never the page
+            logging.getLogger(__name__).warning("%s cannot be shown", shown(entry.path), exc_info=True)
+            fault = f"cannot be shown ({type(error).__name__}: {shown(error, 120)})"
+        return {"state": "unreadable", "fault": fault}
+
+    def _load(self) -> dict[str, Any]:
+        """Read what an earlier start left; nothing where it is of another version or no such thing."""
+        if self._file is None:
+            return {}
+        try:
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        rows = kept.get("rows") if isinstance(kept, dict) and kept.get("version") == CACHE_VERSION else None
+        return rows if isinstance(rows, dict) else {}
+
+    def _save(self) -> None:
+        """Leave what was read to the next start; a disk that refuses costs the next start its time, nothing else."""
+        with self._lock:
+            if self._file is None or not self._dirty:
+                return
+            text = json.dumps({"version": CACHE_VERSION, "rows": self._kept})
+            self._dirty = False
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            aside = self._file.with_suffix(f".{os.getpid()}.tmp")
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(self._file)
+
+
+def default_cache() -> Path:
+    """Return the folder in which this user's programs keep what they can make again."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "loopscope"
 
 
 def rows(index: RunIndex) -> list[Row]:
-    """Return the rows of the table, JSON-ready, in the order of the runs' names."""
-    return [row(index, entry) for entry in index.entries()]
+    """Return the rows of an index, read now."""
+    return RunTable(index).read_all()
 
 
-def row(index: RunIndex, entry: Entry) -> Row:
-    """Return one row, made anew only if the run is live or its file has changed."""
-    known = _KNOWN.setdefault(index, {})
-    stamp = _stamp(entry)
-    if entry.id in known and known[entry.id][0] == stamp:
-        return known[entry.id][1]
-    made = _make(index, entry)
-    if made["state"] == "live":
-        known.pop(entry.id, None)
-    else:
-        known[entry.id] = (stamp, made)
-    return made
+def identity(entry: Entry) -> Row:
+    """Return the cells that are known without reading the run."""
+    return {"id": entry.id, "name": entry.name, "path": shown(entry.path), "href": f"/run/{entry.id}"}
+
+
+def _once(entry: Entry, make: Callable[[OpenRun], Row]) -> Row:
+    """Open a run for one question only."""
+    if entry.fault:
+        raise RunFileError(f"{shown(entry.path)}: {entry.fault}")
+    held = OpenRun(entry.path)
+    try:
+        return make(held)
+    finally:
+        held.close()
 
 
 def _stamp(entry: Entry) -> Stamp:
     """Return what changes whenever somebody writes a file of the run."""
-    found = []
+    made = []
     for path in (entry.path, *entry.others):
         try:
-            status = path.stat()
+            status = path.lstat() if entry.fault else path.stat()
         except OSError:
-            found.append((0, 0, 0))
+            made.append([0, 0, 0])
         else:
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
+            made.append([status.st_ino, status.st_size, status.st_mtime_ns])
+    return made
 
 
-def _make(index: RunIndex, entry: Entry) -> Row:
-    """Read one row off its run; numbers that are not finite become None or words, since JSON has neither."""
-    identity: Row = {"id": entry.id, "name": entry.name, "path": shown(entry.path), "href": f"/run/{entry.id}"}
-    try:
-        held = index.open(entry)
-        return identity | _read(held) | _diagnosed(held.diagnosis())
-    except RunFileError as error:
-        fault = shown(error).removeprefix(f"{shown(entry.path)}: ")  # the row names the run already
-        return identity | {"state": "unreadable", "fault": fault, "verdict": None}
-    except Exception as error:  # whatever a hostile file brings about costs its own row, never the page
-        logging.getLogger(__name__).warning("%s cannot be shown", shown(entry.path), exc_info=True)
-        fault = f"cannot be shown ({type(error).__name__}: {shown(error, 120)})"
-        return identity | {"state": "unreadable", "fault": fault, "verdict": None}
+def _order(entry: Entry) -> tuple[bool, int]:
+    """Return when a run is read: those being written first, then by size."""
+    size = _stamp(entry)[0][1]
+    return not (entry.fault or is_held(entry.path)), size
 
 
-def _read(held: OpenRun) -> Row:
-    """Return the cells that are read off the run."""
-    run = held.run
-    return {
+def cells_of(held: OpenRun) -> Row:
+    """Return the cells that are read off a run, JSON-ready."""
+    run, settings = held.run, held.settings()
+    story = held.story()
+    assert story is not None
+    cells: Row = {
         "state": run.state,
         "fault": None if len(run) else _no_rows(run.state),
         "steps": len(run),
-        "loss": cell(last(held, "loss")),
-        "radius": cell(last(held, "a_bar_radius")),
-        "state_norm": cell(last(held, "last_state_norm")),
+        "loss": cell(held.last("loss")),
+        "spark": spark(held),
+        "radius": cell(held.last("a_bar_radius")),
+        "state_norm": cell(held.last("last_state_norm")),
+        "injection": settings.injection,
+        "norm": settings.norm,
+        "width": settings.width,
+        "lr": settings.lr if settings.lr is not None else _peak_lr(held),
+        "size": settings.parameters,
+        "seed": settings.seed,
+        "started": settings.started,
     }
+    return cells | as_json(story) | {"alerted": _time_of(held, story)}
+
+
+def _time_of(held: OpenRun, story: Any) -> float | None:
+    """Return when the first alert was, seconds since 1970."""
+    first = next((finding for finding in story.findings if finding.severity != "note"), None)
+    steps = held.run["step"]
+    if first is None or not len(steps):
+        return None
+    row = min(int(np.searchsorted(steps, first.step)), len(steps) - 1)
+    moment = float(held.run["time"][row])
+    return moment if math.isfinite(moment) else None
+
+
+def _peak_lr(held: OpenRun) -> float | None:
+    """Return the largest recorded learning rate of a run whose configuration does not say it."""
+    recorded = held.run["lr"]
+    finite = recorded[np.isfinite(recorded)]
+    return float(finite.max()) if finite.size else None
+
+
+def spark(held: OpenRun) -> list[float | None]:
+    """Return some tens of losses that look like all of them; None where one is not finite."""
+    loss = held.run["loss"]
+    if len(loss) > SPARK_ROWS:
+        loss = loss[:: -(-len(loss) // SPARK_ROWS)]
+    _, values = thin(np.arange(float(len(loss))), loss, points=SPARK_POINTS)
+    return [None if math.isnan(value) else float(f"{value:.4g}") for value in values.tolist()]
 
 
 def _no_rows(state: str) -> str:
@@ -86,21 +316,16 @@ def _no_rows(state: str) -> str:
     return "no step was recorded yet" if state == "live" else "no step was recorded, so nothing can be said"
 
 
-def _diagnosed(diagnosis: Diagnosis) -> Row:
-    """Return the cells that come from the verdict."""
-    first = diagnosis.first_breach
-    return {
-        **diagnosis.regimes,
-        "verdict": diagnosis.verdict,
-        "breach": f"step {first.step:,}: {first.name}" if first else "none",
-        "summary": diagnosis.summary,
-    }
+def attention(row: Row) -> int:
+    """Return the place of a row in the order of who needs a look: live runs first, the worst of them on top.
 
-
-def last(held: OpenRun, name: str) -> float:
-    """Return the newest recorded value of a quantity, NaN when there is none."""
-    values = held.series(name).values
-    return float(values[-1]) if len(values) else math.nan
+    >>> attention({"state": "live", "verdict": "unstable"}) < attention({"state": "finished", "verdict": "unstable"})
+    True
+    """
+    verdict = row.get("verdict")
+    place = _VERDICTS.index(verdict) if verdict in _VERDICTS else 2
+    later = {"live": 0, "interrupted": 10, "finished": 10, "reading": 20, "unreadable": 30}
+    return later.get(str(row.get("state")), 20) + place
 
 
 def cell(value: float) -> float | str | None:

@@ -48,8 +48,7 @@ def _parcae(model: nn.Module) -> LoopSite | None:
     notes = []
     if gated:
         notes.append(
-            f"depth is sampled {sampling}: sequences that have stopped keep their state and count with steps of zero, "
-            "and the depth recorded is that of the longest; to linearise the loop, set "
+            f"depth is sampled {sampling}: means are over the sequences that move; to linearise the loop, set "
             "model.recurrent_iteration_method = 'per-batch' for that time"
         )
     return LoopSite(
@@ -140,7 +139,7 @@ def _ouro(model: nn.Module) -> LoopSite | None:
         after="lm_head",
         state_argument=0,
         output="model.norm",
-        depth_attribute="model.total_ut_steps" if hasattr(model.model, "total_ut_steps") else None,
+        depth_attribute="model.total_ut_steps" if getattr(model.model, "total_ut_steps", None) is not None else None,
         mean_depth=_setting(model, "total_ut_steps"),
         sublayers=(*(f"model.layers.{i}" for i in range(len(layers))), "model.norm"),
         found="adapter for Ouro",

@@ -73,6 +73,7 @@ def linearize(
             step_of=loop.step_of,
             e=loop.e,
             sublayers=loop.sublayers or None,
+            training_depth=loop.site.mean_depth,
             budget=budget,
             progress=progress,
         )

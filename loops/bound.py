@@ -10,17 +10,22 @@ Not covered: compiled models (use the module before ``torch.compile``) and loops
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .call import Call, Input
 from .find import find_site
-from .neutral import undisturbed
+from .hooks import LoopHooks
+from .neutral import Look, on_the_side, start_streams
+from .python_state import PythonState
 from .site import LoopSite, LoopSiteError, Part, Place, argument, unwrap
+from .writes import memory_of
 
 Step = Callable[[Tensor], Tensor]
 
@@ -88,16 +93,12 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
         )
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
-    with undisturbed(inner, device, seed), torch.enable_grad():
+    with torch.inference_mode(False), on_the_side(inner, seed=seed) as look, torch.enable_grad():
         for parameter in trained:
             parameter.requires_grad_(False)
         interception = _Interception(inner, found, Call.of(inner, tokens).to(device), seed)
-        try:
-            yield interception.bind()
-        finally:
-            interception.remove()
-            for parameter in trained:
-                parameter.requires_grad_(True)
+        with interception.hooks, no_recomputation():
+            yield interception.bind(look)
 
 
 class _Interception:
@@ -112,21 +113,16 @@ class _Interception:
         self.final: Tensor | None = None
         self.catch = False
         self.seen: list[tuple[Tensor, Tensor | None]] = []
-        modules = dict(model.named_modules())
-        self.handles = [
-            modules[site.body].register_forward_pre_hook(self._enter, with_kwargs=True),
-            modules[site.after].register_forward_pre_hook(self._leave),
-        ]
+        self.keeps_gradients = _KeepsGradients()
+        self.hooks = LoopHooks(model, site, enter=self._enter, after=self._leave)
+        self.repeats: _Repeats | None = None  # how forwards that leave something behind are made the same
 
-    def remove(self) -> None:
-        """Takes the hooks off."""
-        for handle in self.handles:
-            handle.remove()
-
-    def bind(self) -> BoundLoop:
+    def bind(self, look: Look) -> BoundLoop:
         """Runs the model once to see h_0 and e, and makes the functions."""
+        repeats = _Repeats(self.model, look)
         with torch.no_grad():
             output = self._forward()
+        self.repeats = repeats if repeats.needed() else None
         if not self.seen:
             raise LoopSiteError(f"module {self.site.body!r} was not called by this input: is it the loop's?")
         (state, e), self.loops = self.seen[0], len(self.seen)
@@ -147,14 +143,33 @@ class _Interception:
         def step(h: Tensor) -> Tensor:
             self.state, self.e, self.catch = h, e, True
             try:
-                self._forward()
+                with torch.set_grad_enabled(torch.is_grad_enabled()), self.keeps_gradients:
+                    self._forward()
             except _ReachedError as reached:
-                return reached.state
+                return self._with_gradient(reached.state, h)
+            except (NotImplementedError, torch.OutOfMemoryError):
+                raise
+            except RuntimeError as error:
+                raise LoopSiteError(
+                    f"{type(self.model).__name__} failed when its loop was run from another state ({error}), so it can "
+                    "be watched but not linearised"
+                ) from error
             finally:
                 self.state, self.e, self.catch = None, None, False
+                self.keeps_gradients.active = False
             raise LoopSiteError(f"module {self.site.after!r} was not called after the loop")
 
         return step
+
+    def _with_gradient(self, state: Tensor, h: Tensor) -> Tensor:
+        """The next state, which has to depend on the one before it in autograd's eyes too."""
+        if torch.is_grad_enabled() and h.requires_grad and (state.is_inference() or not state.requires_grad):
+            raise LoopSiteError(
+                f"the state reaches {self.site.after!r} without its gradient: the loop of {type(self.model).__name__} "
+                "detaches it, or runs under torch.inference_mode(), so it can be watched but not linearised. "
+                "torch.no_grad() around loops is no hindrance"
+            )
+        return state
 
     def _read_out(self, h: Tensor) -> Tensor:
         """The model's output for a final state."""
@@ -167,10 +182,11 @@ class _Interception:
             self.final = None
 
     def _forward(self) -> Any:
-        """One run of the model, at depth 1 where its depth can be set."""
+        """One run of the model, at depth 1 where its depth can be set; each begins as the first one did."""
         self.calls = 0
-        torch.default_generator.manual_seed(self.seed)  # h_0 is the same in every run
-        return self.call.run_at(self.model, self.site, 1)
+        start_streams(self.model, self.seed)  # h_0 is the same in every run
+        with nullcontext() if self.repeats is None else self.repeats:
+            return self.call.run_at(self.model, self.site, 1)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls += 1
@@ -182,6 +198,7 @@ class _Interception:
             return None
         if self.calls != self.loops or self.state is None or self.site.state_argument is None:
             return None
+        self.keeps_gradients.begin()
         args, kwargs = _replaced(args, kwargs, self.site.state_argument, self.state)
         if self.e is not None and self.site.input_argument is not None:
             args, kwargs = _replaced(args, kwargs, self.site.input_argument, self.e)
@@ -191,6 +208,96 @@ class _Interception:
         if self.catch:
             raise _ReachedError(args[0])
         return None if self.final is None else (self.final, *args[1:])
+
+
+class _KeepsGradients(TorchFunctionMode):
+    """Lets a model's own ``torch.no_grad()`` do nothing between the state's entry and its exit.
+
+    Models that truncate backpropagation run most of their loops without gradients; their loop is the same function.
+
+    Attributes:
+        active: Whether the state is on its way.
+    """
+
+    active = False
+
+    def begin(self) -> None:
+        """The state enters: gradients are on if the caller of the step wants them."""
+        torch.set_grad_enabled(self._wanted)
+        self.active = self._wanted
+
+    def __enter__(self) -> Self:
+        self._wanted = torch.is_grad_enabled()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.active and func is torch._C._set_grad_enabled:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+class _Repeats:
+    """Makes every forward begin as the first one did, for models whose forwards leave something behind.
+
+    What the first forward wrote to is exchanged for a copy in each later one: a graph may have saved it, and numbers in
+    a graph must not change. Everything else that differs afterwards is put back.
+    """
+
+    def __init__(self, model: nn.Module, look: Look) -> None:
+        self._model, self._writes = model, look.writes
+        self._state = PythonState([model])  # as it is in the look: flags of evaluation, no gradients of parameters
+        self._acting: list[tuple[dict[str, Any], str, Tensor]] = []
+
+    def needed(self) -> bool:
+        """Whether the forward since the start left anything behind; it is put back."""
+        written = self._writes.memory
+        for module in self._model.modules():
+            for held in (module._parameters, module._buffers):
+                named = {name: t for name, t in held.items() if t is not None and memory_of([t]) & written}
+                self._acting += [(held, name, tensor) for name, tensor in named.items()]
+        self._writes.undo()
+        return self._state.rewind() or bool(written)
+
+    def __enter__(self) -> None:
+        copies = {id(tensor): tensor.detach().clone() for _, _, tensor in self._acting}
+        for held, name, tensor in self._acting:
+            copy = copies[id(tensor)]
+            held[name] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+
+    def __exit__(self, *_: object) -> None:
+        self._writes.undo()
+        self._state.rewind()
+
+
+@contextmanager
+def no_recomputation() -> Iterator[None]:
+    """Inside, activation checkpointing keeps what it would compute again: derivatives of derivatives need it whole.
+
+    >>> from torch.utils.checkpoint import checkpoint
+    >>> h = torch.ones(2, requires_grad=True)
+    >>> with no_recomputation():
+    ...     y = checkpoint(torch.square, h, use_reentrant=True)
+    >>> torch.autograd.grad(y.sum(), h)[0].tolist()
+    [2.0, 2.0]
+    """
+    used = torch.utils.checkpoint
+    usual = used.CheckpointFunction, used._checkpoint_without_reentrant_generator
+
+    class Plain:
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+            return function(*args)
+
+    def nothing(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    names: Any = used  # two names that torch's own `checkpoint` looks up when it is called
+    names.CheckpointFunction, names._checkpoint_without_reentrant_generator = Plain, nothing
+    try:
+        yield
+    finally:
+        names.CheckpointFunction, names._checkpoint_without_reentrant_generator = usual
 
 
 def _logits(output: Any) -> Tensor | None:

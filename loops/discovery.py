@@ -18,14 +18,19 @@ from torch import Tensor, nn
 
 from .call import Call, Input
 from .linear_part import known_linear_part, traced_linear_part
+from .neutral import on_the_side
 from .periods import Link, Loop, Periods
 from .site import LoopSite, LoopSiteError, Place
-from .trace import Event, example_tokens, on_the_side, trace
+from .trace import Event, example_tokens, trace
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
+OF_ITS_OWN = (
+    "call an nn.Identity of its own on the state once per period, and give site=LoopSite(body='<its name>', after='<a "
+    "module that runs behind the loop>', output='<its name>', state_argument=None, shared=True)"
+)
 MOST_TRIED = 8  # arguments, and attributes, at a small forward each
 
 
@@ -116,15 +121,23 @@ def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embeddi
     links = periods.links(loop)
     if not links:
         carried = periods.carried(loop)
-        offered = _received_site(periods, loop) or _output_site(periods, loop)
+        offered = _received_site(periods, loop)
+        mixed = offered is None and periods.mixes(loop)
+        if offered is None and not mixed:
+            offered = _output_site(periods, loop)
         made = ", ".join(repr(name) for name in carried)
         problem = f"{len(carried)} tensors are carried from one period to the next (made by {made})"
-        if len(carried) == 1:
+        if mixed:
+            problem = f"{made} makes several variables in turn, and what it returns is no one trajectory; {OF_ITS_OWN}"
+        elif len(carried) == 1:
             problem = "the next state depends on more than the tensor that a period passes to its modules"
         return Level(loop.count, modules, offered, problem)
     sites = [site for link in links if (site := _site(periods, loop, link)) is not None]
     if not sites:
-        problem = "no module receives or returns the state itself: call an nn.Identity on it at the top of the loop"
+        problem = (
+            "no module receives the state itself in every period, or none receives the last one or returns one per "
+            f"period; {OF_ITS_OWN}"
+        )
         return Level(loop.count, modules, None, problem)
     best = min(sites, key=lambda site: (site.output is not None, site.state_argument is None))
     return Level(loop.count, modules, _with_linear_part(model, periods, loop, best, embedding))
@@ -134,6 +147,11 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
     """The site for one way of reading the state: where it is received, or failing that, where it is returned."""
     received = periods.receiver(loop, link)
     after = periods.after(loop, link)
+    every_loop = False
+    if after is None and received is not None:  # deep supervision: the module that reads the state runs in every loop
+        reader = periods.reader(loop, link)
+        every_loop = reader is not None and reader.name != received[1].name
+        after = reader if every_loop else None
     if received is None or after is None:
         return _returned_site(periods, loop, link, received, after)
     place, body = received
@@ -146,11 +164,14 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
         after=after.name,
         state_argument=place,
         input_argument=periods.input_place(loop, link, body),
-        shared=periods.reached_otherwise(loop, link, body),
+        # Run from another state, the loop would be left at the first call of `after`.
+        shared=every_loop or periods.reached_otherwise(loop, link, body),
         sublayers=periods.chain(loop, link, body),
         prelude=periods.prelude(loop),
         found="discovered from one forward",
-        notes=("it runs again later in the forward: the first run is recorded",) if again else (),
+        notes=("it runs again later in the forward: each run of the loop counts as a forward of its own",)
+        if again
+        else (),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from .adapters import adapted_site
 from .discovery import discover
+from .injection import verified
+from .neutral import quietly
 from .site import BY_MODEL, LoopSite, LoopSiteError
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
         example: Input for the small forward of discovery; default: random tokens.
 
     Returns:
-        A site whose modules exist in ``model``.
+        A site whose modules exist in ``model``, and whose A̅ is what the injection was seen to do (`verified`).
 
     Raises:
         LoopSiteError: The loop cannot be found for certain, or a site names a module that the model does not have.
@@ -51,7 +53,9 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
             raise LoopSiteError(f"LoopSite({role}=...): {type(model).__name__} has no module {', '.join(missing)}")
     if site.state_argument is None and site.output is None:
         raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
-    return site
+    given = {role: getattr(site, role) for role in ("a_bar", "b_bar", "c_out")}
+    quiet: dict[str, Any] = {role: quietly(model, read) for role, read in given.items() if read is not None}
+    return verified(model, replace(site, **quiet) if any(read is not given[n] for n, read in quiet.items()) else site)
 
 
 def _stated_site(model: nn.Module) -> LoopSite | None:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..dynamics.estimate import Estimate
 from .call import Call, Input
+from .neutral import on_the_side
 from .site import LoopSite, LoopSiteError, argument
-from .trace import EXAMPLE_SHAPE, example_tokens, on_the_side
+from .trace import EXAMPLE_SHAPE, example_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,19 +1,43 @@
-"""Running a model on the side without leaving a trace in training.
+"""Running a model beside its training without leaving a trace in it: the one way in which a model is looked at.
 
-Not covered: models that change buffers in ``eval`` mode, and generators of their own that a forward draws from.
+A look begins with a note of what the model holds in Python (`PythonState`) and of all random states; while it lasts,
+whatever is written into a tensor is copied first (`Writes`); in the end all of that is put back, bit for bit. Weights
+that nobody writes to are not copied. Training flags are set without calling the user's ``train()`` and ``eval()``,
+which may merge or swap weights: a module that overrides them, and so may act on them, is looked at in its own mode.
+
+Not covered: what a forward changes outside of the model and of torch's sight (a list that a function has closed over,
+a file, another process). Where it is known that something could not be put back, there is no look: `LookError`.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .python_state import LookError, PythonState
+from .writes import Fingerprint, Writes, memory_of
+
+_looks_under_way = 0
+_tried: WeakSet[Callable[[], Tensor]] = WeakSet()  # readings known to be quiet, or made so
+
+
+def looking() -> bool:
+    """Whether a model is being run on the side now, so that its forward is no part of the training.
+
+    >>> looking()
+    False
+    """
+    return _looks_under_way > 0
 
 
 def eagerly() -> AbstractContextManager[object]:
@@ -26,57 +50,222 @@ def eagerly() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
-@contextmanager
-def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> Iterator[None]:
-    """Evaluation mode, no gradients and a fixed random stream inside; everything as it was after.
-
-    Restores every module's own training flag and the random states of torch (CPU and ``device``), numpy and Python.
-    Parameters that a forward inside gathered (FSDP2) are sharded again, and where it raised, FSDP2 is told that it is
-    over, in a torch that can be told.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look has noted so far.
 
     Args:
-        model: Its ``training`` flags are set to evaluation inside.
-        device: The device whose generator is forked besides the CPU's.
-        seed: Start of the random stream inside, so that each visit sees the same draws.
-
-    >>> model = nn.Sequential(nn.Dropout())
-    >>> before = torch.get_rng_state()
-    >>> with undisturbed(model, torch.device("cpu")):
-    ...     inside = model.training, torch.rand(()).item() >= 0
-    >>> inside, model.training, torch.equal(before, torch.get_rng_state())
-    ((False, True), True, True)
+        state: What the model held in Python.
+        writes: What was overwritten since.
     """
-    training = {module: module.training for module in model.modules()}
+
+    state: PythonState
+    writes: Writes
+
+    def rewind(self) -> bool:
+        """Puts the model back to where the look began; returns whether anything had changed."""
+        wrote = self.writes.changed
+        self.writes.undo()
+        return self.state.rewind() or wrote
+
+
+@contextmanager
+def on_the_side(
+    model: nn.Module, *, seed: int | None = 0, evaluating: bool = True, verify: bool = True
+) -> Iterator[Look]:
+    """A block in which a model may be run or read, and after which it is as it was before.
+
+    Inside: evaluation mode for all modules that do not override ``train()`` or ``eval()``, no gradients, nothing
+    compiled, and a random stream of its own. Afterwards parameters, buffers, gradients, training flags, attributes,
+    lists and counters of the modules, the model's own generators and the random states of torch, numpy and Python are
+    bit for bit as before. Parameters that a forward gathered (FSDP2) are sharded again.
+
+    Costs a walk over the attributes of all modules (about 20 µs each), and some microseconds per operation inside.
+
+    Args:
+        model: The user's module, unwrapped.
+        seed: Start of the random stream inside, so that each look sees the same draws; None goes on with the stream.
+        evaluating: Whether modules are put into evaluation mode; otherwise each stays in its own.
+        verify: Whether the bits of all parameters and buffers are compared in the end, which reads them twice and
+            waits for the device.
+
+    Raises:
+        LookError: The model cannot be left as it was. Raised before anything is run where that is known before.
+
+    >>> model = nn.BatchNorm1d(2)
+    >>> with on_the_side(model):
+    ...     _, model.calls = model.running_mean.fill_(3.0), 1
+    ...     inside = model.training
+    >>> inside, model.training, model.running_mean, hasattr(model, "calls")
+    (False, True, tensor([0., 0.]), False)
+    """
+    global _looks_under_way
+    state = PythonState([model])
+    sharded = _fsdp_modules(model)
+    before = Fingerprint(model) if verify and not sharded else None
+    # Gathering writes whole parameters into memory that sharding frees again: only what is the model's own is watched.
+    writes = Writes(memory_of(state.tensors) if sharded else None)
+    look = Look(state, writes)
+    failed = False
+    with ExitStack() as stack:
+        stack.enter_context(_own_random_stream(model, seed))
+        stack.enter_context(eagerly())
+        stack.enter_context(_no_autocast_cache())
+        stack.enter_context(torch.no_grad())
+        _looks_under_way += 1
+        try:
+            if evaluating:
+                _evaluate(model)
+            with writes:
+                yield look
+        except BaseException:
+            failed = True
+            _forget_forward(sharded)
+            raise
+        finally:
+            _looks_under_way -= 1
+            for module in sharded:  # FSDP2 keeps those of its root until a backward pass, which none follows here
+                module.reshard()
+            look.rewind()
+            _verify(model, before, failed=failed)
+
+
+def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> AbstractContextManager[Look]:
+    """The older name of `on_the_side`, for code that uses it; the device is found out now."""
+    return on_the_side(model, seed=seed)
+
+
+def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A way to read a matrix that leaves the model as it is, even where reading acts.
+
+    ``layer.weight`` of a parametrised layer is computed when it is read: spectral norm moves its vectors on, a noisy
+    weight draws. It is tried out once, in either mode; a reading that changes nothing is used as it is afterwards.
+
+    >>> layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    >>> read, before = quietly(layer, lambda: layer.weight), layer.parametrizations.weight[0]._u.clone()
+    >>> _ = read(), read()
+    >>> torch.equal(layer.parametrizations.weight[0]._u, before)
+    True
+    """
+    if read in _tried:
+        return read
+    with suppress(TypeError):  # of a kind that cannot be remembered: tried again next time
+        _tried.add(read)
+    if not _reading_acts(model, read):
+        return read
+
+    @wraps(read)
+    def quiet() -> Tensor:
+        with on_the_side(model, seed=None, evaluating=False, verify=False), torch.enable_grad():
+            matrix = read()
+            return matrix.detach().clone().requires_grad_(matrix.requires_grad)
+
+    _tried.add(quiet)
+    return quiet
+
+
+def _reading_acts(model: nn.Module, read: Callable[[], Tensor]) -> bool:
+    """Whether reading changes a tensor, a random state or something in Python; not whether it works."""
+    acts = False
+    for training in (True, False):
+        with suppress(Exception), on_the_side(model, seed=0, evaluating=False, verify=False) as look:
+            _set_flags(model, training)
+            flags = PythonState([model])
+            streams = _random_states()
+            read()
+            acts |= look.writes.changed or flags.rewind() or streams != _random_states()
+    return acts
+
+
+def _evaluate(model: nn.Module) -> None:
+    """Puts the modules into evaluation mode that cannot act on it by themselves."""
+    _set_flags(model, training=False)
+
+
+def _set_flags(model: nn.Module, training: bool) -> None:
+    """Sets training flags past the user's methods; those of modules that may act on them stay."""
+    for module in model.modules():
+        if _may_act(module):
+            continue
+        if "training" in vars(module):
+            vars(module)["training"] = training
+        else:  # of a scripted module
+            module.training = training
+
+
+def _may_act(module: nn.Module) -> bool:
+    """Whether a module has a ``train()`` or ``eval()`` of its own."""
+    for name in ("train", "eval"):
+        own = getattr(type(module), name)
+        if name in vars(module) or not getattr(own, "__module__", "").startswith("torch."):
+            return True
+    return False
+
+
+def _verify(model: nn.Module, before: Fingerprint | None, *, failed: bool) -> None:
+    """Compares what is cheap to compare; an error of the look itself is not replaced by another one."""
+    changed = [] if before is None else before.changed()
+    if not changed or failed:
+        return
+    assert before is not None
+    lost = before.lost(changed)
+    done = f"{', '.join(lost)} could not be put back" if lost else "it was put back"
+    raise LookError(
+        f"a forward of {type(model).__name__} changes {', '.join(changed)} in a way that torch does not see (numpy, or "
+        f"a kernel of its own); {done}, and the model is not run on the side"
+    )
+
+
+@contextmanager
+def _own_random_stream(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """Random states of torch, numpy and Python inside that are not those outside."""
+    devices = _cuda_devices(model)
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global stream is what users' code draws from
-    devices = [device] if device.type == "cuda" else []
     try:
-        model.eval()
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.default_generator.manual_seed(seed)
-            for one in devices:
-                with torch.cuda.device(one):
-                    torch.cuda.manual_seed(seed)
+        with torch.random.fork_rng(devices=devices):
+            if seed is not None:
+                start_streams(model, seed)
             yield
-    except BaseException:
-        _forget_forward(model)
-        raise
     finally:
-        for module, flag in training.items():
-            module.training = flag
-        _reshard(model)
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
 
 
-def _reshard(model: nn.Module) -> None:
-    """Gives gathered parameters back: FSDP2 keeps those of its root until a backward pass, which none follows here."""
-    for module in _fsdp_modules(model):
-        module.reshard()
+def start_streams(model: nn.Module, seed: int) -> None:
+    """Starts the random streams of torch, numpy and Python that a forward of a model may draw from; in a look only."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    for device in _cuda_devices(model):
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
-def _forget_forward(model: nn.Module) -> None:
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    """Where a model draws its random numbers besides the host."""
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+
+
+def _random_states() -> tuple[Any, ...]:
+    """The states of the generators on the host, as values that compare with ``==``."""
+    numpy = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), repr(numpy), torch.get_rng_state().numpy().tobytes()
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Inside, autocast keeps no casts: one made here without a graph would be training's next weight."""
+    usual = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(usual)
+
+
+def _forget_forward(modules: list[Any]) -> None:
     """Ends the forward that an exception cut off: FSDP2 would take the next one of training for the rest of it."""
-    for module in _fsdp_modules(model):
+    for module in modules:
         with suppress(RuntimeError):  # asked of the root alone, and only the module itself knows whether it is that
             getattr(module, "reset_iter_state", lambda: None)()
 
@@ -85,3 +274,6 @@ def _fsdp_modules(model: nn.Module) -> list[Any]:
     """The modules that FSDP2 manages."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # half a second to import, and nothing is sharded without it
     return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+
+
+__all__ = ["Look", "LookError", "eagerly", "looking", "on_the_side", "quietly", "start_streams", "undisturbed"]

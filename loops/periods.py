@@ -121,6 +121,22 @@ class Periods:
         made = {self._maker[key] for key in self._reached(loop, min(2, loop.count - 1))[0]}
         return [self.units[i].name for i in sorted(made)]
 
+    def mixes(self, loop: Loop) -> bool:
+        """Return whether one module makes several variables in turn, so that its outputs are no one trajectory."""
+        for k in range(1, loop.count):
+            made = {self._maker[key] for key in self._reached(loop, k)[0]}
+            if len({self.units[i].name for i in made}) < len(made) or any(i < loop.first[k - 1] for i in made):
+                return True
+        return False
+
+    def reader(self, loop: Loop, link: Link) -> Event | None:
+        """Return the last call of a module inside the loop that receives the state which the last period leaves."""
+        key = self.key(self.state(loop, link, loop.count))
+        behind = self.units[loop.last[-1] + link.offset + 1 :]
+        return next(
+            (u for u in behind if u.module is not None and 0 in u.places and self.key(u.places[0]) == key), None
+        )
+
     def received(self, loop: Loop) -> tuple[Place, str, str, str] | None:
         """Of several carried tensors, the widest that the same module of every period receives.
 

@@ -9,7 +9,6 @@ Not covered: compiled modules (their functions run unseen), and operations outsi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .call import Call, Input, tensors_in
-from .neutral import eagerly, undisturbed
+from .neutral import LookError, on_the_side
 from .site import LoopSiteError
 
 EXAMPLE_SHAPE = (2, 16)  # sequences and positions of the default input: small, yet more positions than sequences
@@ -77,35 +76,6 @@ def example_tokens(model: nn.Module) -> Tensor:
     )
 
 
-@contextmanager
-def on_the_side(model: nn.Module) -> Iterator[None]:
-    """A block in which the model may run without a trace: as `undisturbed`, and buffers and attributes are put back.
-
-    Compiled parts run uncompiled inside, for a graph that exists before a probe's hooks would never see them.
-
-    >>> model = nn.BatchNorm1d(2)
-    >>> with on_the_side(model):
-    ...     _, model.calls = model.running_mean.fill_(3.0), 1
-    >>> model.running_mean, hasattr(model, "calls")
-    (tensor([0., 0.]), False)
-    """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    held = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    contents = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with eagerly(), undisturbed(model, device):
-            yield
-    finally:
-        for module, attributes, buffers in held:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, content in contents:
-                buffer.copy_(content)
-
-
 def trace(model: nn.Module, example: Input) -> Event:
     """Runs a model once on the side and writes down what happens.
 
@@ -115,6 +85,7 @@ def trace(model: nn.Module, example: Input) -> Event:
 
     Raises:
         LoopSiteError: The model does not accept this input (its own error is quoted).
+        LookError: It could not be left as it was.
 
     >>> root = trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2))
     >>> [child.name for child in root.children]
@@ -129,6 +100,8 @@ def trace(model: nn.Module, example: Input) -> Event:
     try:
         with on_the_side(model), recorder:
             call.run(model)
+    except LookError:
+        raise
     except Exception as error:
         raise LoopSiteError(
             f"{type(model).__name__} failed on an example input of shape {tuple(call.tokens.shape)} ({error!r}): give "

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..loops.hooks import Hook
+from ..loops.neutral import looking
 from ..runfile.rank_names import rank_path
 from .notices import one_line
 from .probe import Probe, attach
@@ -298,7 +299,7 @@ class _ReturnedLoss:
     @torch.no_grad()
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         found = output.get("loss") if isinstance(output, dict) else output[0] if isinstance(output, tuple) else None
-        if not module.training or not isinstance(found, Tensor) or found.ndim != 0:
+        if not module.training or looking() or not isinstance(found, Tensor) or found.ndim != 0:
             return
         self._seen = True
         self._sum.add_(found.detach().to(self._sum.device, torch.float32))

@@ -74,6 +74,7 @@ class LoopWatch:
     def prepare(self, step: int, records_waiting: int) -> None:
         """Make ready for a step: what is due in it, and its linear part as its forward will use it."""
         self.tap.sums.reset()
+        self._follow(step)
         self.tap.enabled = self._preset.rows(step)
         self.tap.injects = self._reader.injection_due(step)
         if self._inside is not None:
@@ -81,6 +82,13 @@ class LoopWatch:
         self._matrices, self._random = {}, {}
         if self.tap.enabled:
             self._read(step, records_waiting)
+
+    def _follow(self, step: int) -> None:
+        """Go on with the modules that training has put in the place of those that were watched."""
+        names = {"body": self._site.body, "after": self._site.after, "output": self._site.output}
+        if changed := [repr(names[role]) for role in self.tap.follow()]:
+            message = f"{', '.join(changed)} is another module now: it is watched instead, and its A̅ is measured"
+            self._notices.say(step, "module_exchanged", message, cause=tuple(changed))
 
     def take_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
         """Take the first training batch for the passes at fixed depth.

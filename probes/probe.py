@@ -33,6 +33,7 @@ from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.least_squares import linear_estimate
+from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
 from ..rules.rule_files import load_rules
 from ..runfile.ending import PROBE_LOST
@@ -170,7 +171,7 @@ class Probe:
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
         self._sender = RowSender(self._recorder, self._notices)
-        tap = LoopTap(own, site, sums_on(device), self._lose_loop)
+        tap = LoopTap(own, site, sums_on(device), self._tell)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
@@ -316,7 +317,7 @@ class Probe:
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
-        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
             return
         self._capture.remove()
         try:
@@ -344,6 +345,10 @@ class Probe:
         if watch is not None:
             watch.tap.remove()
         self._together.leave(why)
+
+    def _tell(self, kind: str, message: str, error: Exception | None) -> None:
+        """Say what the hooks noticed about the loop."""
+        self._notices.say(self._step, kind, message, severity="note" if error is None else "warning", trace=error)
 
     def _lose_loop(self, error: Exception, step: int | None = None) -> None:
         """Let go of the loop after a failure, and say so; the numbers that training gives go on being recorded.

@@ -23,13 +23,14 @@ from .disk.trial import trust_everything
 from .layout import LOOP_COLUMNS, RunFileError
 from .reader import Run
 
-_MEMORY: Final = 768 << 20  # bytes on top of what the process has when it begins
+_MEMORY: Final = 384 << 20  # bytes on top of what the process has when it begins, for the smallest file
+_PER_BYTE: Final = 3  # more for every byte of the file: numbers are kept as they are read, and once more as rectangles
 
 
 def main() -> None:
     """Do what the command line says and print one JSON object."""
     task, path, *options = sys.argv[1:]
-    _limit(writes=task == "repair")
+    _limit(Path(path).stat().st_size, writes=task == "repair")
     trust_everything()
     said: dict[str, Any]
     try:
@@ -62,12 +63,13 @@ def _repaired(path: Path, in_place: bool) -> dict[str, Any]:
     return {key: os.fspath(value) if isinstance(value, Path) else value for key, value in report.items()}
 
 
-def _limit(*, writes: bool) -> None:
-    """Bound memory, processor time and what is left behind of this process."""
+def _limit(file_size: int, *, writes: bool) -> None:
+    """Bound the memory of this process and what it leaves behind; its time is bounded by who waits for it."""
     pages = Path("/proc/self/statm")
     if pages.exists():  # Linux; elsewhere the limit of address space does not hold
         size = int(pages.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + _MEMORY, size + _MEMORY))
+        room = size + _MEMORY + _PER_BYTE * file_size
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not writes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

@@ -116,9 +116,19 @@ class FileSource:
     def loops(self, name: str, rows: Rows = slice(None)) -> Series:
         """Return a per-loop number at some visible steps."""
         start, end = self._spans(rows)
-        flat = self._per_loop("loops", name, self._ends())
-        table: Series = self._tables.guard(lambda: pad(flat, start, end))
+        whole = not isinstance(rows, slice) or rows == slice(None) or not len(start)
+        if whole or self._tables.is_kept("loops", LOOP_COLUMNS.index(name)):
+            first, flat = 0, self._per_loop("loops", name, self._ends())
+        else:
+            first = int(start.min())
+            flat = self._stretch(name, first, int(end.max()))
+        table: Series = self._tables.guard(lambda: pad(flat, start - first, end - first))
         return table
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the numbers that are kept in memory."""
+        return self._tables.kept_bytes
 
     def at_loop(self, name: str, loop: int, rows: Rows = slice(None)) -> Series:
         """Return a number of one loop at some visible steps, a negative ``loop`` counted from the last row."""
@@ -271,15 +281,39 @@ class FileSource:
         if name not in ("state_norm", "residual_norm"):
             return flat
         known = self._not_finite.get((table, name), 0)
-        lost = known + np.flatnonzero(np.isnan(flat[known:]))
-        lost = lost[(lost > 0) & ~_among(lost, ends)]
-        if name == "residual_norm":
-            lost = lost[~_among(lost + 1, ends)]
+        lost = known + _not_finite(name, flat[known:], known, ends)
         if len(lost):
             tokens = self._tables.column(table, LOOP_COLUMNS.index("tokens"))
             flat[lost[tokens[lost] > 0]] = math.inf  # new rows: nobody has seen them yet
         self._not_finite[table, name] = len(flat)
         return flat
+
+    def _stretch(self, name: str, first: int, last: int) -> NDArray[Any]:
+        """Return a per-loop number of some rows of the loops, read for this look and not kept.
+
+        Whoever looks at a long run piece by piece must not have all of it in memory.
+        """
+        rows = slice(first, last)
+        flat = self._column_of(name, rows)
+        if name in ("state_norm", "residual_norm"):
+            lost = _not_finite(name, flat, first, self._ends())
+            if len(lost):
+                flat[lost[self._column_of("tokens", rows)[lost] > 0]] = math.inf
+        return flat
+
+    def _column_of(self, name: str, rows: slice) -> NDArray[Any]:
+        """Read a per-loop number of some rows of the loops."""
+        column = LOOP_COLUMNS.index(name)
+        return self._tables.read_columns("loops", rows, [column])[column]
+
+
+def _not_finite(name: str, flat: NDArray[Any], first: int, ends: Index) -> Index:
+    """Return where a norm is NaN although its loop may have run, counted from ``first``, the row of ``flat[0]``."""
+    lost = first + np.flatnonzero(np.isnan(flat))
+    lost = lost[(lost > 0) & ~_among(lost, ends)]
+    if name == "residual_norm":
+        lost = lost[~_among(lost + 1, ends)]
+    return lost - first
 
 
 def _among(values: Index, ascending: Index) -> NDArray[np.bool_]:

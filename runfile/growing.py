@@ -110,10 +110,12 @@ class Standing:
         """Return the values of some standing rows, of all by default, out of those of all rows."""
         return values[: self.seen][rows] if self._rows is None else values[self._rows.values()[rows]]
 
-    def numbers(self, rows: Rows = slice(None)) -> NDArray[np.int64]:
-        """Return which rows of the table some standing rows are."""
+    def numbers(self, rows: Rows = slice(None)) -> Rows:
+        """Return which rows of the table some standing rows are, as a slice where they follow one another."""
+        if self._rows is None and isinstance(rows, slice):
+            return slice(*rows.indices(self.seen)) if rows.step in (None, 1) else np.arange(*rows.indices(self.seen))
         if self._rows is None:
-            return np.arange(*rows.indices(self.seen)) if isinstance(rows, slice) else np.arange(self.seen)[rows]
+            return np.arange(self.seen)[rows]
         return self._rows.values()[rows]
 
 
@@ -123,6 +125,8 @@ def standing_rows(steps: NDArray[Any]) -> NDArray[np.int64]:
     >>> standing_rows(np.array([0, 1, 2, 3, 2, 3, 4])).tolist()
     [0, 1, 4, 5, 6]
     """
+    if len(steps) and np.abs(steps[0]) < LARGEST_STEP and steps[-1] < LARGEST_STEP and np.all(steps[1:] > steps[:-1]):
+        return np.arange(len(steps))  # the usual case: nothing was run again
     possible = np.abs(steps) < LARGEST_STEP  # false for NaN
     steps = steps if possible.all() else np.where(possible, steps, LARGEST_STEP)
     lowest_after = np.minimum.accumulate(steps[::-1])[::-1][1:]

@@ -73,7 +73,7 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
     "loss": ("nats", "training loss as the trainer gives it"),
     "grad_norm": ("1", "gradient norm as the trainer gives it"),
     "lr": ("1", "learning rate"),
-    "tokens": ("tokens", "tokens in the step as the trainer counts them"),
+    "tokens": ("tokens", "tokens trained on so far, as the trainer counts them, over all ranks"),
     "depth": ("loops", "loops run in the step, mean over sequences"),
     "depth_min": ("loops", "fewest loops of any sequence in the step"),
     "depth_max": ("loops", "most loops of any sequence in the step"),

@@ -16,12 +16,14 @@ _SMALL: Final = 1 << 22  # numbers of a rectangle that are never too many
 _SPARSEST: Final = 64  # times that a rectangle may be larger than what was recorded of it
 
 
-def starts_and_ends(ends: Index, rows: Index) -> tuple[Index, Index]:
+def starts_and_ends(ends: Index, rows: slice | Index) -> tuple[Index, Index]:
     """Return where some rows of a ragged table start and end, from where all of them end.
 
     >>> starts_and_ends(np.array([2, 5, 5]), np.array([0, 2]))
     (array([0, 5]), array([2, 5]))
     """
+    if isinstance(rows, slice):
+        return np.append(0, ends[: len(ends) - 1])[rows], ends[rows]
     return np.where(rows > 0, ends[rows - 1], 0), ends[rows]
 
 
@@ -39,11 +41,14 @@ def pad(flat: NDArray[Any], start: Index, end: Index) -> Series:
     width = int(count.max(initial=0))
     if width * len(count) > _SMALL + _SPARSEST * int(count.sum()):
         raise ValueError(f"one of {len(count)} ragged rows has {width} entries")
+    one_stretch = np.array_equal(start[1:], end[:-1])
+    if width and one_stretch and np.all(count == width):  # the usual case: as deep in every step
+        return flat[start[0] : end[-1]].reshape(len(count), width).astype(np.float64)
     table = np.full((len(count), width), np.nan)
     if not width:
         return table
     ran = np.arange(width) < count[:, np.newaxis]
-    if np.array_equal(start[1:], end[:-1]):  # the usual case: one uninterrupted stretch
+    if one_stretch:
         table[ran] = flat[start[0] : end[-1]]
     else:
         table[ran] = flat[(start[:, np.newaxis] + np.arange(width))[ran]]

@@ -19,10 +19,11 @@ from .disk.contract import text
 from .disk.handle import Handle
 from .disk.integrity import READ_ERRORS, damaged, one_line, read_info
 from .growing import Growing
-from .layout import FIRST_COLUMNS, STEP_COLUMNS, TABLES, Commit, RunFileError
+from .layout import FIRST_COLUMNS, STEP_COLUMNS, TABLES, Commit, DamagedRun, RunFileError
 from .ragged import Index
 
-_BLOCK: Final = 16384  # rows read at a time
+_BLOCK: Final = 4096  # rows read at a time: what the processor's caches hold
+_NEIGHBOURS: Final = 8  # columns that are kept when one of them is read
 _MOST_GENERATIONS: Final = 1 << 20
 _MOST_EVENTS: Final = 1 << 18
 NOTHING: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)
@@ -105,13 +106,35 @@ class Tables:
         return self.kept(table, column, np.float32 if table in ("loops", "probe") else dtype)  # as recorded
 
     def kept(self, table: str, column: int | None, dtype: type[Any] | np.dtype[Any]) -> NDArray[Any]:
-        """Return the committed rows of a table, or one column of them, reading only those that are not kept yet."""
+        """Return the committed rows of a table, or one column of them, reading only those that are not kept yet.
+
+        In a live file the columns of a row lie together, and reading one of them reads all from the disk: its
+        neighbours are kept along with it.
+        """
         known = self._columns.setdefault((table, column), Growing(dtype))
         length = self.commit.lengths[table]
-        if len(known) < length:
-            new = slice(len(known), length)
-            known.append(self.read(table, new if column is None else (new, column)))
+        if len(known) < length and column is None:
+            known.append(self.read(table, slice(len(known), length)))
+        elif len(known) < length and column is not None:
+            first = column // _NEIGHBOURS * _NEIGHBOURS
+            group = [self._columns.setdefault((table, c), Growing(dtype)) for c in range(first, first + _NEIGHBOURS)]
+            together = [c for c, other in enumerate(group, first) if len(other) == len(known)]
+            values = self.read_columns(
+                table, slice(len(known), length), [column, *(c for c in together if c != column)]
+            )
+            for at, part in values.items():
+                self._columns[table, at].append(part)
         return known.values(length)
+
+    def is_kept(self, table: str, column: int) -> bool:
+        """Say whether all committed rows of a column are kept."""
+        known = self._columns.get((table, column))
+        return known is not None and len(known) == self.commit.lengths[table]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the columns that are kept."""
+        return sum(column.values().nbytes for column in self._columns.values())
 
     def ends(self, table: str, ends: Index, of: str) -> Index:
         """Return where the entries of a ragged table end, once it is certain that all lie within it."""
@@ -122,14 +145,25 @@ class Tables:
         self._sound[table] = len(ends)
         return ends
 
-    def read(self, table: str, where: slice | tuple[slice, int]) -> NDArray[Any]:
-        """Read rows, or one column of them, after telling HDF5 to look at the disk again."""
+    def read(self, table: str, rows: slice) -> NDArray[Any]:
+        """Read rows, after telling HDF5 to look at the disk again."""
         handle = self._open()
-        rows = where if isinstance(where, slice) else where[0]
-        values: NDArray[Any] = self.guard(lambda: _rows(handle.renewed(table), where))
+        values: NDArray[Any] = self.guard(lambda: handle.renewed(table)[rows])
         if len(values) != rows.stop - rows.start:
-            raise damaged(self.path, f"table {table} holds fewer rows than were committed")
+            raise self._too_short(table)
         return values
+
+    def read_columns(self, table: str, rows: slice, columns: list[int]) -> dict[int, NDArray[Any]]:
+        """Read the first of some columns, and those of the others that come with it at no cost."""
+        handle = self._open()
+        values: dict[int, NDArray[Any]] = self.guard(lambda: _columns(handle.renewed(table), rows, columns))
+        if any(len(part) != rows.stop - rows.start for part in values.values()):
+            raise self._too_short(table)
+        return values
+
+    def _too_short(self, table: str) -> DamagedRun:
+        """Return the error for a table that holds less than was committed."""
+        return damaged(self.path, f"table {table} holds fewer rows than were committed")
 
     def dataset(self, table: str) -> Any:
         """Return the dataset of a table as it is on the disk now; call it, and what it gives, within `guard`."""
@@ -169,16 +203,20 @@ class Tables:
             raise damaged(self.path, f"it claims {commit.lengths['events']} events")
 
 
-def _rows(dataset: Any, where: slice | tuple[slice, int]) -> NDArray[Any]:
-    """Read rows or one column of them; a column of whole-row chunks in blocks, which HDF5 does faster than a stride."""
-    if isinstance(where, slice) or (dataset.chunks is not None and dataset.chunks[1] == 1):
-        values: NDArray[Any] = dataset[where]
-        return values
-    rows, column = where
+def _columns(dataset: Any, rows: slice, columns: list[int]) -> dict[int, NDArray[Any]]:
+    """Read the first of some columns where each has chunks of its own, else all of them, in blocks of whole rows.
+
+    HDF5 reads whole rows faster than one number of each.
+    """
+    if dataset.chunks is not None and dataset.chunks[1] == 1:
+        return {columns[0]: dataset[rows, columns[0]]}
+    columns = [column for column in columns if column < dataset.shape[1]]
     if rows.stop > dataset.shape[0]:
-        return np.empty(0, dataset.dtype)
-    values = np.empty(rows.stop - rows.start, dataset.dtype)
+        return dict.fromkeys(columns, np.empty(0, dataset.dtype))
+    values = {column: np.empty(rows.stop - rows.start, dataset.dtype) for column in columns}
     for start in range(rows.start, rows.stop, _BLOCK):
-        stop = min(start + _BLOCK, rows.stop)
-        values[start - rows.start : stop - rows.start] = dataset[start:stop][:, column]
+        block = dataset[start : min(start + _BLOCK, rows.stop)]
+        at = slice(start - rows.start, start - rows.start + len(block))
+        for column, part in values.items():
+            part[at] = block[:, column]
     return values

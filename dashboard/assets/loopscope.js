@@ -6,43 +6,77 @@
     const context = dash.callback_context;
     return context.triggered.length ? context.triggered[0] : null;
   };
+  const show_tab = (name) => {
+    for (const button of document.querySelectorAll("[role=tab]")) {
+      const mine = JSON.parse(button.id).name === name;
+      button.setAttribute("aria-selected", mine ? "true" : "false");
+    }
+  };
   const LOST_MS = 20_000; /* an answer that takes longer is taken for lost, as where the server was started anew */
   let asked_at = 0;
 
-  dash.loopscope = {
-    /* A step chosen by a click, the slider, a finding or the "latest" button; null follows the newest step. */
-    pick(...given) {
-      const [slider, , , newest, selected] = given.slice(-5); /* before them, the clicks on plots */
+  Object.assign((dash.loopscope = dash.loopscope || {}), {
+    /* A step chosen by a click, the field, its arrows, a finding or "newest"; null follows the newest step. */
+    pick(clicks, typed, back, on, latest, gotos, [first, newest], selected) {
       const event = trigger();
-      if (!event || event.value === null || event.value === undefined) return [dash.no_update, dash.no_update];
+      if (!event || event.value === null || event.value === undefined) {
+        return [dash.no_update, selected ?? ""]; /* null would be shown as NaN */
+      }
       const property = event.prop_id;
-      let step = null;
+      let step = selected ?? null;
       if (property.endsWith(".clickData")) step = event.value.points[0].x;
-      else if (property === "slider.value") step = slider >= newest ? null : slider;
+      else if (property.startsWith("step-input")) step = typed === "" ? null : typed;
+      else if (property.startsWith("step-back")) step = Math.max(first, (selected ?? newest) - 1);
+      else if (property.startsWith("step-on")) step = selected === null || selected >= newest ? null : selected + 1;
+      else if (property.startsWith("latest")) step = null;
       else if (property.startsWith("{")) step = JSON.parse(property.slice(0, property.lastIndexOf("."))).step;
-      const chosen = step === null ? null : Math.round(step);
-      const thumb = chosen === null ? newest : chosen;
-      return [chosen === selected ? dash.no_update : chosen, thumb === slider ? dash.no_update : thumb];
+      const chosen = step === null || !Number.isFinite(Number(step)) ? null : Math.min(newest, Math.max(first, Math.round(step)));
+      return [chosen === (selected ?? null) ? dash.no_update : chosen, chosen === typed ? dash.no_update : chosen ?? ""];
     },
 
-    /* The address keeps the step, so that a reload or a shared link shows the same; the history is left alone. */
-    mirror(selected) {
+    /* A tab: the address gets a new entry in the history, so that "back" leads to the tab before. */
+    tab(clicks, shown) {
+      const event = trigger();
+      if (!event || !event.value) return dash.no_update;
+      const name = JSON.parse(event.prop_id.slice(0, event.prop_id.lastIndexOf("."))).name;
+      if (name === shown) return dash.no_update;
+      show_tab(name);
       const address = new URL(window.location.href);
-      if (selected === null || selected === undefined) address.searchParams.delete("step");
-      else address.searchParams.set("step", selected);
+      address.searchParams.set("tab", name);
+      address.hash = "";
+      window.history.pushState({}, "", address);
+      return name;
+    },
+
+    choose(value, kept) {
+      return (value ?? "") === kept ? dash.no_update : value ?? "";
+    },
+
+    /* The address keeps what is shown, so that a reload or a shared link shows the same; the history is left alone. */
+    mirror(selected, tab, batch, against) {
+      const address = new URL(window.location.href);
+      const kept = { step: selected, tab: address.searchParams.has("tab") || tab !== "when" ? tab : null,
+                     batch: batch === "fixed" ? null : batch, against };
+      for (const [name, value] of Object.entries(kept)) {
+        if (value === null || value === undefined || value === "") address.searchParams.delete(name);
+        else address.searchParams.set(name, value);
+      }
       if (address.href !== window.location.href) window.history.replaceState(window.history.state, "", address);
+      window.loopscope_cursor(selected);
+      return dash.no_update;
     },
 
     /* Zooming one plot over steps zooms all of them; null is everything. */
-    zoom(...given) {
-      const view = given[given.length - 1];
+    zoom(changes, reset, view) {
       const event = trigger();
       if (!event || !event.value) return dash.no_update;
       if (event.prop_id === "reset-zoom.n_clicks") return view === null ? dash.no_update : null;
       const change = event.value;
-      if (change["xaxis.autorange"]) return null;
+      if (change["xaxis.autorange"]) return view === null ? dash.no_update : null;
       const range = change["xaxis.range"] || [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-      return range[0] === undefined || range[1] === undefined ? dash.no_update : range.map(Number);
+      if (range[0] === undefined || range[1] === undefined) return dash.no_update;
+      const next = range.map(Number);
+      return view && view[0] === next[0] && view[1] === next[1] ? dash.no_update : next;
     },
 
     /* A tick of a clock (see polling.py): none while an answer to the last one is due, unless it must be lost. */
@@ -69,52 +103,5 @@
       });
       return dash.no_update;
     },
-
-    open_row(rows) {
-      return rows && rows.length ? rows[0].href : dash.no_update;
-    },
-
-    search(text, options) {
-      return { ...options, quickFilterText: text || "" };
-    },
-  };
-
-  const element = (...parts) => window.React.createElement(...parts);
-  const badge = (kind, glyph, text) => element("span", { className: `ls-badge ls-${kind}` }, element("i", null, glyph), text);
-  const cells = (window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {});
-  const glyphs = { stable: "●", marginal: "◆", unstable: "▲", unknown: "○" };
-
-  cells.LsRun = (props) => element("span", { className: "ls-run", title: props.data.path }, props.value);
-  /* A run that cannot be read has its error where the regimes would be. */
-  cells.LsRegime = (props) =>
-    props.data.fault && props.colDef.field === "lti"
-      ? element("span", { className: "ls-fault", title: props.data.fault }, element("i", null, "✕"), props.data.fault)
-      : props.value
-        ? badge(props.value, glyphs[props.value], props.value)
-        : badge("unreadable", "✕", "unreadable");
-  cells.LsState = (props) => badge(props.value, props.value === "unreadable" ? "✕" : "●", props.value);
-  const functions = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
-  const worst = ["stable", "marginal", "unstable"];
-  functions.lsRegimeOrder = (a, b) => worst.indexOf(a) - worst.indexOf(b);
-  functions.lsCount = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
-  functions.lsNumber = (value) => {
-    if (value === null || value === undefined) return "–";
-    if (typeof value === "string") return value;
-    const size = Math.abs(value);
-    return size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(2) : value.toPrecision(4);
-  };
-  /* A phone shows what decides; the rest is one tap away. */
-  const fit = (api) => {
-    const width = document.getElementById("runs").clientWidth;
-    api.setColumnsVisible(["lti", "loop", "trajectory", "loss", "radius", "state_norm"], width >= 1000);
-    api.setColumnsVisible(["steps", "breach", "state"], width >= 600);
-    api.setColumnsVisible(["verdict"], width < 1000);
-  };
-  dash.loopscope.fit_columns = (id) => {
-    window.dash_ag_grid.getApiAsync(id).then((api) => {
-      fit(api);
-      api.addEventListener("gridSizeChanged", () => fit(api));
-    });
-    return "ls-table ls-fitted";
-  };
+  });
 })();

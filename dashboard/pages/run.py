@@ -1,47 +1,61 @@
-"""One run: the verdict and its reasons at the top, the plots below, following the run while it trains.
+"""One run: the verdict strip, and tabs below it that follow the run while it trains.
 
-The selected step lives in a store: clicks, the slider and the findings write it, the address mirrors it. No step
-selected means the newest one. Plots over steps share their zoom; every redraw thins the visible range anew.
+The address holds the tab, the selected step, whose loops are shown, and the run compared with; going back restores
+them. The selected step lives in a store: clicks, arrow keys and findings write it. No step selected means the newest.
+Plots over steps share their zoom and one cursor; every redraw thins the visible range anew.
+
+Not covered: what a tab holds (`tabs`), what a plot shows (`panels`).
 """
 
-import json
-from collections.abc import Mapping
-from typing import Any
+import csv
+import io
+import time
+from collections.abc import Iterator
+from typing import Any, Final
 
-import dash_mantine_components as dmc
-from dash import ALL, ClientsideFunction, Dash, Input, Output, Patch, State, dcc, html, no_update
+import numpy as np
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from flask import Response, abort, request
 
 from ...runfile.layout import RunFileError
 from .. import components, panels
 from ..downsample import View
 from ..index import Entry, current_index
 from ..opened import OpenRun
+from ..panels import EVERY_STEP, FIXED_BATCH, PANELS, Ask
 from ..polling import Clock
+from ..settings import command
+from ..steps import bounds
+from ..tabs import Tab, all_tabs
+from ..text import ago, shown
 from . import Page
 
-POLL_MS = {"live": 1000, "interrupted": 5000, "finished": 5000}
+POLL_MS: Final = {"live": 1000, "interrupted": 5000, "finished": 5000}
+PENDING_MS: Final = 400  # between two looks for a verdict that is being made
 
 # A page that follows a run is drawn again only after the time this took, this many times over, up to the slowest poll:
 # the training that it follows may run on the same machine.
-DRAWING_REST = 10
+DRAWING_REST: Final = 10
+SPEED_STEPS: Final = 100
+CSV_ROWS: Final = 4096
 
-_CLOCK = Clock("run-poll", ("plots", "details"))
-
-_STEP_GRAPHS = [f"plot-{name}" for name in panels.STEP_PLOTS]
-_DETAIL_GRAPHS = [f"plot-{name}" for name in panels.DETAIL_PLOTS]
-_ORDER = ("loss", "radius", "heatmap", "profile", "state", "spectrum", "blocks", "gradients", "tokens")
-_WIDE = ("tokens",)
-_STUDY_HINT = "Norms after every block, gradients per loop and maps over tokens are recorded by "
+_CLOCK = Clock("run-poll", ("plots", "details", "words"))
+_PANEL = {"type": "panel", "name": ALL}
+_PANEL_AT = {"type": "panel-at", "name": ALL}
+_KEPT = ("run-id", "view", "selected", "batch", "against")
 
 
-def layout(run_id: str = "", step: str | None = None, **_: Any) -> html.Div:
-    """Return the page of one run with everything drawn; a problem card when there is no such run or it is broken."""
+def layout(
+    run_id: str = "", step: str | None = None, tab: str = "", batch: str = "", against: str = "", **_: Any
+) -> html.Div:
+    """Return the page of one run; a problem card when there is no such run or it is broken."""
     entry = current_index().find(run_id)
     if entry is None:
         return html.Div(components.problem("No such run", "It is not among the runs served here."))
     try:
         held = current_index().open(entry)
-        return _page(entry, held, _parse_step(step))
+        ask = Ask(held, None, _parse_step(step), _batch(batch), entry.id, shown(against, 200))
+        return _page(entry, ask, all_tabs().get(tab) or next(iter(all_tabs().values())))
     except RunFileError as error:
         return html.Div([_title(entry.name, "unreadable"), components.problem("This run cannot be read", str(error))])
 
@@ -55,102 +69,132 @@ def title(run_id: str = "", **_: Any) -> str:
 def _parse_step(text: str | None) -> int | None:
     """Read the step out of the address; anything else than a number means the newest."""
     try:
-        return int(text) if text is not None else None
+        return int(text) if text is not None and len(text) < 20 else None
     except ValueError:
         return None
 
 
+def _batch(text: str) -> str:
+    """Read whose loops are shown out of the address."""
+    return EVERY_STEP if text == EVERY_STEP else FIXED_BATCH
+
+
 def _title(name: str, state: str) -> html.Div:
     """Return the head line of the page."""
-    back = dcc.Link("← Runs", href="/")
-    return html.Div([back, html.H1(name), html.Span(components.state_badge(state), id="state")], className="ls-title")
+    return html.Div(
+        [html.H1(name, title=name), html.Span(components.state_badge(state), id="state")], className="ls-title"
+    )
 
 
-def _page(entry: Entry, held: OpenRun, selected: int | None) -> html.Div:
+def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
     """Lay the page out; figures are drawn here, so that nothing is blank before the first callback."""
-    drawn = dict(zip(panels.STEP_PLOTS, panels.step_figures(held, None, selected, entry.id), strict=True))
-    drawn |= dict(zip(panels.DETAIL_PLOTS, panels.detail_figures(held, selected, entry.id), strict=True))
-    shown = panels.recorded(held)
-    plots = [
-        components.plot(name, drawn[name], hidden=not shown.get(name, True), wide=name in _WIDE) for name in _ORDER
-    ]
+    held = ask.held
+    held.story(wait=False)  # where it is quick, so that the page comes whole
     return html.Div(
         [
             dcc.Store(id="run-id", data=entry.id),
-            dcc.Store(id="selected", data=selected),
+            dcc.Store(id="selected", data=ask.selected),
             dcc.Store(id="view", data=None),
-            dcc.Store(id="version", data=held.version),
-            *_CLOCK.parts(POLL_MS[held.run.state], disabled=held.run.state == "finished"),
+            dcc.Store(id="tab", data=tab.name),
+            dcc.Store(id="batch", data=ask.batch),
+            dcc.Store(id="against", data=ask.against),
+            dcc.Store(id="version", data=""),
+            dcc.Store(id="bounds", data=bounds(held.run)),
+            dcc.Store(id="mirrored"),
+            *_CLOCK.parts(_pace(held), disabled=held.run.state == "finished" and held.judged),
             _title(entry.name, held.run.state),
-            html.Div(components.verdict(held.diagnosis()), id="verdict"),
-            _flights(held),
-            _step_bar(held, selected),
-            html.Div(plots, className="ls-plots"),
-            _study_hint(shown),
-            _settings(entry, held),
-        ]
-    )
-
-
-def _flights(held: OpenRun) -> html.Details:
-    """Return where the flight recordings are, folded; hidden as long as there is none."""
-    found = components.flights(held.flights())
-    return html.Details(found, id="flights", hidden=not found, className="ls-card ls-flights")
-
-
-def _study_hint(shown: Mapping[str, bool]) -> html.P:
-    """Return how to get the plots that the page leaves out, where it has none of them."""
-    said: list[Any] = [_STUDY_HINT, html.Code('attach(model, path, preset="study")'), "."]
-    return html.P(said, id="study-hint", hidden=any(shown.values()), className="ls-dim ls-hint")
-
-
-def _step_bar(held: OpenRun, selected: int | None) -> html.Div:
-    """Return the bar that selects a step; it stays in view while the page scrolls."""
-    first, newest = _bounds(held)
-    slider = dmc.Slider(
-        id="slider",
-        min=first,
-        max=newest,
-        step=1,
-        value=newest if selected is None else min(max(selected, first), newest),
-        size="sm",
-        color="violet",
-        thumbLabel="selected step",
-        updatemode="mouseup",
-    )
-    buttons = [
-        html.Button("follow newest", id="latest", className="ls-link"),
-        html.Button("reset zoom", id="reset-zoom", className="ls-link"),
-    ]
-    return html.Div(
-        [
-            html.Div(now(held, selected), id="now", className="ls-now"),
-            html.Div(slider, className="ls-slide"),
-            html.Div(buttons, className="ls-buttons"),
+            html.Section(strip(held), id="verdict", className=_strip_class(held), **{"aria-live": "polite"}),  # type: ignore[arg-type]
+            _tab_bar(tab),
+            html.Div(body(ask, tab), id="tab-body", role="tabpanel"),
         ],
-        className="ls-stepbar",
+        className="ls-run-page",
     )
 
 
-def _bounds(held: OpenRun) -> tuple[int, int]:
-    """Return the first and the newest step; a run without rows has step 0 only."""
-    steps = held.run["step"]
-    return (int(steps[0]), int(steps[-1])) if len(steps) else (0, 0)
+def _strip_class(held: OpenRun) -> str:
+    """Return the class that gives the strip the colour of its verdict."""
+    story = held.story(wait=False)
+    return f"ls-strip ls-{story.verdict if story else 'unknown'}"
 
 
-def now(held: OpenRun, selected: float | None) -> str:
-    """Return the words for the step that is shown."""
-    at = panels.resolve(held.run, selected)
-    if at is None:
-        return "no step yet"
-    return f"step {at:,.0f}" + (" (newest)" if selected is None else f" of {_bounds(held)[1]:,}")
+def strip(held: OpenRun) -> list[Any]:
+    """Return the verdict strip: the sentence, the configuration, speed, age, how it ended, how to go on."""
+    run, end = held.run, held.ending()
+    chips = [html.Span(chip, className="ls-chip") for chip in held.settings().chips()]
+    facts = [f"{len(run):,} steps", *_pace_words(held)]
+    if end.lost_from is not None:
+        facts.append(f"loop not recorded from step {end.lost_from:,} on: {shown(end.lost_reason, 80)}")
+    if end.state == "interrupted":
+        facts.append(f"interrupted: {shown(end.reason, 120)}")
+    again = command(run.info, resume=True) if end.state == "interrupted" else ""
+    resume: list[Any] = []
+    if again:
+        resume = [html.Details([html.Summary("how to resume"), html.Code(again)], className="ls-resume")]
+    facts_line = html.Span(" · ".join(facts), className="ls-dim")
+    return [*components.verdict(held.story(wait=False)), html.Div([*chips, facts_line, *resume], className="ls-chips")]
 
 
-def _settings(entry: Entry, held: OpenRun) -> html.Details:
-    """Return what the run was started with, folded away."""
-    text = json.dumps(held.run.info, indent=2, ensure_ascii=False, default=str)
-    summary = html.Summary("How this run was made")
-    return html.Details([summary, html.Pre(f"{entry.path}\n\n{text}")], className="ls-card ls-settings")
+def _pace_words(held: OpenRun) -> list[str]:
+    """Return steps a second and the time of the last row."""
+    run = held.run
+    times = run["time"][-SPEED_STEPS:]
+    times = times[np.isfinite(times)]
+    words = []
+    if len(times) > 1 and times[-1] > times[0]:
+        words.append(f"{(len(times) - 1) / (times[-1] - times[0]):.3g} steps/s")
+    if len(times):
+        moment = time.localtime(float(np.clip(times[-1], 0, 4e9)))
+        old = time.time() - float(times[-1])
+        if run.state == "live":
+            words.append(f"last row {ago(old)} ago")
+        else:
+            words.append(f"last row {time.strftime('%Y-%m-%d %H:%M', moment)}")
+    return words
+
+
+def _tab_bar(tab: Tab) -> html.Div:
+    """Return the tabs, and the bar of the selected step."""
+    tabs = []
+    for one in all_tabs().values():
+        chosen: Any = {"aria-selected": "true" if one is tab else "false"}
+        identifier = {"type": "tab", "name": one.name}
+        tabs.append(html.Button(one.label, id=identifier, role="tab", className="ls-tab", **chosen))
+    steps: list[Any] = [
+        html.Button("◀", id="step-back", className="ls-icon", title="previous recorded step (←)"),
+        dcc.Input(id="step-input", type="number", debounce=True, placeholder="newest", className="ls-step"),
+        html.Button("▶", id="step-on", className="ls-icon", title="next recorded step (→)"),
+        html.Button("newest", id="latest", className="ls-link"),
+        html.Button("all steps", id="reset-zoom", className="ls-link"),
+    ]
+    bar = html.Div([html.Label("step", htmlFor="step-input"), *steps], className="ls-stepbar")
+    return html.Div([html.Div(tabs, role="tablist", className="ls-tabs"), bar], className="ls-tab-bar")
+
+
+def body(ask: Ask, tab: Tab) -> list[Any]:
+    """Return the plots and words of a tab."""
+    cards = [_card(ask, name) for name in tab.panels]
+    steps = [card for card, name in zip(cards, tab.panels, strict=True) if not PANELS[name].at_step]
+    at = [card for card, name in zip(cards, tab.panels, strict=True) if PANELS[name].at_step]
+    plots = html.Div(
+        [html.Div(steps, className="ls-steps", id="steps"), html.Div(at, className="ls-at", hidden=not at)],
+        className="ls-plots" + (" ls-two" if at and steps else ""),
+    )
+    words = html.Div(_words(ask, tab), id="tab-words")
+    return [*tab.head(ask), *([words, plots] if tab.words_first else [plots, words])]
+
+
+def _card(ask: Ask, name: str) -> html.Section:
+    """Return a panel with its figure."""
+    panel = PANELS[name]
+    return components.panel(panel, panels.drawn(panel, ask), f"/csv/{ask.revision}/{name}?batch={ask.batch}")
+
+
+def _words(ask: Ask, tab: Tab) -> list[Any]:
+    """Return the words of a tab; a fault in them is said in their place."""
+    try:
+        return tab.words(ask)
+    except RunFileError as error:
+        return [html.P(shown(error))]
 
 
 def _held(run_id: str) -> OpenRun:
@@ -161,164 +205,236 @@ def _held(run_id: str) -> OpenRun:
     """
     entry = current_index().find(run_id)
     if entry is None:
-        raise RunFileError(f"{run_id}: the run is not there any more")
+        raise RunFileError(f"{shown(run_id, 200)}: the run is not there any more")
     return current_index().open(entry)
+
+
+def _ask(run_id: str, view: list[float] | None, selected: int | None, batch: str, against: str) -> Ask:
+    """Return what a page wants to see, out of its stores.
+
+    Raises:
+        RunFileError: The run has gone or cannot be read any more.
+    """
+    shared: View = None if view is None else (float(view[0]), float(view[1]))
+    return Ask(_held(run_id), shared, selected, _batch(batch), run_id, against or "")
 
 
 def _pace(held: OpenRun) -> int:
     """Return milliseconds between two looks for new rows."""
+    if not held.judged:
+        return PENDING_MS
     return min(max(POLL_MS[held.run.state], round(1e3 * DRAWING_REST * held.took)), max(POLL_MS.values()))
-
-
-def _view(data: list[float] | None) -> View:
-    """Read the visible range out of its store."""
-    return None if data is None else (float(data[0]), float(data[1]))
 
 
 def register(app: Dash) -> None:
     """Add the callbacks of this page."""
-    _register_live(app)
-    _register_selection(app)
-
-
-def _register_live(app: Dash) -> None:
-    """Add what follows a run while it trains, and what redraws on zoom."""
     _CLOCK.register(app)
+    _register_follow(app)
+    _register_draw(app)
+    _register_browser(app)
+    app.server.add_url_rule("/csv/<run_id>/<name>", "csv", _csv)
+
+
+def _register_follow(app: Dash) -> None:
+    """Add what looks for news."""
 
     @app.callback(
         Output("version", "data"),
         Output("run-poll", "interval"),
         Output("run-poll", "disabled"),
         Output("verdict", "children"),
+        Output("verdict", "className"),
         Output("state", "children"),
-        Output("slider", "max"),
-        Output("slider", "value", allow_duplicate=True),
-        _CLOCK.answered("plots", allow_duplicate=True),
-        _CLOCK.answered("details", allow_duplicate=True),
+        Output("bounds", "data"),
+        *[_CLOCK.answered(part, allow_duplicate=True) for part in _CLOCK.answers],
         _CLOCK.tick,
         State("run-id", "data"),
         State("version", "data"),
-        State("selected", "data"),
         prevent_initial_call=True,
     )
-    def poll(asked: int, run_id: str, version: str, selected: int | None) -> tuple[Any, ...]:
+    def poll(asked: int, run_id: str, version: str) -> tuple[Any, ...]:
         """Look for new rows; everything else follows from a new version, and without one nothing is due."""
         try:
             held = _held(run_id)
         except RunFileError as error:
             broken = components.problem("This run cannot be read any more", str(error))
-            return no_update, no_update, True, broken, components.state_badge("unreadable"), *[no_update] * 4
-        if held.version == version:
-            return *[no_update] * 7, asked, asked
-        state, newest = held.run.state, _bounds(held)[1]
-        verdict, thumb = components.verdict(held.diagnosis()), newest if selected is None else no_update
-        shown = verdict, components.state_badge(state), newest, thumb
-        return held.version, _pace(held), state == "finished", *shown, no_update, no_update
+            return no_update, no_update, True, broken, no_update, components.state_badge("unreadable"), *[no_update] * 4
+        if not held.judged:
+            held.story()
+        news = f"{held.version} {held.judged}"
+        if news == version:
+            return *[no_update] * 7, *[asked] * 3
+        state = held.run.state
+        shown = strip(held), _strip_class(held), components.state_badge(state), bounds(held.run)
+        return news, _pace(held), state == "finished" and held.judged, *shown, *[no_update] * 3
+
+
+def _register_draw(app: Dash) -> None:
+    """Add what draws: a tab when it is chosen, plots over steps, plots and words of the selected step."""
 
     @app.callback(
-        Output("flights", "children"),
-        Output("flights", "hidden"),
-        Output("study-hint", "hidden"),
-        *[Output(f"card-{name}", "hidden") for name in panels.STUDY_PLOTS],
-        Input("version", "data"),
-        State("run-id", "data"),
+        Output("tab-body", "children"),
+        Input("tab", "data"),
+        *[State(name, "data") for name in _KEPT],
         prevent_initial_call=True,
     )
-    def appear(_: str, run_id: str) -> tuple[Any, ...]:
-        """Show what a run has only now: the first arrays of the preset `study`, the first flight."""
+    def open_tab(tab: str, *kept: Any) -> Any:
+        """Show another tab."""
         try:
-            held = _held(run_id)
-            shown, found = panels.recorded(held), components.flights(held.flights())
-        except RunFileError:
-            return (no_update,) * (3 + len(panels.STUDY_PLOTS))
-        return found, not found, any(shown.values()), *[not there for there in shown.values()]
+            return body(_ask(*kept), all_tabs()[tab])
+        except RunFileError as error:
+            return components.problem("This run cannot be read any more", str(error))
 
     @app.callback(
-        [Output(graph, "figure") for graph in _STEP_GRAPHS],
+        Output(_PANEL, "figure"),
         _CLOCK.answered("plots"),
         Input("version", "data"),
         Input("view", "data"),
-        State("run-id", "data"),
-        State("selected", "data"),
+        Input("batch", "data"),
+        State(_PANEL, "id"),
         _CLOCK.asked,
+        *[State(name, "data") for name in ("run-id", "selected", "against")],
         prevent_initial_call=True,
     )
-    def draw(_: str, view: list[float] | None, run_id: str, selected: int | None, asked: int) -> list[Any]:
-        """Draw the plots over steps again: new rows, or another visible range."""
-        try:
-            held = _held(run_id)
-            with held.timed("plots"):
-                return [*panels.step_figures(held, _view(view), selected, run_id), asked]
-        except RunFileError:
-            return [*[no_update] * len(_STEP_GRAPHS), asked]
+    def draw(_: str, view: Any, batch: str, ids: list[dict[str, str]], asked: int, *kept: Any) -> tuple[Any, int]:
+        """Draw the plots over steps again: new rows, another visible range, or loops of another batch."""
+        run_id, selected, against = kept
+        return _figures(ids, run_id, view, selected, batch, against), asked
 
+    @app.callback(
+        Output(_PANEL_AT, "figure"),
+        _CLOCK.answered("details"),
+        Input("selected", "data"),
+        Input("version", "data"),
+        State(_PANEL_AT, "id"),
+        _CLOCK.asked,
+        *[State(name, "data") for name in ("run-id", "view", "batch", "against")],
+        prevent_initial_call=True,
+    )
+    def detail(selected: int | None, _: str, ids: list[dict[str, str]], asked: int, *kept: Any) -> tuple[Any, int]:
+        """Draw the plots of the selected step."""
+        run_id, view, batch, against = kept
+        return _figures(ids, run_id, view, selected, batch, against), asked
+
+    @app.callback(
+        Output("tab-words", "children"),
+        _CLOCK.answered("words"),
+        Input("selected", "data"),
+        Input("version", "data"),
+        Input("against", "data"),
+        State("tab", "data"),
+        _CLOCK.asked,
+        *[State(name, "data") for name in ("run-id", "view", "batch")],
+        prevent_initial_call=True,
+    )
+    def words(selected: int | None, _: str, against: str, tab: str, asked: int, *kept: Any) -> tuple[Any, int]:
+        """Say again what depends on the selected step or on new rows."""
+        run_id, view, batch = kept
+        try:
+            return _words(_ask(run_id, view, selected, batch, against), all_tabs()[tab]), asked
+        except RunFileError:
+            return no_update, asked
+
+
+def _figures(ids: list[dict[str, str]], run_id: str, view: Any, selected: Any, batch: str, against: str) -> list[Any]:
+    """Return the figures of some panels; none is changed where the run has gone."""
+    try:
+        ask = _ask(run_id, view, selected, batch, against)
+    except RunFileError:
+        return [no_update] * len(ids)
+    return [panels.drawn(PANELS[one["name"]], ask) if one["name"] in PANELS else no_update for one in ids]
+
+
+def _register_browser(app: Dash) -> None:
+    """Add what happens in the browser alone: choosing a step and a tab, sharing a zoom, keeping the address."""
     app.clientside_callback(
         ClientsideFunction("loopscope", "zoom"),
         Output("view", "data"),
-        *[Input(graph, "relayoutData") for graph in _STEP_GRAPHS],
+        Input(_PANEL, "relayoutData"),
         Input("reset-zoom", "n_clicks"),
         State("view", "data"),
         prevent_initial_call=True,
     )
-
-
-def _register_selection(app: Dash) -> None:
-    """Add what chooses a step and what shows it."""
     app.clientside_callback(
         ClientsideFunction("loopscope", "pick"),
         Output("selected", "data"),
-        Output("slider", "value"),
-        *[Input(graph, "clickData") for graph in _STEP_GRAPHS],
-        Input("slider", "value"),
+        Output("step-input", "value"),
+        Input(_PANEL, "clickData"),
+        Input("step-input", "value"),
+        Input("step-back", "n_clicks"),
+        Input("step-on", "n_clicks"),
         Input("latest", "n_clicks"),
         Input({"type": "goto", "step": ALL, "rule": ALL}, "n_clicks"),
-        State("slider", "max"),
+        State("bounds", "data"),
         State("selected", "data"),
-        prevent_initial_call=True,
+        prevent_initial_call=False,
     )
     app.clientside_callback(
+        ClientsideFunction("loopscope", "tab"),
+        Output("tab", "data"),
+        Input({"type": "tab", "name": ALL}, "n_clicks"),
+        State("tab", "data"),
+        prevent_initial_call=True,
+    )
+    for choice, store in (("batch-choice", "batch"), ("against-choice", "against")):
+        app.clientside_callback(
+            ClientsideFunction("loopscope", "choose"),
+            Output(store, "data"),
+            Input(choice, "value"),
+            State(store, "data"),
+            prevent_initial_call=True,
+        )
+    app.clientside_callback(
         ClientsideFunction("loopscope", "mirror"),
+        Output("mirrored", "data"),
         Input("selected", "data"),
+        Input("tab", "data"),
+        Input("batch", "data"),
+        Input("against", "data"),
         prevent_initial_call=True,
     )
 
-    @app.callback(
-        [Output(graph, "figure") for graph in _DETAIL_GRAPHS],
-        Output("now", "children"),
-        _CLOCK.answered("details"),
-        Input("selected", "data"),
-        Input("version", "data"),
-        State("run-id", "data"),
-        _CLOCK.asked,
-        prevent_initial_call=True,
-    )
-    def detail(selected: int | None, _: str, run_id: str, asked: int) -> list[Any]:
-        """Draw the plots of the selected step."""
-        try:
-            held = _held(run_id)
-            with held.timed("details"):
-                return [*panels.detail_figures(held, selected, run_id), now(held, selected), asked]
-        except RunFileError:
-            return [*[no_update] * (len(_DETAIL_GRAPHS) + 1), asked]
 
-    @app.callback(
-        [Output(graph, "figure", allow_duplicate=True) for graph in _STEP_GRAPHS],
-        Input("selected", "data"),
-        prevent_initial_call=True,
-    )
-    def move_cursor(selected: int | None) -> list[Patch]:
-        """Move the cursor of the plots over steps without drawing them again."""
-        return [_cursor(selected) for _ in _STEP_GRAPHS]
+def _csv(run_id: str, name: str) -> Response:
+    """Answer with the numbers of a panel, unthinned, in the range of steps that the address asks for."""
+    entry, panel = current_index().find(run_id), PANELS.get(name)
+    if entry is None or panel is None:
+        abort(404)
+    first, last = request.args.get("from", type=float), request.args.get("to", type=float)
+    view = (first, last) if first is not None and last is not None else None
+    selected = request.args.get("step", type=int)
+    try:
+        ask = Ask(current_index().open(entry), view, selected, _batch(request.args.get("batch", "")), run_id)
+        columns = panels.table(panel, ask)
+    except RunFileError as error:
+        abort(409, shown(error))
+    return Response(_csv_lines(columns), mimetype="text/csv; charset=utf-8")
 
 
-def _cursor(selected: int | None) -> Patch:
-    """Return the change of a figure whose first shape is the cursor (see `frame.over_steps`)."""
-    patch = Patch()
-    patch["layout"]["shapes"][0]["visible"] = selected is not None
-    if selected is not None:
-        patch["layout"]["shapes"][0]["x0"] = selected
-        patch["layout"]["shapes"][0]["x1"] = selected
-    return patch
+def _csv_lines(columns: panels.Columns) -> Iterator[str]:
+    """Yield columns as text, some thousand rows at a time; no cell can be read as a formula by a spreadsheet."""
+    buffer = io.StringIO()
+    write = csv.writer(buffer)
+    write.writerow(list(columns))
+    values = list(columns.values())
+    count = min((len(one) for one in values), default=0)
+    for start in range(0, count + 1, CSV_ROWS):
+        block = [one[start : start + CSV_ROWS].tolist() for one in values]
+        write.writerows([[_cell(value) for value in row] for row in zip(*block, strict=False)])
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell of a CSV: text that begins as a formula does gets an apostrophe before it.
+
+    >>> _cell("=cmd()"), _cell(-1.5)
+    ("'=cmd()", -1.5)
+    """
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t"):
+        return f"'{value}"
+    return value
 
 
 PAGE = Page("run", "/run/<run_id>", title, layout, register)

@@ -1,95 +1,157 @@
-"""The first page: every run in one table, broken ones included, refreshed while runs appear and grow."""
+"""The first page: every run in one table, broken ones included, refreshed while runs appear and grow.
+
+The rows come at once; verdicts come as they are read. What is filtered, sorted, ticked and shown is decided in the
+browser and kept in the address (`assets/runs.js`).
+
+Not covered: what a row says (`summary`).
+"""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 import dash_ag_grid as dag
-import dash_mantine_components as dmc
-from dash import ClientsideFunction, Dash, Input, Output, State, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from flask import current_app
 
-from .. import components, summary
+from .. import components
 from ..colours import REGIME_COLOURS
 from ..index import current_index
 from ..polling import Clock
+from ..summary import Row, RunTable, default_cache
 from . import Page
 
-POLL_MS = 2000
+POLL_MS: Final = 2000
+READING_MS: Final = 500  # between two looks while rows are being filled in
+TABLE_KEY: Final = "LOOPSCOPE_TABLE"
 _CLOCK = Clock("runs-poll", ("rows",))
 
 _NUMBER = {"function": "lsNumber(params.value)"}
-_COUNT = {"function": "lsCount(params.value)"}
-_BADGE = {"cellRenderer": "LsRegime", "comparator": {"function": "lsRegimeOrder"}, "width": 114}
-_RIGHT = {"type": "rightAligned", "valueFormatter": _NUMBER}
-_REGIMES = 8  # columns that the error of a broken run takes up: from the linear part to the first breach
-_FAULT = {"function": f"params.data.fault ? {_REGIMES} : 1"}
-_COLUMNS: list[dict[str, Any]] = [
-    {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 120, "flex": 4},
-    {"field": "verdict", "headerName": "verdict", **_BADGE, "hide": True, "width": 126, "resizable": False},
-    {"field": "lti", "headerName": "linear part", **_BADGE, "colSpan": _FAULT},
-    {"field": "loop", "headerName": "full loop", **_BADGE},
-    {"field": "trajectory", "headerName": "trajectory", **_BADGE},
-    {"field": "steps", "headerName": "steps", "width": 80, **_RIGHT, "valueFormatter": _COUNT},
-    {"field": "loss", "headerName": "last loss", "width": 94, **_RIGHT},
-    {"field": "radius", "headerName": "ρ(A̅)", "width": 84, **_RIGHT},
-    {"field": "state_norm", "headerName": "state norm", "width": 104, **_RIGHT},
-    {"field": "breach", "headerName": "first breach", "minWidth": 130, "flex": 5, "tooltipField": "breach"},
-    {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 126, "resizable": False},
-]
+_RIGHT: dict[str, Any] = {"type": "rightAligned", "valueFormatter": _NUMBER, "width": 92}
+_COUNT = {**_RIGHT, "valueFormatter": {"function": "lsCount(params.value)"}}
+_SIZE = {"function": "lsSize(params.value)"}
+_TIME = {"cellRenderer": "LsAgo", "width": 86}
+
+COLUMNS: Final[tuple[dict[str, Any], ...]] = (
+    {"field": "attention", "headerName": "attention", "hide": True, "sort": "asc", "sortIndex": 0},
+    {"field": "verdict", "headerName": "verdict", "cellRenderer": "LsVerdict", "width": 132,
+     "comparator": {"function": "lsRegimeOrder"}, "colSpan": {"function": "lsSpan(params)"}},
+    {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 160, "flex": 5},
+    {"field": "injection", "headerName": "injection", "width": 114},
+    {"field": "norm", "headerName": "norm", "width": 70},
+    {"field": "width", "headerName": "width", **_COUNT, "width": 68, "hide": True},
+    {"field": "lr", "headerName": "lr", **_RIGHT, "width": 66},
+    {"field": "size", "headerName": "size", **_RIGHT, "valueFormatter": _SIZE, "width": 68},
+    {"field": "seed", "headerName": "seed", **_COUNT, "width": 66, "hide": True},
+    {"field": "spark", "headerName": "loss", "cellRenderer": "LsSpark", "width": 150, "cellDataType": False,
+     "comparator": {"function": "lsLossOrder(nodeA, nodeB)"}},
+    {"field": "radius", "headerName": "ρ(A̅)", **_RIGHT, "width": 72},
+    {"field": "state_norm", "headerName": "state norm", **_RIGHT, "width": 100, "hide": True},
+    {"field": "steps", "headerName": "steps", **_COUNT, "width": 72},
+    {"field": "alert", "headerName": "first alert", "cellRenderer": "LsAlert", "minWidth": 110, "flex": 3},
+    {"field": "started", "headerName": "started", **_TIME},
+    {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 112},
+)  # fmt: skip
+CHOICES: Final = [column for column in COLUMNS if column["field"] not in ("attention", "verdict", "name")]
 
 _THEME = (
     "themeQuartz.withParams({backgroundColor: 'var(--ls-card)', foregroundColor: 'var(--ls-ink)', "
     "borderColor: 'var(--ls-edge)', headerTextColor: 'var(--ls-dim)', headerBackgroundColor: 'var(--ls-card)', "
     "chromeBackgroundColor: 'var(--ls-card)', accentColor: 'var(--ls-accent)', browserColorScheme: 'inherit', "
-    "fontFamily: 'inherit', headerFontWeight: 500, cellHorizontalPaddingScale: 0.75, wrapperBorderRadius: 10, "
-    "tooltipBackgroundColor: 'var(--ls-card)'})"
+    "fontFamily: 'inherit', fontSize: 13, headerFontWeight: 500, cellHorizontalPaddingScale: 0.5, "
+    "wrapperBorderRadius: 8, tooltipBackgroundColor: 'var(--ls-card)'})"
 )
+_OPTIONS: Final[dict[str, Any]] = {
+    "theme": {"function": _THEME},
+    "rowSelection": {"mode": "multiRow", "checkboxes": True, "headerCheckbox": True, "enableClickSelection": False,
+                     "selectAll": "filtered"},
+    "selectionColumnDef": {"width": 40, "pinned": None, "suppressHeaderMenuButton": True},
+    "animateRows": False,
+    "rowHeight": 38,
+    "headerHeight": 38,
+    "isExternalFilterPresent": {"function": "true"},
+    "doesExternalFilterPass": {"function": "lsPasses(params)"},
+    "localeText": {"noRowsToShow": "No run file here yet: a run appears as soon as a probe writes it."},
+}  # fmt: skip
+QUERY_HELP: Final = "words, injection:concatenation, lr>0.01, verdict:unstable, steps<100"
+
+
+def current_table() -> RunTable:
+    """Return the table of the app that answers the current request."""
+    index = current_index()
+    table = current_app.config.get(TABLE_KEY)
+    if not isinstance(table, RunTable) or table.index is not index:
+        table = current_app.config[TABLE_KEY] = RunTable(index, default_cache())
+    return table
 
 
 def layout(**_: Any) -> html.Div:
     """Return the page with the rows of this moment."""
-    rows = summary.rows(current_index())
-    search = dmc.TextInput(id="search", placeholder="Search runs", size="sm", className="ls-search", debounce=False)
-    badges = html.Div(tally(rows), id="tally", className="ls-badges")
-    toolbar = html.Div([html.H1("Runs"), badges, search], className="ls-toolbar ls-title")
+    table = current_table()
+    serial, rows, _gone = table.since(0)
+    choose = html.Details(
+        [
+            html.Summary("columns", className="ls-link"),
+            dcc.Checklist(
+                id="columns",
+                options=[{"label": column["headerName"], "value": column["field"]} for column in CHOICES],
+                value=[column["field"] for column in CHOICES if not column.get("hide")],
+                className="ls-columns",
+            ),
+        ],
+        className="ls-about ls-choose",
+    )
+    query = dcc.Input(
+        id="query", type="text", placeholder="Search", className="ls-query", debounce=False, autoComplete="off"
+    )
+    tools = html.Div([query, html.Span(id="query-fault", role="status"), choose], className="ls-tools")
+    toolbar = html.Div(
+        [html.H1("Runs"), html.Div(tally(rows), id="tally", className="ls-badges"), tools],
+        className="ls-toolbar ls-title",
+    )
     grid = dag.AgGrid(
         id="runs",
         rowData=rows,
-        columnDefs=_COLUMNS,
+        columnDefs=list(COLUMNS),
         getRowId="params.data.id",
         defaultColDef={"sortable": True, "resizable": True, "suppressMovable": True},
-        dashGridOptions={
-            "theme": {"function": _THEME},
-            "rowSelection": {"mode": "singleRow", "checkboxes": False, "enableClickSelection": True},
-            "animateRows": False,
-            "rowHeight": 42,
-            "localeText": {"noRowsToShow": "No run file here yet: a run appears as soon as a probe writes it."},
-        },
+        dashGridOptions=_OPTIONS,
         className="ls-table",
-        style=_style(rows),
+        style=_style(len(rows)),
     )
-    return html.Div([toolbar, grid, *_CLOCK.parts(POLL_MS)])
+    hint = html.P(f"Search understands {QUERY_HELP}.", className="ls-dim ls-hint")
+    stores = [
+        dcc.Store(id="runs-serial", data=serial),
+        *[dcc.Store(id=f"runs-{kept}") for kept in ("change", "ready", "done")],
+    ]
+    return html.Div([toolbar, grid, hint, *stores, *_CLOCK.parts(READING_MS if table.reading else POLL_MS)])
 
 
-def _style(rows: list[summary.Row]) -> dict[str, str]:
+def _style(count: int) -> dict[str, str]:
     """Return a height that holds all rows, the window permitting: the grid draws only what is in view."""
-    return {"height": f"min(100dvh - var(--ls-above-table), {51 + 42 * max(len(rows), 3)}px)"}
+    return {"height": f"min(100dvh - var(--ls-above-table), {47 + 38 * max(count, 3)}px)"}
 
 
-def tally(rows: list[summary.Row]) -> list[Any]:
-    """Return how many runs there are of each verdict, and how many cannot be read."""
-    verdicts = Counter(row["verdict"] for row in rows)
-    badges = [_count(verdicts[regime], components.regime_badge(regime)) for regime in REGIME_COLOURS]
-    broken = sum(row["state"] == "unreadable" for row in rows)
-    badges.append(_count(broken, components.state_badge("unreadable")))
-    return [badge for badge in badges if badge is not None]
+def tally(rows: Iterable[Row]) -> list[Any]:
+    """Return how many runs there are of each verdict and state; each count filters the table when it is clicked."""
+    rows = list(rows)
+    verdicts = Counter(row.get("verdict") for row in rows if row["state"] != "unreadable")
+    states = Counter(row["state"] for row in rows)
+    counts = [
+        *((f"verdict:{regime}", verdicts[regime], components.regime_badge(regime)) for regime in REGIME_COLOURS),
+        ("state:live", states["live"], components.state_badge("live")),
+        ("state:unreadable", states["unreadable"], components.state_badge("unreadable")),
+        ("state:reading", states["reading"], components.badge("unknown", "…", "reading")),
+    ]
+    return [_count(word, count, badge) for word, count, badge in counts if count]
 
 
-def _count(count: int, badge: html.Span) -> html.Span | None:
-    """Return a badge with a count before its word, None for a count of zero."""
-    if count == 0:
-        return None
+def _count(word: str, count: int, badge: html.Span) -> html.Button:
+    """Return a badge with a count before its word, as a button that filters."""
     badge.children[1].children.insert(0, f"{count} ")
-    return badge
+    kind: Any = getattr(badge, "className", "")
+    more: Any = {"data-filter": word, "aria-pressed": "false"}
+    return html.Button(badge.children, className=f"{kind} ls-tally", **more)
 
 
 def register(app: Dash) -> None:
@@ -97,36 +159,34 @@ def register(app: Dash) -> None:
     _CLOCK.register(app)
 
     @app.callback(
-        Output("runs", "rowData"),
+        Output("runs-change", "data"),
         Output("tally", "children"),
         Output("runs", "style"),
+        Output("runs-serial", "data"),
+        Output("runs-poll", "interval"),
         _CLOCK.answered("rows"),
         _CLOCK.tick,
-        State("runs", "rowData"),
+        State("runs-serial", "data"),
         prevent_initial_call=True,
     )
-    def poll(asked: int, shown: list[summary.Row] | None) -> list[Any]:
-        """Replace the rows when anything changed."""
-        rows = summary.rows(current_index())
-        changed = [no_update] * 3 if rows == shown else [rows, tally(rows), _style(rows)]
-        return [*changed, asked]
+    def poll(asked: int, serial: int) -> list[Any]:
+        """Send the rows that changed."""
+        table = current_table()
+        pace = READING_MS if table.reading else POLL_MS
+        newest, changed, gone = table.since(int(serial))
+        if newest == serial:
+            return [*[no_update] * 4, pace, asked]
+        rows = table.rows()
+        return [{"rows": changed, "gone": gone}, tally(rows), _style(len(rows)), newest, pace, asked]
 
-    app.clientside_callback(
-        ClientsideFunction("loopscope", "fit_columns"), Output("runs", "className"), Input("runs", "id")
-    )
-    app.clientside_callback(
-        ClientsideFunction("loopscope", "open_row"),
-        Output("address", "pathname"),
-        Input("runs", "selectedRows"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ClientsideFunction("loopscope", "search"),
-        Output("runs", "dashGridOptions"),
-        Input("search", "value"),
-        State("runs", "dashGridOptions"),
-        prevent_initial_call=True,
-    )
+    for function, output, given in (
+        ("runs_ready", Output("runs-ready", "data"), (Input("runs", "id"),)),
+        ("runs_query", Output("query-fault", "children"), (Input("query", "value"),)),
+        ("runs_columns", Output("columns", "className"), (Input("columns", "value"),)),
+        ("runs_change", Output("runs-done", "data"), (Input("runs-change", "data"),)),
+        ("runs_ticked", Output("ticked", "data"), (Input("runs", "selectedRows"), State("ticked", "data"))),
+    ):
+        app.clientside_callback(ClientsideFunction("loopscope", function), output, *given, prevent_initial_call=False)
 
 
 PAGE = Page("runs", "/", "Runs · loopscope", layout, register, link="Runs", place=10)

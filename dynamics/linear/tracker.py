@@ -4,6 +4,9 @@ A tracker starts each estimate from the vectors of the last one, at about a hund
 eigenvalues, and has an exact computation run beside the training, from a copy, at an interval and whenever the radius
 comes near one. What the exact value shows to have been missed is searched for at the next step.
 
+Every step has an interval: the tracked value, its residual times its condition number, and what the last exact value
+showed to have been missed. ``benchmarks/spectra.py`` counts how often it holds the exact value.
+
 Not covered: proof. Between two exact refreshes an eigenvalue far from the tracked ones can take the lead unseen, with
 a small residual all along; ``certificate`` proves, this module watches.
 """
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..arrays import ROUNDING, as_float64, as_numpy, require_finite, require_square
 from ..estimate import Estimate
-from .arnoldi import Vector, arnoldi
+from .arnoldi import Vector, arnoldi, precision
 from .golub_kahan import golub_kahan
 from .spectrum import spectral_norm, spectral_radius
 
@@ -32,12 +35,18 @@ SMALLEST: Final = 1e-15
 TOLERANCE: Final = 1e-3
 # The exact computation may use this share of one core on average, however near to one the radius stays.
 BACKGROUND_SHARE: Final = 0.1
+# The error of a tracked radius was at most 0.3 of condition times residual in benchmarks/spectra.py; this leaves room.
+SAFETY: Final = 2.0
+# Relative half width of an interval above which its middle is no value: regimes are told apart at 0.01.
+TRUSTED: Final = 0.01
+# Subspaces built at the first step, where nothing is known of the matrix, and later.
+COLD, WARM = 10, 4
 
 
 class SpectralTracker:
     r"""Follows ρ(A) or σ_max(A) of a drifting matrix; call :meth:`update` once per step.
 
-    ``"radius"``: warm-started single-vector Arnoldi, 64 products with A and once more when it did not converge.
+    ``"radius"``: warm-started Arnoldi, 64 products with A and 44 more for each of up to three thick restarts.
     ``"norm"``: warm-started Golub-Kahan-Lanczos, 40 products; always a lower bound. Numbers, diagonals and matrices
     up to 64 wide are exact at once. Cost at d = 1024 on one core: see ``docs/performance.md`` and
     ``benchmarks/spectra.py``; 1-2 % of exact eigenvalues.
@@ -55,6 +64,8 @@ class SpectralTracker:
     Attributes:
         exact: Latest exact refresh as ``(update, Estimate)``, updates counted from 0; None before the first one.
         missed: Number of refreshes that showed the tracked value to have been off by more than 0.1 %.
+        drift: How far, relative to it, the tracked radius is taken to be off because the last exact value was more
+            than 0.1 % away: twice that distance; 0 where it was closer.
         error: Why the last background refresh failed, ``""`` when it did not.
 
     Raises:
@@ -78,6 +89,7 @@ class SpectralTracker:
             raise ValueError(f"refresh_every must be at least 1; found {refresh_every}")
         self.exact: tuple[int, Estimate] | None = None
         self.missed = 0
+        self.drift = 0.0
         self.error = ""
         self._quantity = quantity
         self._refresh_every = refresh_every
@@ -98,9 +110,10 @@ class SpectralTracker:
                 widened to float32.
 
         Returns:
-            Estimate with ``residual`` relative to the value. ``converged`` means residual <= 1e-3 for the radius (a
-            backward error of *an* eigenvalue) and for the norm. Bounds: nothing is proven of a tracked radius; a norm
-            is a lower bound.
+            Estimate with ``residual`` relative to the value (a backward error of *an* eigenvalue). ``converged`` means
+            residual <= 1e-3 and bounds within 1 % for the radius, and an error of 1e-3 for the norm. The bounds of a
+            tracked radius are measured and not proven: twice its condition number times its residual to both sides,
+            and ``drift``. A tracked norm is a lower bound and has no upper one.
 
         Raises:
             ValueError: NaN or infinity, or a shape that does not fit.
@@ -139,13 +152,7 @@ class SpectralTracker:
         """One warm (at first: cold) estimate, keeping the vectors for the next."""
         cold = self._start is None
         if self._quantity == "radius":
-            found = arnoldi(
-                lambda v: matrix @ v, self._mixed(matrix, 0.05), restarts=10 if cold else 2, tolerance=TOLERANCE
-            )
-            self._start = found.restart
-            value = float(abs(found.values[0]))
-            residual = float(found.residuals[0]) / value if value else 0.0
-            return Estimate(value, 0.0, np.inf, residual, f"Arnoldi, {found.products} products", found.converged)
+            return self._track_radius(matrix, cold)
         pair = golub_kahan(
             lambda v: matrix @ v, lambda u: u @ matrix, self._mixed(matrix, 0.1), steps=60 if cold else 20
         )
@@ -156,6 +163,28 @@ class SpectralTracker:
         method = f"Golub-Kahan-Lanczos, {pair.products} products"
         # The value is off by about residual² / gap: a residual of the root of the tolerance is small enough.
         return Estimate(pair.value, lower, np.inf, residual, method, residual <= TOLERANCE**0.5)
+
+    def _track_radius(self, matrix: Any, cold: bool) -> Estimate:
+        """The radius by Arnoldi from the last Ritz vectors, once more from elsewhere where that could not see all."""
+        ritz = arnoldi(
+            lambda v: matrix @ v, self._mixed(matrix, 0.05), restarts=COLD if cold else WARM, tolerance=TOLERANCE
+        )
+        if ritz.complete and not cold:
+            # Near a multiple of the identity the subspace of the last vector ends after a few steps. Another random
+            # vector has a share of what that one lacks.
+            self._start = None
+            other = arnoldi(lambda v: matrix @ v, self._mixed(matrix, 1.0), restarts=WARM, tolerance=TOLERANCE)
+            ritz = max(ritz, other, key=lambda one: abs(one.values[0]))
+        self._start = ritz.restart
+        value, width = float(abs(ritz.values[0])), matrix.shape[0]
+        if value == 0.0:
+            return Estimate(0.0, 0.0, 0.0, 0.0, "Arnoldi, zero", True)
+        residual = float(ritz.residuals[0]) / value
+        # Products with rounded entries are off by about the root of the width, however small the residual became.
+        spread = SAFETY * ritz.condition * (residual + width**0.5 * precision(ritz.restart)) + self.drift
+        method = f"Arnoldi, {ritz.products} products"
+        converged = ritz.converged and spread <= TRUSTED
+        return Estimate(value, max(value * (1 - spread), 0.0), value * (1 + spread), residual, method, converged)
 
     def _mixed(self, matrix: Any, share: float) -> Vector:
         """Last vector with a random part, so that directions it lacks can enter; all random at first."""
@@ -174,7 +203,7 @@ class SpectralTracker:
     def _refresh(self, index: int, matrix: Any, estimate: Estimate) -> Estimate:
         """Start the exact computation on a copy; without a background, finish it and return its value."""
         self._last_refresh = index
-        self._worker = _Refresh(self._quantity, index, as_float64(matrix, "a"), estimate.value)
+        self._worker = _Refresh(self._quantity, index, as_float64(matrix, "a"), estimate)
         if self._background:
             self._worker.start()
             return estimate
@@ -190,9 +219,13 @@ class SpectralTracker:
         self._worker = None
         self._not_before = time.monotonic() + worker.seconds * (1 / BACKGROUND_SHARE - 1)
         self.error = worker.error
-        if worker.found is None:
+        if worker.result is None:
             return
-        self.exact = (worker.index, worker.found)
+        self.exact = (worker.index, worker.result)
+        exact, tracked = worker.result.value, worker.tracked
+        distance = abs(exact - tracked.value) / tracked.value if tracked.value > 0 else 0.0
+        # Doubled, because the next steps are off by about as much and not by exactly as much.
+        self.drift = 2 * distance if distance > TOLERANCE else 0.0
         if worker.direction is None:
             return
         self.missed += 1
@@ -206,22 +239,23 @@ class SpectralTracker:
 class _Refresh(threading.Thread):
     """One exact computation, and the direction the tracker lacked if its value turns out to be off."""
 
-    def __init__(self, quantity: Quantity, index: int, matrix: NDArray[np.float64], tracked: float) -> None:
+    def __init__(self, quantity: Quantity, index: int, matrix: NDArray[np.float64], tracked: Estimate) -> None:
         super().__init__(name="loopscope-exact-spectrum", daemon=True)
         self.index = index
-        self.found: Estimate | None = None
+        self.tracked = tracked
+        self.result: Estimate | None = None
         self.direction: NDArray[np.float64] | None = None
         self.error = ""
         self.seconds = 0.0
-        self._job = (quantity, matrix, tracked)
+        self._job = (quantity, matrix)
 
     def run(self) -> None:
         """Compute; a failure is kept as a message, because nothing above a thread can catch it."""
-        quantity, matrix, tracked = self._job
+        quantity, matrix = self._job
         began = time.monotonic()
         try:
-            self.found = _exactly(quantity, matrix)
-            if abs(self.found.value - tracked) > TOLERANCE * self.found.value:
+            self.result = _exactly(quantity, matrix)
+            if abs(self.result.value - self.tracked.value) > TOLERANCE * self.result.value:
                 self.direction = _leading_direction(quantity, matrix)
         except (np.linalg.LinAlgError, ValueError, MemoryError) as error:
             self.error = f"exact refresh failed: {error}"

@@ -111,7 +111,9 @@ def _gradient_sizes(cuts: list[Tensor], output: Tensor, direction: Tensor) -> li
 def _require_whole(step: Step, state: Tensor, name: str, module: nn.Module) -> None:
     """Cuts the graph at a module's output: the step must no longer depend on the state."""
 
-    def cut(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple | list):  # (state, cache), as Hugging Face layers return
+            return type(output)([output[0].detach().requires_grad_(), *output[1:]])
         return output.detach().requires_grad_()
 
     handle = module.register_forward_hook(cut)
@@ -130,14 +132,14 @@ def _require_whole(step: Step, state: Tensor, name: str, module: nn.Module) -> N
 
 @contextmanager
 def _outputs(sublayers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """The output tensor of each module in the steps run inside; each must run exactly once."""
+    """The output of each module in the steps run inside, or the first of several; each must run exactly once."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             if name in seen:
                 raise SublayerError(f"sublayer {name!r}: expected to run once per loop, ran again")
-            seen[name] = output
+            seen[name] = output[0] if isinstance(output, tuple | list) else output
 
         return hook
 

@@ -26,7 +26,7 @@ from ..estimate import Estimate
 from ..linear.golub_kahan import RitzSingular, golub_kahan
 from .krylov import LeadingEigenvalues, leading_eigenvalues, random_start
 
-__all__ = ["LoopJacobian", "Step", "jacobian_gap"]
+__all__ = ["LoopJacobian", "Step", "jacobian_gap", "require_deterministic"]
 
 Step = Callable[[Tensor], Tensor]
 """One loop with everything but the state bound: state to next state, same shape, deterministic and differentiable."""
@@ -231,6 +231,31 @@ class LoopJacobian:
     def _start(self) -> Tensor:
         """A random unit vector ``(n,)``, the same every time."""
         return random_start(1, self.size, self.state)[0]
+
+
+def require_deterministic(step: Step, state: Tensor) -> None:
+    """Raise unless the step gives the same result twice. Costs two forwards.
+
+    Args:
+        step: One loop.
+        state: Where to run it.
+
+    Raises:
+        ValueError: Two runs differ by more than rounding in another order would.
+
+    >>> require_deterministic(lambda h: 2 * h, torch.ones(2))
+    >>> require_deterministic(lambda h: h + torch.randn(2), torch.ones(2))
+    Traceback (most recent call last):
+    ValueError: step: two runs from one state differ, so it is random (dropout, sampling) and has no Jacobian
+    """
+    with torch.no_grad():
+        first, second = step(state.detach()), step(state.detach())
+    # Sums in another order (atomics on a GPU) differ by a few roundings of the largest entry; NaN is told elsewhere.
+    slack = 1e3 * torch.finfo(first.dtype).eps * first.abs().max()
+    if bool(((first - second).abs() > slack).any()):
+        raise ValueError(
+            "step: two runs from one state differ, so it is random (dropout, sampling) and has no Jacobian"
+        )
 
 
 def jacobian_gap(jacobian: LoopJacobian, a_bar: Tensor, *, steps: int = 20) -> Estimate:

@@ -1,11 +1,11 @@
 """Eigenvalues of many operators at once that exist only as products: batched Arnoldi with eigenvectors.
 
 Everything is batched over a leading axis of independent operators (one per token), so that one product serves all of
-them; a single operator is a batch of one.
+them; a single operator is a batch of one. The Arnoldi steps themselves are those of ``linear.arnoldi``.
 
 Legend: N operators, D dimension of each, m steps, k values wanted.
 
-Not covered: eigenvalues inside the spectrum (Arnoldi finds the outer ones), and any proof that the eigenvalue found is
+Not covered: eigenvalues inside the spectrum (Arnoldi sees the outer ones), and any proof that the eigenvalue seen is
 the *leading* one: a small residual proves an eigenvalue only.
 """
 
@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..linear.arnoldi import extend, precision, ritz
+
 __all__ = ["LeadingEigenvalues", "leading_eigenvalues", "random_start"]
 
 Apply = Callable[[Tensor], Tensor]
@@ -30,7 +32,8 @@ class LeadingEigenvalues:
 
     Attributes:
         values: ``(N, k)`` complex128, largest modulus first; zeros beyond the dimension of an invariant subspace.
-        residual: ``(N, k)``, ``‖A v - λ v‖ / |λ_1|`` with ``‖v‖ = 1``: the backward error relative to the radius.
+        residual: ``(N, k)``, ``‖A v - λ v‖ / |λ_1|`` with ``‖v‖ = 1``, at least the rounding of a product: the
+            backward error relative to the radius.
         vectors: ``(N, k, D)`` complex128, the unit eigenvectors.
         converged: ``(N,)``, whether the leading value met the tolerance.
         products: How many products with the operators were used.
@@ -44,7 +47,7 @@ class LeadingEigenvalues:
 
     @property
     def radius(self) -> NDArray[np.float64]:
-        """Largest modulus found, ``(N,)``: a lower-bound style estimate of each spectral radius."""
+        """Largest modulus seen, ``(N,)``: a lower-bound style estimate of each spectral radius."""
         return np.asarray(np.abs(self.values[:, 0]), np.float64)
 
 
@@ -89,53 +92,45 @@ def leading_eigenvalues(
     ch. 6.
 
     >>> a = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
-    >>> found = leading_eigenvalues(lambda v: v @ a, random_start(1, 3, a), count=2)
-    >>> found.values[0].real.round(6).tolist()
+    >>> leading = leading_eigenvalues(lambda v: v @ a, random_start(1, 3, a), count=2)
+    >>> leading.values[0].real.round(6).tolist()
     [3.0, 2.0]
     """
     limit = min(limit, start.shape[1])
     basis = (start / torch.linalg.vector_norm(start, dim=-1, keepdim=True))[:, None]
     hessenberg = start.new_zeros(len(start), 1, 0)
     while True:
-        basis, hessenberg = _extended(apply, basis, hessenberg, min(steps, limit - hessenberg.shape[2]))
-        found = _ritz(basis, hessenberg, min(count, limit), tol)
-        if found.converged.all() or found.products >= limit:
-            return found
+        known = hessenberg.shape[2]
+        more = min(steps, limit - known)
+        basis = torch.nn.functional.pad(basis, (0, 0, 0, more))
+        hessenberg = torch.nn.functional.pad(hessenberg, (0, more, 0, more))
+        extend(_finite(apply), basis, hessenberg, known, known + more)
+        leading = _leading(basis, hessenberg, min(count, limit), tol)
+        if leading.converged.all() or leading.products >= limit:
+            return leading
 
 
-def _extended(apply: Apply, basis: Tensor, hessenberg: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Basis ``(N, m + 1, D)`` and Hessenberg ``(N, m + 1, m)``, further steps on; where nothing new is left, zeros."""
-    n, known, width = basis.shape
-    basis = torch.cat([basis, basis.new_zeros(n, steps, width)], dim=1)
-    hessenberg = torch.nn.functional.pad(hessenberg, (0, steps, 0, steps))
-    eps = torch.finfo(basis.dtype).eps
-    for j in range(known - 1, known - 1 + steps):
-        w = apply(basis[:, j])
-        if not torch.isfinite(w).all():
-            raise FloatingPointError(f"product {j} of the Arnoldi iteration is not finite")
-        size = torch.linalg.vector_norm(w, dim=-1)
-        for _ in range(2):
-            overlap = torch.einsum("njd,nd->nj", basis[:, : j + 1], w)
-            w = w - torch.einsum("nj,njd->nd", overlap, basis[:, : j + 1])
-            hessenberg[:, : j + 1, j] += overlap
-        norm = torch.linalg.vector_norm(w, dim=-1)
-        # What is left after orthogonalising is rounding once it is this small: the subspace is invariant.
-        alive = norm > 10 * eps * size
-        hessenberg[:, j + 1, j] = torch.where(alive, norm, 0.0)
-        basis[:, j + 1] = torch.where(alive[:, None], w / torch.where(alive, norm, 1.0)[:, None], 0.0)
-    return basis, hessenberg
+def _finite(apply: Apply) -> Apply:
+    """The same products, or an error as soon as one is not finite."""
+
+    def checked(vectors: Tensor) -> Tensor:
+        images = apply(vectors)
+        if not torch.isfinite(images).all():
+            raise FloatingPointError("a product of the Arnoldi iteration is not finite")
+        return images
+
+    return checked
 
 
-def _ritz(basis: Tensor, hessenberg: Tensor, count: int, tol: float) -> LeadingEigenvalues:
-    """Ritz pairs of largest modulus with their residuals."""
+def _leading(basis: Tensor, hessenberg: Tensor, count: int, tol: float) -> LeadingEigenvalues:
+    """Ritz pairs of largest modulus with their residuals, the vectors carried back to the full space."""
     h = hessenberg.double().cpu().numpy()
     steps = h.shape[2]
-    values, vectors = np.linalg.eig(h[:, :steps])
-    order = np.argsort(-np.abs(values), axis=1)[:, :count]
-    values = np.take_along_axis(values, order, 1).astype(np.complex128)
-    vectors = np.take_along_axis(vectors, order[:, None, :], 2)
+    values, vectors, residuals = ritz(h, precision(basis))
+    values, vectors = values[:, :count], vectors[:, :, :count]
     scale = np.maximum(np.abs(values[:, :1]), np.finfo(np.float64).tiny)
-    residual = np.abs(h[:, steps, steps - 1])[:, None] * np.abs(vectors[:, -1, :]) / scale
+    # The zero operator has the eigenvalue 0 exactly; nothing is relative to it.
+    residual = np.where(np.abs(values[:, :1]) > 0, residuals[:, :count] / scale, 0.0)
     full = np.einsum("njd,njk->nkd", basis[:, :steps].double().cpu().numpy(), vectors)
     full = full / np.maximum(np.linalg.norm(full, axis=2, keepdims=True), np.finfo(np.float64).tiny)
     return LeadingEigenvalues(values, residual, full, residual[:, 0] <= tol, steps)

@@ -211,8 +211,7 @@ class Linearization:
         transient = ", as a transient of this loop may" if self.in_transient else ""
         parts.append(_trajectory_words(self.trajectory) + self._period_words() + transient)
         if self.depth is not None:
-            at_least = self.depth.depth >= self.depth.horizon
-            parts.append(f"safe depth {'≥ ' if at_least else ''}{self.depth.depth}")
+            parts.append(f"safe depth {self.depth.words}")
         return " | ".join(part for part in parts if part)
 
     def _linear_words(self) -> str:

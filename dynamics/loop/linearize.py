@@ -30,12 +30,13 @@ from ..trajectory.dmd import ModeDecomposition, decompose
 from ..trajectory.fixed_point import fixed_points
 from ..trajectory.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
 from ..trajectory.orbits import TokenMap, token_map
-from ..trajectory.safe_depth import SafeDepth, predicted_depth
+from ..trajectory.safe_depth import SafeDepth, judged_from, predicted_depth
 from ..trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from .attribution import SublayerError, SublayerGain, sublayer_gains
 from .jacobian import LoopJacobian, Step, jacobian_gap
 from .linearization import FullLoop, Linearization, LinearPart
-from .per_token import CausalityError, TokenSpectra, own_token_step, token_spectra
+from .own_token import find_structure, own_token_step
+from .per_token import CausalityError, TokenSpectra, token_spectra
 
 __all__ = ["linearize_loop"]
 
@@ -71,6 +72,7 @@ def linearize_loop(
     sublayers: Mapping[str, nn.Module] | None = None,
     count: int = 8,
     horizon: int = 64,
+    training_depth: int | None = None,
     budget: float = 150.0,
     progress: Progress | None = None,
 ) -> Linearization:
@@ -95,7 +97,8 @@ def linearize_loop(
         e: The input of the loop, ``(B, S, D)``.
         sublayers: Name -> module, in running order, each output carrying the whole state (see `sublayer_gains`).
         count: Eigenvalues per token.
-        horizon: Deepest depth for the safe-depth prediction.
+        horizon: Deepest depth for the safe-depth prediction; at least twice ``loops`` is taken.
+        training_depth: Loops of training: the depth whose answers have to stand. None: those of ``loops``.
         budget: Seconds after which no further part is begun.
         progress: Called as ``progress(part, fraction)`` when a part begins, and with ``("done", 1.0)``.
 
@@ -136,7 +139,7 @@ def linearize_loop(
         loop=loop,
         trajectory=law,
         tokens=tokens,
-        depth=parts.run("safe depth", lambda: _depth(tokens, finite, states, read_out, horizon)),
+        depth=parts.run("safe depth", lambda: _depth(tokens, finite, states, read_out, horizon, training_depth)),
         modes=parts.run("modes", lambda: _modes(finite)),
         start=parts.run(
             "start dependence",
@@ -330,7 +333,7 @@ def _gains(
     at = np.unravel_index(int(np.argmax(tokens.radius)), tokens.radius.shape)
     direction = torch.zeros(state.shape, dtype=torch.complex128, device=state.device)
     direction[at[0], at[1]] = torch.from_numpy(tokens.left[at]).to(state.device)
-    return sublayer_gains(own_token_step(step), state, sublayers, direction)
+    return sublayer_gains(own_token_step(step, find_structure(step, state)), state, sublayers, direction)
 
 
 def _gap(jacobian: LoopJacobian, a_bar: Tensor | None) -> Estimate:
@@ -346,9 +349,14 @@ def _input(step_of: Callable[[Tensor], Step] | None, e: Tensor | None, state: Te
 
 
 def _depth(
-    tokens: TokenMap, finite: Tensor, states: Tensor, read_out: Callable[[Tensor], Tensor] | None, horizon: int
+    tokens: TokenMap,
+    finite: Tensor,
+    states: Tensor,
+    read_out: Callable[[Tensor], Tensor] | None,
+    horizon: int,
+    training_depth: int | None,
 ) -> SafeDepth:
-    """Safe depth of every token, from answers where the read-out is known."""
+    """Safe depth of every token, from answers where the read-out is known: those of the training depth."""
     if len(finite) < len(states):
         raise FloatingPointError("the states stopped being finite")
     norm = torch.linalg.vector_norm(states, dim=-1)
@@ -357,12 +365,18 @@ def _depth(
     if read_out is not None:
         with torch.no_grad():
             logits = tuple(read_out(h).double().cpu().numpy() for h in (states[-2], states[-1]))
-    return predicted_depth(
+    loops = len(states) - 1
+    found = predicted_depth(
         residual.permute(1, 2, 0).double().cpu().numpy(),
         state_norm=norm.permute(1, 2, 0).double().cpu().numpy(),
         logits=None if logits is None else (logits[0], logits[1]),
-        horizon=max(horizon, len(states) - 1),
+        horizon=max(horizon, 2 * loops),
     )
+    if read_out is None or training_depth is None or training_depth >= loops:
+        return found
+    with torch.no_grad():
+        later = [read_out(h).argmax(-1).cpu().numpy() for h in states[training_depth:]]
+    return judged_from(found, np.stack([later[0]] * training_depth + later), training_depth)
 
 
 def _modes(states: Tensor) -> ModeDecomposition:

@@ -5,9 +5,8 @@ positions and its eigenvalues are those of the D x D diagonal blocks ``J_ii = �
 number of layers. Cutting the gradient that flows through *other* tokens' keys and values decouples the tokens, so that
 one backward pass gives one row of every block at once.
 
-With ``o = softmax(s Q Kᵀ) V`` and ``P_ii`` the attention of a token to itself, the derivatives that stay are: with
-respect to ``q_i`` as in fused attention with k and v detached; ``∂o_i/∂v_i = P_ii``; ``∂o_i/∂k_i = P_ii (v_i - o_i) s
-q_iᵀ``; all other derivatives are zero.
+What tokens see of each other elsewhere (attention written out by hand, token shifts, sinks, summaries) is looked for
+over all positions; where there is any, every token gets backward passes of its own, which is exact and S times dearer.
 
 Legend: B batch, S positions, D width, k eigenvalues.
 
@@ -18,25 +17,22 @@ routing): refused. The coupling *between* tokens, which no eigenvalue sees: look
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from .jacobian import Step
+from .jacobian import Step, require_deterministic
 from .krylov import leading_eigenvalues, random_start
+from .own_token import TokenStructure, find_structure, own_token_step
 
 __all__ = [
     "CausalityError",
     "TokenJacobian",
     "TokenSpectra",
+    "TokenStructure",
     "check_causality",
     "own_token_step",
     "token_jacobians",
@@ -46,9 +42,6 @@ __all__ = [
 DENSE_WIDTH = 128
 """Up to this width the blocks are formed; beyond it batched Arnoldi is cheaper and no less exact for leading
 eigenvalues."""
-_FUSED = functional.scaled_dot_product_attention
-CHUNK = 512
-"""Query rows whose full attention row is in memory at a time when ``P_ii`` is computed."""
 
 
 class CausalityError(ValueError):
@@ -84,19 +77,19 @@ class TokenSpectra:
 class TokenJacobian:
     """Products ``u_i -> J_iiᵀ u_i`` for all tokens at once.
 
-    Where the only operation that mixes tokens is `scaled_dot_product_attention`, one backward pass serves all tokens.
-    Otherwise (attention written out by hand, token shifts) it falls back to one backward pass per position, which is
-    exact for any causal step and S times dearer; ``coupled`` says which.
+    Where tokens mix in `scaled_dot_product_attention` over tokens only, one backward pass serves all tokens. Otherwise
+    (attention written out by hand, token shifts, sinks, keys of ``[e; h]``) it takes one backward pass per position,
+    which is exact for any causal step and S times dearer; ``structure.coupled`` says which.
 
     Args:
         step: One loop, ``(B, S, D) -> (B, S, D)``.
         state: Where to linearise.
-        check: Check causality first (16 backward passes at most).
-        coupled: Known from an earlier state of the same step; found out (8 backward passes) when None.
+        check: Check first that the step is deterministic and causal (one forward, 20 backward passes at most).
+        structure: Known from an earlier state of the same step; found out (see `find_structure`) when None.
 
     Raises:
         CausalityError: A token depends on later tokens or on other sequences.
-        ValueError: The state is not ``(B, S, D)``, or the step is not a differentiable map of it.
+        ValueError: The state is not ``(B, S, D)``, the step is not a differentiable map of it, or it is random.
 
     Source: block-triangular structure: Horn & Johnson, Matrix Analysis (2013), 0.9.4; the cut derivatives are worked
     out in the module text.
@@ -107,22 +100,27 @@ class TokenJacobian:
     [1.5, 1.5, 1.5, 1.5]
     """
 
-    def __init__(self, step: Step, state: Tensor, *, check: bool = True, coupled: bool | None = None) -> None:
+    def __init__(
+        self, step: Step, state: Tensor, *, check: bool = True, structure: TokenStructure | None = None
+    ) -> None:
         if state.dim() != 3:
             raise ValueError(f"state: expected (B, S, D), found shape {tuple(state.shape)}")
         if check:
+            require_deterministic(step, state)
             check_causality(step, state)
         self.state = state.detach()
+        self.structure = find_structure(step, state) if structure is None else structure
         with torch.enable_grad():
             self._input = self.state.clone().requires_grad_()
-            self._output = own_token_step(step)(self._input)
+            self._output = (step if self.coupled else own_token_step(step, self.structure))(self._input)
         if self._output.shape != state.shape or not self._output.requires_grad:
             raise ValueError(f"step: expected a differentiable map of shape {tuple(state.shape)} to itself")
         self.next_state = self._output.detach()
-        self.coupled = self._still_coupled() if coupled is None else coupled
-        if self.coupled:
-            with torch.enable_grad():
-                self._output = step(self._input)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether every token needs backward passes of its own."""
+        return self.structure.coupled
 
     def transpose(self, cotangent: Tensor) -> Tensor:
         """``J_iiᵀ u_i`` for every token, ``(B, S, D) -> (B, S, D)``. One backward pass, or S of them when
@@ -140,45 +138,6 @@ class TokenJacobian:
     def _backward(self, cotangent: Tensor) -> Tensor:
         """One vector-Jacobian product on the graph that was built."""
         return torch.autograd.grad(self._output, self._input, cotangent, retain_graph=True)[0]
-
-    def _still_coupled(self) -> bool:
-        """Whether a token's output still depends on another token although attention is cut."""
-        positions = self.state.shape[1]
-        probe = random_start(1, self.state.numel(), self.state).reshape(self.state.shape)
-        for i in _spread(positions, 8):
-            one = torch.zeros_like(probe)
-            one[:, i] = probe[:, i]
-            gradient = self._backward(one)
-            gradient[:, i] = 0
-            if bool((gradient != 0).any()):
-                return True
-        return False
-
-
-def own_token_step(step: Step) -> Step:
-    """The same loop with the derivatives through other tokens' keys and values cut: same values, block-diagonal
-    Jacobian.
-
-    Args:
-        step: One causal loop whose tokens mix in `scaled_dot_product_attention` only.
-
-    Returns:
-        A step whose backward passes stay within each token.
-
-    Source: see `TokenJacobian`.
-
-    >>> attend = lambda h: torch.nn.functional.scaled_dot_product_attention(h, h, h, is_causal=True)
-    >>> h = torch.ones(1, 3, 2, requires_grad=True)
-    >>> own_token_step(attend)(h)[0, 2].sum().backward()
-    >>> h.grad[0, :, 0]                                        # only token 2, by its own share of 1/3
-    tensor([0.0000, 0.0000, 0.3333])
-    """
-
-    def decoupled(state: Tensor) -> Tensor:
-        with _OwnTokenAttention():
-            return step(state)
-
-    return decoupled
 
 
 def check_causality(step: Step, state: Tensor, *, cuts: int = 16) -> None:
@@ -345,72 +304,3 @@ def _dense_spectra(blocks: NDArray[np.float64], count: int) -> TokenSpectra:
         products=blocks.shape[-1],
         left=lead.astype(np.complex128),
     )
-
-
-class _OwnTokenAttention(TorchFunctionMode):
-    """Attention whose value is unchanged and whose gradient reaches each token's own query, key and value only."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Replaces scaled_dot_product_attention; everything else passes."""
-        if func is _FUSED:
-            return _own_token_attention(*args, **(kwargs or {}))
-        if func is functional.multi_head_attention_forward:
-            # It runs with this mode switched off and looks its attention up in its own module.
-            with patch.object(functional, "scaled_dot_product_attention", _own_token_attention):
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _own_token_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Fused attention for the value and the query's gradient, plus terms of value zero that carry the own key's and
-    value's gradients.
-    """
-    if dropout_p > 0:
-        raise ValueError(f"attention dropout is {dropout_p}: a random step has no Jacobian; call model.eval() first")
-    options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    out = _FUSED(query, key.detach(), value.detach(), **options)
-    if not (key.requires_grad or value.requires_grad):
-        return out
-    if query.shape[-2] != key.shape[-2]:
-        raise CausalityError(
-            f"attention of {query.shape[-2]} queries to {key.shape[-2]} keys that depend on the state: "
-            "which key is a token's own is unknown, so there is no per-token spectrum"
-        )
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
-    size = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    with torch.no_grad():
-        own = _own_probability(query, key, attn_mask, is_causal, size)[..., None]
-        by_key = own * size * (value - out)
-    to_own_key = (query.detach() * (key - key.detach())).sum(-1, keepdim=True)
-    return out + own * (value - value.detach()) + by_key * to_own_key
-
-
-def _own_probability(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, size: float) -> Tensor:
-    """``P_ii``, the share of its attention that each token gives to itself, ``(..., L)``."""
-    length = query.shape[-2]
-    found = []
-    for first in range(0, length, CHUNK):
-        rows = torch.arange(first, min(first + CHUNK, length), device=query.device)
-        score = size * query[..., rows, :] @ key.transpose(-1, -2)
-        if is_causal:
-            score = score.masked_fill(rows[:, None] < torch.arange(length, device=query.device)[None], -math.inf)
-        if mask is not None:
-            part = mask[..., rows, :] if mask.shape[-2] > 1 else mask
-            score = score.masked_fill(~part, -math.inf) if part.dtype == torch.bool else score + part
-        own = score.gather(-1, rows[:, None].expand(*score.shape[:-1], 1))[..., 0]
-        total = torch.logsumexp(score, -1)
-        found.append(torch.where(torch.isneginf(total), 0.0, torch.exp(own - total)))
-    return torch.cat(found, -1)

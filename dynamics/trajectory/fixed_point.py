@@ -13,7 +13,7 @@ multiplier near +1, and no linear analysis separates them); cycles (`dynamics.or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -235,8 +235,9 @@ def fixed_points(
 ) -> list[FixedPoint]:
     """The fixed points reached from several starts, without repeats, each with its multipliers and its kind.
 
-    From every start the methods are tried in order until one converges. Two points are the same when they differ by
-    less than the square root of the tolerance, relative to their norm.
+    From every start the methods are tried in order until one converges. Two ends are one point when they are no
+    farther apart than their residuals leave open: the residual divided by the distance of the nearest multiplier from
+    one, or the square root of the tolerance where that is more, relative to their norm.
 
     Args:
         step: One loop, ``(B, S, D) -> (B, S, D)``.
@@ -257,20 +258,35 @@ def fixed_points(
     >>> [(round(float(p.state), 6), p.kind, p.starts) for p in points]
     [(-1.0, 'stable node', 2), (1.0, 'stable node', 1), (0.0, 'unstable node', 1)]
     """
-    found: list[tuple[Search, int]] = []
+    wanted = float(torch.finfo(starts[0].dtype).eps ** 0.7) if starts and tol is None else tol
+    points: list[tuple[FixedPoint, Tensor]] = []
     for start in starts:
         search = _first_converged(step, start, methods, tol, max_calls)
         if search is None:
             continue
-        margin = float(torch.finfo(start.dtype).eps ** 0.35) if tol is None else tol**0.5
-        for i, (known, times) in enumerate(found):
-            scale = max(float(known.state.norm()), float(search.state.norm()), 1e-300)
-            if float((known.state - search.state).norm()) <= margin * scale:
-                found[i] = (known, times + 1)
+        first = torch.maximum(_sizes(start), _sizes(step(start).detach()))
+        for i, (point, scale) in enumerate(points):
+            if _is_same(point, search, torch.maximum(scale, first), wanted or 0.0):
+                points[i] = (replace(point, starts=point.starts + 1), torch.maximum(scale, first))
                 break
         else:
-            found.append((search, 1))
-    return [_classified(step, search, times, count) for search, times in sorted(found, key=lambda pair: -pair[1])]
+            points.append((_classified(step, search, 1, count), first))
+    return sorted((point for point, _ in points), key=lambda point: -point.starts)
+
+
+def _is_same(point: FixedPoint, search: Search, first: Tensor, tol: float) -> bool:
+    """Whether a search ended at a known point, up to what its residual leaves open.
+
+    A step of size r at a point whose multipliers come within g of one leaves the state about r / g from rest. What
+    rests at zero has no size of its own: it is measured by a thousandth of the first states, as residuals are.
+    """
+    gap = float(np.abs(1 - point.multipliers).min())
+    residual = max(point.residual, search.residual, tol)
+    # Four: both ends are off, each by up to twice the bound of a normal Jacobian. A tenth: farther is elsewhere.
+    margin = max(min(4 * residual / max(gap, 1e-300), 0.1), tol**0.5)
+    scale = torch.maximum(torch.maximum(_sizes(point.state), _sizes(search.state)), 1e-3 * first)
+    distance = _sizes(point.state - search.state)
+    return bool((distance <= margin * torch.where(scale > 0, scale, 1.0)).all())
 
 
 def _first_converged(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..loop.jacobian import LoopJacobian, Step
 from ..loop.krylov import random_start
-from ..loop.per_token import TokenJacobian
+from ..loop.per_token import TokenJacobian, TokenStructure
 
 __all__ = ["LyapunovSpectrum", "lyapunov_exponents", "smooth_mean", "token_exponents"]
 
@@ -148,7 +148,13 @@ def lyapunov_exponents(
 
 
 def token_exponents(
-    step: Step, state: Tensor, *, count: int = 1, iterations: int, warmup: int = 0, coupled: bool | None = None
+    step: Step,
+    state: Tensor,
+    *,
+    count: int = 1,
+    iterations: int,
+    warmup: int = 0,
+    structure: TokenStructure | None = None,
 ) -> LyapunovSpectrum:
     """Average growth rates of small perturbations of each token's own state, for causal loops.
 
@@ -160,13 +166,13 @@ def token_exponents(
         count: Exponents per token, from 1 to D.
         iterations: Loops averaged over.
         warmup: Loops run after those, to align the directions.
-        coupled: `TokenJacobian.coupled` of an earlier visit to the same loop; causality is then not checked again.
+        structure: `TokenJacobian.structure` of an earlier visit to the same loop; causality is then not checked again.
 
     Returns:
         Rates ``(iterations, B, S, count)``; exponents and errors ``(B, S, count)``.
 
     Raises:
-        CausalityError: The loop is not causal (checked at the start, unless ``coupled`` is given).
+        CausalityError: The loop is not causal (checked at the start, unless ``structure`` is given).
         ValueError: ``count`` or ``iterations`` is out of range.
         FloatingPointError: The trajectory stopped being finite (the message gives the loop).
 
@@ -181,11 +187,11 @@ def token_exponents(
     if not 1 <= count <= width:
         raise ValueError(f"count: expected 1 to {width}, found {count}")
     states = _states(step, state, iterations, warmup)
-    first = TokenJacobian(step, states[0], check=coupled is None, coupled=coupled)
+    first = TokenJacobian(step, states[0], check=structure is None, structure=structure)
     q = torch.linalg.qr(random_start(batch * positions * count, width, state).reshape(-1, count, width).mT)[0]
     rates = []
     for t in reversed(range(iterations + warmup)):
-        jacobian = first if t == 0 else TokenJacobian(step, states[t], check=False, coupled=first.coupled)
+        jacobian = first if t == 0 else TokenJacobian(step, states[t], check=False, structure=first.structure)
         columns = [jacobian.transpose(q[..., i].reshape(state.shape)).reshape(-1, width) for i in range(count)]
         q, r = torch.linalg.qr(torch.stack(columns, dim=-1))
         rates.append(_log_diagonal(r).reshape(batch, positions, count))

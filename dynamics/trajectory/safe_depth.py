@@ -15,13 +15,14 @@ predicted, 64 measured was seen); for exploding loops they were off by up to a t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .trajectory import ROUND_OFF, TrajectoryMap, classify_map
 
-__all__ = ["SafeDepth", "measured_depth", "predicted_depth"]
+__all__ = ["SafeDepth", "judged_from", "measured_depth", "predicted_depth"]
 
 Floats = NDArray[np.float64]
 SHARE = 0.95
@@ -36,10 +37,12 @@ class SafeDepth:
         depth: Largest number of loops at which 95 % of the answers are predicted to stand; ``horizon`` when they stand
             as far as was looked.
         horizon: Number of loops looked at.
-        unlimited: Whether they stand at any depth: all that is still to come is less than the margin.
+        unlimited: Whether all that is still to come is less than the margin, if the decay law goes on as it does.
         per_token: The same depth for every token.
-        method: What it rests on: ``margin`` (logits) or ``state`` (the state itself moved by a tenth of its norm).
+        method: What it rests on: ``margin`` (logits) or ``state`` (the state itself moved by a tenth of its norm), with
+            ``, seen`` where the answers were also followed from the training depth on.
         sentence: For a person.
+        loops: Loops that were run; beyond them it is a prediction.
     """
 
     depth: int
@@ -48,6 +51,12 @@ class SafeDepth:
     per_token: NDArray[np.int64]
     method: str
     sentence: str
+    loops: int
+
+    @property
+    def words(self) -> str:
+        """The depth for a person, with ``≥`` only where deeper loops were looked at and none was found unsafe."""
+        return f"≥ {self.depth}" if self.depth >= self.horizon > self.loops else str(self.depth)
 
 
 def predicted_depth(
@@ -57,7 +66,7 @@ def predicted_depth(
     step_cosine: ArrayLike | None = None,
     logits: tuple[ArrayLike, ArrayLike] | None = None,
     horizon: int = 64,
-    round_off: float = ROUND_OFF,
+    round_off: float | None = ROUND_OFF,
 ) -> SafeDepth:
     """Up to how many loops do the answers stand?
 
@@ -86,7 +95,7 @@ def predicted_depth(
     >>> t = np.arange(16)
     >>> settles = predicted_depth(0.5**t, state_norm=np.full(17, 4.0), horizon=64)
     >>> settles.depth, settles.unlimited, settles.sentence
-    (64, True, 'safe depth >= 64 (the states will move by less than a tenth)')
+    (64, True, 'safe depth >= 64 (if the steps go on as they do, the states move by less than a tenth)')
     >>> predicted_depth(np.ones(16), state_norm=np.full(17, 40.0), horizon=64).depth
     20
     """
@@ -108,12 +117,47 @@ def predicted_depth(
     depths = loops + np.cumprod(stands, axis=-1).sum(axis=-1)
     with np.errstate(invalid="ignore"):
         safe_forever = (speed == 0) | (speed * forever <= budget)
-    # The largest depth that at least 95 % of the tokens reach (the small number keeps 0.05 * 100 at 5).
-    depth = int(np.sort(depths, axis=None)[int((1 - SHARE) * depths.size + 1e-9)])
+    depth = _reached(depths)
     unlimited = bool(np.mean(safe_forever) >= SHARE)
-    return SafeDepth(
-        depth, horizon, unlimited, depths.astype(np.int64), method, _sentence(depth, horizon, unlimited, method)
-    )
+    said = _sentence(depth, horizon, loops, unlimited, method)
+    return SafeDepth(depth, horizon, unlimited, depths.astype(np.int64), method, said, loops)
+
+
+def judged_from(prediction: SafeDepth, answers: ArrayLike, reference: int) -> SafeDepth:
+    """Up to how many loops do the answers of the training depth stand?
+
+    A prediction starts from the last loop that was run. What the answers were at the training depth may be gone by
+    then: a token whose answer has changed since is unsafe from where it did, whatever is predicted.
+
+    Args:
+        prediction: From the same run, of T loops.
+        answers: ``(T + 1, ...)`` integers: the answer of every token at depth 0 to T; -1 for logits not finite.
+        reference: Training depth; one of T or more leaves the prediction as it is.
+
+    Returns:
+        The depth for both together.
+
+    Source: definition.
+
+    >>> steps = predicted_depth(0.5 ** np.arange(8)[None], state_norm=np.full((1, 9), 4.0), horizon=64)
+    >>> judged_from(steps, np.array([[1], [2], [3], [3], [3], [7], [7], [7], [7]]), reference=3).depth
+    4
+    """
+    table = np.asarray(answers)
+    if reference >= len(table) - 1:
+        return prediction
+    same = np.cumprod(table[reference:] == table[reference], axis=0).sum(axis=0)
+    stands = (same == len(table) - reference) & (table[reference] >= 0)
+    per_token = np.where(stands, prediction.per_token, reference + np.maximum(same, 1) - 1)
+    depth, unlimited = _reached(per_token), prediction.unlimited and bool(stands.mean() >= SHARE)
+    method = f"{prediction.method}, seen"
+    said = _sentence(depth, prediction.horizon, prediction.loops, unlimited, prediction.method)
+    return SafeDepth(depth, prediction.horizon, unlimited, per_token.astype(np.int64), method, said, prediction.loops)
+
+
+def _reached(depths: NDArray[Any]) -> int:
+    """The largest depth that at least 95 % of the tokens reach (the small number keeps 0.05 * 100 at 5)."""
+    return int(np.sort(depths, axis=None)[int((1 - SHARE) * depths.size + 1e-9)])
 
 
 def _travel(steps: Floats, laws: TrajectoryMap, horizon: int) -> tuple[Floats, Floats]:
@@ -124,16 +168,23 @@ def _travel(steps: Floats, laws: TrajectoryMap, horizon: int) -> tuple[Floats, F
         ahead = future - (loops - 1)
         geometric = laws.rate[..., None] ** ahead
         power = ((future + 1) / loops) ** laws.exponent[..., None]
-        lasting = np.ones_like(geometric)
+        # What is undecided may last, or grow as fast as its law says.
+        lasting = np.where((laws.kind == "undecided")[..., None], np.maximum(geometric, 1.0), 1.0)
         sizes = np.select(
-            [laws.method[..., None] == "geometric", laws.method[..., None] == "power"], [geometric, power], lasting
+            [
+                (laws.kind == "undecided")[..., None],
+                laws.method[..., None] == "geometric",
+                laws.method[..., None] == "power",
+            ],
+            [lasting, geometric, power],
+            lasting,
         )
         exploding = (laws.kind == "exploding") & (laws.method != "geometric")
         sizes = np.where(exploding[..., None], np.inf, sizes)
         still = (laws.method == "round-off") | (steps[..., -1] == 0)
         sizes = np.where(still[..., None], 0.0, sizes)
-        decays = (laws.method == "geometric") & (laws.rate < 1)
-        summable = (laws.method == "power") & (laws.exponent < -1)
+        decays = (laws.method == "geometric") & (laws.kind == "settling")
+        summable = (laws.method == "power") & (laws.kind == "settling")
         forever = np.where(
             decays, laws.rate / (1 - laws.rate), np.where(summable, loops / (-laws.exponent - 1), np.inf)
         )
@@ -157,12 +208,14 @@ def _margins(before: ArrayLike, after: ArrayLike) -> tuple[Floats, Floats]:
     return np.take_along_axis(lead, rival, -1)[..., 0], np.take_along_axis(speed, rival, -1)[..., 0]
 
 
-def _sentence(depth: int, horizon: int, unlimited: bool, method: str) -> str:
+def _sentence(depth: int, horizon: int, loops: int, unlimited: bool, method: str) -> str:
     """The verdict in words."""
-    what = "the answers will not change" if method == "margin" else "the states will move by less than a tenth"
-    if depth >= horizon:
-        return f"safe depth >= {horizon}" + (f" ({what})" if unlimited else "")
-    return f"safe depth {depth}"
+    what = "the answers do not change" if method == "margin" else "the states move by less than a tenth"
+    if depth < horizon:
+        return f"safe depth {depth}"
+    if horizon == loops:
+        return f"safe depth {depth}, and no deeper one was looked at"
+    return f"safe depth >= {horizon}" + (f" (if the steps go on as they do, {what})" if unlimited else "")
 
 
 def measured_depth(answers: ArrayLike, reference: int) -> int:

@@ -24,6 +24,11 @@ Vector = NDArray[np.float64]
 HUBER_DELTA: Final = 1e-3
 # A coefficient counts as determined when its standard error is below this share of it.
 DETERMINED: Final = 0.5
+UNDETERMINED: Final = "these depths do not determine all coefficients"
+# Log-likelihood by which the exponential law must beat its rivals: odds of 20 to 1.
+RIVAL_EVIDENCE: Final = 3.0
+# Level of the F test by which a trend in log T must be ruled out.
+TREND: Final = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +62,21 @@ class DepthLaw:
         limit: Loss at infinite depth, L_∞, nats.
         amplitude: Z, nats; negative when the loss rises with depth.
         rate: z > 0, per loop.
-        quality: Standard errors under ``limit``, ``amplitude``, ``rate``.
+        quality: Standard errors under ``limit``, ``amplitude``, ``rate``, widened for the few depths they rest on, so
+            that ± 2 of them are meant to hold the coefficient in 95 of 100 cases (measured: docs/theory.md, section
+            10).
+        depths: The depths it was fitted to.
+        residuals: Law minus loss at each of them, nats.
+        doubt: Why the coefficients are not identified; empty when they are.
     """
 
     limit: float
     amplitude: float
     rate: float
     quality: FitQuality
+    depths: tuple[float, ...]
+    residuals: tuple[float, ...]
+    doubt: str
 
     def loss(self, depths: object) -> Vector:
         """Predicted loss at these depths, nats."""
@@ -71,8 +84,10 @@ class DepthLaw:
 
     @property
     def identified(self) -> bool:
-        """Whether the data determine all coefficients to within half of their size."""
-        return _determined(self.quality, {"limit": self.limit, "amplitude": self.amplitude, "rate": self.rate})
+        """Whether the law fits, no law without this limit fits as well, and all coefficients are known to half their
+        size.
+        """
+        return not self.doubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +147,7 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
     (2.0, 3.0, 0.5, True)
     """
     from scipy.optimize import minimize_scalar
+    from scipy.stats import t as student
 
     times, values = as_float64(depths, "depths"), as_float64(losses, "losses")
     if times.ndim != 1 or times.shape != values.shape or np.unique(times).size < 4:
@@ -159,6 +175,8 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
     sensitivities = np.stack([np.ones_like(times), decay, -amplitude * times * decay], axis=1)
     residuals = limit + amplitude * decay - values
     errors, condition = _standard_errors(sensitivities, residuals)
+    # The scatter of few points is known badly: the quantile of Student's distribution says how badly.
+    errors = [error * float(student.ppf(0.975, max(times.size - 3, 1))) / 2 for error in errors]
     quality = FitQuality(
         dict(zip(("limit", "amplitude", "rate"), errors, strict=True)),
         condition,
@@ -167,7 +185,58 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
         1,
         bool(refined.success) and 0 < best < logs.size - 1,
     )
-    return DepthLaw(limit, amplitude, rate, quality)
+    determined = _determined(quality, {"limit": limit, "amplitude": amplitude, "rate": rate})
+    doubt = _misfit(times, values, residuals, rate) or ("" if determined else UNDETERMINED)
+    return DepthLaw(limit, amplitude, rate, quality, tuple(times), tuple(residuals), doubt)
+
+
+def _misfit(times: Vector, losses: Vector, residuals: Vector, rate: float) -> str:
+    """Why the law is not believed although it was fitted; empty when nothing speaks against it.
+
+    It has rivals with as many coefficients, a power law and a logarithm after a transient, which have other limits or
+    none. It must beat each of them clearly, and its misfit must have no trend in log T.
+    """
+    t, y, rest = times, losses, residuals
+    if t.size < 5:
+        return "four depths cannot test a law of three coefficients"
+    squares = float(rest @ rest)
+    noise = 1e-18 * float(y @ y)
+    if _trend(t, y, rate, squares, noise) > TREND:
+        return "what the law leaves has a trend in log T: the loss goes on moving where the law is at its limit"
+    for name, shapes in _RIVALS:
+        rival = min(_left_over(np.stack([np.ones_like(t), *columns], axis=1), y) for columns in shapes(t))
+        if t.size / 2 * math.log((rival + noise) / (squares + noise)) < RIVAL_EVIDENCE:
+            return f"{name} fits these depths as well, with another limit"
+    return ""
+
+
+def _trend(t: Vector, losses: Vector, rate: float, squares: float, noise: float) -> float:
+    """How surely a term in log T, next to the law, improves on it: 1 minus the level of an F test."""
+    from scipy.stats import f
+
+    rates = rate * np.geomspace(0.5, 6.0, 60)
+    decays = (np.exp(-r * (t - t.min())) for r in rates)
+    left = min(_left_over(np.stack([np.ones_like(t), decay, np.log(t)], axis=1), losses) for decay in decays)
+    ratio = (squares - left) / ((left + noise) / (t.size - 4))
+    return float(f.cdf(ratio, 1, t.size - 4))
+
+
+def _left_over(design: Vector, values: Vector) -> float:
+    """Sum of squares that least squares leaves."""
+    return float(np.sum((design @ np.linalg.lstsq(design, values, rcond=None)[0] - values) ** 2))
+
+
+def _power_laws(t: Vector) -> list[list[Vector]]:
+    """Columns of ``a + b (t + s)^-p`` for a grid of p and s."""
+    return [[(t + s) ** -p] for p in np.geomspace(0.1, 6, 60) for s in (0.0, 1.0)]
+
+
+def _logarithms(t: Vector) -> list[list[Vector]]:
+    """Columns of ``a + b log(t + s)``, alone and after a transient that lasts a loop or two."""
+    return [[np.log(t + s)] for s in (0.0, 1.0)] + [[np.log(t), np.exp(-z * (t - t.min()))] for z in (1.0, 2.0)]
+
+
+_RIVALS: Final = (("a power law", _power_laws), ("a logarithm, which has no limit,", _logarithms))
 
 
 def training_law(

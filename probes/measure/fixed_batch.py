@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...loops.call import Call, Input
-from ...loops.neutral import eagerly, undisturbed
+from ...loops.neutral import LookError, on_the_side
 from ...loops.site import LoopSite, LoopSiteError
 from .fastest import reduction_for
 from .reduction import EagerReduction
@@ -70,6 +70,7 @@ class FixedBatch:
         self.call = None if given is None else Call.of(model, given).cut(SEQUENCES).kept()
         self._whole: Call | None = None  # what it was cut from, where it was made shorter
         self.failed = ""
+        self._looked = False  # whether a pass was run, and seen to leave every bit as it was
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps the beginning of a training batch, given the arguments of a forward; not where there is a batch."""
@@ -106,12 +107,18 @@ class FixedBatch:
             return None
         depth = 2 * site.mean_depth
         tokenwise = EagerReduction(keep_steps=MAP_POSITIONS if token_steps else 0)
-        sums = LoopSums(depth + 1, self._device, tokenwise if token_steps else reduction_for(self._device))
-        if together is not None and not together():
-            return None
+        verify, self._looked = not self._looked, True
         try:
-            with eagerly(), undisturbed(self._model, self._device), tap.into(sums):
-                call.run_at(self._model, site, depth)
+            with on_the_side(self._model, verify=verify):
+                if together is not None and not together():
+                    return None
+                # Made inside: what is written to anything older is put back.
+                sums = LoopSums(depth + 1, self._device, tokenwise if token_steps else reduction_for(self._device))
+                with tap.into(sums):
+                    call.run_at(self._model, site, depth)
+        except LookError as error:
+            self.failed = str(error)
+            return None
         except Exception as error:
             if self._whole is None:
                 self.failed = f"{type(self._model).__name__} failed on it ({error!r})"

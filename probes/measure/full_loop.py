@@ -175,7 +175,7 @@ def _radius(loop: BoundLoop, jacobian: LoopJacobian, structure: Structure) -> tu
             found = jacobian.eigenvalues(1, tol=SPECTRUM_TOLERANCE)
             residual, converged = float(found.residual[0, 0]), bool(found.converged[0])
             return Estimate(float(found.radius[0]), 0.0, math.inf, residual, "whole, Arnoldi", converged), None
-        own = TokenJacobian(loop.step, jacobian.state, check=False, coupled=False)
+        own = TokenJacobian(loop.step, jacobian.state, check=False)
         tokens = token_spectra(own, count=1, tol=SPECTRUM_TOLERANCE)
     except EXPECTED:
         return UNKNOWN, None
@@ -203,7 +203,7 @@ def _exponents(loop: BoundLoop, middle: Tensor, late: int, structure: Structure)
         count = min(EXPONENTS, width)
         if structure == "whole":
             return lyapunov_exponents(loop.step, middle, count=count, iterations=iterations, warmup=warmup)
-        return token_exponents(loop.step, middle, count=count, iterations=iterations, warmup=warmup, coupled=False)
+        return token_exponents(loop.step, middle, count=count, iterations=iterations, warmup=warmup)
 
     try:
         return measure(max(late, FEWEST_RATES), ALIGNING)

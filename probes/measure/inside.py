@@ -84,11 +84,13 @@ class InsideTap:
         self._done: set[int] = set()  # places seen in the forward under way
         self._forward = -1  # its first row
         self._reached: set[int] = set()  # loops whose gradient arrived
+        self._broken = False
         if self.places:
             tap.watch_inside(self.places)
 
     def enable(self, due: bool) -> None:
         """Says whether the next step is measured, and forgets the last one."""
+        due = due and not self._broken
         self._tap.on_inner = self._inner if due else None
         self._tap.on_state = self._state if due else None
         self._norms.zero_()
@@ -130,7 +132,8 @@ class InsideTap:
             try:
                 self._add_gradient(loop, gradient)
             except Exception as error:  # in the middle of the user's backward pass
-                self._tap.fail(error)
+                self._broken = True
+                self._tap.report("gradients_lost", f"gradients of states are measured no more: {error}", error)
 
         state.register_hook(arrive)
 

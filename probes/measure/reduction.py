@@ -4,8 +4,12 @@
 does the same in one pass over memory on CUDA. Both remember what they need of the states before; both write sums over
 tokens and return over how many.
 
+A token whose state is exactly what it was has not moved: its sequence waits, or has stopped. How many moved is known to
+the device alone, so it is one of the sums.
+
 Sequences may join a loop late: the batch then grows, and is always a prefix of the next one. A step is measured on the
-sequences that were already there.
+sequences that were already there. Where a state is smaller than the one before, or of another shape, nobody can tell
+which of its tokens were there before: the step that led to it is not measured, and the next one begins anew.
 
 Not covered: sequences that join anywhere but at the end of the batch.
 """
@@ -19,39 +23,71 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-STATE, STEP, COSINE = range(3)
-SUMS = 3
+STATE, STEP, COSINE, LEFT, MOVED, TURNED, ACTIVE = range(7)
+SUMS = 7
 MOST_WAITING = 32  # states whose sums are made at a time
 WAITING_BYTES = 4 << 20  # of their norms and products
 TINY = torch.finfo(torch.float32).tiny
 
 
 class Tokens(NamedTuple):
-    """Over how many tokens each sum of a row is."""
+    """Over how many tokens each sum of a row is, as far as the host knows.
+
+    Args:
+        state: Tokens of the state.
+        step: Those of them whose state before is known, so that they may have moved.
+        cosine: Those of them whose step before is known.
+        sequences: Sequences that the tokens of ``step`` belong to.
+    """
 
     state: int
     step: int
     cosine: int
+    sequences: int
 
 
 class Reduction(Protocol):
     """Reduces the states ``h_0 … h_T`` of a forward, one after another, to rows of sums over tokens.
 
-    The columns of a row are the sums of ‖h_t‖, of ‖h_t − h_{t−1}‖, and of the cosine of that step with the one before
-    it. What is in a column over no tokens means nothing.
+    The columns of a row, of which those over no tokens mean nothing:
+
+    - ``STATE``: the sum of ‖h_t‖.
+    - ``STEP``: the sum of ‖h_t − h_{t−1}‖. What has not moved adds nothing.
+    - ``COSINE``: the sum of the cosine of that step with the one before it.
+    - ``LEFT``: the sum of ‖h_{t−1}‖ over the tokens that have moved since.
+    - ``MOVED``: how many these are.
+    - ``TURNED``: how many of them moved in the step before too: the tokens behind ``COSINE``.
+    - ``ACTIVE``: the sequences in which any token has moved.
     """
 
     parts: int
     """Partial sums that a row consists of."""
 
     def forget(self) -> None:
-        """Begins a new forward; rows that wait are written first."""
+        """Begin a new forward; rows that wait are written first."""
 
     def add(self, state: Tensor, rows: Tensor, at: int) -> Tokens:
-        """Takes the next state ``(n, …, D)``, for row ``at`` of ``rows (R, parts, 3)``; it may change afterwards."""
+        """Take the next state ``(n, …, D)``, for row ``at`` of ``rows (R, parts, SUMS)``; it may change afterwards."""
 
     def settle(self) -> None:
-        """Writes the rows that wait."""
+        """Write the rows that wait."""
+
+
+def follows(state: Tensor, last: Tensor, *, shrunk: bool) -> bool:
+    """Return whether the tokens of a state are those of the one before it, perhaps with more behind them.
+
+    Args:
+        state: The state.
+        last: The state before it.
+        shrunk: Whether the batch has become smaller in this forward; what grows then may be in any order.
+
+    >>> h = torch.ones(4, 3, 8)
+    >>> follows(h, h[:2], shrunk=False), follows(h[:2], h, shrunk=False), follows(h, h[:2], shrunk=True)
+    (True, False, False)
+    """
+    if state.shape[1:] != last.shape[1:] or state.device != last.device:
+        return False
+    return len(state) == len(last) if shrunk else len(state) >= len(last)
 
 
 class EagerReduction:
@@ -67,14 +103,15 @@ class EagerReduction:
             sequence; 0 keeps none.
 
     Attributes:
-        steps: The step norms kept since `forget`, ``(n, positions)`` each, one per loop.
+        steps: The step norms kept since `forget`, ``(n, positions)`` each, one per loop; of a forward in which the
+            batch changes, those since it did.
 
     >>> reduction, rows = EagerReduction(), torch.zeros(3, 1, SUMS)
     >>> for at, h in enumerate(([[3.0, 4.0]], [[3.0, 0.0]], [[3.0, -1.0]])):
     ...     tokens = reduction.add(torch.tensor([h]), rows, at)
     >>> reduction.settle()
-    >>> rows[2].tolist(), tokens.cosine
-    ([[3.1622776985168457, 1.0, 1.0]], 1)
+    >>> [round(number, 3) for number in rows[2, 0].tolist()], tokens.cosine
+    ([3.162, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0], 1)
     """
 
     parts = 1
@@ -93,21 +130,24 @@ class EagerReduction:
         self.forget()
 
     def forget(self) -> None:
-        """Begins a new forward; rows that wait are written first."""
+        """Begin a new forward; rows that wait are written first."""
         self.settle()
-        self._known = 0  # states of this forward
+        self._known = 0  # states since the forward, or the batch of now, began
+        self._shrunk = False
         self._last_count = self._before_count = 0  # sequences in h_{t-1} and h_{t-2}
         self.steps: list[Tensor] = []
 
     def add(self, state: Tensor, rows: Tensor, at: int) -> Tokens:
-        """As `Reduction.add`."""
+        """Take the next state, as `Reduction.add` says."""
+        if state.dtype == torch.float64:  # else its rounding would be a step, of sequences that wait too
+            state = state.float()
         if self._waiting == self._room or at != self._at + self._waiting or rows is not self._rows:
             self.settle()
             self._rows, self._at = rows, at
         if state.shape != self._shape or state.device != self._device:
             self.settle()
             self._at = at
-            self._make_room(state)
+            self._change(state)
         self._waiting = waiting = self._waiting + 1
         n, m, count = self._last_count, self._before_count, len(state)
         # The last state becomes the step, in place, and the last step makes room for the state.
@@ -125,29 +165,44 @@ class EagerReduction:
         torch.linalg.vector_norm(step, dim=-1, out=step_norms)
         self._known += 1
         self._last_count, self._before_count = count, n
-        return Tokens(count * self._inner, n * self._inner, m * self._inner)
+        return Tokens(count * self._inner, n * self._inner, m * self._inner, n)
 
     def settle(self) -> None:
-        """Writes the rows that wait."""
+        """Write the rows that wait."""
         count, self._waiting = self._waiting, 0
         if not count:
             return
         norms, rows = self._norms, self._rows[self._at : self._at + count, 0]
         rows[:, STATE:COSINE] = norms[1 : count + 1].flatten(2).sum(2)
+        lengths = norms[: count + 1, 1]
+        moved = lengths != 0  # a NaN has moved
+        rows[:, LEFT] = torch.where(moved[1:], norms[:count, 0], 0.0).flatten(1).sum(1)
+        by_sequence = moved.flatten(2) if moved.ndim > 2 else moved[..., None]
+        rows[:, ACTIVE] = by_sequence[1:].any(2).sum(1, dtype=rows.dtype)
+        rows[:, MOVED] = by_sequence[1:].flatten(1).sum(1, dtype=rows.dtype)
         second = max(0, 2 - (self._known - count))  # the first waiting state with two steps behind it
         if second < count:
             # One length after the other: their product leaves float32 sooner than they do. A step of zero has no
-            # direction; its cosine counts as zero.
-            lengths = norms[second : count + 1, 1].clamp(min=TINY)
-            cosines = self._products[second + 1 : count + 1].div_(lengths[1:]).div_(lengths[:-1])
+            # direction, and is not among those that turned.
+            longer = lengths[second:].clamp(min=TINY)
+            cosines = self._products[second + 1 : count + 1].div_(longer[1:]).div_(longer[:-1])
             rows[second:, COSINE] = cosines.flatten(1).sum(1)
-        if self._keep:
+            turned = moved[second + 1 :] & moved[second:-1]
+            rows[second:, TURNED] = turned.flatten(1).sum(1, dtype=rows.dtype)
+        if self._keep and norms.ndim > 3:
             first = max(0, 1 - (self._known - count))
             self.steps += list(norms[first + 1 : count + 1, 1, :, : self._keep].clone())
         norms[0] = norms[count]
 
+    def _change(self, state: Tensor) -> None:
+        """Make room for states of another shape; steps go on from the state before, where its tokens are known."""
+        self.steps = []
+        if self._known and not follows(state, self._state[: self._last_count], shrunk=self._shrunk):
+            self._shrunk, self._known, self._last_count, self._before_count = True, 0, 0, 0
+        self._make_room(state)
+
     def _make_room(self, state: Tensor) -> None:
-        """Buffers for states of this shape; what is known of the sequences that were already there is kept."""
+        """Allocate buffers for states of this shape; what is known of the sequences that were already there is kept."""
         tokens = state.shape[:-1].numel()
         slots = 1 + max(1, min(MOST_WAITING, WAITING_BYTES // (12 * max(1, tokens))))
         old_state, old_step, old_norms, n = self._state, self._step, self._norms, self._last_count

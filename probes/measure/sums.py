@@ -2,28 +2,35 @@
 
 The tap adds states; nobody waits for the device. Token counts and the place of the next row are known to the host
 anyway, so only sums are on the device. Sums add exactly over micro-batches, and are divided when they reach the host.
+
+Means are over the tokens whose state moved in a loop: a sequence that waits or has stopped is not a step of size zero.
+Where nothing moved at all, the loop has made a step of zero, and the means are over all its tokens.
 """
 
 # Shapes: R rows kept, n sequences, S positions, D width, T loops, M micro-batches.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .hashing import batch_hash
-from .reduction import SUMS, EagerReduction, Reduction
+from .reduction import ACTIVE, COSINE, LEFT, MOVED, STATE, STEP, SUMS, TURNED, EagerReduction, Reduction, Tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Columns of a row, as it reaches the host.
-STATE, STEP, COSINE, INPUT, INJECTION = range(5)
-WIDTH = 5
-BATCHES = 64  # micro-batches of a step whose hash is kept
+INPUT, INJECTION = SUMS, SUMS + 1  # columns of a row, as it reaches the host, behind those of a reduction
+WIDTH: Final = SUMS + 2
+BATCHES: Final = 64  # micro-batches of a step whose hash is kept
+
+# What the host knows of a row, in the columns of `LoopSums.counts`.
+BEGINS, TOKENS, READ, STEPS, SEQUENCES, INPUTS, INJECTED = range(7)
+COUNTS: Final = 7
+GOES_ON, FIRST, AGAIN = range(3)  # values of BEGINS: a row of the loop under way, the first, or the first if it differs
 
 
 class LoopSums:
@@ -33,14 +40,15 @@ class LoopSums:
 
     Args:
         capacity: Rows kept.
-        device: Where the states are.
+        device: Where the states are expected; where they are elsewhere, or the model was on meta, the rows go there.
         reduction: How a state is reduced; default: eagerly.
 
     Attributes:
         cursor: Rows added since `reset`.
+        first: The row of h_0 of the forward under way.
 
     >>> sums = LoopSums(8, torch.device("cpu"))
-    >>> sums.begin()
+    >>> _ = sums.begin()
     >>> for h in ([[3.0, 4.0]], [[3.0, 0.0]]):
     ...     sums.add(torch.tensor([h]))
     >>> loop_means(sums.device_rows()["sums"].numpy(), sums.counts)[0][:, 0].tolist()
@@ -50,13 +58,18 @@ class LoopSums:
     def __init__(self, capacity: int, device: torch.device, reduction: Reduction | None = None) -> None:
         self.capacity, self.device = capacity, device
         self.reduction = reduction or EagerReduction()
-        self.cursor = 0
-        self._rows = torch.zeros(capacity, self.reduction.parts, SUMS, device=device)
-        self._given = torch.zeros(capacity, WIDTH - SUMS, device=device)
+        self.cursor = self.first = 0
         self._counts: list[tuple[int, ...]] = []
+        self._batch_count = self._batches_before = 0
+        self._has_gradients = False  # whether any forward of the step has
+        self._allocate(device)
+
+    def _allocate(self, device: torch.device) -> None:
+        """Make room for the rows where the states are; on the host as long as the model is nowhere."""
+        self.device = device = torch.device("cpu") if device.type == "meta" else device
+        self._rows = torch.zeros(self.capacity, self.reduction.parts, SUMS, device=device)
+        self._given = torch.zeros(self.capacity, WIDTH - SUMS, device=device)
         self._batches = torch.zeros(BATCHES, dtype=torch.int64, device=device)
-        self._batch_count = 0
-        self.first = 0  # the row of h_0 of the forward under way
 
     @property
     def loop(self) -> int:
@@ -70,46 +83,110 @@ class LoopSums:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Over how many tokens each kept sum is, ``(R, WIDTH)``; a copy."""
-        return np.array(self._counts, dtype=np.int64).reshape(-1, WIDTH)
+        """What the host knows of each kept row, ``(R, COUNTS)``; a copy.
+
+        The columns are how the row begins, the tokens of its state, over how many tokens the sums of the state, the
+        step, the input and the injection are, and the sequences behind the step.
+        """
+        return np.array(self._counts, dtype=np.int64).reshape(-1, COUNTS)
 
     def reset(self) -> None:
-        """Forgets the rows; the next one is the first."""
+        """Forget the rows; the next one is the first."""
         self.reduction.settle()
         self.cursor = self.first = self._batch_count = 0
+        self._has_gradients = False
         self._counts.clear()
 
-    def begin(self, batch: Tensor | None = None) -> None:
-        """Begins a forward.
+    def begin(self, batch: Tensor | None = None, *, has_gradients: bool = True) -> bool:
+        """Begin a forward.
 
         Args:
             batch: Its input, for the hash.
+            has_gradients: Whether it runs with gradients.
+
+        Returns:
+            Whether it is part of the step. Forwards without gradients are not, in a step that has others with them.
         """
-        self.first = self.cursor
+        if has_gradients and not self._has_gradients and self.cursor:
+            self.reset()
+        elif self._has_gradients and not has_gradients:
+            return False
+        self._has_gradients = has_gradients
+        self.first, self._batches_before = self.cursor, self._batch_count
         self.reduction.forget()
-        if batch is not None and self._batch_count < BATCHES:
+        if batch is not None and not batch.is_meta and self._batch_count < BATCHES:
             self._batches[self._batch_count] = batch_hash(batch)
             self._batch_count += 1
+        return True
 
-    def add(self, state: Tensor, given: Tensor | None = None, b_bar: Tensor | None = None) -> None:
-        """Adds the next state of a forward.
+    def drop_from(self, row: int) -> None:
+        """Forget rows of the forward under way: all of them if it raised and is no part of the step.
 
         Args:
-            state: ``h_t (n, S, D)``.
+            row: The first that is forgotten, `first` or behind it.
+        """
+        self.reduction.forget()
+        if row == self.first:
+            self._batch_count = self._batches_before
+        self.cursor = row
+        del self._counts[row:]
+
+    def add(
+        self, state: Tensor, given: Tensor | None = None, b_bar: Tensor | None = None, *, again: bool = False
+    ) -> None:
+        """Add the next state of a forward.
+
+        Args:
+            state: ``h_t (n, S, D)``, or ``(tokens, D)``.
             given: The input ``e``, with ``h_0``.
             b_bar: B̅, when the norm of ``B̅ e`` is due.
+            again: Whether the loop was seen to end before this state: it begins a second run of the loop if it differs
+                from the last one, and is the last one once more if not.
+
+        Raises:
+            ValueError: The state is not one that has norms.
         """
+        if state.ndim < 2 or not state.is_floating_point() or state.is_meta:
+            raise ValueError(f"a state of {state.ndim} axes in {state.dtype} on {state.device} has no norm per token")
+        if state.device != self.device:
+            self._move(state.device)
         at = min(self.cursor, self.capacity - 1)
         tokens = self.reduction.add(state.detach(), self._rows, at)
-        counts = (*tokens, 0, 0) if given is None else (*tokens, *self._add_given(at, given.detach().float(), b_bar))
+        begins = AGAIN if again else GOES_ON if self.loop else FIRST
+        inputs = (0, 0) if given is None else self._add_given(at, given.detach().float(), b_bar)
+        self._note(begins, tokens.state, tokens, inputs)
+
+    def add_missing(self, like: Tensor | None = None) -> None:
+        """Add a row for a state that could not be read: what is missing is recorded as such.
+
+        Args:
+            like: A state with as many tokens, if there is one; else there are as many as before.
+        """
+        before = self._counts[-1][TOKENS] if self.loop and self._counts else 0
+        tokens = before if like is None else like.shape[:-1].numel()
+        begins = GOES_ON if self.loop else FIRST
+        self.reduction.forget()  # the step to the next state is not known either
+        self._note(begins, tokens, Tokens(0, 0, 0, 0), (0, 0))
+
+    def _note(self, begins: int, present: int, tokens: Tokens, inputs: tuple[int, int]) -> None:
+        """Note what the host knows of a row."""
+        counts = (begins, present, tokens.state, tokens.step, tokens.sequences, *inputs)
         if self.cursor < self.capacity:
             self._counts.append(counts)
         else:
             self._counts[-1] = counts
         self.cursor += 1
 
+    def _move(self, device: torch.device) -> None:
+        """Go to another device: the model was moved, or made on meta, after the probe was attached."""
+        self.reduction.settle()
+        held = (self._rows, self._given, self._batches)
+        self._allocate(device)
+        for new, old in zip((self._rows, self._given, self._batches), held, strict=True):
+            new.copy_(old)
+
     def _add_given(self, at: int, e: Tensor, b_bar: Tensor | None) -> tuple[int, int]:
-        """Writes the sums of ‖e‖ and, where B̅ is given, ‖B̅e‖; returns over how many tokens they are."""
+        """Write the sums of ‖e‖ and, where B̅ is given, ‖B̅e‖; return over how many tokens they are."""
         tokens = e.shape[:-1].numel()
         _norm_sum(e, self._given[at, 0])
         if b_bar is None:
@@ -117,12 +194,8 @@ class LoopSums:
         _norm_sum(e @ b_bar.mT if b_bar.ndim == 2 else b_bar * e, self._given[at, 1])
         return tokens, tokens
 
-    def add_missing(self, like: Tensor) -> None:
-        """Adds a row for an ``h_0`` that no module receives: what is missing is recorded as such."""
-        self.add(torch.full_like(like, torch.nan))
-
     def device_rows(self) -> dict[str, Tensor]:
-        """What has to come off the device: ``sums (R, WIDTH)`` and ``batches (M,)``."""
+        """Return what has to come off the device: ``sums (R, WIDTH)`` and ``batches (M,)``."""
         self.reduction.settle()
         kept = min(self.cursor, self.capacity)
         sums = torch.cat([self._rows[:kept].sum(1), self._given[:kept]], dim=1)
@@ -130,54 +203,104 @@ class LoopSums:
 
 
 def _norm_sum(x: Tensor, out: Tensor) -> None:
-    """Writes the sum over tokens of the Euclidean norm."""
-    torch.sum(torch.linalg.vector_norm(x, dim=-1), dim=None, out=out)
+    """Write the sum over tokens of the Euclidean norm."""
+    out.copy_(torch.linalg.vector_norm(x, dim=-1).sum())  # e may be on another device than the states
 
 
 def loop_means(sums: NDArray[np.float32], counts: NDArray[np.int64]) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Turns the rows of one step into per-loop means and the numbers that a step has once.
+    """Turn the rows of one step into per-loop means and the numbers that a step has once.
 
     Args:
         sums: ``(rows, WIDTH)`` in the order they were added; several micro-batches follow each other.
-        counts: Over how many tokens each is.
+        counts: What the host knows of them, as `LoopSums.counts` gives it.
 
     Returns:
         ``(T + 1, 4)`` with the columns state_norm, residual_norm, step_cosine, tokens, and the values of ``depth``,
         ``depth_min``, ``depth_max`` (loops) and, where they were measured, ``input_norm`` and ``injection_norm``. ``T``
-        is the largest depth of the step; a row averages over the tokens that reached that loop.
+        is the largest depth of the step; row ``t`` averages over the tokens that moved in loop ``t``, row ``T`` over
+        all. NaN is what was not measured; what was measured and is not finite is infinite.
 
-    >>> sums = np.array([[2.0, 0, 0, 3.0, 0], [5.0, 4.0, 0, 0, 0]], dtype=np.float32)
-    >>> means, once = loop_means(sums, np.array([[1, 0, 0, 1, 0], [1, 1, 0, 0, 0]]))
+    >>> state, rest = np.array([[2.0], [5.0]]), np.zeros((2, 3))  # one token, at rest at first, then moved by 4
+    >>> moved = np.array([[0.0, 0, 0, 0, 0, 0], [4.0, 0, 2.0, 1, 0, 1]])
+    >>> sums = np.hstack([state, moved, [[3.0, 0], [0, 0]]]).astype(np.float32)
+    >>> means, once = loop_means(sums, np.array([[1, 1, 1, 0, 0, 1, 0], [0, 1, 1, 1, 1, 0, 0]]))
     >>> means[:, 0].tolist(), means[0, 1].item(), once["depth"], once["input_norm"]
     ([2.0, 5.0], 4.0, 1.0, 3.0)
     """
-    firsts = np.flatnonzero(counts[:, STEP] == 0)  # only h_0 has no step behind it
+    wide, counts = _joined(sums.astype(np.float64), counts)
+    firsts = np.flatnonzero(counts[:, BEGINS] == FIRST)
     lengths = np.diff(np.append(firsts, len(counts)))
-    loops = int(lengths.max())
     loop = np.arange(len(counts)) - np.repeat(firsts, lengths)  # of each row
-    total, tokens = np.zeros((loops, WIDTH)), np.zeros((loops, WIDTH))
-    np.add.at(total, loop, np.where(counts > 0, sums, 0.0))  # a sum over no tokens was never written
-    np.add.at(tokens, loop, counts)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = total / tokens
+    loops = int(lengths.max())
     means = np.full((loops, 4), np.nan, dtype=np.float32)
-    means[:, 0] = mean[:, STATE]
-    # A row of sums holds the step that led to its state; residual_norm[t] is the step that leaves h_t.
-    means[:-1, 1] = mean[1:, STEP]
-    means[:-1, 2] = mean[1:, COSINE]
-    means[:, 3] = tokens[:, STATE]
-    lasts = np.append(firsts[1:], len(counts)) - 1
-    ran = np.ones(len(counts), dtype=bool)
-    ran[lasts] = False
-    finished = np.repeat(counts[lasts, STATE], lengths)  # tokens of the row's forward at its end
-    fewest = np.add.reduceat((ran & (counts[:, STATE] == finished)).astype(np.int64), firsts)
-    once = {
-        "depth": float(counts[ran, STATE].sum() / counts[lasts, STATE].sum()),
-        "depth_min": float(fewest.min()),
-        "depth_max": float(loops - 1),
-    }
-    if tokens[0, INPUT]:
-        once["input_norm"] = float(mean[0, INPUT])
-    if tokens[0, INJECTION]:
-        once["injection_norm"] = float(mean[0, INJECTION])
+    means[:, :3], means[:, 3] = _means(wide, counts, loop, loops)
+    once = _depths(wide, counts, firsts, lengths)
+    for name, column, over in (("input_norm", INPUT, INPUTS), ("injection_norm", INJECTION, INJECTED)):
+        tokens = counts[loop == 0, over].sum()
+        if tokens:
+            once[name] = float(wide[(loop == 0) & (counts[:, over] > 0), column].sum() / tokens)
     return means, once
+
+
+def _joined(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Resolve rows that begin a second run of the loop if they differ from the last state; else they are that one."""
+    again = counts[:, BEGINS] == AGAIN
+    if not again.any():
+        return sums, counts
+    differs = again & ((counts[:, STEPS] == 0) | (sums[:, MOVED] != 0))
+    counts = counts.copy()
+    counts[differs, BEGINS] = FIRST
+    keep = ~again | differs
+    return sums[keep], counts[keep]
+
+
+def _means(
+    sums: NDArray[np.float64], counts: NDArray[np.int64], loop: NDArray[np.int64], loops: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the means ``(T + 1, 3)`` and over how many tokens they are; row ``t`` is of the loop that leaves h_t."""
+    inside = loop > 0  # the rows that a loop led to; row r - 1 holds the state it left
+    steps = np.where(inside, counts[:, STEPS], 0)
+    rests = (steps > 0) & (sums[:, MOVED] == 0)  # nothing moved at all: a real step of zero, over all its tokens
+    moved = np.where(steps > 0, np.where(rests, steps, sums[:, MOVED]), 0)
+    turned = np.where((loop > 1) & (moved > 0), sums[:, TURNED], 0)
+    left = np.where(rests, np.roll(sums[:, STATE], 1), sums[:, LEFT])
+    total, tokens = np.zeros((loops, 3)), np.zeros((loops, 3))
+    present = np.zeros(loops)
+
+    def gather(column: int, at: NDArray[np.int64], values: NDArray[np.float64], over: NDArray[np.float64]) -> None:
+        np.add.at(total[:, column], at[over > 0], values[over > 0])  # a sum over no tokens was never written
+        np.add.at(tokens[:, column], at[over > 0], over[over > 0])
+
+    before = np.maximum(loop - 1, 0)
+    gather(0, before, left, moved)
+    gather(1, before, sums[:, STEP], moved)
+    gather(2, before, sums[:, COSINE], turned)
+    # States whose next step was not measured: the last of a forward, and those before a change of the batch.
+    alone = np.append(moved[1:] == 0, True)
+    gather(0, loop, sums[:, STATE], np.where(alone, counts[:, READ], 0))
+    np.add.at(present, before, np.where(inside, moved, 0))
+    np.add.at(present, loop, np.where(alone, counts[:, TOKENS], 0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = total / tokens
+    return np.where((tokens > 0) & np.isnan(means), np.inf, means), present
+
+
+def _depths(
+    sums: NDArray[np.float64], counts: NDArray[np.int64], firsts: NDArray[np.intp], lengths: NDArray[np.intp]
+) -> dict[str, float]:
+    """Return how many loops ran: the mean over sequences, the fewest, and the most.
+
+    A sequence runs a loop if any of its tokens moved in it, or if nothing moved at all.
+    """
+    known = (counts[:, SEQUENCES] > 0) & (sums[:, ACTIVE] > 0)
+    share = np.where(known, sums[:, ACTIVE] / np.maximum(counts[:, SEQUENCES], 1), 1.0)
+    entered = np.append(0, counts[:-1, TOKENS]) * share  # tokens that went into the loop that led to a row
+    entered[firsts] = 0
+    most = np.maximum.reduceat(counts[:, TOKENS], firsts)
+    whole = entered >= np.repeat(most, lengths)
+    whole[firsts] = False
+    return {
+        "depth": float(entered.sum() / max(1, most.sum())),
+        "depth_min": float(np.add.reduceat(whole.astype(np.int64), firsts).min()),
+        "depth_max": float(lengths.max() - 1),
+    }

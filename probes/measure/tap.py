@@ -7,13 +7,22 @@ Inside a compiled graph the hooks become one operator that Dynamo does not look 
 same in every loop, step and recomputation: a graph that knew whether recording is on would differ when a checkpoint
 recomputes it, which torch refuses, and noting the last state would be a side effect, which breaks the graph.
 
+What is not part of a step is not recorded: forwards in evaluation mode, what a checkpoint runs again, forwards without
+gradients beside others with them (a validation, a reference model), forwards that raised. A state that cannot be read
+costs that state: its row says that it is missing.
+
+Where the module behind the loop runs in every loop (deep supervision), or the loop runs a second time in one forward
+(self-distillation), the state that the body receives next tells which it was: the same one, and the loop goes on, or
+another one, and a new run of the loop begins, which counts as a forward of its own.
+
 Not covered: CUDA graphs (Inductor leaves the operator out of them), and loops whose state is not one tensor.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -22,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ...loops.hooks import Hook, LoopHooks, state_in
+from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument
 from .internals import in_backward
 from .sums import LoopSums
@@ -32,6 +42,11 @@ if TYPE_CHECKING:
 
 _TAPS: WeakValueDictionary[int, LoopTap] = WeakValueDictionary()
 _KEYS = count()
+TRAINS, HAS_GRADIENTS = 1, 2  # what the beginning of a forward says of it
+AROUND = ("begin", "end", "inner", "passed")  # places that show no state
+
+Report = Callable[[str, str, Exception | None], None]
+"""What takes an event: its kind, one sentence for a person, and the exception behind it."""
 
 
 @torch.library.custom_op(
@@ -54,7 +69,7 @@ class LoopTap:
         model: The user's module, unwrapped.
         site: Where its loop is.
         sums: Where the rows of training forwards go.
-        on_error: Called once with the exception should a hook ever fail; the tap is silent from then on.
+        report: Called with what a reader of the run should know, again and again where it happens again.
 
     Attributes:
         enabled: Whether recording is due in this step.
@@ -65,7 +80,7 @@ class LoopTap:
         on_inner: Called with a place's number and what its module returned, where a first loop is recorded.
     """
 
-    def __init__(self, model: nn.Module, site: LoopSite, sums: LoopSums, on_error: Callable[[Exception], None]) -> None:
+    def __init__(self, model: nn.Module, site: LoopSite, sums: LoopSums, report: Report) -> None:
         self.sums = sums
         self.enabled = self.injects = True
         self.forwards = 0
@@ -74,7 +89,10 @@ class LoopTap:
         self._target: LoopSums | None = None  # the sums of the forward under way; None outside of one
         self._redirected: LoopSums | None = None
         self._site = site
-        self._on_error = on_error
+        self.report = report
+        self._ended = False  # whether the module behind the loop has run since the body last did
+        self._held: Tensor | None = None  # the last state where the loop was left
+        self._again = -1  # the row where the loop was last seen to begin again in the forward under way; none yet
         self._key = next(_KEYS)
         _TAPS[self._key] = self
         self._order = torch.zeros(1, dtype=torch.int64, device=sums.device)
@@ -82,6 +100,12 @@ class LoopTap:
         self._autocasts = torch.amp.is_autocast_available(self._device)
         self._places = [place for place in (site.state_argument, site.input_argument) if place is not None]
         self._model = model
+        self._handles: list[RemovableHandle] = []  # those of `watch_inside`
+        self._hook()
+
+    def _hook(self) -> None:
+        """Put the hooks on the modules that the site names now."""
+        model, site = self._model, self._site
         self._hooks = LoopHooks(
             model,
             site,
@@ -91,7 +115,36 @@ class LoopTap:
             after=self._finish,
             end=self._end,
         )
-        self._handles: list[RemovableHandle] = []  # those of `watch_inside`
+        self._hooked = self._named()
+        self._passing: RemovableHandle | None = None
+        if site.output is not None and site.after not in (site.output, site.body):
+            self._passing = self._hooked["after"].register_forward_pre_hook(Hook(self._pass))
+
+    def _named(self) -> dict[str, nn.Module]:
+        """Return the modules that the site names, as the model has them now."""
+        named = {"body": self._site.body, "after": self._site.after, "output": self._site.output}
+        return {role: self._model.get_submodule(name) for role, name in named.items() if name is not None}
+
+    def follow(self) -> tuple[str, ...]:
+        """Go to the modules that have taken the place of those that were watched.
+
+        Wrapping a layer (LoRA does) or exchanging it puts another module under its name.
+
+        Returns:
+            The names of the places whose module is another one now; empty where nothing changed.
+        """
+        now = self._named()
+        changed = tuple(role for role, module in now.items() if module is not self._hooked[role])
+        if changed:
+            self._unhook()
+            self._hook()
+        return changed
+
+    def _unhook(self) -> None:
+        """Take the hooks of the loop off."""
+        self._hooks.remove()
+        if self._passing is not None:
+            self._passing.remove()
 
     @property
     def recorded(self) -> LoopSums | None:
@@ -99,7 +152,7 @@ class LoopTap:
         return self._target
 
     def watch_inside(self, names: tuple[str, ...]) -> None:
-        """Lets `on_inner` see what modules return; number ``i`` is ``names[i]``."""
+        """Let `on_inner` see what modules return; number ``i`` is ``names[i]``."""
         modules = dict(self._model.named_modules())
         for number, name in enumerate(names):
 
@@ -109,17 +162,17 @@ class LoopTap:
             self._handles.append(modules[name].register_forward_hook(Hook(leave)))
 
     def remove(self) -> None:
-        """Takes the hooks off the model; harmless when they are off already."""
-        self._hooks.remove()
+        """Take the hooks off the model; does nothing when they are off already."""
+        self._unhook()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         _TAPS.pop(self._key, None)  # graphs that were compiled with the hooks live on
-        self._target = None
+        self._target = self._held = None
 
     @contextmanager
     def into(self, sums: LoopSums) -> Iterator[None]:
-        """Records the forwards of this block into other sums, whatever the model's training mode."""
+        """Record the forwards of this block into other sums, whatever the model's training mode."""
         self._redirected = sums
         try:
             yield
@@ -127,10 +180,16 @@ class LoopTap:
             self._redirected = None
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._pass_on("begin", _first_tensor, args, kwargs, int(module.training))
+        number = TRAINS * module.training + HAS_GRADIENTS * torch.is_grad_enabled()
+        self._pass_on("begin", _first_tensor, args, kwargs, number)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._pass_on("end", _no_tensor, args, None)
+        # Torch calls this hook after an exception too, with no output and while the exception is being handled.
+        raised = output is None and not torch.compiler.is_dynamo_compiling() and sys.exc_info()[1] is not None
+        self._pass_on("end", _no_tensor, args, None, int(raised))
+
+    def _pass(self, module: nn.Module, args: Any) -> None:
+        self._pass_on("passed", _no_tensor, args, None)
 
     def _loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._pass_on("loop", self._received, args, kwargs)
@@ -142,11 +201,11 @@ class LoopTap:
         self._pass_on("leave", _returned, output, None)
 
     def _received(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """What the body was called with."""
+        """Return what the body was called with."""
         return [argument(args, kwargs, place) for place in self._places]
 
     def _pass_on(self, place: str, find: Callable[[Any, Any], list[Tensor]], a: Any, b: Any, number: int = 0) -> None:
-        """Lets the tap see what ``find(a, b)`` finds, through the operator when a graph is being traced.
+        """Let the tap see what ``find(a, b)`` finds, through the operator when a graph is being traced.
 
         Flat and without closures: behind a layer of the model every call of a Python function costs microseconds.
         """
@@ -156,32 +215,41 @@ class LoopTap:
             elif self._target is not None or place == "begin":
                 self._take(place, find(a, b), number)
         except Exception as error:
-            self.fail(error)
+            self._miss(place, error)
 
     def see(self, place: str, seen: list[Tensor], number: int) -> None:
-        """Takes note of one place of the model that its forward has come to.
+        """Take note of one place of the model that its forward has come to.
 
         Args:
             place: ``"begin"`` and ``"end"`` of the model's forward, ``"loop"`` for the first module of the body,
-                ``"finish"`` for the one after the loop, ``"leave"`` for the one that returns the state, ``"inner"``
-                for a module that `watch_inside` named.
+                ``"finish"`` for the one after the loop, ``"leave"`` for the one that returns the state (then
+                ``"passed"`` is the one after the loop), ``"inner"`` for a module that `watch_inside` named.
             seen: The model's input, the state (in ``"loop"`` with the loop's input), or what a module returned.
-            number: Whether the model is in training mode in ``"begin"``, which module it is in ``"inner"``.
+            number: Of ``"begin"``, whether the model trains and has gradients; of ``"end"``, whether it raised; of
+                ``"inner"``, which module it is.
         """
         try:
             self._take(place, seen, number)
         except Exception as error:
-            self.fail(error)
+            self._miss(place, error)
+
+    def _miss(self, place: str, error: Exception) -> None:
+        """Record a state that could not be read as missing, and say so."""
+        if place not in AROUND and self._target is not None:
+            with suppress(Exception):
+                self._target.add_missing()
+        what = f"a state of the loop could not be read ({_short(error)}); it is recorded as missing, the rest goes on"
+        self.report("state_missing", what, error)
 
     def _take(self, place: str, seen: list[Tensor], number: int) -> None:
         """As `see`, and raises."""
         sums = self._target
         if place == "begin":
-            self._begin_forward(seen, training=bool(number))
-        elif place == "end":
-            self._target = None
+            self._begin_forward(seen, number)
         elif sums is None:
             return
+        elif place == "end":
+            self._end_forward(sums, raised=bool(number))
         elif self._autocasts and torch.is_autocast_enabled(self._device):
             # It would turn products with B̅ into bf16, in which 0.999 is 1.
             with torch.autocast(self._device, enabled=False):
@@ -189,60 +257,108 @@ class LoopTap:
         else:
             self._see(sums, place, seen, number)
 
-    def _begin_forward(self, seen: list[Tensor], *, training: bool) -> None:
-        """Decides where the rows of a forward go. What a checkpoint runs again during backward goes nowhere."""
+    def _begin_forward(self, seen: list[Tensor], number: int) -> None:
+        """Decide where the rows of a forward go. What a checkpoint runs again during backward goes nowhere."""
         self.forwards += 1
-        own = self.sums if training and self.enabled and not in_backward() else None
-        self._target = self._redirected or own
-        if self._target is not None:
-            self._target.begin(seen[0] if seen and self._target is own else None)
+        if self._target is not None:  # one that was broken off
+            self._end_forward(self._target, raised=True)
+        trains = bool(number & TRAINS) and self.enabled and not in_backward() and not looking()
+        target = self._redirected or (self.sums if trains else None)
+        self._ended, self._again = False, -1
+        if target is None:
+            return
+        batch = seen[0] if seen and target is self.sums else None
+        has_gradients = bool(number & HAS_GRADIENTS) or target is not self.sums
+        self._target = target if target.begin(batch, has_gradients=has_gradients) else None
+
+    def _end_forward(self, sums: LoopSums, *, raised: bool) -> None:
+        """End the forward under way."""
+        self._target = self._held = None
+        if raised:
+            sums.drop_from(sums.first)
+        elif self._again >= 0 and not self._ended:  # the body's module ran again, and not as a loop
+            sums.drop_from(self._again)
 
     def _see(self, sums: LoopSums, place: str, seen: list[Tensor], number: int) -> None:
-        """Records a state where it is one that is still missing."""
-        loop = sums.loop
-        if place == "inner":
-            if self.on_inner is not None and sums is self.sums and loop <= 1:
-                self.on_inner(number, seen[0])
-            return
-        given = None
+        """Record a state where it is one that is still missing."""
         if place == "loop":
-            if self._site.state_argument is None or (loop and self._site.output is not None):
-                return
-            if not loop and len(seen) > 1:
-                given = seen[1]
+            self._enter(sums, seen)
+        elif place == "inner":
+            if self.on_inner is not None and sums is self.sums and sums.loop <= 1:
+                self.on_inner(number, seen[0])
+        elif place == "passed":
+            self._ended = sums.loop > 0
         elif place == "leave":
-            if not loop:  # nothing received h_0
+            if not sums.loop:  # nothing received h_0
                 sums.add_missing(seen[0])
-        elif not loop:
+            elif self._ended and self._site.state_argument is None:
+                self._ended = False
+                self._say_again("its runs are recorded as one")
+            self._held = seen[0]
+            self._add(sums, seen[0])
+        elif sums.loop and not self._ended:  # what a second call of the module behind the loop receives is not h_T
+            self._ended, self._held = True, seen[0]
+            self._add(sums, seen[0])
+
+    def _enter(self, sums: LoopSums, seen: list[Tensor]) -> None:
+        """Record a state that enters the loop, unless it was recorded where it was returned."""
+        again = False
+        if self._site.state_argument is None:
             return
-        else:
-            self._target = None  # what a second call of this module receives is not h_T
-        if self.on_state is not None and sums is self.sums:
-            self.on_state(sums.loop, seen[0])
-        sums.add(seen[0], given, None if given is None else self._due_b_bar())
+        if sums.loop:
+            if self._ended:
+                self._ended = False
+                if _is_same(seen[0], self._held):
+                    return
+                again, self._again = True, sums.cursor
+                self._say_again("where it began with another state, that is recorded as a run of its own")
+            elif self._site.output is not None:
+                return
+        given = seen[1] if len(seen) > 1 and (again or not sums.loop) else None
+        self._add(sums, seen[0], given, again=again)
+
+    def _add(self, sums: LoopSums, state: Tensor, given: Tensor | None = None, *, again: bool = False) -> None:
+        """Add the next state to the sums."""
+        if self.on_state is not None and self._again < 0 and sums is self.sums:
+            self.on_state(sums.loop, state)
+        sums.add(state, given, None if given is None else self._due_b_bar(), again=again)
+
+    def _say_again(self, what: str) -> None:
+        """Say that the loop went on, or began again, behind its end."""
+        message = f"{self._site.body!r} ran again after {self._site.after!r} in the same forward: {what}"
+        self.report("loop_again", message, None)
 
     @torch.no_grad()
     def _due_b_bar(self) -> Tensor | None:
-        """B̅, where the norm of B̅e is due."""
+        """Return B̅, where the norm of B̅e is due."""
         return self._site.b_bar().detach().float() if self.injects and self._site.b_bar is not None else None
 
-    def fail(self, error: Exception) -> None:
-        """Ends recording after an error, which is reported; training goes on."""
-        self._target = None
-        self.enabled = False
-        self._on_error(error)
+
+def _is_same(state: Tensor, held: Tensor | None) -> bool:
+    """Return whether two tensors are the same memory, as far as the host can tell."""
+    if held is None or state.shape != held.shape or state.stride() != held.stride():
+        return False
+    try:
+        return state.data_ptr() == held.data_ptr()
+    except RuntimeError:  # tensors of a transform have no memory of their own
+        return False
+
+
+def _short(error: Exception) -> str:
+    """Return the first line of an error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The input of a forward, if it is a tensor."""
+    """Return the input of a forward, if it is a tensor."""
     return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:1]
 
 
 def _no_tensor(a: Any, b: Any) -> list[Tensor]:
-    """Nothing to see."""
+    """Return nothing to see."""
     return []
 
 
 def _returned(output: Any, _: Any) -> list[Tensor]:
-    """The state in what a module received or returned."""
+    """Return the state in what a module received or returned."""
     return [state_in(output)]

@@ -85,6 +85,8 @@ def check_format(path: Path, file: h5py.File) -> None:
             raise RunFileError(
                 f"{path}: has format version {version}, this loopscope reads {VERSION}; upgrade loopscope"
             )
+        if version < 1:
+            raise Broken(f"its format version is {version}")
         check_tables(file, path.stat().st_size)
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None

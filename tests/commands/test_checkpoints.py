@@ -28,7 +28,13 @@ def test_the_depth_curve_saturates_where_the_loop_settles(trained):
     assert curve.losses[1] > curve.losses[8]
     assert (curve.predicted.depth, curve.measured) == (HORIZON, HORIZON)
     said = json.loads(json.dumps(curve.as_dict()))
-    assert said["safe_depth"] == {"predicted": HORIZON, "measured": HORIZON, "horizon": HORIZON}
+    assert said["safe_depth"] == {
+        "predicted": HORIZON,
+        "measured": HORIZON,
+        "horizon": HORIZON,
+        "training_depth": 8,
+        "loss_kept_until": 32,
+    }
     assert "safe depth: predicted ≥ 64, measured ≥ 64" in curve.text()
 
 
@@ -88,3 +94,23 @@ def test_the_analysis_leaves_the_model_as_it_was():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_loss_that_is_not_finite_is_a_row_of_the_table(trained, monkeypatch):
+    import loopscope.commands.checkpoints as checkpoints
+
+    real = checkpoints.loss_at_depths
+    monkeypatch.setattr(
+        checkpoints, "loss_at_depths", lambda *a, **k: real(*a, **k) | {64: float("nan"), 128: float("nan")}
+    )
+    curve = depth_curve(trained / "parcae.h5", [1, 2, 4, 8, 16], batches=2, device="cpu")
+    assert "nan" in curve.text() and curve.law is not None
+    assert "up to depth 16 only" in curve.text()
+    assert json.loads(json.dumps(curve.as_dict(), allow_nan=False))["losses"]["64"] is None
+
+
+def test_the_answers_are_judged_against_the_training_depth(trained):
+    curve = depth_curve(trained / "concatenation.h5", [1, 2, 4, 8, 16], batches=2, device="cpu")
+    assert curve.training_depth == 8
+    assert curve.predicted.method.endswith("seen")
+    assert curve.measured >= 8

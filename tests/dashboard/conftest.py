@@ -84,6 +84,12 @@ class Training:
             self.writer.append_array(step, TOKEN_MAP, tokens.astype(np.float32))
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test see what another one, or this user, left in the cache of rows."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def write_run() -> Callable[..., Path]:
     """Return a function that writes a whole run and seals it."""
@@ -184,19 +190,20 @@ def runs(tmp_path: Path, write_run: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def serving() -> Iterator[Callable[..., str]]:
-    """Return a function that serves some paths on a free port in this process and gives the address."""
+def serving() -> Iterator[Callable[..., tuple[str, object]]]:
+    """Return a function that serves some paths on a free port in this process and gives address and index."""
     from loopscope.dashboard.app import create_app
+    from loopscope.dashboard.index import CONFIG_KEY
 
     servers = []
 
-    def start(*paths: Path) -> str:
+    def start(*paths: Path) -> tuple[str, object]:
         app = create_app(paths)
         server = waitress.create_server(app.server, host="127.0.0.1", port=0, threads=4)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         servers.append((server, thread))
-        return f"http://127.0.0.1:{server.effective_port}"
+        return f"http://127.0.0.1:{server.effective_port}", app.server.config[CONFIG_KEY]
 
     yield start
     for server, thread in servers:

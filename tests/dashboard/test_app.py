@@ -111,8 +111,8 @@ def test_serve_prints_nothing_and_answers_at_the_address_it_announces(runs, capf
 def test_two_applications_in_one_process_show_their_own_runs(client, runs, tmp_path):
     one, other = client(runs), client(tmp_path / "parcae")
     assert len(one.index.entries()) == 5 and [entry.name for entry in other.index.entries()] == ["seed0"]
-    assert len(one.page("/")["_pages_content"]["children"]["props"]["children"][1]["props"]["rowData"]) == 5
-    assert len(other.page("/")["_pages_content"]["children"]["props"]["children"][1]["props"]["rowData"]) == 1
+    shown = [served.page("/")["_pages_content"]["children"]["props"]["children"][1]["props"] for served in (one, other)]
+    assert [len(grid["rowData"]) for grid in shown] == [5, 1]
 
 
 def test_default_port_is_the_documented_one():

@@ -5,9 +5,11 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from loopscope.dashboard import panels, summary
+from loopscope.dashboard.pages import run as run_page
+from loopscope.dashboard.tabs import all_tabs
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -23,10 +25,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# How many points the plot of the loss has; a long column arrives in binary.
-LOSSES_SHOWN = "(({x}).length ?? ({x})._inputArray.length)".format(
-    x="document.querySelector('#plot-loss .js-plotly-plot').data[0].x"
-)
 PATIENCE = 20_000  # ms; a page takes about one second on an idle machine, the machine may be busy
 
 pytestmark = [
@@ -46,8 +44,10 @@ def chromium() -> Iterator["sync_api.Browser"]:
 class Screen:
     """One browser tab that remembers everything it should not have said or asked."""
 
-    def __init__(self, browser: "sync_api.Browser", base: str, *, width: int = 1280, scheme: str = "light") -> None:
-        self.base, self.faults = base, []
+    def __init__(
+        self, browser: "sync_api.Browser", base: str, index, *, width: int = 1280, scheme: str = "light"
+    ) -> None:
+        self.base, self.index, self.faults = base, index, []
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
@@ -65,12 +65,30 @@ class Screen:
         self.page.wait_for_selector(".ls-title")
         return self.page
 
-    def title(self, plot: str) -> str:
-        """The title drawn on a plot, read from the screen."""
-        return self.page.locator(f"#plot-{plot} .gtitle").inner_text()
+    def run(self, name: str, query: str = "") -> "sync_api.Page":
+        """Open the page of a run, by its name."""
+        identifier = next(one for one in self.ids() if one.startswith(name))
+        self.open(f"/run/{identifier}{query}")
+        self.drawn()
+        return self.page
 
-    def wait_for_title(self, plot: str, pattern: str) -> None:
-        sync_api.expect(self.page.locator(f"#plot-{plot} .gtitle")).to_have_text(re.compile(pattern), timeout=PATIENCE)
+    def ids(self) -> list[str]:
+        return [entry.id for entry in self.index.entries()]
+
+    def drawn(self) -> None:
+        """Wait until every plot of the page is drawn."""
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.dash-graph')].every(g => g.querySelector('.main-svg'))"
+        )
+
+    def expect(self, panel: str, pattern: str) -> None:
+        """Wait for words in a panel."""
+        sync_api.expect(self.page.locator(f"#panel-{panel}")).to_contain_text(re.compile(pattern), timeout=PATIENCE)
+
+    def points(self, panel: str) -> str:
+        """Script: how many points the first line of a panel has; a long column arrives in binary."""
+        x = f"document.querySelector('#panel-{panel} .js-plotly-plot').data[0].x"
+        return f"(({x}).length ?? ({x})._inputArray.length)"
 
     def overflow(self) -> int:
         """By how many pixels the page is wider than the window."""
@@ -82,7 +100,8 @@ def screen(chromium, serving) -> Iterator:
     opened: list[Screen] = []
 
     def show(*paths, **settings) -> Screen:
-        opened.append(Screen(chromium, serving(*paths), **settings))
+        base, index = serving(*paths)
+        opened.append(Screen(chromium, base, index, **settings))
         return opened[-1]
 
     yield show
@@ -91,127 +110,158 @@ def screen(chromium, serving) -> Iterator:
         assert one.faults == []  # every test of this file: a silent console, and no request off this server
 
 
-def test_click_on_a_row_opens_the_run(screen, runs):
-    shown = screen(runs)
-    page = shown.open()
-    page.locator(".ag-row", has_text="concatenation").locator("[col-id=steps]").click()
-    page.wait_for_selector("#plot-spectrum .main-svg")
-    assert re.search(r"/run/concatenation-[0-9a-f]{8}$", page.url)
-    assert "unstable" in page.locator("#verdict").inner_text()
-    page.locator("text=← Runs").click()
-    page.wait_for_selector(".ag-row")
-    assert "foreign" in page.locator("#runs").inner_text() and "not an HDF5 file" in page.locator("#runs").inner_text()
+STEP = re.compile(r"step=(\d+)")
 
 
-def test_selected_step_shows_everywhere_and_survives_a_reload(screen, runs):
+def test_the_table_fills_in_filters_searches_and_keeps_all_of_it_in_the_address(screen, runs):
     shown = screen(runs)
     page = shown.open()
-    page.locator(".ag-row", has_text="concatenation").locator("[col-id=steps]").click()
-    shown.wait_for_title("profile", "step 199")
-    box = page.locator("#plot-loss .nsewdrag").bounding_box()
+    sync_api.expect(page.locator(".ag-row")).to_have_count(5, timeout=PATIENCE)
+    page.wait_for_selector("[data-filter='verdict:unstable']")
+    first = page.locator(".ag-row[row-index='0']")
+    sync_api.expect(first).to_contain_text("concatenation", timeout=PATIENCE)  # the worst on top
+    assert "not an HDF5 file" in page.locator("#runs").inner_text()
+    page.locator("[data-filter='verdict:unstable']").click()
+    sync_api.expect(page.locator(".ag-row")).to_have_count(1)
+    assert "only=verdict" in page.url
+    page.locator("[data-filter='verdict:unstable']").click()
+    page.locator("#query").fill("steps>100 verdict:stable")
+    sync_api.expect(page.locator(".ag-row")).to_have_count(1)
+    page.locator("#query").fill("nonsense>3")
+    sync_api.expect(page.locator("#query-fault")).to_contain_text("no field nonsense")
+    page.locator("#query").fill("concat")
+    page.wait_for_url(re.compile("q=concat"))
+    page.reload()
+    sync_api.expect(page.locator(".ag-row")).to_have_count(1)
+    sync_api.expect(page.locator("#query")).to_have_value("concat")
+
+
+def test_rows_are_links_and_going_back_restores_the_table(screen, runs):
+    shown = screen(runs)
+    page = shown.open("/?q=concat")
+    page.locator("a.ls-run").first.click()
+    page.wait_for_url(re.compile(r"/run/concatenation-[0-9a-f]{8}$"))
+    shown.drawn()
+    assert "Unstable since step" in page.locator("#verdict").inner_text()
+    assert page.title() == "concatenation · loopscope"
+    page.go_back()
+    sync_api.expect(page.locator(".ag-row")).to_have_count(1, timeout=PATIENCE)
+    assert "q=concat" in page.url
+
+
+def test_ticks_are_counted_and_survive_going_to_a_run_and_back(screen, runs):
+    shown = screen(runs)
+    page = shown.open()
+    page.locator(".ag-row", has_text="addition").locator("input[type=checkbox]").check()
+    page.wait_for_function("(JSON.parse(sessionStorage.getItem('ticked')) || []).length === 1")
+    page.locator("a.ls-run", has_text="addition").click()
+    page.wait_for_selector("#verdict")
+    page.go_back()
+    sync_api.expect(page.locator(".ag-row", has_text="addition").locator("input[type=checkbox]")).to_be_checked(
+        timeout=PATIENCE
+    )
+
+
+def test_tabs_are_in_the_address_and_back_leads_to_the_one_before(screen, runs):
+    shown = screen(runs)
+    page = shown.run("concatenation")
+    for tab, panel in (("Spectrum", "spectrum"), ("Where in the loop", "heat-state")):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_selector(f"#panel-{panel} .main-svg")
+    assert "tab=where" in page.url
+    page.go_back()
+    page.wait_for_selector("#panel-spectrum .main-svg")
+    assert "tab=spectrum" in page.url
+    sync_api.expect(page.get_by_role("tab", name="Spectrum")).to_have_attribute("aria-selected", "true")
+    page.go_back()
+    page.wait_for_selector("#panel-loss .main-svg")
+
+
+def test_a_step_chosen_anywhere_shows_everywhere_and_survives_a_reload(screen, runs):
+    shown = screen(runs)
+    page = shown.run("concatenation", "?tab=where")
+    box = page.locator("#panel-state .nsewdrag").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
-    page.wait_for_selector("#plot-loss .hoverlayer .legend")
+    page.wait_for_selector("#panel-state .hoverlayer .legend")
+    sync_api.expect(page.locator("#hover-line")).to_be_visible()
     page.mouse.down()
     page.mouse.up()
-    page.wait_for_url(re.compile(r"step=\d+"))
-    step = int(re.search(r"step=(\d+)", page.url).group(1))
+    page.wait_for_url(STEP)
+    step = int(STEP.search(page.url).group(1))
     assert 70 <= step <= 90  # 40 % of 200 steps, give or take the axis' margins
-    shown.wait_for_title("profile", f"training step {step}")
-    shown.wait_for_title("spectrum", f"step {step // 10 * 10}")  # spectra are recorded every ten steps
-    page.reload()
-    shown.wait_for_title("profile", f"training step {step}")
-    page.locator("#latest").click()
-    shown.wait_for_title("profile", "training step 199")
-    assert "step=" not in page.url
-
-
-def test_slider_and_findings_select_steps_too(screen, runs):
-    shown = screen(runs)
-    page = shown.open()
-    page.locator(".ag-row", has_text="concatenation").locator("[col-id=steps]").click()
-    page.wait_for_selector(".ls-finding .ls-link")
-    link = page.locator(".ls-finding .ls-link").first
-    step = int(link.inner_text().removeprefix("step "))
-    link.click()
-    shown.wait_for_title("profile", f"training step {step}")
-    page.locator("#slider [role=slider]").focus()
+    shown.expect("profile", f"training step {step}")
     page.keyboard.press("ArrowRight")
-    shown.wait_for_title("profile", f"training step {step + 1}")
-    assert page.url.endswith(f"?step={step + 1}")
+    shown.expect("profile", f"training step {step + 1}")
+    page.reload()
+    shown.expect("profile", f"training step {step + 1}")
+    page.locator("#latest").click()
+    shown.expect("profile", "training step 199")
+    page.wait_for_function("!location.search.includes('step=')")
+
+
+def test_one_cursor_stands_at_the_same_pixel_in_every_plot(screen, runs):
+    page = screen(runs).run("concatenation", "?step=120")
+    lefts = page.evaluate(
+        "[...document.querySelectorAll('#steps .js-plotly-plot')].map(g => g.getBoundingClientRect().left"
+        " + g._fullLayout.xaxis._offset + g._fullLayout.xaxis.l2p(g.layout.shapes[0].x0))"
+    )
+    assert len(lefts) == 3 and max(lefts) - min(lefts) < 0.6, lefts
+
+
+def test_findings_select_their_step(screen, runs):
+    page = screen(runs).run("concatenation")
+    link = page.locator(".ls-finding .ls-link").first
+    step = int(re.search(r"[0-9]+", link.inner_text()).group())
+    link.click()
+    page.wait_for_url(re.compile(f"step={step}"))
 
 
 def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewhere):
     training = elsewhere(tmp_path / "live.h5")
     training.tell("100")
     shown = screen(tmp_path)
-    page = shown.open()
-    page.wait_for_selector(".ag-row >> [col-id=state] >> text=live")
-    page.locator(".ag-row").locator("[col-id=steps]").click()
-    shown.wait_for_title("profile", "training step 99")
+    page = shown.run("live")
     training.tell("150")
-    shown.wait_for_title("profile", "training step 149")  # it grew on screen without any action
-    page.wait_for_function(f"{LOSSES_SHOWN} === 150")  # the plots over steps are drawn by a question of their own
-
-    box = page.locator("#plot-loss .nsewdrag").bounding_box()
+    page.wait_for_function(f"{shown.points('loss')} === 150")  # it grew on screen without any action
+    box = page.locator("#panel-loss .nsewdrag").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.5)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5, steps=5)
     page.mouse.up()
-    span = "document.querySelector('#plot-state .js-plotly-plot')._fullLayout.xaxis.range.map(Math.round)"
+    span = "document.querySelector('#panel-gain .js-plotly-plot')._fullLayout.xaxis.range.map(Math.round)"
     page.wait_for_function(f"({span})[1] < 100")
     before = page.evaluate(span)
     training.tell("200")
-    shown.wait_for_title("profile", "training step 199")
+    page.wait_for_function("document.querySelector('#verdict').innerText.includes('200 steps')")
+    page.wait_for_timeout(500)
     assert page.evaluate(span) == before
+    page.locator("#reset-zoom").click()
+    page.wait_for_function(f"({span})[1] > 190")
     training.tell("end")
     sync_api.expect(page.locator("#state")).to_have_text(re.compile("finished"), timeout=PATIENCE)
     page.wait_for_timeout(1500)
     asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: "/alive" in request.url or asked.append(request.url))
     page.wait_for_timeout(2500)  # two polls long
     assert asked == []  # a finished run is not polled
 
 
-@pytest.fixture
-def slowed(monkeypatch) -> Iterator:
-    """Return a function that makes a function of a module take longer; at the end nothing is kept waiting."""
-    over = threading.Event()
-
-    def slow(module, name: str, seconds: float) -> None:
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *given: (over.wait(seconds), real(*given))[1])
-
-    yield slow
-    over.set()
-    time.sleep(0.5)  # for what is being answered, before the server goes
-
-
-@pytest.mark.parametrize("slow", ["step_figures", "detail_figures"])
-def test_a_live_run_is_followed_where_drawing_takes_longer_than_a_poll(screen, tmp_path, elsewhere, slowed, slow):
-    training = elsewhere(tmp_path / "live.h5")
-    training.tell("100")
-    shown = screen(tmp_path)
-    page = shown.open()
-    page.locator(".ag-row").click()
-    shown.wait_for_title("profile", "training step 99")
-    slowed(panels, slow, 1.4)
-    grown = f"{LOSSES_SHOWN} > 100 && !/step 99/.test(document.querySelector('#plot-profile .gtitle').textContent)"
-    for step in range(110, 400, 10):  # news at every poll: none of them may keep the answer to the one before away
-        training.tell(str(step))
-        page.wait_for_timeout(500)
-        if page.evaluate(grown):
-            break
-    assert step < 300  # on both sides of the page, long before the news ended
-
-
-def test_a_slow_folder_of_runs_is_followed(screen, runs, write_run, slowed):
-    shown = screen(runs / "parcae")
-    page = shown.open()
+def test_new_deleted_and_changed_runs_show_up_in_the_table(screen, runs, write_run):
+    page = screen(runs / "parcae").open()
     page.wait_for_selector(".ag-row >> text=seed0")
-    slowed(summary, "rows", 2.5)
     write_run(runs / "parcae" / "seed1.h5", steps=20)
-    page.wait_for_selector(".ag-row >> text=seed1", timeout=10_000)
-    assert page.locator(".ls-run").all_inner_texts() == ["seed0", "seed1"]
+    page.wait_for_selector(".ag-row >> text=seed1")
+    (runs / "parcae" / "seed0.h5").unlink()
+    sync_api.expect(page.locator("a.ls-run")).to_have_text(["seed1"], timeout=PATIENCE)
+
+
+def test_a_run_that_is_deleted_says_so_on_its_page(screen, tmp_path, training):
+    live = training(tmp_path / "live.h5", steps=10)
+    live.step(0)
+    live.writer.flush()
+    page = screen(tmp_path).run("live")
+    (tmp_path / "live.h5").unlink()
+    page.wait_for_selector("text=This run cannot be read any more")
 
 
 def test_an_answer_that_never_comes_does_not_stop_the_clock(screen, runs):
@@ -225,74 +275,146 @@ def test_an_answer_that_never_comes_does_not_stop_the_clock(screen, runs):
     assert (passed, skipped, late) == (1, True, 3)
 
 
-def test_study_plots_appear_while_a_run_goes_on_and_fill_their_cards(screen, tmp_path, elsewhere):
-    training = elsewhere(tmp_path / "live.h5")
-    training.tell("100")
-    shown = screen(tmp_path, width=390)
+def test_the_light_says_when_the_server_is_gone_and_when_it_is_back(chromium, serving, runs):
+    base, index = serving(runs)
+    shown = Screen(chromium, base, index)
     page = shown.open()
-    page.locator(".ag-row").click()
-    page.wait_for_selector("#plot-spectrum .main-svg")
-    hint, card = page.locator("#study-hint"), page.locator("#card-tokens")
-    assert hint.is_visible() and not card.is_visible() and not page.locator("#flights").is_visible()
-    training.tell("study")
-    training.tell("400")
-    sync_api.expect(card).to_be_visible(timeout=PATIENCE)
-    shown.wait_for_title("tokens", "step 390")
-    assert not hint.is_visible() and shown.overflow() == 0
-    width = "document.querySelector('#plot-tokens .main-svg').getBoundingClientRect().width"
-    page.wait_for_function(f"Math.abs({width} - {card.bounding_box()['width']}) < 30")
-    page.locator("#flights summary").click()
-    page.locator("#flights .ls-link").first.click()
-    shown.wait_for_title("profile", "training step 300")
-    shown.wait_for_title("tokens", "step 300")
+    sync_api.expect(page.locator("#light")).to_have_text(re.compile("updated"), timeout=PATIENCE)
+    page.route("**/*", lambda route: route.abort())
+    sync_api.expect(page.locator("#light")).to_have_text("server gone", timeout=PATIENCE)
+    page.unroute("**/*")
+    sync_api.expect(page.locator("#light")).to_have_text(re.compile("updated"), timeout=PATIENCE)
+    shown.context.close()
 
 
-def test_new_runs_show_up_in_the_table(screen, runs, write_run):
-    shown = screen(runs / "parcae")
-    page = shown.open()
-    page.wait_for_selector(".ag-row >> text=seed0")
-    write_run(runs / "parcae" / "seed1.h5", steps=20)
-    page.wait_for_selector(".ag-row >> text=seed1")
-
-
+@pytest.mark.parametrize("tab", all_tabs())
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_phone_has_one_column_and_no_sideways_scroll(screen, runs, scheme):
-    shown = screen(runs, width=390, scheme=scheme)
+def test_every_tab_fits_a_phone_in_both_themes(screen, tmp_path, write_run, scheme, tab):
+    write_run(tmp_path / "study.h5", start=0.65, end=2.6, study=True)
+    shown = screen(tmp_path, width=390, scheme=scheme)
+    page = shown.run("study", f"?tab={tab}&step=150")
+    assert shown.overflow() == 0
+    assert page.locator("html").get_attribute("data-mantine-color-scheme") == scheme
+    for plot in page.locator(".ls-panel").all():
+        box = plot.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+def test_the_table_fits_a_phone(screen, runs):
+    shown = screen(runs, width=390)
     page = shown.open()
     page.wait_for_selector(".ls-fitted .ag-row")
     assert shown.overflow() == 0
     grid = page.locator(".ag-body-horizontal-scroll-viewport")
     assert grid.count() == 0 or grid.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
-    page.locator(".ag-row", has_text="concatenation").click()
-    page.wait_for_selector("#plot-spectrum .main-svg")
-    assert shown.overflow() == 0
-    left = {round(box.bounding_box()["x"]) for box in page.locator(".ls-plot:visible").all()}
-    assert len(left) == 1
-    for plot in page.locator(".ls-plot:visible", has=page.locator(".legend")).all():
-        title, legend = (plot.locator(part).bounding_box() for part in (".gtitle", ".legend"))
-        assert title["y"] + title["height"] <= legend["y"] + 2, plot.inner_text()  # 2: air within the legend's box
 
 
 def test_dark_and_light_are_remembered_and_recolour_the_plots(screen, runs):
     shown = screen(runs, scheme="light")
-    page = shown.open()
-    page.locator(".ag-row", has_text="addition").locator("[col-id=steps]").click()
-    page.wait_for_selector("#plot-loss .gtitle")
-    ink = "getComputedStyle(document.querySelector('#plot-loss .gtitle')).fill"
+    page = shown.run("addition")
+    ink = "getComputedStyle(document.querySelector('#panel-loss .ytick text')).fill"
+    page.wait_for_selector("#panel-loss .ytick text")
     light = page.evaluate(ink)
     page.locator("#scheme").click()
     page.wait_for_function(f"{ink} !== {light!r}")
     page.reload()
-    page.wait_for_selector("#plot-loss .gtitle")
+    page.wait_for_selector("#panel-loss .ytick text")
     assert page.locator("html").get_attribute("data-mantine-color-scheme") == "dark"
     assert page.evaluate(ink) != light
 
 
+def test_everything_can_be_reached_with_the_keyboard(screen, runs):
+    shown = screen(runs)
+    page = shown.run("concatenation")
+    page.get_by_role("tab", name="When").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#panel-heat-state .main-svg")
+    about = page.locator("#panel-state summary")
+    about.focus()
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#panel-state >> text=Worrying:")).to_be_visible()
+    page.keyboard.press("Escape")
+    sync_api.expect(page.locator("#panel-state >> text=Worrying:")).not_to_be_visible()
+
+
+def test_panels_say_what_they_show_and_can_be_taken_along(screen, runs):
+    page = screen(runs).run("concatenation")
+    label = "document.querySelector('#panel-loss .js-plotly-plot').getAttribute('aria-label')"
+    page.wait_for_function(f"({label} || '').startsWith('Training loss. loss: ')")
+    page.locator("#panel-loss summary").click()
+    for word in ("SVG", "PNG", "CSV"):
+        with page.expect_download() as taken:
+            page.locator("#panel-loss .ls-about").get_by_text(word, exact=True).click()
+        content = Path(taken.value.path()).read_bytes()
+        assert {"SVG": b"<svg", "PNG": b"PNG", "CSV": b"step,loss"}[word] in content[:500]
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#panel-loss .ls-about").get_by_text("copy link").click()
+    page.wait_for_selector("text=copied")
+    assert page.evaluate("navigator.clipboard.readText()").endswith("#panel-loss")
+
+
+def test_play_goes_through_training(screen, runs):
+    shown = screen(runs)
+    page = shown.run("concatenation", "?tab=spectrum")
+    page.locator("#play").click()
+    page.wait_for_url(STEP)
+    shown.expect("spectrum", r"step \d, ")
+    page.locator("#play").click()
+
+
+def test_the_loops_of_training_and_another_run_to_compare_with_are_chosen_in_the_page(screen, runs):
+    shown = screen(runs)
+    page = shown.run("concatenation", "?tab=where")
+    shown.expect("heat-state", "fixed batch")
+    page.locator("#batch-choice").get_by_text("training steps").click()
+    shown.expect("heat-state", "training steps")
+    page.wait_for_url(re.compile("batch=training"))
+    page.get_by_role("tab", name="Configuration").click()
+    page.locator("#against-choice").click()
+    page.get_by_text("addition", exact=True).click()
+    page.wait_for_url(re.compile("against=addition"))
+
+
+def test_hostile_files_are_rows_and_text_and_nothing_else(screen, tmp_path, write_run):
+    write_run(tmp_path / "<img src=x onerror=alert(1)>.h5", steps=20, end=1.6, model="<script>alert(1)</script>",
+              config={"injection": "<b>bold</b>", "lr": "javascript:alert(1)"})  # fmt: skip
+    (tmp_path / "self.h5").symlink_to("self.h5")
+    shown = screen(tmp_path)
+    page = shown.open()
+    page.on("dialog", lambda dialog: shown.faults.append("a file opened a dialog"))
+    sync_api.expect(page.locator(".ag-row")).to_have_count(2, timeout=PATIENCE)
+    sync_api.expect(page.locator("#runs")).to_contain_text("a link that leads to itself", timeout=PATIENCE)
+    assert page.locator("#runs img, #runs b").count() == 0
+    page = shown.run("-img", "?tab=configuration")
+    assert "<script>alert(1)</script>" in page.locator("#tab-words").inner_text()
+    assert page.locator("main script, main img, #verdict b").count() == 0
+
+
 def test_broken_and_empty_runs_explain_themselves_on_their_pages(screen, runs):
     shown = screen(runs)
-    page = shown.open()
-    page.locator(".ag-row", has_text="foreign").click()
+    page = shown.open(f"/run/{next(one for one in shown.ids() if one.startswith('foreign'))}")
     page.wait_for_selector("text=This run cannot be read")
     page.locator("text=All runs").click()
-    page.locator(".ag-row", has_text="no rows").click()
-    page.wait_for_selector("#plot-loss >> text=No loss was recorded.")
+    page.wait_for_selector(".ag-row")
+    shown.run("no-rows")
+    shown.expect("loss", "No loss was recorded.")
+
+
+def test_a_live_run_is_followed_where_drawing_takes_longer_than_a_poll(screen, tmp_path, elsewhere, monkeypatch):
+    training = elsewhere(tmp_path / "live.h5")
+    training.tell("100")
+    shown = screen(tmp_path)
+    page = shown.run("live")
+    over, real = threading.Event(), run_page._figures
+    monkeypatch.setattr(run_page, "_figures", lambda *given: (over.wait(1.4), real(*given))[1])
+    try:
+        for step in range(110, 400, 10):  # news at every poll: none of them may keep the answer to the one before away
+            training.tell(str(step))
+            page.wait_for_timeout(500)
+            if page.evaluate(f"{shown.points('loss')} > 100"):
+                break
+        assert step < 300  # long before the news ended
+    finally:
+        over.set()
+        time.sleep(0.5)  # for what is being answered, before the server goes

@@ -3,6 +3,7 @@ import math
 
 import pytest
 from loopscope.dynamics import Regime, disagreement, loop_regime, lti_regime, worst
+from loopscope.dynamics.regime import full_loop_regime, overall, rates_disagree
 
 REGIMES: tuple[Regime, ...] = ("stable", "marginal", "unstable", "unknown")
 
@@ -58,3 +59,42 @@ def test_different_disagreements_have_different_sentences() -> None:
     told = [sentence for sentence in told if sentence]
     # Views that differ only in a third one that agrees with the told pair share a sentence; nothing else may.
     assert len(set(told)) >= 24
+
+
+@pytest.mark.parametrize("views", list(itertools.product(REGIMES, repeat=3)))
+def test_what_was_measured_on_the_loop_outranks_its_linear_part(views: tuple[Regime, Regime, Regime]) -> None:
+    lti, loop, trajectory = views
+    measured = worst(loop, trajectory)
+    assert overall(*views) == (lti if measured == "unknown" else measured)
+    if "unstable" in (loop, trajectory):
+        assert overall(*views) == "unstable"
+
+
+@pytest.mark.parametrize(
+    ("log_radius", "exponent", "regime", "differ"),
+    [
+        (-0.1, 0.18, "marginal", True),
+        (0.3, -0.3, "marginal", True),
+        (-0.1, math.nan, "stable", False),
+        (math.nan, 0.2, "unstable", False),
+        (-0.4, -0.1, "stable", False),
+        (math.nan, math.nan, "unknown", False),
+        (-math.inf, -0.2, "stable", False),
+    ],
+)
+def test_neither_rate_of_the_full_loop_outvotes_the_other(
+    log_radius: float, exponent: float, regime: Regime, differ: bool
+) -> None:
+    assert full_loop_regime(log_radius, exponent) == regime
+    assert rates_disagree(log_radius, exponent) == differ
+
+
+@pytest.mark.parametrize("views", list(itertools.product(REGIMES, ("marginal",), REGIMES)))
+def test_rates_that_disagree_are_said_to(views: tuple[Regime, Regime, Regime]) -> None:
+    said = disagreement(*views, rates_differ=True)
+    assert "disagree" in said and "neither grow nor shrink" not in said and "barely forgets" not in said
+
+
+def test_an_attracting_cycle_is_no_disagreement() -> None:
+    assert disagreement("unknown", "stable", "marginal", cycle=True) == ""
+    assert disagreement("unknown", "stable", "marginal") != ""

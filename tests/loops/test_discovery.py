@@ -10,7 +10,8 @@ import torch
 from loopscope.loops.discovery import discover, find_levels, site_call
 from loopscope.loops.find import find_site
 from loopscope.loops.least_squares import estimate_linear_part, visit
-from loopscope.loops.trace import example_tokens, on_the_side, trace
+from loopscope.loops.neutral import on_the_side
+from loopscope.loops.trace import example_tokens, trace
 from loopscope.probes import LoopSite, LoopSiteError, Part, attach, open_run
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -289,7 +290,7 @@ def test_nested_loops_are_told_apart():
 
     levels = find_levels(model := Model(loop, inner=block(), outer=block()), example_tokens(model))
     assert [(level.loops, level.modules) for level in levels] == [(4, ("inner",) * 3 + ("outer",)), (3, ("inner",))]
-    assert any("first run" in note for note in levels[1].site.notes)
+    assert any("each run" in note for note in levels[1].site.notes)
 
 
 def test_an_input_that_the_model_refuses():
@@ -583,3 +584,62 @@ def test_models_without_a_loop_are_not_given_one(name):
     more = {"intermediate_size": 64, "num_key_value_heads": 2} if "GPT2" not in name else {"bos_token_id": 0}
     with pytest.raises(LoopSiteError, match="shows none"):
         discover(kind(kind.config_class(**sizes, **more, eos_token_id=0)))
+
+
+class TwoInTurn(nn.Module):
+    """One network makes two variables in turn, as TRM's does; ``named`` calls an nn.Identity on the slower one."""
+
+    def __init__(self, named):
+        super().__init__()
+        self.embed, self.net, self.head = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16)
+        self.answer = nn.Identity() if named else None
+        self.answers = []
+
+    def forward(self, tokens):
+        e = self.embed(tokens)
+        y, z, self.answers = torch.zeros_like(e), torch.zeros_like(e), []
+        for _ in range(5):
+            for _ in range(2):
+                z = torch.tanh(self.net(z + y + e))
+            y = torch.tanh(self.net(y + z))
+            y = self.answer(y) if self.answer is not None else y
+            self.answers.append(y.detach())
+        return self.head(y)
+
+
+def test_one_module_in_two_roles_is_never_offered_as_one_state(tmp_path):
+    torch.manual_seed(0)
+    with pytest.raises(LoopSiteError, match="several variables in turn") as refused:
+        discover(TwoInTurn(named=False))
+    assert "site=LoopSite(body='net'" not in str(refused.value)
+    # What the message advises works.
+    model = TwoInTurn(named=True)
+    site = LoopSite(body="answer", after="head", output="answer", state_argument=None, shared=True)
+    with loopscope.attach(model, tmp_path / "run.h5", site=site) as probe:
+        probe.step(loss=model(torch.zeros(2, 6, dtype=torch.int64)).mean())
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["depth"][0] == 5
+        expected = [answer.norm(dim=-1).mean().item() for answer in model.answers]
+        np.testing.assert_allclose(run.loops("state_norm")[0, 1:], expected, rtol=1e-5)
+
+
+def test_a_head_in_every_loop_is_no_obstacle(tmp_path):
+    class Supervised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.block, self.head = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16)
+
+        def forward(self, tokens):
+            h, outputs = self.embed(tokens), []
+            for _ in range(4):
+                h = torch.tanh(self.block(h))
+                outputs.append(self.head(h))
+            return torch.stack(outputs)
+
+    model = Supervised()
+    site = discover(model)
+    assert site.shared and site.after == "head"
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        probe.step(loss=model(torch.zeros(2, 6, dtype=torch.int64)).mean())
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["depth"][0] == 4

@@ -213,7 +213,7 @@ def test_a_probe_that_breaks_says_so_once_and_numbers_go_on(demo_model, tokens, 
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
         model(tokens)
         probe.step(loss=1.0)
-        monkeypatch.setattr("loopscope.probes.measure.sums.LoopSums.add", lambda *states: 1 / 0)
+        monkeypatch.setattr("loopscope.probes.measure.sums.LoopSums.device_rows", lambda sums: 1 / 0)
         for _ in range(3):
             model(tokens).sum().backward()
             probe.step(loss=2.0, lr=0.1)

@@ -103,3 +103,44 @@ def test_an_expansive_loop_is_warned_of(write_run):
     assert diagnosis(write_run("b.h5", loss=wavy(30), lyapunov_max=0.04, a_bar_radius=0.8)).findings == []
     drifting = {"lyapunov_max": 0.1, "jacobian_radius": 1.02, "a_bar_radius": 0.8}
     assert diagnosis(write_run("c.h5", loss=wavy(30), **drifting)).findings == []
+
+
+@pytest.mark.parametrize("bad", [1, 9, 12, 16])
+def test_a_pass_that_stops_being_finite_is_unstable(write_run, loop_rows, bad):
+    rows = loop_rows(0.5)
+    rows[bad:, 0], rows[bad - 1 : -1, 1] = np.nan, np.nan
+    found = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, probe={29: rows}))
+    assert (found.regimes["trajectory"], found.verdict) == ("unstable", "unstable")
+    assert f"not finite from loop {bad} of 16 on" in found.summary
+
+
+def test_steps_in_which_sequences_ran_different_loops_are_no_trajectory(write_run, loop_rows):
+    rows = loop_rows(1.3)
+    rows[8:, 3] = 4.0  # half of the tokens stopped
+    found = diagnosis(write_run(loss=np.ones(30), loops=rows))
+    assert found.regimes["trajectory"] == "unknown"
+    assert "no trajectory" in found.summary
+
+
+@pytest.mark.parametrize(("kind", "regime"), [("bfloat16", "stable"), ("float32", "unknown"), (None, "unknown")])
+def test_the_floor_of_bfloat16_states_is_settled_where_their_type_is_known(write_run, loop_rows, kind, regime):
+    rows = loop_rows(0.3)
+    rows[:, 0], rows[5:16, 1], rows[1:16, 2] = 1.0, 4e-3, -0.5
+    found = diagnosis(write_run(loss=np.ones(30), probe={29: rows}, info={"parameter_dtype": kind}))
+    assert found.regimes["trajectory"] == regime
+
+
+def test_rates_that_disagree_are_said_to(write_run, loop_rows):
+    measured = {"lyapunov_max": 0.3, "jacobian_radius": 0.74, "full_loop_seconds": 0.2}
+    found = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, probe={29: loop_rows(0.7)}, **measured))
+    assert found.regimes["loop"] == "marginal"
+    assert "which disagree" in found.summary and "barely forgets" not in found.summary
+
+
+def test_an_attracting_cycle_is_no_disagreement(write_run, loop_rows):
+    rows = loop_rows(1.0)
+    rows[:, 0], rows[1:16, 2] = 3.0, -1.0
+    measured = {"lyapunov_max": -0.6, "jacobian_radius": 2.1, "full_loop_seconds": 0.2}
+    found = diagnosis(write_run(loss=np.ones(30), probe={29: rows}, **measured))
+    assert (found.regimes["loop"], found.regimes["trajectory"]) == ("stable", "marginal")
+    assert "attracting" in found.summary and "disagree" not in found.summary

@@ -40,6 +40,9 @@ def test_follows_drift_and_crossings(kind: str, rate: float) -> None:
         found = radius.update(a)
         # The targets: 1 % for ρ, 0.1 % for σ_max, at every step.
         assert abs(found.value / exact - 1) < 0.01, (step, found, exact)
+        assert found.converged and found.lower <= exact <= found.upper, (step, found, exact)
+        # Exact refreshes have proven bounds, which are wide.
+        assert "LAPACK" in found.method or found.upper - found.lower < 0.02 * exact, (step, found)
         stretch = float(np.linalg.norm(a.astype(np.float64), 2))
         found = norm.update(a)
         assert abs(found.value / stretch - 1) < 0.001, (step, found, stretch)
@@ -213,3 +216,56 @@ def test_cuda_agrees_with_the_cpu(quantity: str) -> None:
     tracker = SpectralTracker(quantity, background=False, refresh_every=10**6)  # type: ignore[arg-type]
     tracker.update(a.cuda())
     assert tracker.update(a.cuda()).value == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("update", ["one entry", "rank one", "noise", "low rank", "scaled"])
+def test_near_a_multiple_of_the_identity_the_leading_value_is_kept(update: str, dtype: type) -> None:
+    # Identity-initialised injections after a few steps: the Krylov space ends after a handful of vectors.
+    width, rng = 500, RNG(7)
+    u, v = rng.normal(size=(2, width)) / np.sqrt(width)
+    noise, wide = rng.normal(size=(width, width)), rng.normal(size=(width, 4)) / np.sqrt(width)
+    tracker = SpectralTracker(background=False, refresh_every=10**6)
+    for step in range(5):
+        change = {
+            "one entry": np.diag(np.eye(width)[0]),
+            "rank one": np.outer(u, u + 0.5 * v),
+            "noise": 1e-5 * noise,
+            "low rank": wide @ wide.T,
+            "scaled": np.eye(width),
+        }[update]
+        a = (0.7 * np.eye(width) + 0.012 * step * change).astype(dtype)
+        found, exact = tracker.update(a), float(np.abs(np.linalg.eigvals(a)).max())
+        assert abs(found.value / exact - 1) < 1e-4, (step, found, exact)
+        assert found.converged and found.lower <= exact <= found.upper, (step, found, exact)
+
+
+@pytest.mark.parametrize("kind", ["cycle", "permutation", "rotation", "equal moduli", "nilpotent", "Jordan", "Grcar"])
+def test_what_does_not_converge_has_an_interval_that_holds_the_radius(kind: str) -> None:
+    width = 150
+    if kind == "equal moduli":
+        a = np.zeros((width, width))
+        for i in range(0, width, 2):
+            c, s = 0.8 * np.cos(1 + i / 50), 0.8 * np.sin(1 + i / 50)
+            a[i : i + 2, i : i + 2] = [[c, -s], [s, c]]
+    else:
+        ones = [np.diag(np.ones(width - k), k) for k in (1, 2, 3)]
+        a = {
+            "cycle": 0.8 * np.roll(np.eye(width), 1, 0),
+            "permutation": 0.8 * np.eye(width)[RNG(8).permutation(width)],
+            "rotation": 0.8 * np.linalg.qr(RNG(9).normal(size=(width, width)))[0],
+            "nilpotent": np.diag(np.ones(width - 1), 1),
+            "Jordan": 0.5 * np.eye(width) + 0.3 * np.diag(np.ones(width - 1), 1),
+            "Grcar": (np.eye(width) - np.diag(np.ones(width - 1), -1) + sum(ones)) / 3,
+        }[kind]
+    tracker = SpectralTracker(background=False, refresh_every=4)
+    for step in range(8):
+        drifted = a * (1 + 0.001 * step)
+        found, exact = tracker.update(drifted), float(np.abs(np.linalg.eigvals(drifted)).max())
+        assert np.isfinite(found.value) and np.isfinite(found.upper)
+        if tracker.exact is not None and step > 4:
+            assert found.lower <= exact * (1 + 1e-9) and exact <= found.upper * (1 + 1e-9), (step, found, exact)
+            assert not found.converged or abs(found.value - exact) <= 0.01 * exact, (step, found, exact)
+    assert tracker.drift > 0.1 or kind not in ("nilpotent", "Jordan"), (
+        "the last exact value was far from the tracked one"
+    )

@@ -117,3 +117,46 @@ def test_it_holds_at_unstable_points_too():
 
     found = token_exponents(pinned, point.state, iterations=100, warmup=150)
     assert found.asymptotic.max() == pytest.approx(np.log(point.radius), abs=1e-6)  # aligned like (1.2 / 1.7)^150
+
+
+def contraction(kind, dtype):
+    """A linear loop with one fixed point, slow or at zero."""
+    g = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(32, 32, generator=g, dtype=torch.float64))[0]
+    e = torch.randn(1, 1, 32, generator=g, dtype=torch.float64).to(dtype)
+    values = torch.linspace(0.699, 0.999, 32, dtype=torch.float64)
+    if kind == "rest at zero":
+        e = torch.zeros_like(e)
+    elif kind == "negative":
+        values = -values
+    elif kind == "shear":
+        turn = torch.eye(32, dtype=torch.float64)
+    a = turn @ torch.diag(values) @ turn.T
+    if kind == "shear":
+        a = a + 0.02 * torch.diag(torch.ones(31, dtype=torch.float64), 1)
+    a = a.to(dtype)
+    return lambda h: h @ a.T + e
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["slow", "rest at zero", "negative", "shear"])
+def test_one_rest_point_is_one_fixed_point_however_slowly_it_is_reached(kind, dtype):
+    g = torch.Generator().manual_seed(1)
+    starts = [torch.randn(1, 8, 32, generator=g, dtype=torch.float64).to(dtype) * k for k in (1, 20, 200)]
+    points = fixed_points(contraction(kind, dtype), starts, max_calls=250)
+    assert [p.starts for p in points] in ([3], [2], [1]), [(p.kind, p.starts, p.residual) for p in points]
+
+
+def test_a_spiral_to_zero_is_one_point():
+    c, s = 0.97 * np.cos(1), 0.97 * np.sin(1)
+    a = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    starts = [torch.tensor([[x]], dtype=torch.float64) for x in ([1.0, 0.0], [0.3, 0.8], [1e-3, -5.0])]
+    assert [(p.kind, p.starts) for p in fixed_points(lambda h: h @ a.T, starts)] == [("stable focus", 3)]
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3])
+def test_two_points_near_a_fold_stay_two(apart):
+    # h + (apart² − h²) has rest points at ± apart with multipliers 1 ∓ 2 apart.
+    starts = [torch.full((1, 1, 1), x, dtype=torch.float64) for x in (1.1 * apart, -1.02 * apart)]
+    points = fixed_points(lambda h: h + apart**2 - h**2, starts, methods=("newton",))
+    assert sorted(round(float(p.state) / apart, 3) for p in points) == [-1.0, 1.0]

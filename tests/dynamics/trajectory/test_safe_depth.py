@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from loopscope.dynamics.trajectory.safe_depth import measured_depth, predicted_depth
+from loopscope.dynamics.trajectory.safe_depth import judged_from, measured_depth, predicted_depth
 
 
 def run(law, loops, horizon, velocity, margin):
@@ -69,3 +69,30 @@ def test_bad_requests():
         predicted_depth(np.ones(16), state_norm=np.ones(17), logits=(np.ones(3), np.ones(4)))
     with pytest.raises(ValueError, match="reference"):
         measured_depth(np.zeros((3, 2)), 5)
+
+
+def test_a_horizon_that_looks_no_further_says_so():
+    found = predicted_depth(1.04 ** np.arange(64), state_norm=np.full(65, 1e6), horizon=64)
+    assert (found.depth, found.words) == (64, "64")
+    assert "no deeper one was looked at" in found.sentence
+    assert predicted_depth(0.5 ** np.arange(16), state_norm=np.ones(17), horizon=64).words == "≥ 64"
+
+
+@pytest.mark.parametrize(("dead_from", "depth"), [(13, 12), (9, 8), (17, 64)])
+def test_a_model_whose_answers_died_before_the_last_loop_is_not_safe(dead_from, depth):
+    steady = predicted_depth(0.5 ** np.tile(np.arange(16), (20, 1)), state_norm=np.full((20, 17), 4.0), horizon=64)
+    assert steady.depth == 64
+    answers = np.where(np.arange(17)[:, None] < dead_from, 3, 0) * np.ones(20, int)
+    found = judged_from(steady, answers, reference=8)
+    assert found.depth == depth and found.unlimited == (depth == 64)
+
+
+def test_answers_that_are_not_finite_do_not_stand():
+    steady = predicted_depth(0.5 ** np.tile(np.arange(8), (4, 1)), state_norm=np.full((4, 9), 4.0), horizon=64)
+    assert judged_from(steady, np.full((9, 4), -1), reference=4).depth < 64
+
+
+def test_undecided_loops_are_taken_to_last():
+    steps = np.array([7.56, 7.41, 7.27, 7.14, 7.01, 6.89, 6.80])
+    found = predicted_depth(steps, state_norm=np.full(8, 50.0), step_cosine=np.full(7, -0.4), horizon=64)
+    assert not found.unlimited and found.depth < 64

@@ -125,3 +125,40 @@ def test_losses_that_do_not_saturate_determine_no_limit() -> None:
 def test_what_cannot_be_fitted_is_an_error(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda t, x: 3 - 0.3 * x * np.log(t),
+        lambda t, x: 2.5 + x * t**-0.5,
+        lambda t, x: 2.5 + x * (t + 1) ** -1.2,
+        lambda t, x: 2.5 + x * np.exp(-0.8 * t) + 0.03 * np.log(t),
+        lambda t, x: 2.5 + x * np.exp(-0.8 * t) + 0.002 * t,
+    ],
+    ids=["logarithm", "slow power", "fast power", "falls, then rises", "falls, then rises in a line"],
+)
+def test_a_law_that_does_not_fit_is_not_identified(law, seed: int) -> None:
+    rng = RNG(seed)
+    t = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32.0])
+    found = depth_law(t, law(t, rng.uniform(0.3, 1)) + 1e-4 * rng.normal(size=t.size))
+    assert not found.identified and found.doubt
+    assert len(found.residuals) == t.size
+
+
+def test_four_depths_cannot_test_three_coefficients() -> None:
+    t = np.array([1, 2, 4, 8.0])
+    assert "four depths" in depth_law(t, 2 + np.exp(-t)).doubt
+
+
+def test_the_limit_lies_within_two_standard_errors() -> None:
+    # 95 of 100 are meant; 88 or fewer of 100 is a one in a hundred event.
+    t, held, sure = np.array([1, 2, 3, 4, 6, 8, 12, 16.0]), 0, 0
+    for seed in range(60):
+        rng = RNG(seed)
+        losses = 2.5 + rng.uniform(0.2, 1) * np.exp(-rng.uniform(0.2, 1) * t) + 1e-3 * rng.normal(size=t.size)
+        found = depth_law(t, losses)
+        sure += found.identified
+        held += found.identified and abs(found.limit - 2.5) <= 2 * found.quality.standard_errors["limit"]
+    assert sure >= 45 and held / sure > 0.88, (held, sure)

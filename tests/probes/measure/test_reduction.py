@@ -16,31 +16,61 @@ import pytest
 import torch
 from loopscope.probes.measure import reduction as reduction_module
 from loopscope.probes.measure.fastest import reduction_for
-from loopscope.probes.measure.reduction import SUMS, EagerReduction, Tokens
+from loopscope.probes.measure.reduction import ACTIVE, LEFT, MOVED, SUMS, TURNED, EagerReduction, Tokens
 
 # Float32 sums of up to 200 norms against float64: a few roundings of 2^-24 each.
 RELATIVE = 2e-6
-SIZES = {"constant": [3] * 7, "joining": [1, 1, 3, 4, 4, 4], "joining every loop": [1, 2, 3, 4], "single": [2]}
+SIZES = {
+    "constant": [3] * 7,
+    "joining": [1, 1, 3, 4, 4, 4],
+    "joining every loop": [1, 2, 3, 4],
+    "single": [2],
+    "leaving": [4, 4, 4, 2, 2, 2],
+    "leaving and coming back": [3, 3, 1, 3, 3, 3],
+}
+# Which sequences move in each loop; the others wait, as with torch.where(active, new, old).
+WAITING = {
+    "some stop": [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]],
+    "wait, then go on": [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]],
+    "all at rest for a loop": [[1, 1, 1], [0, 0, 0], [1, 1, 1], [1, 1, 1]],
+    "single tokens": [[1, 1, 1], [0.5, 1, 0.5], [0.5, 0, 0.5], [1, 1, 1]],
+}
+CASES = SIZES | WAITING
 
 
-def states_of(sizes, width=33, dtype=torch.float32):
+def states_of(case, width=33, dtype=torch.float32):
+    """States of batches of these sizes, or of sequences that move when the case says so (half: every other token)."""
     generator = torch.Generator().manual_seed(0)
-    return [3 * torch.randn(n, 5, width, generator=generator).to(dtype) for n in sizes]
+    if isinstance(case[0], int):
+        return [3 * torch.randn(n, 5, width, generator=generator).to(dtype) for n in case]
+    states = [3 * torch.randn(len(case[0]), 5, width, generator=generator).to(dtype)]
+    for moving in case:
+        share = torch.tensor(moving)[:, None, None]
+        active = (share == 1) | ((share == 0.5) & (torch.arange(5)[None, :, None] % 2 == 0))
+        states.append(torch.where(active, 3 * torch.randn(3, 5, width, generator=generator).to(dtype), states[-1]))
+    return states
 
 
 def plain(states):
-    """The sums by definition, in float64."""
+    """The sums by definition, in float64, and over how many tokens they are."""
     rows, tokens = [], []
     wide = [h.double() for h in states]
+    begun, shrunk = 0, False  # the state since which the batch has only grown at its end
     for t, h in enumerate(wide):
-        row, count = [h.norm(dim=-1).sum(), math.nan, math.nan], [h[..., 0].numel(), 0, 0]
-        if t > 0:
+        if t and (len(h) < len(wide[t - 1]) or (shrunk and len(h) != len(wide[t - 1]))):
+            begun, shrunk = t, True
+        row, count = [h.norm(dim=-1).sum(), *[math.nan] * (SUMS - 1)], [h[..., 0].numel(), 0, 0, 0]
+        if t > begun:
             step = h[: len(wide[t - 1])] - wide[t - 1]
-            row[1], count[1] = step.norm(dim=-1).sum(), step[..., 0].numel()
-        if t > 1:
+            moved = step.norm(dim=-1) != 0
+            row[1], count[1], count[3] = step.norm(dim=-1).sum(), step[..., 0].numel(), len(step)
+            row[LEFT] = wide[t - 1].norm(dim=-1)[moved].sum()
+            row[MOVED], row[ACTIVE] = moved.sum(), moved.any(-1).sum()
+        if t > begun + 1:
             before = wide[t - 1][: len(wide[t - 2])] - wide[t - 2]
-            row[2] = torch.cosine_similarity(step[: len(before)], before, dim=-1, eps=1e-30).sum()
-            count[2] = before[..., 0].numel()
+            turned = moved[: len(before)] & (before.norm(dim=-1) != 0)
+            cosines = torch.cosine_similarity(step[: len(before)], before, dim=-1, eps=1e-30)
+            row[2], row[TURNED], count[2] = cosines[turned].sum(), turned.sum(), before[..., 0].numel()
         rows.append([float(x) for x in row])
         tokens.append(Tokens(*count))
     return np.array(rows), tokens
@@ -48,7 +78,9 @@ def plain(states):
 
 def meaningful(sums, tokens):
     """NaN where a sum is over no tokens: what stands there means nothing."""
-    return np.where(np.array(tokens) > 0, sums, np.nan)
+    tokens = [Tokens(*t) for t in tokens]
+    over = [(t.state, t.step, t.cosine, t.step, t.step, t.cosine, t.step) for t in tokens]
+    return np.where(np.array(over) > 0, sums, np.nan)
 
 
 def reduced(reduction, states):
@@ -60,11 +92,11 @@ def reduced(reduction, states):
 
 
 @pytest.mark.parametrize("waiting", [0, 1200, 4 << 20], ids=["one at a time", "a few at a time", "all at once"])
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_eager_sums_equal_the_definition(sizes, waiting, dtype, monkeypatch):
+def test_eager_sums_equal_the_definition(case, waiting, dtype, monkeypatch):
     monkeypatch.setattr(reduction_module, "WAITING_BYTES", 8 * waiting)
-    states = states_of(sizes, dtype=dtype)
+    states = states_of(case, dtype=dtype)
     expected, tokens = plain(states)
     reduction = EagerReduction()
     for _ in range(2):  # a forward begins anew, whatever the one before left
@@ -115,19 +147,20 @@ def test_the_cpu_is_reduced_eagerly():
 INTERPRETED = """
 import json, sys, torch
 sys.path.insert(0, sys.argv[1])
-from test_reduction import SIZES, states_of, reduced, plain
+from test_reduction import CASES, states_of, reduced, plain
 from loopscope.probes.measure.fused import FusedReduction
 from loopscope.probes.measure.reduction import SUMS
 
 found = []
-for name, sizes in SIZES.items():
+for name, case in CASES.items():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        states = states_of(sizes, dtype=dtype)
+        states = states_of(case, dtype=dtype)
         fused = FusedReduction(programs=4)
         for _ in range(2):
             fused.forget()
             rows = torch.full((len(states), fused.parts, SUMS), torch.nan)
             tokens = [fused.add(h, rows, at) for at, h in enumerate(states)]
+            fused.settle()
         assert not fused.broken
         found.append([name, str(dtype), rows.sum(1).tolist(), tokens])
 print(json.dumps(found))
@@ -147,9 +180,9 @@ def interpreted():
 
 def test_the_kernel_gives_the_same_sums():
     cases = interpreted()
-    assert len(cases) == 3 * len(SIZES)
+    assert len(cases) == 3 * len(CASES)
     for name, dtype, rows, tokens in cases:
-        expected, counted = plain(states_of(SIZES[name], dtype=getattr(torch, dtype.removeprefix("torch."))))
+        expected, counted = plain(states_of(CASES[name], dtype=getattr(torch, dtype.removeprefix("torch."))))
         assert [Tokens(*count) for count in tokens] == counted
         np.testing.assert_allclose(
             meaningful(np.array(rows, float), tokens), expected, rtol=RELATIVE, atol=2e-6 * 20, err_msg=name + dtype
@@ -165,8 +198,8 @@ def test_the_kernel_compiles_for_a_gpu(capability, dtype):
     from triton.compiler import ASTSource
 
     constants = fused.constants(768, has_last=True, has_before=True)
-    signature = dict.fromkeys(("state", "last", "before", "into"), f"*{dtype}") | {"out": "*fp32"}
-    signature |= dict.fromkeys(("tokens", "last_tokens", "before_tokens", "width"), "i32")
+    signature = dict.fromkeys(("state", "last", "before", "into"), f"*{dtype}") | {"out": "*fp32", "active": "*i32"}
+    signature |= dict.fromkeys(("tokens", "last_tokens", "before_tokens", "width", "inner"), "i32")
     source = ASTSource(fused._reduce, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert len(compiled.asm["cubin"]) > 1000
@@ -191,13 +224,14 @@ def test_where_the_kernel_cannot_run_the_eager_way_takes_over(caplog):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_gives_the_same_sums_on_a_gpu(sizes, dtype):
-    states = states_of(sizes, width=768, dtype=dtype)
+def test_the_kernel_gives_the_same_sums_on_a_gpu(case, dtype):
+    states = states_of(case, width=768, dtype=dtype)
     fused = reduction_for(torch.device("cuda"))
     rows = torch.zeros(len(states), fused.parts, SUMS, device="cuda")
     tokens = [fused.add(h.cuda(), rows, at) for at, h in enumerate(states)]
+    fused.settle()
     expected, counted = plain(states)
     assert not fused.broken and tokens == counted
     found = meaningful(rows.sum(1).double().cpu().numpy(), tokens)

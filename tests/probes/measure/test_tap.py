@@ -1,22 +1,25 @@
 """What the tap records equals what one computes from the states themselves."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
 from loopscope.loops.find import find_site
+from loopscope.loops.site import LoopSite, Part
 from loopscope.probes.measure.sums import LoopSums, loop_means
 from loopscope.probes.measure.tap import LoopTap
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Sums over 128 tokens of float32 norms against float64: a few times 2^-24 each, summed with cancellation-free terms.
 RELATIVE = 2e-6
 
 
-def tapped(model, capacity=256):
+def tapped(model, capacity=256, site=None):
     errors = []
     buffer = LoopSums(capacity, torch.device("cpu"))
-    tap = LoopTap(model, find_site(model), buffer, errors.append)
+    tap = LoopTap(model, site or find_site(model), buffer, lambda kind, message, error: errors.append((kind, message)))
     return tap, buffer, errors
 
 
@@ -173,10 +176,166 @@ def test_removal_leaves_no_hook_behind(demo_model):
     assert {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()} == before
 
 
-def test_a_failing_hook_is_reported_once_and_training_goes_on(demo_model, tokens, monkeypatch):
+def test_a_state_that_cannot_be_read_is_missing_and_the_rest_is_recorded(demo_model, tokens, monkeypatch):
     model = demo_model()
     _tap, buffer, errors = tapped(model)
-    monkeypatch.setattr(buffer, "add", lambda *states: 1 / 0)
-    for _ in range(3):
-        model(tokens, num_loops=2).logsumexp(-1).mean().backward()
-    assert [type(error) for error in errors] == [ZeroDivisionError]
+    honest, calls = buffer.add, []
+    monkeypatch.setattr(
+        buffer, "add", lambda *a, **k: 1 / 0 if calls.append(0) or len(calls) % 5 == 3 else honest(*a, **k)
+    )
+    for _ in range(2):
+        model(tokens, num_loops=4).logsumexp(-1).mean().backward()
+    means, once = loop_means(*rows(buffer))
+    assert [kind for kind, _ in errors] == ["state_missing"] * 2 and "division by zero" in errors[0][1]
+    assert once["depth"] == 4
+    # h_2 is missing, and with it the steps to it and from it.
+    assert np.isnan(means[:, 0]).tolist() == [False, False, True, False, False]
+    assert np.isnan(means[:, 1]).tolist() == [False, True, True, False, True]
+    assert (means[:, 3] == 2 * tokens.numel()).all()
+
+
+class Blocks(nn.Module):
+    """A loop whose forward can do what the tests below ask of it; ``states`` are those of the last forward."""
+
+    def __init__(self, *, joined: bool = False) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(256, 16), nn.Linear(16, 8)
+        self.block = nn.Linear(32 if joined else 16, 16)
+        self.joined = joined
+        self.states: list[Tensor] = []
+
+    def body(self, h: Tensor, e: Tensor) -> Tensor:
+        return torch.tanh(self.block(torch.cat([h, e], dim=-1) if self.joined else h)) + 0.1 * h
+
+    def site(self) -> LoopSite:
+        return LoopSite(body="block", after="head", state_argument=Part(0, 0, 16) if self.joined else 0)
+
+    def run(self, h: Tensor, e: Tensor, loops: int, every: int = 0) -> list[Tensor]:
+        outputs, self.states = [], [h]
+        for t in range(1, loops + 1):
+            h = self.body(h, e)
+            self.states.append(h)
+            if (every and t % every == 0) or t == loops:
+                outputs.append(self.head(h))
+        return outputs
+
+    def forward(self, tokens: Tensor, how: str = "plain") -> Tensor:
+        e = self.embed(tokens)
+        if how == "two runs":
+            return self.run(e, e, 6)[-1] + self.run(0.5 * e, e, 6)[-1]
+        if how == "used again":
+            return self.run(e, e, 6)[-1] + self.body(3 * e, e).sum()
+        if how == "raises":
+            self.run(e, e, 3)
+            raise MemoryError("no more of it")
+        if how == "packed":
+            h, kept = e.flatten(0, 1), []
+            for _ in range(6):
+                kept.append(h)
+                h = self.body(h, e.flatten(0, 1)[: len(h)])[:-10]
+            return self.head(h)
+        return sum(self.run(e, e, 6, every={"plain": 0, "every loop": 1, "every second loop": 2}[how]))
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["the state itself", "state and input joined"])
+@pytest.mark.parametrize("how", ["plain", "every loop", "every second loop", "two runs", "used again"])
+def test_the_depth_is_right_whenever_the_module_behind_the_loop_runs(how, joined, tokens):
+    model = Blocks(joined=joined)
+    _tap, buffer, notices = tapped(model, site=model.site())
+    for _ in range(2):
+        model(tokens, how)
+    means, once = loop_means(*rows(buffer))
+    assert (once["depth"], once["depth_min"], once["depth_max"]) == (6, 6, 6)
+    if how not in ("two runs", "used again"):
+        expected = direct([[s.detach().double() for s in model.states]])
+        np.testing.assert_allclose(means[:, :2], expected[:, :2], rtol=RELATIVE)
+    said = {"two runs", "used again"} | ({"every loop", "every second loop"} if joined else set())
+    assert {kind for kind, _ in notices} == ({"loop_again"} if how in said else set())
+
+
+def test_what_is_no_part_of_the_step_is_not_recorded(tokens):
+    model = Blocks()
+    _tap, buffer, _ = tapped(model, site=model.site())
+
+    def recorded(*forwards):
+        buffer.reset()
+        for how, gradients in forwards:
+            with torch.set_grad_enabled(gradients), suppress(MemoryError):
+                model(tokens if gradients else tokens.repeat(3, 1), how)
+        means, once = loop_means(*rows(buffer)) if len(buffer.counts) else (np.empty((0, 4)), {"depth": 0})
+        return once["depth"], means[:1, 3].tolist(), len(buffer.device_rows()["batches"])
+
+    one, size = recorded(("plain", True)), tokens.numel()
+    assert one == (6, [size], 1)
+    assert recorded(("plain", False), ("plain", True)) == one
+    assert recorded(("plain", True), ("plain", False), ("plain", False)) == one
+    assert recorded(("raises", True), ("plain", True)) == one
+    assert recorded(("plain", True), ("raises", True)) == one
+    assert recorded(("raises", True))[0] == 0
+    # Evolution strategies and whole-model checkpoints train without gradients: then those forwards are the step.
+    assert recorded(("plain", False)) == (6, [3 * size], 1)
+    # Called while an exception is being handled, a forward that returns is a forward.
+    buffer.reset()
+    try:
+        raise RuntimeError
+    except RuntimeError:
+        model(tokens)
+    assert loop_means(*rows(buffer))[1]["depth"] == 6
+
+
+def test_a_batch_that_shrinks_is_recorded_as_far_as_it_can_be(tokens):
+    model = Blocks()
+    _tap, buffer, notices = tapped(model, site=model.site())
+    model(tokens, "packed")
+    means, once = loop_means(*rows(buffer))
+    sizes = [tokens.numel() - 10 * t for t in range(7)]
+    assert not notices
+    assert means[:, 3].tolist() == sizes
+    assert np.isfinite(means[:, 0]).all() and np.isnan(means[:, 1:3]).all()  # nobody knows which tokens are which
+    assert once["depth"] == pytest.approx(sum(sizes[:6]) / sizes[0])
+    assert (once["depth_min"], once["depth_max"]) == (1, 6)
+
+
+def test_means_are_over_the_tokens_that_moved(tokens):
+    """Sequence 0 runs three loops, 1 runs two and waits, 2 waits in the middle, 3 never moves; all are read."""
+    active = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0]], dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(4, 5, 8, generator=generator)]
+    for moves in active:
+        states.append(torch.where(moves[:, None, None], torch.randn(4, 5, 8, generator=generator), states[-1]))
+    buffer = LoopSums(8, torch.device("cpu"))
+    buffer.begin()
+    for state in states:
+        buffer.add(state)
+    means, once = loop_means(*rows(buffer))
+    for t, moves in enumerate(active):
+        assert means[t, 0] == pytest.approx(float(states[t][moves].norm(dim=-1).mean()), rel=RELATIVE)
+        assert means[t, 1] == pytest.approx(float((states[t + 1] - states[t])[moves].norm(dim=-1).mean()), rel=RELATIVE)
+    turned = active[1:] & active[:-1]
+    for t, moves in enumerate(turned, 1):
+        before, after = (states[t] - states[t - 1])[moves], (states[t + 1] - states[t])[moves]
+        assert means[t, 2] == pytest.approx(float(torch.cosine_similarity(after, before, dim=-1).mean()), abs=1e-6)
+    assert means[:, 3].tolist() == [15, 10, 10, 20]
+    assert (once["depth"], once["depth_min"], once["depth_max"]) == (7 / 4, 0, 3)
+
+
+def test_a_loop_in_which_nothing_moved_is_a_step_of_zero():
+    h = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    buffer = LoopSums(8, torch.device("cpu"))
+    buffer.begin()
+    for state in (h, 2 * h, 2 * h, 2 * h):
+        buffer.add(state)
+    means, once = loop_means(*rows(buffer))
+    assert means[1:3, 1].tolist() == [0, 0] and (means[:, 3] == 6).all() and once["depth"] == 3
+    assert means[1, 0] == pytest.approx(float((2 * h).norm(dim=-1).mean()), rel=RELATIVE)
+
+
+def test_a_state_that_is_measured_and_not_finite_is_infinite_and_one_not_measured_is_nan():
+    buffer = LoopSums(8, torch.device("cpu"))
+    buffer.begin()
+    buffer.add_missing(torch.ones(2, 3, 8))
+    for value in (1.0, float("nan"), float("nan")):
+        buffer.add(torch.full((2, 3, 8), value))
+    means, _ = loop_means(*rows(buffer))
+    assert np.isnan(means[0, :2]).all() and means[0, 3] == 6
+    assert means[1:, 0].tolist() == pytest.approx([8**0.5, np.inf, np.inf]) and means[1:3, 1].tolist() == [np.inf] * 2

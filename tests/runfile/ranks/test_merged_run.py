@@ -267,7 +267,7 @@ def test_rows_of_a_rank_whose_clock_is_behind_are_noticed(create, tmp_path, monk
     steps(second, range(1, 3), rank=1)
     assert second.flush()
     held.refresh()
-    assert held.version != before and held.series("loss").values.tolist() == [1.5, 2.5, 3.5]
+    assert held.version != before and held.tracks.track("loss").values.tolist() == [1.5, 2.5, 3.5]
     held.close()
 
 
@@ -282,7 +282,7 @@ def test_a_run_that_is_replaced_by_one_of_several_ranks_is_seen_as_that(create, 
         steps(writer, range(2), rank=rank)
         writer.seal()
     held.refresh()
-    assert list(held.run.ranks) == [0, 1] and held.series("loss").values.tolist() == [1.5, 2.5]
+    assert list(held.run.ranks) == [0, 1] and held.tracks.track("loss").values.tolist() == [1.5, 2.5]
     held.close()
 
 

@@ -1,0 +1,219 @@
+/* The table of runs: what its cells look like, and what the browser decides: search, filters, columns, ticks. All of it
+   is in the address, so that going back and a shared link show the same. */
+(() => {
+  const element = (...parts) => window.React.createElement(...parts);
+  const badge = (kind, glyph, text, title) =>
+    element("span", { className: `ls-badge ls-${kind}`, title }, element("i", null, glyph), text);
+  const cells = (window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {});
+  const functions = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
+  const glyphs = { stable: "●", marginal: "◆", unstable: "▲", unknown: "○" };
+  const names = { lti: "injection", loop: "full loop", trajectory: "fixed batch" };
+
+  /* Links go through Dash's own address, so that a click needs no new page; other buttons open a tab as everywhere. */
+  const follow = (href) => (event) => {
+    if (event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    window.dash_clientside.set_props("address", { pathname: href.split("?")[0], search: href.includes("?") ? `?${href.split("?")[1]}` : "", hash: "" });
+  };
+  const cut = (name, limit) => (name.length <= limit ? name : `${name.slice(0, Math.ceil((limit - 1) / 2))}…${name.slice(-Math.floor((limit - 1) / 2))}`);
+
+  cells.LsRun = (props) => {
+    const limit = Math.max(8, Math.floor((props.column.getActualWidth() - 20) / 6.9));
+    return element("a", { className: "ls-run", href: props.data.href, title: props.data.path, onClick: follow(props.data.href) }, cut(props.value, limit));
+  };
+  /* A run that cannot be read has its error where the other cells would be. */
+  cells.LsVerdict = (props) => {
+    const { fault, name, regimes, agree, sentence, state, href } = props.data;
+    if (fault) return element("span", { className: "ls-fault", title: fault }, element("i", null, state === "unreadable" ? "✕" : "○"),
+      element("a", { href, onClick: follow(href) }, cut(name, 40)), ` ${fault}`);
+    if (!props.value) return element("span", { className: "ls-dim" }, "reading…");
+    const parts = [badge(props.value, glyphs[props.value], props.value, sentence)];
+    if (agree === false) {
+      for (const [key, regime] of Object.entries(regimes)) {
+        parts.push(element("i", { key, className: `ls-mini ls-${regime}`, title: `${names[key]}: ${regime}`, "aria-label": `${names[key]}: ${regime}` }, glyphs[regime]));
+      }
+    }
+    return element("span", { className: "ls-verdicts" }, ...parts);
+  };
+  cells.LsState = (props) => (props.value === "reading" ? "" : badge(props.value, props.value === "unreadable" ? "✕" : "●", props.value));
+  cells.LsSpark = (props) => {
+    const values = props.value || [], finite = values.filter((v) => v !== null);
+    const last = props.data.loss;
+    if (!finite.length) return element("span", { className: "ls-dim" }, last === "inf" ? "∞" : "–");
+    const low = Math.min(...finite), high = Math.max(...finite), wide = 86, tall = 22;
+    const x = (i) => (values.length > 1 ? (i * wide) / (values.length - 1) : 0), y = (v) => tall - 2 - ((tall - 4) * (v - low)) / (high - low || 1);
+    let path = "", pen = false;
+    values.forEach((v, i) => {
+      if (v === null) return (pen = false);
+      path += `${pen ? "L" : "M"}${x(i).toFixed(1)} ${y(v).toFixed(1)}`;
+      pen = true;
+    });
+    const lost = values.map((v, i) => (v === null ? element("text", { key: i, x: x(i), y: 9, className: "ls-spark-lost" }, "×") : null));
+    return element("span", { className: "ls-spark" },
+      element("svg", { width: wide, height: tall, "aria-hidden": true }, element("path", { d: path }), ...lost), functions.lsNumber(last));
+  };
+  const ago = (seconds) => (seconds < 60 ? "now" : seconds < 3600 ? `${Math.floor(seconds / 60)} min` : seconds < 86400 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86400)} d`);
+  const when = (moment) => (moment ? new Date(1000 * moment).toLocaleString() : "");
+  cells.LsAgo = (props) => (props.value ? element("span", { title: when(props.value) }, `${ago(Date.now() / 1000 - props.value)}${ago(Date.now() / 1000 - props.value) === "now" ? "" : " ago"}`) : "–");
+  cells.LsAlert = (props) => {
+    const { alerted, alert_step, href } = props.data;
+    if (!props.value) return element("span", { className: "ls-dim" }, props.data.verdict ? "none" : "");
+    const target = `${href}?step=${alert_step}`;
+    return element("a", { href: target, title: `${props.value} · ${when(alerted)}`, onClick: follow(target) }, props.value, alerted ? ` · ${ago(Date.now() / 1000 - alerted)}` : "");
+  };
+
+  /* The error of a broken run takes up the whole row. */
+  functions.lsSpan = (params) => (params.data && params.data.fault ? params.api.getAllDisplayedColumns().length - 1 : 1);
+  const order = ["stable", "unknown", "marginal", "unstable"];
+  functions.lsRegimeOrder = (a, b) => order.indexOf(a) - order.indexOf(b);
+  functions.lsLossOrder = (a, b) => (Number(a.data.loss) || 0) - (Number(b.data.loss) || 0);
+  functions.lsCount = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
+  functions.lsSize = (value) => (value === null || value === undefined ? "–" : Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(value));
+  functions.lsNumber = (value) => {
+    if (value === null || value === undefined) return "–";
+    if (typeof value === "string") return value === "inf" ? "∞" : value === "-inf" ? "−∞" : value;
+    const size = Math.abs(value);
+    if (size !== 0 && (size >= 1e5 || size < 1e-3)) return value.toExponential(1);
+    return String(Number(value.toPrecision(4)));
+  };
+
+  /* Search: words, and field:value, field>number. Every part must hold. */
+  let parts = [], filters = new Set(), grid = null;
+  const FIELDS = ["name", "injection", "norm", "width", "lr", "size", "seed", "loss", "radius", "state_norm", "steps", "alert", "state", "verdict"];
+  const ALIASES = { run: "name", rho: "radius", "ρ": "radius", parameters: "size", step: "steps" };
+  const TEXT = ["name", "injection", "norm", "verdict", "state", "alert", "sentence", "fault"];
+  const parse = (text) => {
+    const found = [], wrong = [];
+    for (const word of (text || "").trim().split(/\s+/).filter(Boolean)) {
+      const match = word.match(/^([^:<>=]+)(>=|<=|:|>|<|=)(.*)$/);
+      if (!match) found.push({ word: word.toLowerCase() });
+      else {
+        const field = ALIASES[match[1].toLowerCase()] || match[1].toLowerCase();
+        const number = Number(match[3]);
+        if (!FIELDS.includes(field)) wrong.push(`no field ${match[1]}; there are ${FIELDS.join(", ")}`);
+        else if (match[3] === "") continue; /* still being typed */
+        else if (/[<>]/.test(match[2]) && !Number.isFinite(number)) wrong.push(`${word}: ${match[3]} is no number`);
+        else found.push({ field, how: match[2], value: match[3].toLowerCase(), number });
+      }
+    }
+    return [found, wrong.join("; ")];
+  };
+  const holds = (row, part) => {
+    if (part.word !== undefined) return TEXT.some((field) => String(row[field] ?? "").toLowerCase().includes(part.word));
+    const value = row[part.field];
+    if (value === null || value === undefined) return false;
+    const number = value === "inf" ? Infinity : Number(value);
+    switch (part.how) {
+      case ">": return number > part.number;
+      case "<": return number < part.number;
+      case ">=": return number >= part.number;
+      case "<=": return number <= part.number;
+      case "=": return String(value).toLowerCase() === part.value || (Number.isFinite(part.number) && number === part.number);
+      default: return Number.isFinite(part.number) && typeof value === "number" ? number === part.number : String(value).toLowerCase().includes(part.value);
+    }
+  };
+  functions.lsPasses = (params) => {
+    const row = params.data;
+    if (!row) return true;
+    if (filters.size && ![...filters].some((one) => { const [field, value] = one.split(":"); return row[field] === value && (field !== "verdict" || row.state !== "unreadable"); })) return false;
+    return parts.every((part) => holds(row, part));
+  };
+  window.loopscope_query = { parse, holds };
+
+  const keep = (changes) => {
+    const address = new URL(window.location.href);
+    for (const [name, value] of Object.entries(changes)) {
+      if (value) address.searchParams.set(name, value);
+      else address.searchParams.delete(name);
+    }
+    if (address.href !== window.location.href) window.history.replaceState(window.history.state, "", address);
+  };
+  const press = () => {
+    for (const button of document.querySelectorAll("[data-filter]")) button.setAttribute("aria-pressed", filters.has(button.dataset.filter) ? "true" : "false");
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest && event.target.closest("[data-filter]");
+    if (!button) return;
+    const filter = button.dataset.filter;
+    filters.has(filter) ? filters.delete(filter) : filters.add(filter);
+    press();
+    keep({ only: [...filters].join(",") });
+    if (live()) grid.onFilterChanged();
+  });
+
+  const dash = (window.dash_clientside = window.dash_clientside || {});
+  /* The grid of this page, unless the reader has left it. */
+  const live = () => (grid && !grid.isDestroyed() ? grid : null);
+  const api = () => window.dash_ag_grid.getApiAsync("runs");
+  const ticked = () => { try { return JSON.parse(sessionStorage.getItem("ticked")) || []; } catch { return []; } };
+  let chosen = null, restoring = true;
+
+  /* A phone shows what decides; the rest is one tap away. */
+  const fit = (columns) => {
+    if (!live() || !document.getElementById("runs")) return;
+    const width = document.getElementById("runs").clientWidth;
+    const room = width >= 1150 ? null : width >= 700 ? ["injection", "lr", "spark", "radius", "alert", "state"] : [];
+    const all = ["injection", "norm", "width", "lr", "size", "seed", "spark", "radius", "state_norm", "steps", "alert", "started", "state"];
+    const shown = all.filter((one) => columns.includes(one) && (room === null || room.includes(one)));
+    grid.setColumnsVisible(all, false);
+    grid.setColumnsVisible(shown, true);
+  };
+
+  Object.assign((dash.loopscope = dash.loopscope || {}), {
+    runs_ready() {
+      const asked = new URL(window.location.href).searchParams;
+      filters = new Set((asked.get("only") || "").split(",").filter(Boolean));
+      restoring = true;
+      api().then((found) => {
+        if (found.isDestroyed()) return;
+        grid = found;
+        const [column, way] = (asked.get("sort") || "").split(".");
+        if (column) grid.applyColumnState({ state: [{ colId: column, sort: way === "desc" ? "desc" : "asc" }], defaultState: { sort: null } });
+        if (asked.get("columns")) dash.set_props("columns", { value: asked.get("columns").split(",") });
+        if (asked.get("q")) dash.set_props("query", { value: asked.get("q") });
+        const before = new Set(ticked());
+        grid.forEachNode((node) => before.has(node.id) && node.setSelected(true));
+        restoring = false;
+        fit(chosen || []);
+        press();
+        grid.onFilterChanged();
+        grid.addEventListener("gridSizeChanged", () => fit(chosen || []));
+        grid.addEventListener("sortChanged", () => {
+          const sorted = grid.getColumnState().find((state) => state.sort && state.colId !== "attention");
+          keep({ sort: sorted ? `${sorted.colId}.${sorted.sort}` : "" });
+        });
+        document.getElementById("runs").classList.add("ls-fitted");
+      });
+      return dash.no_update;
+    },
+    runs_query(text) {
+      const [found, wrong] = parse(text);
+      parts = found;
+      if (text !== undefined && text !== null) keep({ q: text });
+      if (live()) grid.onFilterChanged();
+      return wrong;
+    },
+    runs_columns(columns) {
+      const first = chosen === null;
+      chosen = columns;
+      if (!first) keep({ columns: columns.join(",") });
+      if (live()) fit(columns);
+      return "ls-columns";
+    },
+    runs_change(change) {
+      if (!change || !live()) return dash.no_update;
+      const add = [], update = [];
+      for (const row of change.rows) (grid.getRowNode(row.id) ? update : add).push(row);
+      const remove = change.gone.map((id) => grid.getRowNode(id)).filter(Boolean).map((node) => node.data);
+      grid.applyTransaction({ add, update, remove });
+      if (update.length) grid.refreshCells({ columns: ["verdict", "name", "alert"], force: true });
+      requestAnimationFrame(press);
+      return dash.no_update;
+    },
+    runs_ticked(rows, before) {
+      if (restoring || !rows || !live()) return dash.no_update;
+      const ids = rows.map((row) => row.id);
+      return JSON.stringify(ids) === JSON.stringify(before) ? dash.no_update : ids;
+    },
+  });
+})();

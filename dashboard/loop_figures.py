@@ -1,0 +1,216 @@
+"""Figures of the loop at one training step: its profile, and its eigenvalues. Arrays in, figures out.
+
+Not covered: the loop over training (`figures`, `heatmaps`).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from . import colours
+from .figures import log_axis
+from .frame import LINE, empty, figure, note
+
+Array = NDArray[np.float64]
+FAR: Final = 1.5
+"""From this modulus on, distances outside the unit circle are drawn logarithmically, so that the circle stays large."""
+
+
+class Profile(NamedTuple):
+    """One pass through the loop: ``state`` (T+1,) is ‖h[t]‖, ``residual`` (T,) or (T+1,) is ‖h[t+1]−h[t]‖."""
+
+    step: float
+    state: Array
+    residual: Array
+
+
+class Law(NamedTuple):
+    """The law fitted to the steps of a pass.
+
+    Attributes:
+        words: Its name with its number.
+        start: First loop of the late ones it was fitted to.
+        values: What it says for the loops from ``start`` on.
+        strong: Whether the verdict rests on it; a rival is drawn thin.
+    """
+
+    words: str
+    start: int
+    values: Array
+    strong: bool
+
+
+_PASS_WORDS: Final = {"training": "training", "probe batch": "dotted: fixed batch,"}
+
+
+def loop_profile(
+    train: Profile | None, probe: Profile | None = None, laws: Sequence[Law] = (), *, revision: str = ""
+) -> go.Figure:
+    """State norm and residual norm against the loop index, at one training step, with the law its steps follow.
+
+    Args:
+        train: The loops of the selected training step; None when that step has none.
+        probe: The loops of the fixed batch at the nearest earlier step, run deeper than training does; or None.
+        laws: Laws fitted to the late steps of the fixed batch, or of the training step without one.
+        revision: See `frame.figure`.
+    """
+    passes = [(one, kind) for one, kind in ((train, "training"), (probe, "probe batch")) if one is not None]
+    passes = [(one, kind) for one, kind in passes if np.any(~np.isnan(one.state))]
+    if not passes:
+        return empty("No loops were recorded at this step.", remedy="Select another step.")
+    named = " · ".join(f"{_PASS_WORDS[kind]} step {one.step:,.0f}" for one, kind in passes)
+    chart = figure(x="loop t", y="mean norm over tokens", subtitle=named, revision=revision)
+    for one, kind in passes:
+        _add_pass(chart, one, kind)
+    for law in laws:
+        _add_law(chart, law)
+    log_axis(chart, np.concatenate([np.ravel(values) for one, _ in passes for values in (one.state, one.residual)]))
+    broken = [int(np.argmax(~np.isfinite(one.state))) for one, _ in passes if _stops_being_finite(one.state)]
+    if broken:
+        note(chart, f"▲ the state is not finite from loop {min(broken)} on")
+    if laws:  # their names fill a second line of the legend
+        chart.layout.margin.t += LINE
+        chart.layout.annotations[0].yshift += LINE
+    return chart.update_layout(hovermode="x unified", xaxis={"rangemode": "tozero", "tickformat": "d"})
+
+
+def _stops_being_finite(state: Array) -> bool:
+    """Say whether a state that began finite stopped being so."""
+    return bool(np.isfinite(state[0]) and not np.isfinite(state).all())
+
+
+def _add_pass(chart: go.Figure, one: Profile, kind: str) -> None:
+    """Draw one pass: state with circles, residual with squares; the fixed batch dotted, outside the legend."""
+    dash = "solid" if kind == "training" else "dot"
+    for values, name, colour, symbol in (
+        (one.state, "‖h<sub>t</sub>‖", colours.STATE, "circle"),
+        (one.residual, "‖h<sub>t+1</sub> − h<sub>t</sub>‖", colours.RESIDUAL, "square"),
+    ):
+        recorded = np.isfinite(values)
+        chart.add_trace(
+            go.Scatter(
+                x=np.flatnonzero(recorded),
+                y=values[recorded],
+                name=name if kind == "training" else f"{name}, fixed batch",
+                legendgroup=name,
+                showlegend=kind == "training",
+                mode="lines+markers",
+                line={"color": colour, "width": 1.8, "dash": dash},
+                marker={"color": colour, "symbol": symbol if dash == "solid" else f"{symbol}-open", "size": 6},
+                hovertemplate="%{y:.4g}",
+            )
+        )
+
+
+def _add_law(chart: go.Figure, law: Law) -> None:
+    """Draw a fitted law over the late loops."""
+    chart.add_trace(
+        go.Scatter(
+            x=np.arange(law.start, law.start + len(law.values)),
+            y=law.values,
+            name=law.words,
+            mode="lines",
+            line={"color": colours.INK, "width": 3 if law.strong else 1.2, "dash": "solid" if law.strong else "dash"},
+            opacity=0.55,
+            hovertemplate="%{y:.4g}",
+        )
+    )
+
+
+def spectrum(
+    step: float | None, eigenvalues: NDArray[np.complex128], *, tolerance: float, revision: str = ""
+) -> go.Figure:
+    """Eigenvalues of A̅ in the complex plane with the unit circle, equal axes, coloured by regime.
+
+    Args:
+        step: Step at which the spectrum was recorded; None when there is none up to the selected step.
+        eigenvalues: Shape ``(E,)``, NaN padded, largest modulus first.
+        tolerance: Half-width of the marginal ring around modulus 1.
+        revision: See `frame.figure`.
+    """
+    eigenvalues = eigenvalues[np.isfinite(eigenvalues)]
+    if step is None or eigenvalues.size == 0:
+        return empty("No spectrum of A̅ was recorded up to this step.", remedy="Spectra are taken at an interval.")
+    modulus = np.abs(eigenvalues)
+    far = bool(modulus.max() > FAR)
+    subtitle = f"step {step:,.0f}, " + ("one value" if eigenvalues.size == 1 else f"the {eigenvalues.size} leading")
+    chart = figure(x="real part", y="imaginary part", subtitle=subtitle, revision=revision)
+    for radius in _rings(float(modulus.max())) if far else (1.0,):
+        _add_ring(chart, radius)
+    rings = (
+        ("stable", modulus < 1 - tolerance),
+        ("marginal", np.abs(modulus - 1) <= tolerance),
+        ("unstable", modulus > 1 + tolerance),
+    )
+    for (regime, inside), symbol in zip(rings, ("circle", "diamond", "triangle-up"), strict=True):
+        if np.any(inside):
+            chart.add_trace(_eigenvalue_trace(eigenvalues[inside], regime, symbol, far))
+    reach = 1.12 * float(drawn_radius(max(1.0, modulus.max())) if far else max(1.0, modulus.max()))
+    for update in (chart.update_xaxes, chart.update_yaxes):
+        update(range=[-reach, reach], constrain="domain", zeroline=True, zerolinecolor=colours.GRID)
+        if far:
+            update(tickvals=[-1, 0, 1])
+    if far:
+        note(chart, "outside the unit circle, distances are logarithmic")
+    return chart.update_layout(yaxis={"scaleanchor": "x"})
+
+
+def drawn_radius(modulus: Any) -> Any:
+    """Return how far from the origin a modulus is drawn where some are large: logarithmically outside the circle.
+
+    >>> [round(float(drawn_radius(r)), 3) for r in (0.5, 1.0, 13.0, 1e6)]
+    [0.5, 1.0, 3.565, 14.816]
+    """
+    modulus = np.asarray(modulus, dtype=np.float64)
+    return np.where(modulus > 1, 1 + np.log(np.maximum(modulus, 1)), modulus)
+
+
+def _rings(largest: float) -> list[float]:
+    """Return the moduli that have a ring: the unit circle and a few beyond."""
+    beyond = [2.0, 5.0, 10.0] if largest < 20 else [10.0 ** (k + 1) for k in range(int(np.log10(largest)))][:6]
+    return [1.0, *(radius for radius in beyond if radius < largest * 1.2)]
+
+
+def _add_ring(chart: go.Figure, radius: float) -> None:
+    """Draw a ring of one modulus; the unit circle is the strong one, and the only one in the legend."""
+    angle = np.linspace(0, 2 * np.pi, 181)
+    at = float(drawn_radius(radius))
+    unit = radius == 1.0
+    chart.add_trace(
+        go.Scatter(
+            x=at * np.cos(angle),
+            y=at * np.sin(angle),
+            name="unit circle" if unit else f"|λ| = {radius:g}",
+            showlegend=unit,
+            mode="lines",
+            line={"color": colours.INK if unit else colours.GRID, "width": 1.8 if unit else 1},
+            hoverinfo="skip",
+        )
+    )
+    if not unit:
+        text = f"{radius:g}"
+        chart.add_annotation(x=0, y=at, text=text, showarrow=False, yanchor="bottom", font={"size": 10})
+
+
+def _eigenvalue_trace(values: NDArray[np.complex128], regime: str, symbol: str, far: bool) -> go.Scatter:
+    """Draw the eigenvalues of one regime, hover giving value, modulus and angle."""
+    size = np.abs(values)
+    drawn = values * np.where(size > 0, drawn_radius(size) / np.maximum(size, 1e-300), 1.0) if far else values
+    return go.Scatter(
+        x=drawn.real,
+        y=drawn.imag,
+        customdata=np.stack([values.real, values.imag, size, np.angle(values)], axis=1).tolist(),
+        name=regime,
+        mode="markers",
+        marker={
+            "color": colours.tint(colours.REGIME_COLOURS[regime], 0.75),
+            "symbol": symbol,
+            "size": 9,
+            "line": {"width": 1, "color": colours.REGIME_COLOURS[regime]},
+        },
+        hovertemplate="λ = %{customdata[0]:.4f} %{customdata[1]:+.4f}i<br>|λ| = %{customdata[2]:.4f}, "
+        "angle %{customdata[3]:.3f} rad",
+    )

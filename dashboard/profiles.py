@@ -1,0 +1,61 @@
+"""The loops of one step: of training, of the fixed batch, and the laws fitted to them.
+
+Not covered: the laws themselves (`dynamics.trajectory`).
+"""
+
+import math
+
+import numpy as np
+
+from ..dynamics.trajectory.trajectory import classify
+from .loop_figures import Law, Profile
+from .opened import OpenRun
+
+
+def profile_at(held: OpenRun, step: float | None) -> Profile | None:
+    """Return the loops of one training step, cut to the loops that ran."""
+    if step is None:
+        return None
+    row = int(np.searchsorted(held.run["step"], step))
+    rows = slice(row, row + 1)
+    state, residual = held.run.loops("state_norm", rows)[0], held.run.loops("residual_norm", rows)[0]
+    return Profile(step, state, residual[:-1]) if len(state) else None
+
+
+def probe_at(held: OpenRun, step: float | None) -> Profile | None:
+    """Return the last pass of the fixed batch at or before a step."""
+    if step is None:
+        return None
+    steps, state = held.probe("state_norm")
+    row = int(np.searchsorted(steps, step, side="right")) - 1
+    if row < 0:
+        return None
+    ran = int(np.sum(~np.isnan(held.run.probe("tokens")[row])))
+    residual = held.probe("residual_norm").values[row, : max(ran - 1, 0)]
+    return Profile(float(steps[row]), state[row, :ran], residual)
+
+
+def fitted_laws(held: OpenRun, step: float | None) -> list[Law]:
+    """Return the law that the late steps of a pass follow, and its rival; nothing where there is none.
+
+    Both are drawn through the middle of the late loops, with the rate or the exponent that the analysis fitted.
+    """
+    one = probe_at(held, step) or profile_at(held, step)
+    if one is None or len(one.residual) < 4 or not np.isfinite(one.residual).all():
+        return []
+    law = classify(one.residual, None, one.state if len(one.state) == len(one.residual) + 1 else None)
+    start = len(one.residual) // 2
+    loops = np.arange(start, len(one.residual))
+    late = one.residual[start:]
+    if not np.all(late > 0):
+        return []
+    centre = float(np.exp(np.mean(np.log(late))))
+    found = []
+    if math.isfinite(law.rate) and law.rate > 0:
+        values = centre * law.rate ** (loops - loops.mean())
+        found.append(Law(f"×{law.rate:.3g} per loop", start, values, law.method == "geometric"))
+    if math.isfinite(law.exponent):
+        powers = (loops + 1.0) ** law.exponent
+        values = centre * powers / np.exp(np.mean(np.log(powers)))
+        found.append(Law(f"t<sup>{law.exponent:.2g}</sup>", start, values, law.method == "power"))
+    return found

@@ -1,0 +1,250 @@
+"""What happened to a run, as a person tells it: is it stable, since when, why, when did the loss show it, what to do.
+
+The regimes, the verdict and the findings are those of `rules.diagnosis`; here they get an order and words. One moment
+counts as *since*: the step from which on the number that decides has stood on the wrong side without a break.
+
+Not covered: what a regime is (`dynamics.regime`), how it is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dynamics.regime import LTI_TOLERANCE
+from ..rules.diagnosis import Diagnosis
+from ..rules.findings import Finding, Judgement
+from ..runfile.reader import Run
+from .settings import Settings
+
+WINDOW: Final = 20  # losses averaged before they are compared
+RISE: Final = 0.1  # a mean loss this share above the lowest one before shows that something is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A run in words.
+
+    Attributes:
+        verdict: ``stable``, ``marginal``, ``unstable`` or ``unknown``.
+        sentence: Verdict, since when, why, and when the loss showed it.
+        advice: What to do; empty where there is nothing.
+        since: Step since which the verdict holds; None where nothing happened.
+        loss_step: Step at which the loss showed it; None where it has not, or where nothing happened.
+        regimes: The three regimes behind the verdict.
+        findings: Rules that fired, causes before consequences.
+        judgements: What each rule was judged on, or why it was not.
+        detail: The numbers that decide, in the words of the diagnosis.
+    """
+
+    verdict: str
+    sentence: str
+    advice: str
+    since: int | None
+    loss_step: int | None
+    regimes: dict[str, str]
+    findings: tuple[Finding, ...]
+    judgements: tuple[Judgement, ...]
+    detail: str
+
+    @property
+    def agree(self) -> bool:
+        """Whether all regimes that are known are the same."""
+        return len({regime for regime in self.regimes.values() if regime != "unknown"}) <= 1
+
+    def lead(self, finding: Finding) -> int | None:
+        """Return how many steps before the loss showed it a finding's alarm came; negative after it."""
+        return None if self.loss_step is None else self.loss_step - finding.step
+
+
+def tell(run: Run, diagnosis: Diagnosis, settings: Settings) -> Story:
+    """Put a diagnosis into words.
+
+    Args:
+        run: The run that was diagnosed.
+        diagnosis: What the rules say of it.
+        settings: What it was started with.
+    """
+    since, why = _cause(run, diagnosis)
+    shows = loss_shows(run, since) if since is not None else None
+    sentence, advice = _words(run, diagnosis, settings, since, why, shows)
+    return Story(
+        verdict=diagnosis.verdict,
+        sentence=sentence,
+        advice=advice,
+        since=since,
+        loss_step=shows,
+        regimes=dict(diagnosis.regimes),
+        findings=tuple(sorted(diagnosis.findings, key=lambda finding: (finding.since, finding.step))),
+        judgements=tuple(diagnosis.judgements),
+        detail=diagnosis.summary,
+    )
+
+
+def _words(
+    run: Run, diagnosis: Diagnosis, settings: Settings, since: int | None, why: str, shows: int | None
+) -> tuple[str, str]:
+    """Return the sentence and the advice."""
+    verdict = diagnosis.verdict
+    if verdict == "unknown":
+        return f"Nothing to judge: {diagnosis.summary.rstrip('.')}.", ""
+    if verdict == "stable":
+        return f"Stable so far: {why}." if run.state == "live" else f"Stable: {why}.", ""
+    if verdict == "marginal":
+        return f"Marginal{_since(since)}: {why}.", _marginal_advice(diagnosis)
+    loss = _loss_words(run, since, shows)
+    if _held(run, diagnosis.regimes) and diagnosis.regimes["lti"] == "unstable":
+        return f"Unstable injection{_since(since)}: {why}; {loss}.", "Only the norms of the blocks keep it together."
+    return f"Unstable{_since(since)}: {why}; {loss}.", _advice(run, diagnosis, settings)
+
+
+def _since(step: int | None) -> str:
+    """Say since when."""
+    return "" if step is None else " from the start" if step == 0 else f" since step {step:,}"
+
+
+def _cause(run: Run, diagnosis: Diagnosis) -> tuple[int | None, str]:
+    """Return since when the deciding number has stood where it stands, and what it does."""
+    regimes, verdict = diagnosis.regimes, diagnosis.verdict
+    held = regimes["lti"] == "unstable" and _held(run, regimes)
+    if regimes["lti"] == verdict == "unstable" and not held:
+        return _crossed(run, "a_bar_radius", 1.0), f"the injection amplifies the state {diagnosis.radius:.3g}× per loop"
+    if regimes["trajectory"] == verdict == "unstable":
+        ratio = _last(run, "residual_ratio")
+        grows = f"each loop multiplies its step by {ratio:.3g}" if math.isfinite(ratio) else "the state explodes"
+        return _crossed(run, "residual_ratio", 1.0), f"on the fixed batch {grows}"
+    if regimes["loop"] == verdict == "unstable":
+        factor = math.exp(min(_last(run, "lyapunov_max"), 700.0))
+        inside = " although the injection alone contracts" if regimes["lti"] == "stable" else ""
+        return _crossed(run, "lyapunov_max", 0.0), f"small differences grow {factor:.3g}× per loop{inside}"
+    if held:
+        why = f"ρ(A̅) = {diagnosis.radius:.3g} alone would explode, yet the blocks hold the state"
+        return _crossed(run, "a_bar_radius", 1.0), why
+    if verdict == "marginal":
+        return None, _marginal_cause(run, diagnosis)
+    return None, _stable_cause(run, diagnosis)
+
+
+def _held(run: Run, regimes: Mapping[str, str]) -> bool:
+    """Say whether the steps of the loop shrink although its injection amplifies."""
+    shrinks = "stable" in (regimes["trajectory"], regimes["loop"])
+    return regimes["trajectory"] != "unstable" and (shrinks or _last(run, "residual_ratio") < 1 - LTI_TOLERANCE)
+
+
+def _marginal_cause(run: Run, diagnosis: Diagnosis) -> str:
+    """Say what keeps a loop at the edge."""
+    radius = diagnosis.radius
+    if not run.info.get("a_bar_learned") and abs(radius - 1) <= LTI_TOLERANCE:
+        return "the injection keeps ρ(A̅) = 1 by design, so the state drifts with depth"
+    if diagnosis.regimes["trajectory"] == "marginal":
+        return "the steps of the loop keep their size, so more loops do not settle it"
+    if diagnosis.regimes["lti"] == "marginal":
+        return f"ρ(A̅) = {radius:.3f} is at the edge"
+    return "the full loop neither forgets nor amplifies a small difference for certain"
+
+
+def _stable_cause(run: Run, diagnosis: Diagnosis) -> str:
+    """Say what makes a loop stable."""
+    ratio = _last(run, "residual_ratio")
+    if math.isfinite(ratio):
+        shrinks = f"each loop shrinks its step to {ratio:.2g} of the one before"
+        return shrinks + (f", ρ(A̅) = {diagnosis.radius:.2f}" if math.isfinite(diagnosis.radius) else "")
+    return f"ρ(A̅) = {diagnosis.radius:.2f}" if math.isfinite(diagnosis.radius) else "the loop settles"
+
+
+def _loss_words(run: Run, since: int | None, shows: int | None) -> str:
+    """Say when the loss showed it."""
+    if not np.isfinite(run["loss"]).any():
+        return "no loss was recorded to compare with"
+    if shows is None:
+        return "the loss does not show it" + (" yet" if run.state == "live" else "")
+    return f"the loss showed it {shows - (since or 0):,} steps later" if shows != since else "the loss shows it too"
+
+
+def _advice(run: Run, diagnosis: Diagnosis, settings: Settings) -> str:
+    """Say what to do about an unstable run."""
+    blocks = diagnosis.regimes["lti"] != "unstable"
+    if blocks:
+        other = "lower the learning rate or use sandwich norm"
+    elif settings.injection == "parcae":
+        other = "lower the learning rate"
+    else:
+        other = "use Parcae or a lower learning rate"
+    return f"Stop, or {other}." if run.state == "live" else f"{other[0].upper()}{other[1:]}."
+
+
+def _marginal_advice(diagnosis: Diagnosis) -> str:
+    """Say what a loop at the edge means for its use."""
+    return "Fine at the depth of training; do not expect more loops at test time to help."
+
+
+def _last(run: Run, name: str) -> float:
+    """Return the last recorded value of a number; NaN without any."""
+    try:
+        _, values = run.series(name)
+    except KeyError:
+        return math.nan
+    return float(values[-1]) if len(values) else math.nan
+
+
+def _crossed(run: Run, name: str, limit: float) -> int | None:
+    """Return the step since which a number has been above a limit without a break; None when it is not."""
+    try:
+        steps, values = run.series(name)
+    except KeyError:
+        return None
+    if not len(values) or values[-1] <= limit:
+        return None
+    below = np.flatnonzero(values <= limit)
+    return int(steps[int(below[-1]) + 1 if len(below) else 0])
+
+
+def loss_shows(run: Run, since: int) -> int | None:
+    """Return the first step from ``since`` on at which the loss shows that something is wrong; None when none does.
+
+    It does where it is not finite, and where its mean over `WINDOW` steps is a tenth above the lowest such mean before.
+    """
+    steps, loss = run["step"], run["loss"]
+    lost = np.isinf(loss) | (np.isnan(loss) & (run["nonfinite"] > 0))
+    first_lost = steps[lost & (steps >= since)][:1]
+    given = np.isfinite(loss)
+    risen = risen_steps(steps[given], loss[given])
+    risen = risen[risen >= since][:1]
+    found = [int(one[0]) for one in (first_lost, risen) if len(one)]
+    return min(found, default=None)
+
+
+def risen_steps(steps: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the steps whose mean loss over the last `WINDOW` is clearly above the lowest such mean before.
+
+    >>> steps = np.arange(100.0)
+    >>> loss = np.where(steps < 60, 3.0, 5.0)
+    >>> float(risen_steps(steps, loss)[0]) - 60 < WINDOW, len(risen_steps(steps, np.full(100, 3.0)))
+    (True, 0)
+    """
+    if len(loss) <= WINDOW:
+        return steps[:0]
+    total = np.concatenate([[0.0], np.cumsum(loss)])
+    mean = (total[WINDOW:] - total[:-WINDOW]) / WINDOW
+    lowest = np.minimum.accumulate(mean)
+    risen: NDArray[np.float64] = steps[WINDOW - 1 :][mean > lowest + RISE * np.abs(lowest)]
+    return risen
+
+
+def as_json(story: Story) -> dict[str, object]:
+    """Return the part of a story that the table of runs keeps over restarts."""
+    first = next((finding for finding in story.findings if finding.severity != "note"), None)
+    return {
+        "verdict": story.verdict,
+        "sentence": f"{story.sentence} {story.advice}".strip(),
+        "since": story.since,
+        "regimes": story.regimes,
+        "agree": story.agree,
+        "alert": None if first is None else f"{first.name} at step {first.step:,}",
+        "alert_step": None if first is None else first.step,
+    }

@@ -1,0 +1,49 @@
+"""Health: what the recording cost and lost, and what was judged, what was not, and why."""
+
+from typing import Any
+
+from dash import html
+
+from .. import components
+from ..panels import Ask
+from ..story import Story
+from ..text import shown
+from . import Tab
+
+
+def words(ask: Ask) -> list[Any]:
+    """Return how the run ended, and every rule with what became of it."""
+    held, run = ask.held, ask.held.run
+    end = held.ending()
+    facts = [f"{len(run):,} steps recorded", f"state: {end.state}" + (f", {shown(end.reason)}" if end.reason else "")]
+    if end.lost_from is not None:
+        facts.append(f"the loop was not recorded from step {end.lost_from:,} on: {shown(end.lost_reason)}")
+    if run.generation:
+        facts.append(f"resumed {run.generation} times")
+    if len(run.ranks) > 1:
+        facts.append(f"{len(run.ranks)} ranks: {', '.join(map(str, run.ranks))}")
+    story = held.story(wait=False)
+    return [
+        html.Section([html.H2("The recording"), html.Ul([html.Li(fact) for fact in facts])], className="ls-card"),
+        html.Section([html.H2("What was judged"), _rules(story)], className="ls-card"),
+    ]
+
+
+def _rules(story: Story | None) -> Any:
+    """Return every rule with its verdict, and what it was judged on."""
+    if story is None:
+        return html.P("The rules are being applied…", className="ls-dim")
+    fired = {finding.rule: finding for finding in story.findings}
+    rows = []
+    for judgement in story.judgements:
+        what: Any = "held" if judgement.state == "judged" else f"{judgement.state}: {shown(judgement.reason)}"
+        if finding := fired.get(judgement.rule):
+            glyph = components.SEVERITY_GLYPHS[finding.severity]
+            badge = components.badge(finding.severity, glyph, finding.state)
+            what = [badge, " ", components.goto(finding.step, f"{judgement.rule} health")]
+        name = f"{judgement.rule} {shown(judgement.name)}"
+        rows.append((name, judgement.severity, what, f"{judgement.steps:,} steps" if judgement.steps else "–"))
+    return components.rows_table(("rule", "severity", "what became of it", "judged over"), rows)
+
+
+TAB = Tab("health", "Health", 60, ("probe-seconds", "dropped"), words, words_first=True)

@@ -1,0 +1,28 @@
+"""When: the timeline, and what was found, causes before consequences."""
+
+from typing import Any
+
+from dash import html
+
+from .. import components
+from ..panels import Ask
+from . import Tab
+
+
+def words(ask: Ask) -> list[Any]:
+    """Return the findings in causal order with their lead over the loss."""
+    story = ask.held.story(wait=False)
+    if story is None:
+        return [html.P("The rules are being applied…", className="ls-dim")]
+    shows: Any = "The loss has not shown it." if story.since is not None and story.loss_step is None else ""
+    if story.loss_step is not None:
+        shows = ["The loss showed it at ", components.goto(story.loss_step, "loss"), "."]
+    cards = [components.finding_card(finding, story.lead(finding)) for finding in story.findings]
+    head = html.H2("What happened, causes first")
+    if not cards:
+        return [html.Section([head, html.P("No rule fired.")], className="ls-card")]
+    body = html.Div(cards, className="ls-findings")
+    return [html.Section([head, html.P(shows, className="ls-dim"), body], className="ls-card")]
+
+
+TAB = Tab("when", "When", 10, ("loss", "gain", "events"), words)

@@ -1,0 +1,32 @@
+"""Where in the loop: state, update, direction and gradient of every loop, and the profile at the cursor."""
+
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import html
+
+from ..panels import FIXED_BATCH, Ask
+from . import Tab
+
+
+def head(ask: Ask) -> list[Any]:
+    """Return the choice of whose loops are shown."""
+    there = len(ask.held.run.probe_steps) > 0
+    data: Any = [
+        {"value": FIXED_BATCH, "label": "fixed batch", "disabled": not there},
+        {"value": "training", "label": "training steps"},
+    ]
+    value = ask.batch if there else "training"
+    choice = dmc.SegmentedControl(id="batch-choice", value=value, data=data, size="xs")
+    text = "Loops of the same text at a fixed depth compare over training; those of training steps have random depths."
+    return [html.Div([html.Span("Loops of the", className="ls-dim"), choice, html.Span(text, className="ls-dim")],
+                     className="ls-choices")]  # fmt: skip
+
+
+TAB = Tab(
+    "where",
+    "Where in the loop",
+    20,
+    ("profile", "state", "heat-state", "heat-residual", "heat-cosine", "heat-gradient", "blocks", "tokens"),
+    head=head,
+)

@@ -1,0 +1,71 @@
+"""Take a picture of every page and tab of the dashboard over the runs that ship with it.
+
+python docs/make_screenshots.py FOLDER            all of them: both themes, 1280 and 390 pixels wide
+python docs/make_screenshots.py docs --few        those that the documentation shows
+"""
+
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import waitress
+from loopscope.dashboard.app import create_app
+from loopscope.dashboard.example import example_runs
+from loopscope.dashboard.index import CONFIG_KEY
+from loopscope.dashboard.pages import all_pages
+from loopscope.dashboard.tabs import all_tabs
+from playwright.sync_api import Browser, sync_playwright
+
+RUN = "concatenation-lr0.05"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
+FEW = {"runs": "figures/dashboard-runs.png", "run-when": "figures/dashboard-when.png",
+       "run-where": "figures/dashboard-where.png"}  # fmt: skip
+DRAWN = "[...document.querySelectorAll('.dash-graph')].every(g => g.querySelector('.main-svg'))"
+READ = "!document.body.innerText.includes('reading…')"
+
+
+def addresses(run: str) -> dict[str, str]:
+    """Every page and tab by a name for its picture."""
+    pages = {page.name: page.path for page in all_pages() if page.link}
+    return pages | {f"run-{tab}": f"/run/{run}?tab={tab}" for tab in all_tabs()}
+
+
+def picture(chrome: Browser, address: str, file: Path, *, width: int, scheme: str, whole: bool) -> None:
+    """Take one picture once everything on the page is drawn."""
+    context = chrome.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(180_000)
+    page.goto(address)
+    page.wait_for_selector(".ls-title")
+    page.wait_for_function(DRAWN)
+    page.wait_for_function(READ)
+    page.wait_for_timeout(600)
+    page.screenshot(path=file, full_page=whole)
+    context.close()
+
+
+def main(folder: Path, few: bool) -> None:
+    """Serve the recorded runs and go through the pages."""
+    app = create_app([example_runs()])
+    server = waitress.create_server(app.server, host="127.0.0.1", port=0, threads=8)
+    threading.Thread(target=server.run, daemon=True).start()
+    base = f"http://127.0.0.1:{server.effective_port}"
+    (run,) = [entry.id for entry in app.server.config[CONFIG_KEY].entries() if entry.name == RUN]
+    with sync_playwright() as playwright:
+        chrome = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        for name, address in addresses(run).items():
+            if few:
+                if name in FEW:
+                    picture(chrome, base + address, folder / FEW[name], width=1160, scheme="light", whole=False)
+                continue
+            for scheme in ("light", "dark"):
+                for width in (1280, 390):
+                    file = folder / f"{name}-{scheme}-{width}.png"
+                    picture(chrome, base + address, file, width=width, scheme=scheme, whole=True)
+        chrome.close()
+    server.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "--few" in sys.argv)

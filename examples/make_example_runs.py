@@ -1,0 +1,66 @@
+"""Make the recorded runs that ship with the package, for `loopscope dash --example`: a few minutes on one core.
+
+Small looped models trained on Python's own source. They tell the paper's story: concatenation at four learning rates,
+of which two are too hot, and at the hottest one Parcae, addition and sandwich norm for comparison.
+
+    python examples/make_example_runs.py dashboard/recorded
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+from loopscope.commands.training import train_run
+from loopscope.models.run_config import RunConfig
+
+STEPS = 200
+RUNS = {
+    "concatenation-lr0.05": ("concatenation", "pre", 0.05, 0, "study"),
+    "concatenation-lr0.03": ("concatenation", "pre", 0.03, 1, "inspect"),
+    "concatenation-lr0.01": ("concatenation", "pre", 0.01, 0, "inspect"),
+    "concatenation-lr0.003": ("concatenation", "pre", 0.003, 0, "watch"),
+    "concatenation-sandwich-lr0.05": ("concatenation", "sandwich", 0.05, 0, "inspect"),
+    "addition-lr0.05": ("addition", "pre", 0.05, 0, "inspect"),
+    "parcae-lr0.05": ("parcae", "pre", 0.05, 0, "study"),
+}
+
+
+def make(name: str, folder: Path) -> None:
+    """Train one run in a folder of its own, so that no path of this machine is recorded, and seal it there."""
+    injection, norm, lr, seed, measure = RUNS[name]
+    words = f"--preset demo --injection {injection} --norm {norm} --lr {lr} --steps {STEPS} --seed {seed}"
+    words += f" --device cpu --measure {measure} --out {name}.h5"
+    config = RunConfig().updated(
+        preset="demo",
+        seed=seed,
+        model={"injection": injection, "norm": norm},
+        train={"lr": lr, "steps": STEPS, "checkpoint_every": STEPS},
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        home, before = Path.cwd(), sys.argv
+        os.chdir(scratch)
+        sys.argv = ["loopscope", "train", *words.split()]
+        try:
+            train_run(Path(f"{name}.h5"), config, device="cpu", measure=measure)
+            made = Path(f"{name}.h5").absolute()
+        finally:
+            os.chdir(home)
+            sys.argv = before
+        with h5py.File(made, "r+") as file:  # sealed: an ordinary HDF5 file
+            info = json.loads(file.attrs["info"])
+            file.attrs["info"] = json.dumps(
+                info | {"host": "example", "command": ["loopscope", "train", *words.split()]}
+            )
+        shutil.move(made, folder / f"{name}.h5")
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    for one in sys.argv[2:] or RUNS:
+        make(one, target.absolute())
+        print(target / f"{one}.h5", f"{(target / f'{one}.h5').stat().st_size / 1e3:.0f} kB")
