@@ -37,6 +37,7 @@ Injection = Literal["addition", "concatenation", "parcae"]
 Norm = Literal["pre", "sandwich"]
 Measure = Literal["watch", "inspect", "study"]
 Severity = Literal["note", "warning", "error"]
+Format = Literal["text", "json", "markdown", "github", "junit", "sarif", "gitlab"]
 Table = Literal["steps", "loops", "probe", "spectra", "events"]
 
 
@@ -219,8 +220,14 @@ def check(
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
     output: Annotated[
-        Literal["text", "json"], typer.Option("--format", help="text for people, json for programs.")
-    ] = "text",
+        Format | None,
+        typer.Option("--format", help="What is printed; default: text, or github in a job of GitHub Actions."),
+    ] = None,
+    report: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[FORMAT:]FILE", help="Write a report too; may be given several times."),
+    ] = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")] = False,
     min_steps: Annotated[
         int | None,
         typer.Option(min=1, help="Steps a run must have; an interrupted run that has them may pass."),
@@ -230,7 +237,32 @@ def check(
     from .commands.check import check as check_command
 
     debug = bool(context.obj and context.obj["debug"])
-    code = check_command(runs, rules=rules, fail_on=fail_on, output=output, min_steps=min_steps, debug=debug)
+    code = check_command(
+        runs, rules=rules, fail_on=fail_on, output=output, reports=report or (), min_steps=min_steps, debug=debug
+    )
+    raise typer.Exit(0 if exit_zero else code)
+
+
+@app.command(
+    epilog="People are told through apprise where LOOPSCOPE_NOTIFY holds the URLs of services. "
+    "Example: loopscope watch runs/ --until-finished"
+)
+def watch(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Run files, or folders of them.")],
+    rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at a run.")] = 2.0,
+    until_finished: Annotated[
+        bool, typer.Option("--until-finished", help="End when no run is live any more, with check's exit code.")
+    ] = False,
+) -> None:
+    """Follow live runs in the terminal and raise alerts.
+
+    Runs from any process or node that sees the files. Piped output is one plain line for each change.
+    """
+    from .commands.watch import watch as body
+
+    code = body(paths, rules=rules, fail_on=fail_on, interval=interval, until_finished=until_finished)
     raise typer.Exit(code)
 
 

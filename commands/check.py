@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from ..gate.check import check_runs
-from ..gate.json_report import as_json
-from ..gate.result import GateResult
-from ..gate.text import as_text
+from ..gate.formats import Format, default_format, render, target, write_reports
+from ..gate.github import publish
+from ..gate.trends import DRAWN, with_trends
 from ..runfile.layout import Severity
 from .output import say, show_traceback
-
-FORMATS: Final[dict[str, Callable[[GateResult], str]]] = {"text": as_text, "json": as_json}
 
 
 def check(
@@ -21,7 +19,8 @@ def check(
     *,
     rules: Path | None,
     fail_on: Severity,
-    output: str,
+    output: Format | None,
+    reports: Sequence[str] = (),
     min_steps: int | None,
     debug: bool,
 ) -> int:
@@ -31,7 +30,8 @@ def check(
         runs: Run files.
         rules: TOML file that changes or adds rules.
         fail_on: Least severity that fails a run.
-        output: One of `FORMATS`.
+        output: What is printed; by default what suits where the gate runs.
+        reports: Files to write besides, as `formats.target` reads them.
         min_steps: Steps a run must have.
         debug: Show the traceback of a defect of ours that costs a run its verdict.
     """
@@ -42,5 +42,11 @@ def check(
         min_steps=min_steps,
         on_failure=(lambda path, error: show_traceback(error)) if debug else None,
     )
-    say(FORMATS[output](result))
+    shown = output or default_format(os.environ)
+    if DRAWN & {shown, *(target(report)[0] for report in reports)}:
+        result = with_trends(result)
+    written = write_reports(result, reports)
+    say(render(result, shown))
+    if shown == "github":
+        publish(result, os.environ, written[0] if written else None)
     return result.exit_code

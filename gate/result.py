@@ -7,7 +7,7 @@ Not covered: how the verdicts come about (``check``), how they are shown (one fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -36,12 +36,14 @@ class RunCheck:
         diagnosis: What its recording says; None where it could not be read.
         error: Why it could not be read, in one line.
         internal: Whether that was a defect of loopscope and not of the file.
+        trends: Sparklines of its main series by name, for reports that have no pictures.
     """
 
     path: Path
     diagnosis: Diagnosis | None
     error: str = ""
     internal: bool = False
+    trends: Mapping[str, str] = field(default_factory=dict)
 
     def at_or_above(self, fail_on: Severity) -> list[Finding]:
         """Return the findings whose severity fails a run."""

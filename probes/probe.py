@@ -179,6 +179,11 @@ class Probe:
         self._watch.prepare(self._step, 0)
         atexit.register(self._at_exit)
 
+    @property
+    def path(self) -> Path:
+        """The run file of this process."""
+        return self._recorder.path
+
     def step(
         self,
         *,

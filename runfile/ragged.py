@@ -17,13 +17,14 @@ _SPARSEST: Final = 64  # times that a rectangle may be larger than what was reco
 
 
 def starts_and_ends(ends: Index, rows: slice | Index) -> tuple[Index, Index]:
-    """Return where some rows of a ragged table start and end, from where all of them end.
+    """Return where some rows of a ragged table start and end, from where all of them end; a slice has no step.
 
     >>> starts_and_ends(np.array([2, 5, 5]), np.array([0, 2]))
     (array([0, 5]), array([2, 5]))
     """
     if isinstance(rows, slice):
-        return np.append(0, ends[: len(ends) - 1])[rows], ends[rows]
+        first = rows.start or 0
+        return np.append(ends[first - 1] if first else 0, ends[rows])[: len(ends[rows])], ends[rows]
     return np.where(rows > 0, ends[rows - 1], 0), ends[rows]
 
 

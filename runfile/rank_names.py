@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+_FEW: Final = 64  # ranks that are looked for one by one; of more, the folder is read
 _OF_A_RANK: Final = re.compile(r"(?P<stem>.+)\.rank(?P<rank>[1-9][0-9]*)(?P<ending>\.[^.]*)?")
 
 
@@ -61,7 +62,11 @@ def rank_files(path: Path, expected: int = 1) -> dict[int, Path]:
     ...     list(rank_files(Path(folder) / "a.h5", expected=3)), list(rank_files(Path(folder) / "a.h5"))
     ([2, 3], [])
     """
-    there = dict(_listed(path)) if expected > 1 else {}
+    if expected <= _FEW:
+        named = {rank: rank_path(path, rank) for rank in range(1, expected)}
+        there = {rank: beside for rank, beside in named.items() if beside.exists()}
+    else:
+        there = dict(_listed(path))
     ranks = {rank: there[rank] for rank in sorted(there) if rank < expected}
     rank = max(1, expected)
     while (beside := rank_path(path, rank)).exists():

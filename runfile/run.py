@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .disk.handle import LOCK
+from .disk.handle import LOCK, look
 from .file_source import FileSource
 from .layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_DERIVED, Event
 from .ragged import Index, Series
@@ -36,8 +36,11 @@ class Run:
     """
 
     def __init__(self, source: Source | str | os.PathLike[str]) -> None:
-        with LOCK:
-            self._source = FileSource(Path(source)) if isinstance(source, str | os.PathLike) else source
+        if isinstance(source, str | os.PathLike):
+            look(Path(source))
+            with LOCK:
+                source = FileSource(Path(source))
+        self._source: Source = source
         self._of_ranks: dict[int, tuple[Source, Run]] = {}
 
     # -- what the run is ------------------------------------------------------------------------------------------

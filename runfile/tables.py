@@ -23,7 +23,7 @@ from .layout import FIRST_COLUMNS, STEP_COLUMNS, TABLES, Commit, DamagedRun, Run
 from .ragged import Index
 
 _BLOCK: Final = 4096  # rows read at a time: what the processor's caches hold
-_NEIGHBOURS: Final = 8  # columns that are kept when one of them is read
+_NEIGHBOURS: Final = 4  # columns that are kept when one of them is read: step, time, generation and loss, …
 _MOST_GENERATIONS: Final = 1 << 20
 _MOST_EVENTS: Final = 1 << 18
 NOTHING: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)

@@ -119,6 +119,13 @@ def file_key(path: Path) -> Key:
     return status.st_dev, status.st_ino
 
 
+def look(path: Path) -> None:
+    """Raise what a file of unusual structure gives; call it without the lock, since a trial takes its time."""
+    file_key(path)
+    check_hdf5(path)
+    screen(path)
+
+
 def acquire(path: Path) -> Handle:
     """Return the process's handle on the run at ``path``, opening it for reading where there is none.
 

@@ -361,8 +361,8 @@ def examine(path: Path) -> str:
     return said
 
 
-def in_a_child(work: Callable[[], str]) -> str:
-    """Run something in a forked process with bounds; return what it says, or how it ended, and its memory."""
+def in_a_child(work: Callable[[], str]) -> tuple[str, int]:
+    """Run something in a forked process with bounds; return what it says, or how it ended, and the bytes it took."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
@@ -379,10 +379,10 @@ def in_a_child(work: Callable[[], str]) -> str:
     with os.fdopen(reading, "rb") as stream:
         said = stream.read().decode()
     _, status, usage = os.wait4(child, 0)
+    taken = (usage.ru_maxrss - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
     if os.WIFSIGNALED(status):
-        return "HUNG" if os.WTERMSIG(status) == signal.SIGALRM else f"CRASHED by signal {os.WTERMSIG(status)}"
-    above = usage.ru_maxrss * 1024 - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f"{said} MEMORY {above >> 20} MB" if above > ROOM else said
+        said = "HUNG" if os.WTERMSIG(status) == signal.SIGALRM else f"CRASHED by signal {os.WTERMSIG(status)}"
+    return said, taken
 
 
 def one_case(files: list[Path], folder: Path, seed: int) -> str:
@@ -394,8 +394,10 @@ def one_case(files: list[Path], folder: Path, seed: int) -> str:
     shutil.copyfile(source, path)
     shutil.copyfile(source, folder / "other.h5")
     (folder / "secret").write_bytes(SECRET * 4000)
-    done = in_a_child(lambda: change(path, folder, rng))  # HDF5 may not survive making such a file either
-    said = in_a_child(lambda: examine(path))
+    done, _ = in_a_child(lambda: change(path, folder, rng))  # HDF5 may not survive making such a file either
+    said, taken = in_a_child(lambda: examine(path))
+    if taken > ROOM:
+        said = f"{said} MEMORY {taken >> 20} MB"
     shutil.rmtree(folder)
     return f"{seed} {source.parent.name}: {done}: {said}"
 

@@ -1,0 +1,90 @@
+"""The gate's result in a job of GitHub Actions: annotations, the job's summary, and its outputs.
+
+GitHub shows ten annotations of each kind for a step, so that the most serious come first and the rest are counted. The
+summary goes to the file that ``$GITHUB_STEP_SUMMARY`` names, verdict and report to the one of ``$GITHUB_OUTPUT``.
+
+Not covered: code scanning; that takes the SARIF format.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ..rules.findings import Finding
+from ..rules.rule_files import SEVERITIES
+from ..runfile.text import plain
+from .markdown import as_markdown
+from .result import GateResult, RunCheck
+
+log = logging.getLogger("loopscope")
+
+MOST: Final = 10  # annotations of one kind that GitHub shows
+LARGEST_SUMMARY: Final = 1 << 20  # bytes, of a whole step
+COMMANDS: Final = {"error": "error", "warning": "warning", "note": "notice"}
+
+
+def as_annotations(result: GateResult) -> str:
+    """Return the workflow commands that annotate a pull request, most serious first."""
+    all_of: dict[str, list[str]] = {severity: [] for severity in reversed(SEVERITIES)}
+    for run in result.runs:
+        if run.diagnosis is None:
+            all_of["error"].append(_command("error", "loopscope: unreadable run", run.error))
+            continue
+        for finding in run.diagnosis.findings:
+            title = f"loopscope {finding.rule} {finding.name}"
+            all_of[finding.severity].append(_command(COMMANDS[finding.severity], title, _message(run, finding)))
+    lines = []
+    for severity, commands in all_of.items():
+        # The last place says how many more there are.
+        shown = commands if len(commands) <= MOST else commands[: MOST - 1]
+        lines += shown
+        if more := len(commands) - len(shown):
+            lines.append(_command(COMMANDS[severity], "loopscope", f"{more} more of this severity: see the summary"))
+    lines.append(f"loopscope: {result.verdict}, {len(result.runs)} runs")
+    return "\n".join(lines)
+
+
+def publish(result: GateResult, environment: Mapping[str, str], report: Path | None = None) -> None:
+    """Append the summary and the outputs to the files that GitHub names; a failure to do so is logged.
+
+    Args:
+        result: What the gate decided.
+        environment: ``os.environ`` of the job.
+        report: A report file that the job uploads, for its output ``report``.
+    """
+    if summary := environment.get("GITHUB_STEP_SUMMARY"):
+        written = Path(summary).stat().st_size if Path(summary).exists() else 0
+        _append(Path(summary), as_markdown(result, max(LARGEST_SUMMARY - written - 4096, 1000)))
+    if output := environment.get("GITHUB_OUTPUT"):
+        lines = [f"verdict={result.verdict}", f"exit-code={result.exit_code}"]
+        if report is not None:
+            lines.append(f"report={plain(report)}")
+        _append(Path(output), "\n".join(lines) + "\n")
+
+
+def _append(path: Path, text: str) -> None:
+    """Append text to a file; the verdict must not depend on it."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        log.warning("loopscope: %s could not be written: %s", path, error)
+
+
+def _message(run: RunCheck, finding: Finding) -> str:
+    """Return the text of an annotation."""
+    remedy = f" Try: {finding.remedy}" if finding.remedy else ""
+    return f"{run.path}, step {finding.step}: {finding.message}.{remedy}"
+
+
+def _command(kind: str, title: str, message: str) -> str:
+    r"""Return one workflow command, its values escaped as GitHub wants them.
+
+    >>> print(_command("error", "a, b: c", "100 % of\nit"))
+    ::error title=a%2C b%3A c::100 %25 of\nit
+    """
+    title = plain(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+    return f"::{kind} title={title}::{plain(message).replace('%', '%25')}"

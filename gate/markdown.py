@@ -1,0 +1,114 @@
+"""The gate's result as Markdown, for a pull request or a job's summary: the verdict first, then each run.
+
+All text that comes from files and names is escaped for Markdown and HTML, and no ``@name`` or ``#1`` calls anybody.
+
+Not covered: pictures; `loopscope report` makes a page with figures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from ..rules.findings import Finding
+from ..runfile.text import plain
+from .result import GateResult, RunCheck
+
+SYMBOLS: Final = {"pass": "✅", "fail": "❌", "error": "⚠️"}
+SEVERITY_SYMBOLS: Final = {"error": "▲", "warning": "◆", "note": "·"}
+LARGEST: Final = 900_000  # characters; GitHub takes a summary up to 1 MiB
+MOST_FINDINGS: Final = 50  # shown of one run
+
+
+def as_markdown(result: GateResult, largest: int = LARGEST) -> str:
+    """Return the result as Markdown.
+
+    Args:
+        result: What the gate decided.
+        largest: Bytes at most; what does not fit is counted in the last line, the runs that failed come first.
+    """
+    lines = [*_head(result), ""]
+    size = sum(len(line.encode()) + 1 for line in lines)
+    order = sorted(result.runs, key=lambda run: run.verdict(result.fail_on) == "pass")  # stable: else as given
+    for number, run in enumerate(order):
+        part = [*_of_run(run, result), ""]
+        size += sum(len(line.encode()) + 1 for line in part)
+        if size > largest - 200:
+            lines.append(f"*{len(order) - number} more runs are left out of this report; the JSON format has all.*")
+            break
+        lines += part
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def escape(text: object) -> str:
+    r"""Return text that Markdown and HTML show as it is.
+
+    >>> print(escape("<b>*x*</b> | @you #1 [a](http://b)"))
+    &lt;b&gt;\*x\*&lt;/b&gt; \| &#64;you &#35;1 \[a\](http&#58;//b)
+    """
+    shown = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    shown = re.sub(r"([\\`*_\[\]|~])", r"\\\1", shown)
+    shown = re.sub(r"@(?=\w)", "&#64;", re.sub(r"(?<!&)#(?=\w)", "&#35;", shown))
+    return re.sub(r"\b(https?|ftp|www)([:.])", lambda m: f"{m[1]}&#{ord(m[2])};", shown)
+
+
+def _head(result: GateResult) -> Iterator[str]:
+    """Yield the verdict and a table of the runs."""
+    words = [run.verdict(result.fail_on) for run in result.runs]
+    counts = ", ".join(f"{words.count(word)} {said}" for word, said in _COUNTED.items() if word in words)
+    yield f"## {SYMBOLS[result.verdict]} loopscope: {result.verdict} ({counts or 'no runs'})"
+    yield ""
+    yield "| | run | verdict | steps | ρ(A̅) | loss | first finding |"
+    yield "|---|---|---|---:|---:|---|---|"
+    for run in result.runs[:MOST_FINDINGS]:
+        yield _row(run, result)
+    if len(result.runs) > MOST_FINDINGS:
+        yield f"\n*and {len(result.runs) - MOST_FINDINGS} more runs*"
+
+
+_COUNTED: Final = {"fail": "failed", "error": "could not be judged", "pass": "passed"}
+
+
+def _row(run: RunCheck, result: GateResult) -> str:
+    """Return the row of one run."""
+    symbol = SYMBOLS[run.verdict(result.fail_on)]
+    if run.diagnosis is None:
+        return f"| {symbol} | {escape(run.path)} | unreadable | | | | {escape(run.error)} |"
+    found = run.diagnosis
+    breach = found.first_breach
+    first = f"{breach.rule} {escape(breach.name)}, step {breach.step}" if breach else "none"
+    radius = "" if found.radius != found.radius else f"{found.radius:.3f}"
+    trend = f"`{run.trends['loss']}`" if run.trends.get("loss", "").strip() else ""
+    return f"| {symbol} | {escape(run.path)} | {found.verdict} | {found.steps} | {radius} | {trend} | {first} |"
+
+
+def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
+    """Yield what is known of one run."""
+    word = run.verdict(result.fail_on)
+    yield f"### {SYMBOLS[word]} {escape(run.path)}"
+    if run.diagnosis is None:
+        yield f"> {escape(run.error)}"
+        return
+    found = run.diagnosis
+    yield f"> {escape(found.summary)}"
+    for name, trend in run.trends.items():
+        if trend.strip():
+            yield f"\n{escape(name)}: `{trend}`"
+    yield ""
+    for finding in found.findings[:MOST_FINDINGS]:
+        yield from _of_finding(finding)
+    if len(found.findings) > MOST_FINDINGS:
+        yield f"- *and {len(found.findings) - MOST_FINDINGS} more findings*"
+    unjudged = [each for each in found.judgements if each.state == "no data"]
+    for each in unjudged:
+        yield f"- not judged: {each.rule} {escape(each.name)}: {escape(each.reason)}"
+
+
+def _of_finding(finding: Finding) -> Iterator[str]:
+    """Yield the lines of one finding."""
+    pending = f" *(pending, {finding.held} of {finding.hold} steps)*" if finding.state == "pending" else ""
+    head = f"{SEVERITY_SYMBOLS[finding.severity]} **{finding.rule} {escape(finding.name)}** [{finding.severity}]"
+    yield f"- {head} step {finding.step}{pending}: {escape(finding.message)}"
+    if finding.remedy:
+        yield f"  <br>try: {escape(finding.remedy)}"

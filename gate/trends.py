@@ -1,0 +1,37 @@
+"""The main series of every run as sparklines, for reports that show them.
+
+They are drawn only where a report wants them: the verdict of a finished run may come from an earlier check, without
+a look at its series.
+
+Not covered: pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from ..runfile.layout import RunFileError
+from ..runfile.open import open_run
+from .formats import Format
+from .result import GateResult
+from .sparkline import sparkline
+
+SERIES: Final = ("loss", "a_bar_radius", "last_state_norm")
+DRAWN: Final[frozenset[Format]] = frozenset({"markdown", "github"})
+
+
+def with_trends(result: GateResult) -> GateResult:
+    """Return the result with the sparklines of every run that can be read."""
+    return replace(result, runs=[replace(run, trends=_of_run(run.path)) for run in result.runs])
+
+
+def _of_run(path: Path) -> Mapping[str, str]:
+    """Return the sparklines of a run; none where it cannot be read, which its verdict says."""
+    try:
+        with open_run(path) as run:
+            return {name: sparkline(run[name]) for name in SERIES if name in run}
+    except RunFileError:
+        return {}
