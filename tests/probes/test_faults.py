@@ -79,7 +79,7 @@ def in_arriving(probe: Probe, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("loopscope.probes.row_sender.LoopOnItsWay.added_to", boom)
 
 
-@pytest.mark.parametrize("break_", [in_hook, in_matrices, in_rows, in_random_states, in_sending, in_arriving])
+@pytest.mark.parametrize("break_", [in_matrices, in_rows, in_random_states, in_sending, in_arriving])
 def test_a_lost_loop_is_dated_and_the_trainings_numbers_go_on(
     break_: Callable[..., None], demo_model: Any, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,12 +101,28 @@ def test_a_lost_loop_is_dated_and_the_trainings_numbers_go_on(
     assert "non_finite" in kinds(tmp_path / "a.h5")
 
 
+def test_states_that_no_hook_can_read_are_missing_and_no_gate_takes_them_for_stable(
+    demo_model: Any, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loopscope.gate.check import check_runs
+
+    model = demo_model()
+    with loopscope.attach(model, tmp_path / "a.h5") as probe:
+        in_hook(probe, monkeypatch)
+        steps_of(probe, model, tokens, 40)
+    end, steps = read(tmp_path / "a.h5")
+    assert end.state == "finished" and steps == list(range(40)) and "state_missing" in kinds(tmp_path / "a.h5")
+    with open_run(tmp_path / "a.h5") as run:
+        assert np.isfinite(run["loss"]).all() and not np.isfinite(run.loops("state_norm")).any()
+    assert check_runs([tmp_path / "a.h5"]).exit_code != 0
+
+
 def test_a_loss_that_spikes_after_the_loop_was_lost_is_an_event(
     demo_model: Any, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = demo_model()
     with loopscope.attach(model, tmp_path / "a.h5") as probe:
-        in_hook(probe, monkeypatch)
+        in_rows(probe, monkeypatch)
         model(tokens)
         for step in range(40):
             probe.step(loss=30.0 if step == 35 else 3.0)
