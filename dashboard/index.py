@@ -19,7 +19,8 @@ from pathlib import Path
 from flask import current_app
 
 from ..runfile.layout import RunFileError
-from ..runfile.rank_names import rank_files, rank_of, run_path, whole_runs
+from ..runfile.rank_names import rank_files, rank_of, run_path
+from ..runfile.ranks.companions import belongs, separate_runs
 from .opened import OpenRun
 from .text import shown
 
@@ -65,7 +66,7 @@ class RunIndex:
         with self._lock:
             began = time.monotonic()
             if began >= self._due:
-                self._entries = {entry.id: entry for root in whole_runs(self._roots) for entry in _scan(root)}
+                self._entries = {entry.id: entry for root in separate_runs(self._roots) for entry in _scan(root)}
                 now = time.monotonic()
                 self._due = now + max(RESCAN_SECONDS, RESCAN_REST * (now - began))
                 for gone in set(self._opened) - set(self._entries):
@@ -126,9 +127,9 @@ def _scan(root: Path) -> list[Entry]:
         found[path] = fault or _fault(path, home)
     others: dict[Path, list[Path]] = {}
     for path, fault in found.items():
-        if rank_of(path) and not fault:
+        if rank_of(path) and not fault and belongs(path):
             others.setdefault(run_path(path), []).append(path)
-    sound = whole_runs([path for path, fault in found.items() if not fault])
+    sound = separate_runs([path for path, fault in found.items() if not fault])
     broken = [_entry(path, _relative(path, root), (), fault) for path, fault in found.items() if fault]
     return [_entry(path, _relative(path, root), tuple(others.get(path, ()))) for path in sound] + broken
 

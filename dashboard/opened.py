@@ -21,7 +21,7 @@ from ..runfile.ranks.companions import of_several_ranks
 from ..runfile.reader import Run
 from .settings import Settings, settings_of
 from .story import Story, tell
-from .tracks import Tracks, mark_lost
+from .tracks import Tracks
 
 # A diagnosis of a live run may take this share of the time: it is made again only after its cost, this many times over.
 DIAGNOSIS_REST: Final = 10.0
@@ -197,6 +197,4 @@ class OpenRun:
     def _probe(self, name: str) -> Table:
         """Read the passes of the fixed batch."""
         values = self.run.probe(name)
-        if name in ("state_norm", "residual_norm") and values.size:
-            values = mark_lost(name, values, self.run.probe("tokens"))
         return Table(self.run.probe_steps.astype(np.float64), values)

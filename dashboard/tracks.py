@@ -129,7 +129,7 @@ class Tracks:
         where = visible(steps, view)
         count = where.stop - where.start
         if count <= EXACT_SHEET:
-            loops = _with_lost(self.run, name, where) if count else np.empty((0, 0))
+            loops = self.run.loops(name, where) if count else np.empty((0, 0))
             return columns(steps[where], loops, None, limit)
         self._read_loops()
         rows, values, per_column = self._sheets[name].columns(where, limit)
@@ -145,7 +145,7 @@ class Tracks:
             rows = slice(start, min(start + _BLOCK, count))
             tokens = self.run.loops("tokens", rows)
             for name in LOOP_NUMBERS:
-                loops = _with_lost(self.run, name, rows, tokens)
+                loops = self.run.loops(name, rows)
                 self._sheets[name].take_in(start, loops)
                 if name != "step_cosine":
                     self._take_last(f"last_{name}", start, loops, tokens, back=int(name == "residual_norm"))
@@ -160,34 +160,6 @@ class Tracks:
         kept = self._last[name]
         kept.truncate(start)
         kept.append(found)
-
-
-def _with_lost(run: Run, name: str, rows: slice, tokens: Floats | None = None) -> Floats:
-    """Return a number per loop of some rows, infinite where the loop ran and the number is not finite.
-
-    The file stores NaN for both a loop that did not run and a loop whose state is NaN; the token count tells them
-    apart, since it is recorded for exactly the loops that ran. A cosine is undefined where nothing moved.
-    """
-    loops = run.loops(name, rows)
-    if name == "step_cosine" or np.isfinite(loops).all():
-        return loops
-    tokens = run.loops("tokens", rows) if tokens is None else tokens
-    return mark_lost(name, loops, tokens)
-
-
-def mark_lost(name: str, loops: Floats, tokens: Floats) -> Floats:
-    """Return loops ``(n, T + 1)`` with infinity where one ran, as its ``tokens`` tell, and its number is not finite.
-
-    >>> mark_lost("state_norm", np.array([[1.0, np.nan, np.nan]]), np.array([[8.0, 8.0, np.nan]]))
-    array([[ 1., inf, nan]])
-    """
-    ran = ~np.isnan(tokens)
-    if name == "residual_norm":  # h[t+1] has tokens: step t was made
-        ran = np.concatenate([ran[:, 1:], np.zeros((len(ran), 1), bool)], axis=1)
-    elif name == "state_norm":  # an h_0 that no module received was not measured, and is not lost
-        ran = ran.copy()
-        ran[:, :1] &= ~(np.isnan(loops[:, :1]) & np.isfinite(loops[:, 1:2]))
-    return np.where(ran & ~np.isfinite(loops), np.inf, loops)
 
 
 def _fewer(picture: Picture, points: int) -> Picture:
