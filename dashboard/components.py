@@ -11,7 +11,7 @@ from dash import dcc, html
 from ..rules.findings import Finding
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
-from .panels import Panel
+from .panel import Panel
 from .story import Story
 from .text import shown
 

@@ -23,7 +23,8 @@ from .components import REGIME_LABELS, SEVERITY_GLYPHS, sentence
 from .figures import of
 from .frame import graph_config
 from .opened import OpenRun
-from .panels import PANELS, Ask, drawn
+from .panel import Ask, drawn
+from .panels import PANELS
 from .settings import command, table
 from .story import Story
 from .text import number, shown

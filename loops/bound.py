@@ -304,10 +304,10 @@ def _logits(output: Any) -> Tensor | None:
     """The logits in what a model returns: a tensor (alone or first of a tuple), or held under that name; not a loss."""
     if isinstance(output, Mapping):
         output = output.get("logits")
-    elif hasattr(output, "logits"):
-        output = output.logits
     elif isinstance(output, tuple) and output:
-        output = output[0]
+        output = getattr(output, "logits", output[0])  # a named tuple may hold them anywhere
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", None)
     return output if isinstance(output, Tensor) and output.ndim > 1 else None
 
 

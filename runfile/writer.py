@@ -9,9 +9,6 @@ systems, and threads: one thread owns a writer.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import ctypes
 import json
 import logging
 import math
@@ -30,8 +27,9 @@ from .arrays import flat_bytes, index_row
 from .disk import handle as handles
 from .disk.handle import LOCK, Handle
 from .disk.integrity import check_hdf5, inspect, one_line
+from .disk.layouts import replace_by_sealed, restore_live_layout
 from .disk.lease import Lease
-from .disk.rewrite import copy_run, create_run, temporary_path
+from .disk.rewrite import create_run, free_bytes, temporary_path
 from .ending import RUN_INTERRUPTED
 from .layout import (
     DISK_RESERVE,
@@ -39,7 +37,6 @@ from .layout import (
     SPARE_COLUMNS,
     STEP_COLUMNS,
     TABLES,
-    VERSION,
     Commit,
     DamagedRun,
     Event,
@@ -160,7 +157,7 @@ class RunWriter:
                 return cls(target, lease, handles.acquire_writing(target), commit, commits=1)
         except OSError as error:
             lease.release()
-            _remove(temporary)
+            temporary.unlink(missing_ok=True)
             raise RunFileError(f"{target}: cannot be created ({one_line(error)}); check folder and disk") from None
         except BaseException:
             lease.release()
@@ -193,7 +190,7 @@ class RunWriter:
             inspect(target)
             with LOCK:
                 handles.make_writable(target)
-                _restore_live_layout(target)
+                restore_live_layout(target)
                 handle = handles.acquire_writing(target)
                 last, commits = handle.last_commit()
                 if last is None:
@@ -359,7 +356,7 @@ class RunWriter:
         self._finished = self._dirty = True
         if self.flush():
             with LOCK:
-                self._compress()
+                replace_by_sealed(self._handle, self.path, self._last)
         self.close()
 
     def close(self) -> None:
@@ -431,30 +428,19 @@ class RunWriter:
 
     def _file_in_place(self) -> bool:
         """Make sure the path still leads to the file we write: an unlinked file takes writes silently."""
-        try:
-            status = self.path.stat()
-        except OSError:
-            self._fail("the file was deleted or moved while it was written")
-            return False
-        if (status.st_dev, status.st_ino) != self._handle.key:
-            self._fail("another file was put in its place")
-            return False
-        return True
+        if gone := handles.whereabouts(self._handle, self.path):
+            self._fail(gone)
+        return not gone
 
     def _enough_room(self, needed: int | None = None) -> bool:
         """Whether the disk can take a flush; a failed write inside HDF5 can take the training process with it."""
         if needed is None:
             needed = 2 * sum(table.staged_bytes for table in self._tables.values())
-        enough = self._free_bytes() >= needed + DISK_RESERVE
+        enough = free_bytes(self.path) >= needed + DISK_RESERVE
         if not enough and not self._starved:
             _LOG.warning("%s: the disk is nearly full; recording waits until there is room", self.path)
         self._starved = not enough
         return enough
-
-    def _free_bytes(self) -> int:
-        """Return how much room the disk has."""
-        disk = os.statvfs(self.path.parent)
-        return disk.f_bavail * disk.f_frsize
 
     def _note_losses(self) -> None:
         """Record in the file what was lost since this was said last."""
@@ -488,7 +474,7 @@ class RunWriter:
         self._finished = False
         self.interrupt(why, step=step)
         with LOCK:
-            if self._free_bytes() >= _LAST_WORDS:  # of the reserve, which is there for this
+            if free_bytes(self.path) >= _LAST_WORDS:  # of the reserve, which is there for this
                 try:
                     self._write_out()
                 except _WRITE_ERRORS as error:
@@ -499,50 +485,8 @@ class RunWriter:
         self.rows_lost += self.rows - self._last.lengths["steps"]
         self.failure = reason
         _LOG.error("%s: recording has stopped: %s; training goes on unrecorded", self.path, reason)
-        # Closing ids after a failed flush can crash inside HDF5, so they are leaked, and at exit what HDF5 still wants
-        # to write is sent nowhere.
-        for owner in (self._handle.file, *self._handle.datasets.values()):
-            if owner is not None:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner.id))
-        atexit.register(handles.divert, self._handle)
+        handles.abandon(self._handle)
         self._lease.release()
-
-    def _compress(self) -> None:
-        """Replace the finished live file by its sealed copy; without room for both, the live one stays as it is."""
-        file = self._handle.file
-        if file is None:
-            return
-        temporary = temporary_path(self.path)
-        try:
-            copy_run(file, temporary, self._last, "sealed")
-            temporary.chmod(self.path.stat().st_mode & 0o777)
-            handles.close(self._handle)
-            temporary.replace(self.path)
-        except _WRITE_ERRORS as error:
-            _LOG.warning("%s: finished, but could not be compressed (%s)", self.path, one_line(error))
-            _remove(temporary)
-
-
-def _restore_live_layout(path: Path) -> None:
-    """Bring a sealed run, or one of an older version, into today's layout that can grow."""
-    handle = handles.acquire(path)
-    try:
-        assert handle.file is not None
-        if handle.file.attrs.get("layout") != "sealed" and int(handle.file.attrs["version"]) == VERSION:
-            return
-        commit, _ = handle.last_commit()
-        if commit is None:
-            raise DamagedRun(f"{path}: holds no commit row; try `loopscope repair`")
-        copy_run(handle.file, temporary_path(path), commit, "live")
-        temporary_path(path).chmod(path.stat().st_mode & 0o777)
-    finally:
-        handles.release(handle)
-    temporary_path(path).replace(path)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _after_fork_in_child() -> None:

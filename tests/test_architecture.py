@@ -259,3 +259,33 @@ def test_every_exported_function_of_the_mathematics_has_an_example_and_a_source(
     assert len(functions) > 40
     bare = [f.__name__ for f in functions if ">>>" not in (f.__doc__ or "") or "Source" not in (f.__doc__ or "")]
     assert not bare
+
+
+def test_no_module_is_too_long_to_read() -> None:
+    long = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in modules()}
+    assert {name: lines for name, lines in long.items() if lines > 500} == {}
+
+
+def test_no_function_is_too_long_to_read() -> None:
+    """Sixty lines without the docstring; a longer one says in its docstring why."""
+    long = []
+    for path in (path for path in modules() if path.suffix == ".py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                body = node.body[1:] if text else node.body
+                lines = node.end_lineno - body[0].lineno + 1 if body and node.end_lineno else 0
+                if lines > 60 and "lines" not in text:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name}, {lines} lines")
+    assert long == []
+
+
+def test_no_type_is_told_by_hasattr() -> None:
+    """A name that a class happens to have is no type: a rename would turn a measurement into an empty result."""
+    asked = []
+    for path in (path for folder in ("probes", "loops", "runfile") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr":
+                by_name = isinstance(node.args[1], ast.Constant)
+                asked += [f"{path.relative_to(ROOT)}:{node.lineno}"] if by_name else []
+    assert asked == []

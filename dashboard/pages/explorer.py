@@ -19,7 +19,7 @@ from ..colours import REGIME_GLYPHS
 from ..explorer import KINDS, LIMITS, PRESETS, SCHEMES, Explored, Sandbox, explore, query, rates, rules, sandbox_of
 from ..frame import empty, graph_config
 from ..loop_figures import spectrum
-from ..panels import summary
+from ..panel import summary
 from ..text import number, plain
 from . import Page
 

@@ -18,11 +18,13 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html,
 from flask import Response, abort, request
 
 from ...runfile.layout import RunFileError
-from .. import components, panels
+from .. import components
 from ..downsample import View
 from ..index import Entry, current_index
 from ..opened import OpenRun
-from ..panels import EVERY_STEP, FIXED_BATCH, PANELS, Ask
+from ..panel import EVERY_STEP, FIXED_BATCH, Ask, Columns, drawn
+from ..panel import table as panel_columns
+from ..panels import PANELS
 from ..polling import Clock
 from ..settings import command
 from ..steps import bounds
@@ -186,7 +188,7 @@ def body(ask: Ask, tab: Tab) -> list[Any]:
 def _card(ask: Ask, name: str) -> html.Section:
     """Return a panel with its figure."""
     panel = PANELS[name]
-    return components.panel(panel, panels.drawn(panel, ask), f"/csv/{ask.revision}/{name}?batch={ask.batch}")
+    return components.panel(panel, drawn(panel, ask), f"/csv/{ask.revision}/{name}?batch={ask.batch}")
 
 
 def _words(ask: Ask, tab: Tab) -> list[Any]:
@@ -342,7 +344,7 @@ def _figures(ids: list[dict[str, str]], run_id: str, view: Any, selected: Any, b
         ask = _ask(run_id, view, selected, batch, against)
     except RunFileError:
         return [no_update] * len(ids)
-    return [panels.drawn(PANELS[one["name"]], ask) if one["name"] in PANELS else no_update for one in ids]
+    return [drawn(PANELS[one["name"]], ask) if one["name"] in PANELS else no_update for one in ids]
 
 
 def _register_browser(app: Dash) -> None:
@@ -405,13 +407,13 @@ def _csv(run_id: str, name: str) -> Response:
     selected = request.args.get("step", type=int)
     try:
         ask = Ask(current_index().open(entry), view, selected, _batch(request.args.get("batch", "")), run_id)
-        columns = panels.table(panel, ask)
+        columns = panel_columns(panel, ask)
     except RunFileError as error:
         abort(409, shown(error))
     return Response(_csv_lines(columns), mimetype="text/csv; charset=utf-8")
 
 
-def _csv_lines(columns: panels.Columns) -> Iterator[str]:
+def _csv_lines(columns: Columns) -> Iterator[str]:
     """Yield columns as text, some thousand rows at a time; no cell can be read as a formula by a spreadsheet."""
     buffer = io.StringIO()
     write = csv.writer(buffer)

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from ..panels import Ask
+from ..panel import Ask
 
 
 def _no_words(ask: Ask) -> list[Any]:

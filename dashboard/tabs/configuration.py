@@ -8,7 +8,7 @@ from dash import html
 from ...runfile.layout import RunFileError
 from .. import components
 from ..index import current_index
-from ..panels import Ask
+from ..panel import Ask
 from ..settings import command, table
 from ..text import shown
 from . import Tab

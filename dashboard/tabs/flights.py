@@ -8,7 +8,7 @@ from dash import html
 
 from ...runfile.flights import Flight, FlightStep, read_flight
 from .. import components
-from ..panels import Ask
+from ..panel import Ask
 from ..settings import command
 from ..text import number, shown
 from . import Tab

@@ -7,7 +7,7 @@ import numpy as np
 from dash import html
 
 from .. import components
-from ..panels import Ask
+from ..panel import Ask
 from ..text import number
 from . import Tab
 

@@ -5,7 +5,7 @@ from typing import Any
 from dash import html
 
 from .. import components
-from ..panels import Ask
+from ..panel import Ask
 from . import Tab
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import html
 
-from ..panels import FIXED_BATCH, Ask
+from ..panel import FIXED_BATCH, Ask
 from . import Tab
 
 

@@ -9,6 +9,8 @@ Not covered: what the tables mean (``layout``), whether their content is intact 
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import fcntl
 import os
 import threading
@@ -281,6 +283,26 @@ def _after_fork_in_child() -> None:
         if handle.writing and handle.file is not None:
             divert(handle)
             del _HANDLES[handle.key]
+
+
+def whereabouts(handle: Handle, path: Path) -> str:
+    """Say why a path does not lead to the file of a handle any more; an empty text where it does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "the file was deleted or moved while it was written"
+    return "" if (status.st_dev, status.st_ino) == handle.key else "another file was put in its place"
+
+
+def abandon(handle: Handle) -> None:
+    """Let go of a handle after a failed flush, without a word to HDF5.
+
+    Closing ids can crash inside HDF5 then, so they are leaked. At exit, what HDF5 still wants to write goes nowhere.
+    """
+    for owner in (handle.file, *handle.datasets.values()):
+        if owner is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner.id))
+    atexit.register(divert, handle)
 
 
 def divert(handle: Handle) -> None:

@@ -112,10 +112,15 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def free_bytes(path: Path) -> int:
+    """Return how much room the disk of a file has."""
+    disk = os.statvfs(path.parent)
+    return disk.f_bavail * disk.f_frsize
+
+
 def _require_room(path: Path, needed: int) -> None:
     """Raise before HDF5 meets a full disk: a file it cannot finish writing can crash the process when it is closed."""
-    disk = os.statvfs(path.parent)
-    if disk.f_bavail * disk.f_frsize < needed + layout.DISK_RESERVE:
+    if free_bytes(path) < needed + layout.DISK_RESERVE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

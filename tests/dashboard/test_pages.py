@@ -10,7 +10,8 @@ import pytest
 from loopscope.dashboard import index as index_module
 from loopscope.dashboard.opened import OpenRun
 from loopscope.dashboard.pages import all_pages
-from loopscope.dashboard.panels import PANELS, Ask, drawn, table
+from loopscope.dashboard.panel import Ask, drawn, table
+from loopscope.dashboard.panels import PANELS
 from loopscope.dashboard.tabs import all_tabs
 from loopscope.runfile.layout import Event
 from loopscope.runfile.recorded_arrays import RecordedArrays

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopscope.dashboard.downsample import COLUMNS, POINTS
 from loopscope.dashboard.opened import OpenRun
-from loopscope.dashboard.panels import PANELS, Ask, drawn
+from loopscope.dashboard.panel import Ask, drawn
+from loopscope.dashboard.panels import PANELS
 from loopscope.dashboard.pyramid import Line, Sheet
 from loopscope.dashboard.tracks import EXACT_ROWS, Tracks
 from loopscope.runfile.open import open_run
