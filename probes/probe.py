@@ -28,6 +28,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..loops.call import Input
 from ..loops.find import find_site
@@ -150,11 +151,11 @@ class Probe:
         if wrong := wrong_names(scalars):
             raise ValueError(wrong)
         own = unwrap(model)
+        device = _device_of(own)
         site = find_site(own, site, probe_batch)
         for note in site.notes:
             log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
         self._preset = find_preset(preset)
-        device = _device_of(own)
         batch = FixedBatch(own, site, device, probe_batch)
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
@@ -371,10 +372,12 @@ def _device_of(model: nn.Module) -> torch.device:
     Raises:
         ValueError: It has no data yet.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if device.type == "meta":
+    parameters = list(model.parameters())
+    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
+        raise ValueError("the model has lazy modules that have no shape yet: call attach() after a first forward")
+    if any(parameter.is_meta for parameter in parameters):
         raise ValueError("the model is on the meta device: call attach() after its parameters have memory (to_empty)")
-    return device
+    return parameters[0].device if parameters else torch.device("cpu")
 
 
 def _rank_and_world_size(path: Path) -> tuple[int, int | None]:

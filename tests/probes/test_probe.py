@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loopscope import models
 from loopscope.models import recipe, standard_library
 from loopscope.models.train import train
 from loopscope.probes import LoopSite, LoopSiteError, Preset, every, open_run
@@ -321,3 +322,14 @@ def test_a_model_compiled_in_place_needs_a_batch_and_says_so(demo_model, tmp_pat
     assert "compiled as a whole" in said and "probe_batch" in said
     with open_run(tmp_path / "run.h5") as run:
         assert run["depth"].tolist() == [3] * 12 and len(run.probe_steps) == 0
+
+
+def test_a_model_without_values_is_refused_before_it_is_looked_at(tmp_path):
+    with torch.device("meta"):
+        empty = models.build("demo")
+    with pytest.raises(ValueError, match="on the meta device"):
+        loopscope.attach(empty, tmp_path / "a.h5")
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="lazy modules"):
+        loopscope.attach(lazy, tmp_path / "b.h5")
+    assert list(tmp_path.iterdir()) == []
