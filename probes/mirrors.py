@@ -3,7 +3,7 @@
     loopscope.attach(model, "runs/a.h5", mirrors=[TensorBoardMirror("runs/tb"), WandbMirror(wandb.init())])
 
 The recorder's thread hands every finished row on, so the training thread knows nothing of it. Each mirror works off its
-rows in a thread of its own, behind a bounded queue: one that is slow loses rows, one that fails is said once and left
+rows in a thread of its own, behind a bounded queue: one that is slow loses rows, one that fails is logged and left
 alone, one that hangs is left behind at the end. None of them holds up the run file, which has everything.
 
 A row carries the numbers a step has once, under the names of the run file, and two summaries of its loops,

@@ -157,7 +157,7 @@ class Measured:
 
 
 class FullLoopProbe:
-    """Measures the loop of a model in training again and again; a failure is said once and ends it, not the training.
+    """Measure the loop of a model in training again and again; a failure is logged and ends this, not the training.
 
     Args:
         model: The user's module, unwrapped.
