@@ -24,3 +24,23 @@ def test_explorer_presets_change_the_verdict_and_the_address_keeps_the_settings(
     page.locator("#explorer-matrix").fill("2 0; 0")
     sync_api.expect(verdict).to_contain_text("square", timeout=PATIENCE)
     assert shown.overflow() == 0
+
+
+def test_map_places_runs_and_a_click_opens_one(screen, runs):  # noqa: F811
+    shown = screen(runs)
+    page = shown.open("/map?x=last.loss&y=last.a_bar_radius")
+    sync_api.expect(page.locator("#map-table")).to_contain_text("3 of 5 runs", timeout=PATIENCE)
+    page.wait_for_function("document.querySelectorAll('#map .points path').length === 3")
+    box = page.locator("#map .points path").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y - 4)
+    page.mouse.move(x, y, steps=8)
+    page.wait_for_selector("#map .hoverlayer .hovertext")
+    for _ in range(5):  # a click that falls into the redraw of a run just read is lost
+        page.mouse.click(x, y)
+        page.wait_for_timeout(1500)
+        if "/run/" in page.url:
+            break
+    page.wait_for_url(re.compile("/run/"))
+    page.wait_for_selector("#verdict")
+    assert shown.overflow() == 0
