@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loopscope.probes.flight_recorder import CAPACITY, FOLLOWING, MAX_FLIGHTS, FlightRecorder
+from loopscope.probes.measure.sums import LoopSums
 from loopscope.probes.random_states import random_states, restore_random
 from loopscope.probes.recorder import Record, Recorder
 from loopscope.runfile.flights import FlightStep, find_flights, read_flight
@@ -18,8 +19,18 @@ from loopscope.runfile.open import open_run
 from loopscope.runfile.writer import RunWriter
 
 NAMES = ["embed", "core.weight", "head"]
-SUMS = np.array([[16, 0, 0, 0, 0], *[[16, 4, 8, 0, 0]] * 3], np.float32)  # three loops over 8 tokens
-COUNTS = np.array([[8, 0, 0, 0, 0], [8, 8, 0, 0, 0], *[[8, 8, 8, 0, 0]] * 2])
+
+
+def three_loops() -> tuple[np.ndarray, np.ndarray]:
+    """The rows of three loops over 8 tokens, as a tap hands them over."""
+    sums = LoopSums(4, torch.device("cpu"))
+    sums.begin()
+    for size in (2.0, 2.5, 3.0, 3.5):
+        sums.add(torch.tensor([[[size, 0.0]]]).expand(1, 8, 2))
+    return sums.device_rows()["sums"].numpy(), sums.counts
+
+
+SUMS, COUNTS = three_loops()
 
 
 def alert(step: int) -> Event:
