@@ -116,8 +116,18 @@ def lead_words(lead: int | None) -> str:
 
 def acknowledged(run: Path) -> dict[str, float]:
     """Return the keys of a run's alerts that somebody acknowledged, and when; none without a readable file."""
-    kept = _load(run.parent / SEEN_FILE)
-    mine = kept.get(run.name) if kept is not None else None
+    return all_acknowledged([run])[run]
+
+
+def all_acknowledged(runs: Iterable[Path]) -> dict[Path, dict[str, float]]:
+    """Return what `acknowledged` does for many runs; the file of a folder is read once."""
+    runs = list(runs)
+    kept = {folder: _load(folder / SEEN_FILE) or {} for folder in {run.parent for run in runs}}
+    return {run: _keys(kept[run.parent].get(run.name)) for run in runs}
+
+
+def _keys(mine: Any) -> dict[str, float]:
+    """Return the part of the file that belongs to one run, without what is malformed in it."""
     if not isinstance(mine, dict):
         return {}
     return {

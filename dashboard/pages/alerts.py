@@ -8,7 +8,7 @@ from typing import Any, Final
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from .. import components
-from ..alerts import ORDER, Alert, acknowledge, acknowledged, lead_words, listed
+from ..alerts import ORDER, Alert, acknowledge, all_acknowledged, lead_words, listed
 from ..index import current_index
 from ..polling import Clock
 from ..text import shown
@@ -70,7 +70,8 @@ def _seen(run_ids: set[str]) -> dict[str, set[str]]:
     """Return the keys of the alerts that were seen, by run."""
     index = current_index()
     entries = {run_id: index.find(run_id) for run_id in run_ids}
-    return {run_id: set(acknowledged(entry.path)) if entry else set() for run_id, entry in entries.items()}
+    kept = all_acknowledged(entry.path for entry in entries.values() if entry)
+    return {run_id: set(kept[entry.path]) if entry else set() for run_id, entry in entries.items()}
 
 
 def _row(alert: Alert, seen: bool) -> tuple[Any, ...]:
