@@ -40,7 +40,8 @@ def plane(placed: Sequence[Place], x: str, y: str) -> go.Figure:
     for axis, values in ((chart.update_xaxes, [p.x for p in placed]), (chart.update_yaxes, [p.y for p in placed])):
         low, high = min(values), max(values)
         if low > 0 and high >= WIDE * low:
-            axis(type="log", dtick=1 if high < 1e6 * low else None)
+            decades = np.log10(high / low)
+            axis(type="log", exponentformat="none", dtick="D2" if decades < 3 else 1 if decades < 7 else None)
     return chart.update_layout(clickmode="event")
 
 

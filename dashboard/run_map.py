@@ -136,11 +136,14 @@ def _setting(row: Row, name: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """How many runs came to a good end: ``counts[i][j]`` is (converged, all) of architecture i at learning rate j."""
+    """How many runs came to a good end: ``counts[i][j]`` is (converged, all, unstable) of architecture i at rate j.
+
+    An unstable run can converge all the same: its loss spiked and came back.
+    """
 
     architectures: list[str]
     rates: list[float]
-    counts: list[list[tuple[int, int]]]
+    counts: list[list[tuple[int, int, int]]]
 
 
 def survival(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, float]]) -> Survival:
@@ -148,15 +151,20 @@ def survival(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, float]]) ->
 
     Runs of which it cannot be said, or that do not say both, are left out.
     """
-    told: dict[tuple[str, float], list[int]] = {}
+    told: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
     for row in rows:
         survived, lr, injection = numbers.get(row["id"], {}).get("converged"), _setting(row, "lr"), row.get("injection")
         if survived is None or lr is None or not injection:
             continue
         norm = row.get("norm")
         name = f"{injection}, {norm} norm" if norm else str(injection)
-        told.setdefault((name, lr), []).append(int(survived))
+        told.setdefault((name, lr), []).append((int(survived), 1, int(row.get("verdict") == "unstable")))
     names = sorted({name for name, _ in told})
     rates = sorted({lr for _, lr in told})
-    ends = [[told.get((name, lr), []) for lr in rates] for name in names]
-    return Survival(names, rates, [[(sum(cell), len(cell)) for cell in line] for line in ends])
+    counts = [[_added(told.get((name, lr), [])) for lr in rates] for name in names]
+    return Survival(names, rates, counts)
+
+
+def _added(ends: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Add the runs of one cell up."""
+    return sum(end[0] for end in ends), sum(end[1] for end in ends), sum(end[2] for end in ends)

@@ -86,18 +86,21 @@ def _survival(told: Survival) -> list[Any]:
     table = components.rows_table(("architecture", *[f"lr {rate:g}" for rate in told.rates]), rows)
     meaning = (
         f"Runs that converged, of all runs. Converged: at the end the mean loss over {WINDOW} steps is finite, and not "
-        f"more than {RISE:.0%} above its lowest."
+        f"more than {RISE:.0%} above its lowest; an unstable run may have come back."
     )
     body = [html.H2("Which learning rate does each architecture survive?"), html.P(meaning, className="ls-dim")]
     return [html.Section([*body, html.Div(table, className="ls-scroll")], className="ls-card")]
 
 
-def _ended(good: int, count: int) -> Any:
-    """Return one cell: how many runs converged."""
+def _ended(good: int, count: int, unstable: int) -> Any:
+    """Return one cell: how many runs converged, and how many are unstable all the same."""
     if not count:
         return "–"
     kind, glyph = ("stable", "✓") if good == count else ("unstable", "✗") if not good else ("marginal", "◆")
-    return components.badge(kind, glyph, f"{good} of {count}")
+    ended = components.badge(kind, glyph, f"{good} of {count}")
+    if not unstable:
+        return ended
+    return html.Span([ended, " ", components.badge("unstable", "▲", f"{unstable} unstable")], className="ls-badges")
 
 
 def _listed(placed: list[Place], count: int, x: str, y: str) -> list[Any]:

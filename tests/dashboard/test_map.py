@@ -56,11 +56,13 @@ def test_runs_without_a_number_are_left_out_and_addition_is_marginal_by_design()
 
 
 def test_seeds_are_counted_by_architecture_and_learning_rate():
-    rows = [row(f"p{i}", lr=0.1, norm="pre") for i in range(3)] + [row("c", lr=0.2, injection="concatenation")]
+    rows = [row(f"p{i}", lr=0.1, norm="pre") for i in range(3)] + [
+        row("c", lr=0.2, injection="concatenation", verdict="unstable")
+    ]
     numbers = {"p0": {"converged": 1.0}, "p1": {"converged": 0.0}, "p2": {}, "c": {"converged": 0.0}}
     told = survival(rows, numbers)
     assert told.architectures == ["concatenation", "parcae, pre norm"] and told.rates == [0.1, 0.2]
-    assert told.counts == [[(0, 0), (0, 1)], [(1, 2), (0, 0)]]
+    assert told.counts == [[(0, 0, 0), (0, 1, 1)], [(1, 2, 0), (0, 0, 0)]]
 
 
 def test_the_figure_tells_regimes_apart_by_glyph_and_takes_names_as_text():
