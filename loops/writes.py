@@ -63,6 +63,11 @@ class Writes(TorchDispatchMode):
                 tensor.copy_(content)
         self._kept.clear()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler on the first call: a look runs nothing compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(kind not in PLAIN for kind in types):  # it takes itself apart first, and its parts come by here

@@ -83,7 +83,7 @@ def load_rules(path: Path | None = None) -> list[Rule]:
         RuleError: The file is not valid.
 
     >>> [rule.id for rule in load_rules()][:2]
-    ['LS001', 'LS010']
+    ['LS001', 'LS006']
     """
     shipped = resources.files(__package__).joinpath("rules.toml").read_text(encoding="utf-8")
     tables = {table.id: table for table in _tables("rules.toml", shipped)}

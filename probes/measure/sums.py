@@ -40,7 +40,7 @@ class LoopSums:
 
     Args:
         capacity: Rows kept.
-        device: Where the states are expected; where they are elsewhere, or the model was on meta, the rows go there.
+        device: Where the states are expected; where they are elsewhere, the rows go there.
         reduction: How a state is reduced; default: eagerly.
 
     Attributes:
@@ -65,8 +65,8 @@ class LoopSums:
         self._allocate(device)
 
     def _allocate(self, device: torch.device) -> None:
-        """Make room for the rows where the states are; on the host as long as the model is nowhere."""
-        self.device = device = torch.device("cpu") if device.type == "meta" else device
+        """Make room for the rows where the states are."""
+        self.device = device
         self._rows = torch.zeros(self.capacity, self.reduction.parts, SUMS, device=device)
         self._given = torch.zeros(self.capacity, WIDTH - SUMS, device=device)
         self._batches = torch.zeros(BATCHES, dtype=torch.int64, device=device)
@@ -114,7 +114,7 @@ class LoopSums:
         self._has_gradients = has_gradients
         self.first, self._batches_before = self.cursor, self._batch_count
         self.reduction.forget()
-        if batch is not None and not batch.is_meta and self._batch_count < BATCHES:
+        if batch is not None and self._batch_count < BATCHES:
             self._batches[self._batch_count] = batch_hash(batch)
             self._batch_count += 1
         return True
@@ -146,7 +146,7 @@ class LoopSums:
         Raises:
             ValueError: The state is not one that has norms.
         """
-        if state.ndim < 2 or not state.is_floating_point() or state.is_meta:
+        if state.ndim < 2 or not state.is_floating_point():
             raise ValueError(f"a state of {state.ndim} axes in {state.dtype} on {state.device} has no norm per token")
         if state.device != self.device:
             self._move(state.device)

@@ -196,7 +196,7 @@ def test_nothing_of_the_probe_stays_in_the_model(demo_model, tmp_path):
 
 def test_nan_losses_and_spikes_become_events(demo_model, tokens, tmp_path):
     model = demo_model()
-    losses = [3.0] * 30 + [30.0, 3.0, float("nan"), float("nan"), 3.0]
+    losses = [3.0 + 0.01 * (step % 3) for step in range(30)] + [30.0, 3.0, float("nan"), float("nan"), 3.0]
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
         for loss in losses:
             model(tokens)

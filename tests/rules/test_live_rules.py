@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from loopscope.models import build
 from loopscope.probes import attach, open_run
+from loopscope.probes.measure.sums import LoopSums
 from loopscope.probes.recorder import Record, Recorder
 from loopscope.rules.judging import evaluate
 from loopscope.rules.live_rules import LiveRules
 from loopscope.rules.rule_files import RuleError, load_rules
 from loopscope.runfile.flights import FlightStep, read_flight
 
-COUNTS = np.array([[8, 0, 0, 0, 0], *[[8, 8, 0, 0, 0]], *[[8, 8, 8, 0, 0]] * 11])
 INFO = {"a_bar_learned": True}
 RULES = """
 [[rule]]
@@ -43,15 +44,13 @@ expr = "never_given > 0 or x > 1.8"
 """
 
 
-def sums(ratio: float) -> np.ndarray:
-    """Rows of a loop of 12 whose steps grow by a ratio."""
-    step = 8 * ratio ** np.arange(12.0)
-    state = 8 + np.cumsum(step)
-    rows = np.zeros((13, 5), dtype=np.float32)
-    rows[:, 0] = [8, *state]
-    rows[1:, 1] = step
-    rows[2:, 2] = 8
-    return rows
+def loop_of(ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a loop of 12 whose steps grow by a ratio, as a tap hands them over."""
+    rows = LoopSums(13, torch.device("cpu"))
+    rows.begin()
+    for size in np.concatenate([[1.0], 1.0 + np.cumsum(ratio ** np.arange(12.0))]):
+        rows.add(torch.tensor([[[size, 0.0]]]).expand(1, 8, 2))
+    return rows.device_rows()["sums"].numpy(), rows.counts
 
 
 def record(step: int, draw: np.random.Generator) -> list[Record]:
@@ -63,9 +62,9 @@ def record(step: int, draw: np.random.Generator) -> list[Record]:
         values["rare"] = 2.0 * draw.random()
     if draw.random() < 0.05:
         values["x"] = math.nan
-    rows = [Record(step, 1e9 + step, values, sums(0.6 + 0.6 * draw.random()), COUNTS, flight=FlightStep())]
+    rows = [Record(step, 1e9 + step, values, *loop_of(0.6 + 0.6 * draw.random()), flight=FlightStep())]
     if step % 7 == 0:
-        rows.append(Record(step, 1e9 + step, sums=sums(0.8 + 0.5 * draw.random()), counts=COUNTS, is_probe=True))
+        rows.append(Record(step, 1e9 + step, {}, *loop_of(0.8 + 0.5 * draw.random()), is_probe=True))
     return rows
 
 
@@ -131,7 +130,7 @@ def test_a_rule_that_fires_is_said_once_and_keeps_a_flight(tmp_path, caplog):
         recorder = Recorder(path, info=INFO, scalars=(), rules=load_rules(), resume=False, overwrite=False)
         for step in range(150):
             radius = 1.2 if step >= 60 else 0.9
-            recorder.put(Record(step, 0.0, {"a_bar_radius": radius}, sums(1.0), COUNTS, flight=FlightStep()))
+            recorder.put(Record(step, 0.0, {"a_bar_radius": radius}, *loop_of(1.0), flight=FlightStep()))
         recorder.close()
     (line,) = [message for message in caplog.messages if "LS023" in message]
     assert line == (
@@ -163,7 +162,7 @@ def test_an_alert_of_the_last_rows_has_its_flight(tmp_path):
     path = tmp_path / "a.h5"
     recorder = Recorder(path, info=INFO, scalars=(), rules=load_rules(), resume=False, overwrite=False)
     for step in range(21):
-        recorder.put(Record(step, 0.0, {"a_bar_radius": 1.2}, sums(1.0), COUNTS, flight=FlightStep()))
+        recorder.put(Record(step, 0.0, {"a_bar_radius": 1.2}, *loop_of(1.0), flight=FlightStep()))
     recorder.close(interrupted="killed")  # as a crash of the training leaves it
     with open_run(path) as run:
         (flight,) = read_flight(run)

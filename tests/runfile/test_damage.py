@@ -20,7 +20,7 @@ from loopscope.runfile.arrays import stored_bytes
 from loopscope.runfile.disk.repair import repair
 from loopscope.runfile.disk.superblock import Superblock
 from loopscope.runfile.flights import ALERT, read_flight
-from loopscope.runfile.layout import DamagedRun, Event
+from loopscope.runfile.layout import STEP_COLUMNS, DamagedRun, Event
 from loopscope.runfile.open import open_run
 from loopscope.runfile.reader import Run
 from loopscope.runfile.writer import RunWriter
@@ -181,7 +181,7 @@ def test_names_of_columns_in_a_sealed_file_have_a_checksum(live: Path) -> None:
 
 
 def test_a_name_that_is_no_text_does_not_stop_a_resume(live: Path) -> None:
-    change(live, "columns", 26, b"mi\xffe")
+    change(live, "columns", len(STEP_COLUMNS), b"mi\xffe")
     with RunWriter.resume(live) as writer:
         writer.append_step({"step": 20})
     with open_run(live) as run:

@@ -33,8 +33,8 @@ def fail_in_step(probe, model):
     probe._sender.send_step = fail
 
 
-def fail_in_forward(probe, model):
-    probe._watch.tap.sums.add = fail
+def fail_in_rows(probe, model):
+    probe._watch.tap.sums.device_rows = fail
 
 
 def close(probe, model):
@@ -58,7 +58,7 @@ def nothing(probe, model):
     """The ranks stay together."""
 
 
-CASES = [nothing, fail_in_step, fail_in_forward, close, leave_by_exception, stay_away]
+CASES = [nothing, fail_in_step, fail_in_rows, close, leave_by_exception, stay_away]
 if hasattr(FSDPModule, "reset_iter_state"):
     CASES.append(fail_in_pass)
 

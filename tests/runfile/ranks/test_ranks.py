@@ -126,7 +126,7 @@ def test_ranks_that_stay_together_measure_everything(apart):
     ("case", "reason"),
     [
         ("fail_in_step", "rank 1 lost its probe in step 4: Failure"),
-        ("fail_in_forward", "rank 1 lost its probe in step 4: Failure"),
+        ("fail_in_rows", "rank 1 lost its probe in step 4: Failure"),
         ("close", "rank 1 waited 1 s for others to run the fixed batch (step 3, forward 5)"),
         ("leave_by_exception", "rank 1 closed its probe after step 3"),
         ("stay_away", "rank 0 waited 1 s for others to read grad_norm (step 4, forward 6)"),
