@@ -5,8 +5,8 @@ call, a small part of the batch, and runs the model on them at another depth.
 
 Tensors may stand in lists, tuples, dictionaries, named tuples and dataclasses (the carry of TRM), nested in any way.
 
-Not covered: arguments that are none of these and no plain values (a cache, say): they may be changed by a run, and a run
-on the side must change nothing.
+Not covered: arguments that are none of these and no plain values (a cache, say): they may be changed by a run, and a
+run on the side must change nothing.
 """
 
 # Shapes: B sequences, S positions.
@@ -188,7 +188,7 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether a value is a dataclass that holds nothing beside its fields: then a copy of the fields is a copy of it."""
+    """Whether a value is a dataclass that holds nothing beside its fields, so that a copy of these is a copy of it."""
     if not is_dataclass(value) or isinstance(value, type):
         return False
     return set(getattr(value, "__dict__", ())) <= set(_entries(value))

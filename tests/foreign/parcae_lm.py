@@ -1,8 +1,8 @@
 """Stand-in for the Parcae authors' ``parcae_lm`` (its code is on no registry): same module structure and names.
 
 Only what finding and recording the loop meets is here: the three injections, depth per batch and per sequence (the
-mean in evaluation mode, per batch), loops without gradients first. The blocks are much simpler than the original's. ``visited`` holds the states of the last
-forward, as the forward itself knows them.
+mean in evaluation mode, per batch), loops without gradients first. The blocks are much simpler than the original's.
+``visited`` holds the states of the last forward, as the forward itself knows them.
 """
 
 from types import SimpleNamespace
