@@ -25,9 +25,11 @@ import numpy as np
 from .. import __version__
 from ..runfile.disk.lease import is_held
 from ..runfile.layout import RunFileError
+from .alerts import alerts_of
 from .downsample import thin
 from .index import Entry, RunIndex
 from .opened import OpenRun
+from .run_map import numbers_of
 from .story import as_json
 from .text import shown
 
@@ -39,7 +41,9 @@ SPARK_ROWS: Final = 20_000  # losses beyond so many are sampled before they are 
 LIVE_REST: Final = 10.0  # a live run is read again after its cost, this many times over
 LIVE_SECONDS: Final = 2.0  # and not before so many seconds
 IDLE_SECONDS: Final = 15.0  # nobody asked for so long: the thread ends
-CACHE_VERSION: Final = f"1 {__version__}"
+DETAILS: Final = ("numbers", "alerts")
+"""What is read of a run for other pages, and not sent with its row."""
+CACHE_VERSION: Final = f"2 {__version__}"
 _VERDICTS: Final = ("unstable", "marginal", "unknown", "stable")
 
 
@@ -74,14 +78,19 @@ class RunTable:
         with self._lock:
             self._survey()
             self._start()
-            return [dict(self._rows[entry.id]) for entry in self.index.entries() if entry.id in self._rows]
+            return [_slim(self._rows[entry.id]) for entry in self.index.entries() if entry.id in self._rows]
+
+    def details(self, name: str) -> dict[str, Any]:
+        """Return one of the `DETAILS` of every run that was read, by the run's id."""
+        with self._lock:
+            return {one: row[name] for one, row in self._rows.items() if name in row}
 
     def since(self, serial: int) -> tuple[int, list[Row], list[str]]:
         """Return what changed after a serial number: the new number, changed or new rows, ids of rows that went."""
         with self._lock:
             self._survey()
             self._start()
-            changed = [dict(self._rows[one]) for one, at in self._serials.items() if at > serial and one in self._rows]
+            changed = [_slim(self._rows[one]) for one, at in self._serials.items() if at > serial and one in self._rows]
             return self._serial, changed, [one for one, at in self._gone.items() if at > serial]
 
     @property
@@ -214,6 +223,11 @@ class RunTable:
             aside.replace(self._file)
 
 
+def _slim(row: Row) -> Row:
+    """Return a row as the table of runs shows it."""
+    return {name: value for name, value in row.items() if name not in DETAILS}
+
+
 def default_cache() -> Path:
     """Return the folder in which this user's programs keep what they can make again."""
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -281,7 +295,8 @@ def cells_of(held: OpenRun) -> Row:
         "seed": settings.seed,
         "started": settings.started,
     }
-    return cells | as_json(story) | {"alerted": _time_of(held, story)}
+    details = {"numbers": numbers_of(held), "alerts": alerts_of(held, story)}
+    return cells | as_json(story) | {"alerted": _time_of(held, story)} | details
 
 
 def _time_of(held: OpenRun, story: Any) -> float | None:

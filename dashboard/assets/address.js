@@ -8,5 +8,11 @@
       }
       return dash.no_update;
     },
+    /* A click on a mark of the map opens its run; only addresses of this dashboard's runs are followed. */
+    follow_mark(click) {
+      const href = click && click.points && click.points[0] && click.points[0].customdata;
+      if (typeof href === "string" && href.startsWith("/run/")) dash.set_props("address", { pathname: href, search: "", hash: "" });
+      return dash.no_update;
+    },
   });
 })();

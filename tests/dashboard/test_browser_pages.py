@@ -24,3 +24,50 @@ def test_explorer_presets_change_the_verdict_and_the_address_keeps_the_settings(
     page.locator("#explorer-matrix").fill("2 0; 0")
     sync_api.expect(verdict).to_contain_text("square", timeout=PATIENCE)
     assert shown.overflow() == 0
+
+
+def test_map_places_runs_and_a_click_opens_one(screen, runs):  # noqa: F811
+    shown = screen(runs)
+    page = shown.open("/map?x=last.loss&y=last.a_bar_radius")
+    sync_api.expect(page.locator("#map-table")).to_contain_text("3 of 5 runs", timeout=PATIENCE)
+    page.wait_for_function("document.querySelectorAll('#map .points path').length === 3")
+    box = page.locator("#map .points path").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y - 4)
+    page.mouse.move(x, y, steps=8)
+    page.wait_for_selector("#map .hoverlayer .hovertext")
+    for _ in range(5):  # a click that falls into the redraw of a run just read is lost
+        page.mouse.click(x, y)
+        page.wait_for_timeout(1500)
+        if "/run/" in page.url:
+            break
+    page.wait_for_url(re.compile("/run/"))
+    page.wait_for_selector("#verdict")
+    assert shown.overflow() == 0
+
+
+def test_compare_follows_the_ticks_and_the_axis_chosen(screen, runs):  # noqa: F811
+    shown = screen(runs)
+    page = shown.open()
+    for name in ("addition", "concatenation"):
+        page.locator(".ag-row", has_text=name).locator("input[type=checkbox]").check(timeout=PATIENCE)
+    page.get_by_role("link", name=re.compile("Compare")).click()
+    sync_api.expect(page.locator("#compare-count")).to_contain_text("2 runs", timeout=PATIENCE)
+    page.wait_for_selector("#compare-body .main-svg")
+    page.get_by_text("first breach", exact=True).click()
+    page.wait_for_url(re.compile("by=breach"))
+    sync_api.expect(page.locator("#compare-body")).to_contain_text("without a breach: addition", timeout=PATIENCE)
+    assert shown.overflow() == 0
+
+
+def test_an_alert_is_acknowledged_and_leads_to_its_step(screen, runs):  # noqa: F811
+    shown = screen(runs)
+    page = shown.open("/alerts")
+    rows = page.locator(".ls-alerts tbody tr", has_text="concatenation")
+    sync_api.expect(rows.first).to_be_visible(timeout=PATIENCE)
+    before = rows.count()
+    rows.first.get_by_role("button").click()
+    sync_api.expect(rows).to_have_count(before - 1, timeout=PATIENCE)
+    assert (runs / "loopscope-acknowledged.json").exists()
+    rows.first.get_by_role("link").first.click()
+    page.wait_for_url(re.compile(r"/run/concatenation-\w+\?step=\d+"))

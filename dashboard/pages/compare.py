@@ -1,0 +1,155 @@
+"""The runs that were ticked, over each other, and the settings in which they differ.
+
+The address holds the runs, so that a link shows the same comparison; without any, the ticks of the page of runs count.
+
+Not covered: the numbers (`compare`), the plots (`compare_figures`).
+"""
+
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+
+from ...runfile.layout import RunFileError
+from .. import compare, compare_figures, components
+from ..frame import graph_config
+from ..index import Entry, current_index
+from ..opened import OpenRun
+from ..panels import summary
+from ..polling import Clock
+from ..text import shown
+from . import Page
+
+POLL_MS: Final = 3000
+RUNS_LIMIT: Final = 60
+PLOTS_LIMIT: Final = 6
+HEIGHT: Final = 290
+LEGEND: Final = 14  # pixels of legend for each run, where the window is narrow
+_CLOCK = Clock("compare-poll", ("plots",))
+
+
+def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
+    """Return the page; what is compared comes from the address, or from the ticks with the first callback."""
+    asked = [one for one in runs.split(",") if one][:RUNS_LIMIT]
+    chosen = [one for one in what.split(",") if one][:PLOTS_LIMIT] or list(compare.QUANTITIES)
+    axes = {"step": "step", "tokens": "tokens", "time": "time", "breach": "first breach"}
+    axis = dcc.RadioItems(
+        id="compare-by",
+        options=[{"label": words, "value": name} for name, words in axes.items()],
+        value=by if by in compare.AXES else "step",
+    )
+    quantity = dcc.Dropdown(
+        id="compare-what", options=[{"label": name, "value": name} for name in chosen], value=chosen, multi=True
+    )
+    return html.Div(
+        [
+            html.Div([html.H1("Compare"), html.Span(id="compare-count", className="ls-dim")], className="ls-title"),
+            html.Div(
+                [
+                    html.Div([html.Span("aligned by", className="ls-control-name"), axis]),
+                    html.Div([html.Label("numbers", htmlFor="compare-what"), quantity], className="ls-compare-what"),
+                ],
+                className="ls-choices ls-controls ls-compare",
+            ),
+            html.Div(html.P("reading…", className="ls-dim"), id="compare-body"),
+            dcc.Store(id="compare-asked", data=asked),
+            dcc.Store(id="compare-version", data=""),
+            dcc.Store(id="compare-query"),
+            dcc.Store(id="compare-mirrored"),
+            *_CLOCK.parts(POLL_MS),
+        ]
+    )
+
+
+def _opened(run_ids: list[str]) -> tuple[list[tuple[Entry, OpenRun]], list[str]]:
+    """Return the runs that can be read, and a line for each that cannot."""
+    there, faults = [], []
+    for run_id in run_ids[:RUNS_LIMIT]:
+        entry = current_index().find(run_id)
+        if entry is None:
+            faults.append(f"{shown(run_id, 80)}: not among the runs served here.")
+            continue
+        try:
+            there.append((entry, current_index().open(entry)))
+        except RunFileError as error:
+            faults.append(components.sentence(str(error)))
+    return there, faults
+
+
+def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what: list[str]) -> list[Any]:
+    """Return the plots and the table of differences."""
+    parts: list[Any] = [html.P(fault, className="ls-dim") for fault in faults]
+    if not there:
+        advice = html.P(["No run to compare: tick some on the page of ", dcc.Link("Runs", href="/"), "."])
+        return [*parts, html.Section(advice, className="ls-card")]
+    parts += [_plot(there, axis, quantity) for quantity in what[:PLOTS_LIMIT]]
+    changed = compare.differences([held.run.info for _, held in there])
+    head: Any = ("setting", *[dcc.Link(entry.name, href=f"/run/{entry.id}") for entry, _ in there])
+    grid: Any = html.P("Nothing differs.")
+    if changed:
+        grid = html.Div(
+            components.rows_table(head, [(name, *values) for name, values in changed]), className="ls-scroll"
+        )
+    parts.append(html.Section([html.H2("What differs"), grid], className="ls-card"))
+    return parts
+
+
+def _plot(there: list[tuple[Entry, OpenRun]], axis: str, quantity: str) -> html.Section:
+    """Return the card of one number, with the names of the runs that are not on it."""
+    lines, left_out = [], []
+    for entry, held in there:
+        one = compare.line(entry.name, held, quantity, axis)
+        if one is None:
+            left_out.append(entry.name)
+        else:
+            lines.append(one)
+    chart = compare_figures.compared(lines, compare.AXES[axis], quantity)
+    chart.update_layout(meta={"summary": f"{shown(quantity, 60)}. {summary(chart)}"})
+    height = chart.layout.height or HEIGHT + LEGEND * len(lines)
+    graph = dcc.Graph(figure=chart, config=graph_config(), responsive=True, style={"height": height})
+    why = "without a breach" if axis == "breach" else "without it"
+    words = f"{why}: {', '.join(left_out)}" if left_out and lines else ""
+    head = html.Header([html.H2(shown(quantity, 60)), html.Span(words, className="ls-readout", title=words)])
+    return html.Section([head, graph], className="ls-panel")
+
+
+def register(app: Dash) -> None:
+    """Add the callbacks of this page."""
+    _CLOCK.register(app)
+
+    @app.callback(
+        Output("compare-body", "children"),
+        Output("compare-count", "children"),
+        Output("compare-what", "options"),
+        Output("compare-version", "data"),
+        Output("compare-query", "data"),
+        _CLOCK.answered("plots"),
+        _CLOCK.tick,
+        Input("ticked", "data"),
+        Input("compare-by", "value"),
+        Input("compare-what", "value"),
+        State("compare-asked", "data"),
+        State("compare-version", "data"),
+    )
+    def draw(asked: int, ticked: Any, axis: str, what: list[str], given: list[str], before: str) -> list[Any]:
+        """Draw what was chosen, and again when one of the runs has new rows."""
+        run_ids = [str(one) for one in (given or ticked or ())]
+        axis, what = axis if axis in compare.AXES else "step", [str(one) for one in what or ()]
+        there, faults = _opened(run_ids)
+        for _, held in there:
+            held.story()
+        version = str(hash((axis, *what, *faults, *[(entry.id, held.version) for entry, held in there])))
+        if version == before:
+            return [*[no_update] * 5, asked]
+        options = dict.fromkeys([*compare.quantities([held for _, held in there]), *what])
+        query = "?" + urlencode({"runs": ",".join(run_ids), "by": axis, "what": ",".join(what)}, safe=",")
+        count = f"{len(there)} runs" + ("" if len(run_ids) <= RUNS_LIMIT else f", the first of {len(run_ids)}")
+        choices = [{"label": shown(name, 60), "value": name} for name in options]
+        return [_body(there, faults, axis, what), count, choices, version, query, asked]
+
+    app.clientside_callback(
+        ClientsideFunction("loopscope", "address"), Output("compare-mirrored", "data"), Input("compare-query", "data")
+    )
+
+
+PAGE = Page("compare", "/compare", "Compare · loopscope", layout, register, link="Compare", place=30, counts="ticked")

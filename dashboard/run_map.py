@@ -1,0 +1,170 @@
+"""The plane of runs: which numbers a run has to be placed by, and which learning rates an architecture survives.
+
+Not covered: how it is drawn (`map_figures`), when runs are read (`summary`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from .opened import OpenRun
+from .settings import flat
+from .story import WINDOW, risen_steps
+from .text import shown
+
+Row = Mapping[str, Any]
+
+NUMBERS_LIMIT: Final = 200
+NOT_PLACES: Final = ("step", "time", "generation", "rows_dropped")
+SETTINGS: Final = {"lr": "learning rate", "width": "width", "size": "parameters", "seed": "seed", "steps": "steps run"}
+FIRST: Final = ("setting.lr", "last.a_bar_radius")
+"""What a map shows first: learning rate and ρ(A̅)."""
+
+
+def numbers_of(held: OpenRun) -> dict[str, float]:
+    """Return the numbers a run can be placed by: of its configuration, last and largest values of its recording.
+
+    Names are ``config.train.lr``, ``last.loss``, ``largest.a_bar_radius``; ``converged`` is 1 or 0 where it can be
+    said. Only finite numbers are there.
+    """
+    placed: dict[str, float] = {}
+    for name, value in flat(held.run.info.get("config")):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
+            placed[f"config.{shown(name, 80)}"] = float(value)
+        if len(placed) >= NUMBERS_LIMIT:
+            break
+    for name in held.run.names:
+        if name in NOT_PLACES:
+            continue
+        placed[f"last.{shown(name, 80)}"] = held.last(name)
+        values = held.run[name]
+        values = values[np.isfinite(values)]
+        if len(values):
+            placed[f"largest.{shown(name, 80)}"] = float(values.max())
+        if len(placed) >= 2 * NUMBERS_LIMIT:
+            break
+    survived = converged(held.run["step"], held.run["loss"], finished=held.run.state != "live")
+    if survived is not None:
+        placed["converged"] = float(survived)
+    return {name: value for name, value in placed.items() if math.isfinite(value)}
+
+
+def converged(steps: Any, loss: Any, *, finished: bool) -> bool | None:
+    """Say whether a training came to a good end: its last loss is finite, and not a tenth above its lowest.
+
+    Losses are means over `story.WINDOW` steps. None where the run goes on, or is too short to say.
+
+    >>> falling = np.linspace(5, 2, 100)
+    >>> converged(np.arange(100.0), falling, finished=True), converged(np.arange(100.0), falling[::-1], finished=True)
+    (True, False)
+    """
+    given = np.flatnonzero(~np.isnan(loss))
+    if not finished or len(given) <= WINDOW:
+        return None
+    if not np.isfinite(loss[-WINDOW:]).all():
+        return False
+    finite = np.isfinite(loss)
+    risen = risen_steps(steps[finite], loss[finite])
+    return not (len(risen) and risen[-1] == steps[finite][-1])
+
+
+def label(name: str) -> str:
+    """Return a number's name as people read it.
+
+    >>> label("last.a_bar_radius"), label("config.train.lr"), label("setting.lr")
+    ('a_bar_radius, last', 'train.lr, configuration', 'learning rate')
+    """
+    group, _, rest = name.partition(".")
+    if group == "setting":
+        return SETTINGS.get(rest, rest)
+    words = {"config": "configuration", "last": "last", "largest": "largest"}
+    return f"{rest}, {words[group]}" if group in words else name
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One run in the plane: its id, name and address, its regime, and where it is."""
+
+    id: str
+    name: str
+    href: str
+    regime: str
+    by_design: bool
+    x: float
+    y: float
+
+
+def quantities(rows: Iterable[Row], numbers: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the names of the numbers that at least one run has: settings first, then by name."""
+    rows = list(rows)
+    named = [f"setting.{name}" for name in SETTINGS if any(_setting(row, name) is not None for row in rows)]
+    others = {name for placed in numbers.values() for name in placed if name != "converged"}
+    return named + sorted(others)
+
+
+def places(rows: Iterable[Row], numbers: Mapping[str, Mapping[str, float]], x: str, y: str) -> list[Place]:
+    """Return the runs that have both numbers, where they are."""
+    placed = []
+    for row in rows:
+        at = [_value(row, numbers.get(row["id"], {}), name) for name in (x, y)]
+        if at[0] is None or at[1] is None:
+            continue
+        regime = str(row.get("verdict") or "unknown")
+        by_design = regime == "marginal" and row.get("injection") == "addition"
+        placed.append(Place(row["id"], row["name"], row["href"], regime, by_design, at[0], at[1]))
+    return placed
+
+
+def _value(row: Row, placed: Mapping[str, float], name: str) -> float | None:
+    """Return one number of a run; None where it has none."""
+    group, _, rest = name.partition(".")
+    return _setting(row, rest) if group == "setting" else placed.get(name)
+
+
+def _setting(row: Row, name: str) -> float | None:
+    """Return a setting of a run that is a finite number."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """How many runs came to a good end: ``counts[i][j]`` is (converged, all, unstable) of architecture i at rate j.
+
+    An unstable run can converge all the same: its loss spiked and came back.
+    """
+
+    architectures: list[str]
+    rates: list[float]
+    counts: list[list[tuple[int, int, int]]]
+
+
+def survival(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, float]]) -> Survival:
+    """Count the runs of every architecture and learning rate that came to a good end, as in the paper's Table 2.
+
+    Runs of which it cannot be said, or that do not say both, are left out.
+    """
+    told: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
+    for row in rows:
+        survived, lr, injection = numbers.get(row["id"], {}).get("converged"), _setting(row, "lr"), row.get("injection")
+        if survived is None or lr is None or not injection:
+            continue
+        norm = row.get("norm")
+        name = f"{injection}, {norm} norm" if norm else str(injection)
+        told.setdefault((name, lr), []).append((int(survived), 1, int(row.get("verdict") == "unstable")))
+    names = sorted({name for name, _ in told})
+    rates = sorted({lr for _, lr in told})
+    counts = [[_added(told.get((name, lr), [])) for lr in rates] for name in names]
+    return Survival(names, rates, counts)
+
+
+def _added(ends: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Add the runs of one cell up."""
+    return sum(end[0] for end in ends), sum(end[1] for end in ends), sum(end[2] for end in ends)

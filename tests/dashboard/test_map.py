@@ -1,0 +1,94 @@
+"""The map: which numbers runs have, where they are placed, and which learning rates an architecture survives."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from loopscope.dashboard import map_figures
+from loopscope.dashboard import run_map as values
+from loopscope.dashboard.run_map import Place, converged, numbers_of, places, quantities, survival
+
+
+def row(name: str, **cells) -> dict:
+    return {"id": name, "name": name, "href": f"/run/{name}", "verdict": "stable", "injection": "parcae", **cells}
+
+
+def test_every_number_of_configuration_and_recording_is_there_and_nothing_else(tmp_path, write_run):
+    from loopscope.dashboard.opened import OpenRun
+
+    config = {"train": {"lr": 0.1, "clip": math.inf, "compile": True, "betas": [1, 2]}, "name": "x", "big": 10**400}
+    held = OpenRun(write_run(tmp_path / "a.h5", start=0.6, end=1.4, config=config))
+    numbers = numbers_of(held)
+    held.close()
+    assert numbers["config.train.lr"] == 0.1
+    assert not {"config.train.clip", "config.train.compile", "config.name", "config.big"} & set(numbers)
+    assert numbers["largest.a_bar_radius"] == pytest.approx(1.4, abs=0.01) and "last.loss" in numbers
+    assert all(math.isfinite(value) for value in numbers.values())
+    json.dumps(numbers, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("loss", "good"),
+    [
+        (np.full(60, 3.0), True),
+        (np.r_[np.full(40, 3.0), np.full(40, 3.2)], True),  # less than a tenth
+        (np.r_[np.full(40, 3.0), np.full(40, 4.0)], False),
+        (np.r_[np.full(40, 3.0), np.full(40, 4.0), np.full(40, 3.0)], True),  # it came back
+        (np.r_[np.full(40, 3.0), np.nan], False),
+        (np.r_[np.full(40, 3.0), np.inf], False),
+        (np.full(5, 3.0), None),
+    ],
+)
+def test_a_run_converged_where_its_last_loss_is_finite_and_near_its_lowest(loss, good):
+    assert converged(np.arange(len(loss), dtype=float), loss, finished=True) is good
+    assert converged(np.arange(len(loss), dtype=float), loss, finished=False) is None
+
+
+def test_runs_without_a_number_are_left_out_and_addition_is_marginal_by_design():
+    rows = [row("a", lr=0.1), row("b", lr=None), row("c", lr=True), row("e", lr=0.3, verdict="marginal")]
+    rows.insert(3, row("d", lr=0.2, verdict="marginal", injection="addition"))
+    numbers = {name: {"last.loss": 2.0} for name in "abde"}
+    placed = places(rows, numbers, "setting.lr", "last.loss")
+    assert [(one.id, one.by_design) for one in placed] == [("a", False), ("d", True), ("e", False)]
+    assert quantities(rows, numbers) == ["setting.lr", "last.loss"]
+    assert values.places(rows, numbers, "last.nothing", "last.loss") == []
+
+
+def test_seeds_are_counted_by_architecture_and_learning_rate():
+    rows = [row(f"p{i}", lr=0.1, norm="pre") for i in range(3)] + [
+        row("c", lr=0.2, injection="concatenation", verdict="unstable")
+    ]
+    numbers = {"p0": {"converged": 1.0}, "p1": {"converged": 0.0}, "p2": {}, "c": {"converged": 0.0}}
+    told = survival(rows, numbers)
+    assert told.architectures == ["concatenation", "parcae, pre norm"] and told.rates == [0.1, 0.2]
+    assert told.counts == [[(0, 0, 0), (0, 1, 1)], [(1, 2, 0), (0, 0, 0)]]
+
+
+def test_the_figure_tells_regimes_apart_by_glyph_and_takes_names_as_text():
+    hostile = "<a href='javascript:x'>n</a>"
+    placed = [
+        Place("1", hostile, "/run/1", "stable", False, 0.001, 0.5),
+        Place("2", "m", "/run/2", "unstable", False, 1, 2),
+        Place("3", "d", "/run/3", "marginal", True, 0.1, 1),
+    ]
+    chart = map_figures.plane(placed, "learning <b>rate", "ρ")
+    assert len({trace.marker.symbol for trace in chart.data}) == 3
+    assert chart.layout.xaxis.type == "log" and chart.layout.yaxis.type is None
+    assert "<a" not in chart.to_json() and "<b>" not in chart.to_json().replace("\\u003c", "<")
+    assert {trace.customdata[0] for trace in chart.data} == {"/run/1", "/run/2", "/run/3"}
+    assert "No run here" in map_figures.plane([], "x", "y").layout.annotations[0].text
+
+
+def test_the_page_shows_runs_and_the_table_and_sends_no_details_with_the_rows(client, runs):
+    from loopscope.dashboard.pages import runs as runs_page
+
+    served = client(runs)
+    with served.app.server.test_request_context():
+        served.app.server.preprocess_request()
+        table = runs_page.current_table()
+        rows = table.read_all()
+        assert not any("numbers" in one or "alerts" in one for one in [*rows, *table.since(0)[1]])
+        assert len(table.details("numbers")) == 4
+    shown = json.dumps(served.page("/map?x=last.loss&y=largest.a_bar_radius"), ensure_ascii=False)
+    assert "concatenation" in shown and "3 of 5 runs have both numbers" in shown
