@@ -49,7 +49,7 @@ def _parcae(model: nn.Module) -> LoopSite | None:
     if gated:
         notes.append(
             f"depth is sampled {sampling}: means are over the tokens that move, a sequence counts as moving while any "
-            "of its tokens does; to linearise the loop, set model.recurrent_iteration_method = 'per-batch' for that time"
+            "of its tokens does; to linearise the loop, set model.recurrent_iteration_method = 'per-batch' meanwhile"
         )
     return LoopSite(
         body="transformer.adapter",
