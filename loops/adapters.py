@@ -48,8 +48,8 @@ def _parcae(model: nn.Module) -> LoopSite | None:
     notes = []
     if gated:
         notes.append(
-            f"depth is sampled {sampling}: means are over the sequences that move; to linearise the loop, set "
-            "model.recurrent_iteration_method = 'per-batch' for that time"
+            f"depth is sampled {sampling}: means are over the tokens that move, a sequence counts as moving while any "
+            "of its tokens does; to linearise the loop, set model.recurrent_iteration_method = 'per-batch' meanwhile"
         )
     return LoopSite(
         body="transformer.adapter",
@@ -60,6 +60,8 @@ def _parcae(model: nn.Module) -> LoopSite | None:
         a_bar=linear.a_bar if linear is not None else None,
         b_bar=linear.b_bar if linear is not None else None,
         c_out=_weight(read_out),
+        # In evaluation mode, with depth per batch, that many loops are run; per sequence, depth is sampled there too.
+        depth_attribute="config.mean_recurrence" if not gated and _setting(model, "mean_recurrence") else None,
         mean_depth=_setting(model, "mean_recurrence"),
         # Gating by a mask takes place behind the blocks, so then they do not hand on the whole state.
         sublayers=("transformer.adapter", *(f"transformer.core_block.{i}" for i in range(len(core))))

@@ -89,7 +89,7 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
         raise LoopSiteError(
             f"the state of this loop does not enter it at one module ({found.body!r} is the first), so it can be "
             "watched but not linearised. Call an nn.Identity on the state at the top of the loop and name it as body"
-            + "".join(f"; or: {note}" for note in found.notes)
+            + (f". Known about this loop: {'; '.join(found.notes)}" if found.notes else "")
         )
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]

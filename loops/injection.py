@@ -169,16 +169,21 @@ def verified(model: nn.Module, site: LoopSite) -> LoopSite:
             ", which is not what its weight says" if differs else ""
         )
         b = injection.b_bar if site.b_bar is not None and injection.given is not None else None
-        return replace(site, a_bar=injection.a_bar, b_bar=b, notes=(*site.notes, f"{site.body!r}: {note}"))
+        return replace(site, a_bar=injection.a_bar, b_bar=b, notes=_with_note(site, f"{site.body!r}: {note}"))
     if differs and site.found == BY_HAND:
         note = f"{site.body!r} is not a linear function of the state, so the A given by hand could not be checked"
-        return replace(site, notes=(*site.notes, note))
+        return replace(site, notes=_with_note(site, note))
     if differs or not affine:
         note = f"{site.body!r} does not act like the matrix read from it, and like no other: A is missing"
-        return replace(site, a_bar=None, b_bar=None, notes=(*site.notes, note))
+        return replace(site, a_bar=None, b_bar=None, notes=_with_note(site, note))
     return replace(site, a_bar=_unless_exchanged(injection, module, site.a_bar, injection.a_bar),
                    b_bar=site.b_bar if site.b_bar is None or injection.given is None else
                    _unless_exchanged(injection, module, site.b_bar, injection.b_bar))  # fmt: skip
+
+
+def _with_note(site: LoopSite, note: str) -> tuple[str, ...]:
+    """Return the notes of a site and one more, once: a site may be verified again by whoever receives it."""
+    return site.notes if note in site.notes else (*site.notes, note)
 
 
 def _unless_exchanged(

@@ -1,8 +1,8 @@
 """Stand-in for the Parcae authors' ``parcae_lm`` (its code is on no registry): same module structure and names.
 
-Only what finding and recording the loop meets is here: the three injections, depth per batch and per sequence, loops
-without gradients first. The blocks are much simpler than the original's. ``visited`` holds the states of the last
-forward, as the forward itself knows them.
+Only what finding and recording the loop meets is here: the three injections, depth per batch and per sequence (the
+mean in evaluation mode, per batch), loops without gradients first. The blocks are much simpler than the original's.
+``visited`` holds the states of the last forward, as the forward itself knows them.
 """
 
 from types import SimpleNamespace
@@ -111,6 +111,8 @@ class Parcae(nn.Module):
         return x
 
     def sample(self, count):
+        if not self.training and self.config.recurrent_iteration_method == "per-batch":
+            return torch.tensor([self.config.mean_recurrence]), torch.tensor([0])
         generator = torch.Generator().manual_seed(1 + self.step)
         total = torch.poisson(torch.full((count,), 4.0), generator=generator).clamp(min=2).long()
         return total - total.clamp(max=2), total.clamp(max=2)

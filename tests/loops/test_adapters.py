@@ -113,8 +113,9 @@ def test_parcae_stand_in(injection, sampling, foreign, tmp_path):
     model = foreign("parcae_lm").Parcae(injection, sampling)
     site = adapted_site(model)
     found = discover(model)
-    for name in ("body", "after", "input_argument", "shared", "sublayers", "prelude"):
+    for name in ("body", "after", "input_argument", "shared", "sublayers", "prelude", "depth_attribute"):
         assert getattr(site, name) == getattr(found, name)
+    assert site.depth_attribute == ("config.mean_recurrence" if sampling == "per-batch" else None)
     h, e = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
     for one in (site, found):
         a_bar, b_bar = one.a_bar(), one.b_bar()
@@ -125,6 +126,8 @@ def test_parcae_stand_in(injection, sampling, foreign, tmp_path):
     assert info["site"]["found"] == "adapter for parcae_lm"
     assert info["a_bar_learned"] == (injection != "add")
     assert np.isfinite(radii).any() if injection == "linear" else np.isfinite(radii).all()
+    with open_run(tmp_path / "run.h5") as run:  # the fixed batch runs at twice the usual depth, where that can be set
+        assert run.probe("state_norm").shape[-1] == (2 * 4 + 1 if sampling == "per-batch" else 0)
 
 
 def test_a_gated_loop_is_not_linearised_unasked(foreign):
@@ -135,7 +138,9 @@ def test_a_gated_loop_is_not_linearised_unasked(foreign):
     with pytest.raises(LoopSiteError, match=r"recurrent_iteration_method = 'per-batch'"):
         loopscope.linearize(model, tokens, num_loops=4)
     model.config.recurrent_iteration_method = "per-batch"
-    assert "LTI stable" in str(loopscope.linearize(model, tokens, num_loops=4).verdict)
+    found = loopscope.linearize(model, tokens, num_loops=4)
+    assert "LTI stable" in found.verdict and "sublayers" not in found.skipped
+    assert model.config.mean_recurrence == 4
 
 
 def test_huginn_stand_in(foreign, tmp_path):

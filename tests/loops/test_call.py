@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import loopscope
 import numpy as np
@@ -174,6 +175,94 @@ def test_cutting_keeps_what_is_not_the_batchs() -> None:
     assert TOKENS[:2, :16].any()
     with pytest.raises(LoopSiteError, match="a Cache, which a run on the side might change"):
         Call((TOKENS, Cache()), {}).kept()
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: tuple[Tensor, int]
+
+
+@dataclass
+class Inner:
+    z: Tensor
+    ready: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    mask: Tensor
+    kind: torch.dtype = torch.float32
+
+
+@dataclass
+class Carry:
+    """As a model of recursive reasoning hands it from step to step: dataclasses in a dataclass, tensors in a dict."""
+
+    inner: Inner
+    frozen: Frozen
+    steps: Tensor
+    data: dict[str, Tensor]
+    total: int = field(init=False, default=0)
+
+
+@dataclass
+class CountsItself(Carry):
+    """A dataclass that keeps more than its fields: a copy of the fields is no copy of it."""
+
+    def __post_init__(self) -> None:
+        self.calls: list[int] = []
+
+
+def carried() -> Carry:
+    return Carry(Inner(torch.ones(4, 6)), Frozen(torch.ones(4)), torch.zeros(4), {"tokens": TOKENS})
+
+
+def test_named_tuples_and_dataclasses_are_cut_and_copied() -> None:
+    carry, pair = carried(), Pair(torch.ones(4, 80), (torch.ones(3), 5))
+    call = Call((), {"carry": carry, "pair": pair})
+    assert call.tokens is carry.inner.z
+    cut = call.cut(2)
+    assert type(cut.kwargs["carry"]) is Carry and type(cut.kwargs["pair"]) is Pair
+    small = cut.kwargs["carry"]
+    assert small.inner.z.shape == (2, 6) and small.inner.ready and small.total == 0
+    assert small.frozen.mask.shape == (2,) and small.frozen.kind is torch.float32 and type(small.frozen) is Frozen
+    assert small.data["tokens"].shape == (2, 80) and cut.kwargs["pair"].second[0].shape == (3,)
+    kept = call.kept()
+    for tensor in (kept.kwargs["carry"].inner.z, kept.kwargs["carry"].data["tokens"], kept.kwargs["pair"].first):
+        tensor.fill_(7)
+    kept.kwargs["carry"].inner.ready = False
+    assert carry.inner.z.eq(1).all() and carry.inner.ready and pair.first.eq(1).all() and not TOKENS.eq(7).all()
+
+
+def test_a_dataclass_with_more_than_its_fields_is_refused() -> None:
+    inside = carried()
+    other = CountsItself(inside.inner, inside.frozen, inside.steps, inside.data)
+    with pytest.raises(LoopSiteError, match="a CountsItself, which a run on the side might change"):
+        Call((other,), {"tokens": TOKENS}).kept()
+
+
+class Carries(Looped):
+    """The state comes and goes in a dataclass."""
+
+    def forward(self, carry: Inner, batch: Pair, n_loops: int = 3) -> tuple[Inner, Tensor]:
+        h = carry.z[:, :1, None] + self.embed(batch.first)
+        for _ in range(n_loops):
+            h = self.block(h)
+        return Inner(h[..., 0].detach()), self.head(h).logsumexp(-1).mean()
+
+
+def test_a_fixed_batch_with_a_carry(tmp_path: Path) -> None:
+    model, batch = Carries(), Pair(TOKENS, (TOKENS, 5))
+    given = {"carry": Inner(torch.zeros(4, 80)), "batch": batch}
+    with loopscope.attach(model, tmp_path / "a.h5", site=SITE, probe_batch=given) as probe:
+        carry = given["carry"]
+        for _ in range(3):
+            carry, loss = model(carry, batch)
+            loss.backward()
+            probe.step(loss=loss)
+    with open_run(tmp_path / "a.h5") as run:
+        assert run["depth"].tolist() == [3.0] * 3 and len(run.probe_steps)
+    assert not given["carry"].z.any()
 
 
 def test_depth_is_exchanged_however_it_was_given() -> None:

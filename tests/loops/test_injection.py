@@ -126,6 +126,14 @@ def test_in_the_precision_of_the_layer(dtype):
     assert any("not what its weight says" in note for note in find_site(made(Scaled).to(dtype)).notes)
 
 
+@pytest.mark.parametrize("kind", [Plain, Scaled, Squashed, RowsQuantised])
+def test_verifying_again_says_nothing_twice(kind):
+    """A probe hands its verified site on, to the measurement of the full loop for one."""
+    model = made(kind)
+    once = verified(model, find_site(model))
+    assert once.notes and verified(model, once).notes == once.notes
+
+
 def test_a_matrix_given_by_hand_is_checked():
     model = made(nn.Linear)
     read = LoopSite(body="adapter", after="head", state_argument=Part(0, 0, D), input_argument=Part(0, D, 2 * D))
