@@ -15,7 +15,7 @@ from .. import compare, compare_figures, components
 from ..frame import graph_config
 from ..index import Entry, current_index
 from ..opened import OpenRun
-from ..panels import summary
+from ..panel import summary
 from ..polling import Clock
 from ..text import shown
 from . import Page

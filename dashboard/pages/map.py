@@ -11,7 +11,7 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 
 from .. import components, map_figures
 from ..frame import graph_config
-from ..panels import summary
+from ..panel import summary
 from ..polling import Clock
 from ..run_map import FIRST, Place, Survival, label, places, quantities, survival
 from ..story import RISE, WINDOW
