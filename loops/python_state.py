@@ -83,11 +83,22 @@ class PythonState:
                 )
 
     def rewind(self) -> bool:
-        """Puts back whatever differs; returns whether anything did."""
-        changed = [held for held in self._held if held.differs()]
-        for held in changed:
-            held.restore()
-        return bool(changed)
+        """Put back whatever differs; return whether anything did.
+
+        Raises:
+            LookError: Something could not be compared or put back. Everything else has been put back then.
+        """
+        changed, failed = False, None
+        for held in self._held:
+            try:
+                if held.differs():
+                    changed = True
+                    held.restore()
+            except Exception as error:  # one odd object must not keep the others from being put back
+                failed = error
+        if failed is not None:
+            raise LookError(f"a part of the model could not be put back as it was: {failed}") from failed
+        return changed
 
     def _keep(self, value: Any, name: str) -> int:
         """Notes what one value holds and lists what is in it; returns how much that is."""
@@ -345,17 +356,22 @@ class _TensorState(_Held):
     def differs(self) -> bool:
         of = self._of
         return not (
-            of.is_set_to(self._alias)
+            self._same_memory()
             and of.dtype == self._alias.dtype
             and of.requires_grad == self._takes_gradients
             and (not of.is_leaf or of.grad is self.gradient)
             and (self._version is None or of._version == self._version)
         )
 
+    def _same_memory(self) -> bool:
+        """Whether the tensor still uses the memory it used; one on meta has none, and its shape is all there is."""
+        of = self._of
+        return of.shape == self._alias.shape if of.is_meta else of.is_set_to(self._alias)
+
     @torch.no_grad()
     def restore(self) -> None:
         of = self._of
-        if not of.is_set_to(self._alias) or of.dtype != self._alias.dtype:
+        if not self._same_memory() or of.dtype != self._alias.dtype:
             of.data = self._alias
         if of.requires_grad != self._takes_gradients:
             if not of.is_leaf:

@@ -59,4 +59,6 @@ def test_killed_training_loses_nothing_and_goes_on(seed: int, tmp_path: Path) ->
             assert run["step"].tolist() == list(range(len(run)))
             assert diagnose(run).verdict in ("stable", "marginal")
         before = after
-    assert subprocess.run([sys.executable, "-m", "loopscope.cli", "check", str(path)], check=False).returncode == 0
+    check = [sys.executable, "-m", "loopscope.cli", "check", str(path)]
+    assert subprocess.run(check, check=False).returncode == 5  # it was killed: not what was asked for
+    assert subprocess.run([*check, "--min-steps", "20"], check=False).returncode == 0

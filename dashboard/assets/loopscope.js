@@ -20,7 +20,7 @@
     pick(clicks, typed, back, on, latest, gotos, [first, newest], selected) {
       const event = trigger();
       if (!event || event.value === null || event.value === undefined) {
-        return [dash.no_update, selected ?? ""]; /* null would be shown as NaN */
+        return [dash.no_update, selected ?? ""];
       }
       const property = event.prop_id;
       let step = selected ?? null;

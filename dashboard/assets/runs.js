@@ -81,6 +81,7 @@
   let parts = [], filters = new Set(), grid = null;
   const FIELDS = ["name", "injection", "norm", "width", "lr", "size", "seed", "loss", "radius", "state_norm", "steps", "alert", "state", "verdict"];
   const ALIASES = { run: "name", rho: "radius", "ρ": "radius", parameters: "size", step: "steps" };
+  const WORDS = ["verdict", "state", "injection", "norm"]; /* "stable" must not find "unstable" */
   const TEXT = ["name", "injection", "norm", "verdict", "state", "alert", "sentence", "fault"];
   const parse = (text) => {
     const found = [], wrong = [];
@@ -109,7 +110,7 @@
       case ">=": return number >= part.number;
       case "<=": return number <= part.number;
       case "=": return String(value).toLowerCase() === part.value || (Number.isFinite(part.number) && number === part.number);
-      default: return Number.isFinite(part.number) && typeof value === "number" ? number === part.number : String(value).toLowerCase().includes(part.value);
+      default: return Number.isFinite(part.number) && typeof value === "number" ? number === part.number : WORDS.includes(part.field) ? String(value).toLowerCase().startsWith(part.value) : String(value).toLowerCase().includes(part.value);
     }
   };
   functions.lsPasses = (params) => {

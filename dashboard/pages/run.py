@@ -163,7 +163,7 @@ def _tab_bar(tab: Tab) -> html.Div:
         tabs.append(html.Button(one.label, id=identifier, role="tab", className="ls-tab", **chosen))
     steps: list[Any] = [
         html.Button("◀", id="step-back", className="ls-icon", title="previous recorded step (←)"),
-        dcc.Input(id="step-input", type="number", debounce=True, placeholder="newest", className="ls-step"),
+        dcc.Input(id="step-input", inputMode="numeric", debounce=True, placeholder="newest", className="ls-step"),
         html.Button("▶", id="step-on", className="ls-icon", title="next recorded step (→)"),
         html.Button("newest", id="latest", className="ls-link"),
         html.Button("all steps", id="reset-zoom", className="ls-link"),

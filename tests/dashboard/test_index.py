@@ -134,7 +134,8 @@ def test_rank_files_belong_to_their_run(tmp_path, write_run):
         write_run(tmp_path / name, steps=3)
     entries = {entry.name: [path.name for path in entry.others] for entry in RunIndex([tmp_path]).entries()}
     assert {name: sorted(others) for name, others in entries.items()} == {
-        "a": ["a.rank1.h5", "a.rank3.h5"],
+        "a": ["a.rank1.h5"],
+        "a.rank3": [],  # no rank 2 beside it, and no process knew how many there are: a run of its own
         "b.rank1": [],
         "c/a.rank1": [],
     }

@@ -22,6 +22,7 @@ import torch
 from loopscope.probes import Probe, open_run
 from loopscope.probes import recorder as recording
 from loopscope.runfile import writer as writing
+from loopscope.runfile.disk import layouts
 from loopscope.runfile.disk.handle import LOCK
 from loopscope.runfile.ending import KILLED, Ending, ending
 from loopscope.runfile.staging import Table
@@ -189,7 +190,7 @@ def test_a_seal_that_fails_leaves_a_whole_finished_run(
     model = demo_model()
     probe = loopscope.attach(model, tmp_path / "a.h5")
     steps_of(probe, model, tokens, STEPS)
-    monkeypatch.setattr(writing, "copy_run", boom)
+    monkeypatch.setattr(layouts, "copy_run", boom)
     probe.close()
     end, steps = read(tmp_path / "a.h5")
     assert (end.state, steps) == ("finished", list(range(STEPS)))  # every row was published before

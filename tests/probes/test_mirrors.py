@@ -172,7 +172,7 @@ def test_a_run_that_cannot_be_opened_leaves_no_thread_behind(demo_model, tmp_pat
         loopscope.attach(demo_model(), path, mirrors=[mirror])
     with pytest.raises(Exception, match="run"):
         loopscope.attach(demo_model(), path, mirrors=[mirror], resume=True)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may end meanwhile
     assert mirror.closed == 0
 
 

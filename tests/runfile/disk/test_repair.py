@@ -20,7 +20,7 @@ from loopscope.runfile.layout import DamagedRun, NotARun, RunFileError, RunInUse
 from loopscope.runfile.open import open_run
 from loopscope.runfile.writer import RunWriter
 
-STEPS = 6000  # several chunks of the large tables
+STEPS = 6100  # so that the last chunk of the file is one of steps, mostly free
 KILLED = f"""
 STEPS = {STEPS}
 import os, signal, sys
@@ -107,7 +107,7 @@ def test_a_cut_off_killed_run_keeps_its_readable_beginning_and_the_original(kill
 
 
 def test_a_cut_through_room_not_yet_used_costs_nothing(killed: Path) -> None:
-    os.truncate(killed, killed.stat().st_size - 2048)  # the last chunk of steps has more free rows than that
+    os.truncate(killed, killed.stat().st_size - 2048)  # the last chunk, of steps, has more free rows than that
     check_beginning(killed, STEPS)
     with RunWriter.resume(killed) as writer:
         for step in range(STEPS, STEPS + 3000):
