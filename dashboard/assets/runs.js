@@ -146,6 +146,12 @@
   /* The grid of this page, unless the reader has left it. */
   const live = () => (grid && !grid.isDestroyed() ? grid : null);
   const api = () => window.dash_ag_grid.getApiAsync("runs");
+  let waiting = new Set(); /* ticked runs whose rows are not in the table yet */
+  const tick = () => {
+    let changed = false;
+    grid.forEachNode((node) => { if (waiting.delete(node.id)) { node.setSelected(true); changed = true; } });
+    if (changed) dash.set_props("runs", { selectedRows: grid.getSelectedRows() });
+  };
   const ticked = () => { try { return JSON.parse(sessionStorage.getItem("ticked")) || []; } catch { return []; } };
   let chosen = null, restoring = true;
 
@@ -172,8 +178,8 @@
         if (column) grid.applyColumnState({ state: [{ colId: column, sort: way === "desc" ? "desc" : "asc" }], defaultState: { sort: null } });
         if (asked.get("columns")) dash.set_props("columns", { value: asked.get("columns").split(",") });
         if (asked.get("q")) dash.set_props("query", { value: asked.get("q") });
-        const before = new Set(ticked());
-        grid.forEachNode((node) => before.has(node.id) && node.setSelected(true));
+        waiting = new Set(ticked());
+        tick();
         restoring = false;
         fit(chosen || []);
         press();
@@ -207,13 +213,14 @@
       for (const row of change.rows) (grid.getRowNode(row.id) ? update : add).push(row);
       const remove = change.gone.map((id) => grid.getRowNode(id)).filter(Boolean).map((node) => node.data);
       grid.applyTransaction({ add, update, remove });
+      tick();
       if (update.length) grid.refreshCells({ columns: ["verdict", "name", "alert"], force: true });
       requestAnimationFrame(press);
       return dash.no_update;
     },
     runs_ticked(rows, before) {
       if (restoring || !rows || !live()) return dash.no_update;
-      const ids = rows.map((row) => row.id);
+      const ids = [...new Set([...rows.map((row) => row.id), ...waiting])];
       return JSON.stringify(ids) === JSON.stringify(before) ? dash.no_update : ids;
     },
   });
