@@ -148,9 +148,10 @@
   const api = () => window.dash_ag_grid.getApiAsync("runs");
   let waiting = new Set(); /* ticked runs whose rows are not in the table yet */
   const tick = () => {
+    const own = grid; /* it may be gone by the time that its rows are selected */
     let changed = false;
-    grid.forEachNode((node) => { if (waiting.delete(node.id)) { node.setSelected(true); changed = true; } });
-    if (changed) dash.set_props("runs", { selectedRows: grid.getSelectedRows() });
+    if (own) own.forEachNode((node) => { if (waiting.delete(node.id)) { node.setSelected(true); changed = true; } });
+    if (changed && !own.isDestroyed()) dash.set_props("runs", { selectedRows: own.getSelectedRows() });
   };
   const ticked = () => { try { return JSON.parse(sessionStorage.getItem("ticked")) || []; } catch { return []; } };
   let chosen = null, restoring = true;
