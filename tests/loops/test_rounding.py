@@ -76,8 +76,10 @@ def test_the_error_that_a_linear_loop_carries_is_predicted_exactly(gain: float) 
 def test_a_trained_loops_loss_gap_is_predicted_at_every_depth(trained_demo: tuple[nn.Module, Tensor]) -> None:
     model, tokens = trained_demo
     costs = rounding(model, tokens[:, :-1], tokens[:, 1:], formats=["bf16", "int6"], depths=[1, 8, 16])
+    missed = {"bf16": 5e-5, "int6": 1e-3}  # nats: what is of second order in the state is left out
     for row in costs.rows:
-        assert row.predicted == pytest.approx(row.measured, rel=0.1, abs=3e-4)  # second order in the state is left out
+        assert abs(row.predicted - row.measured) < missed[row.format]
+        assert row.predicted_error == pytest.approx(row.measured_error, rel=0.05)
     coarse = [abs(row.measured) for row in costs.rows if row.format == "int6"]
     fine = [abs(row.measured) for row in costs.rows if row.format == "bf16"]
     assert max(fine) < max(coarse)
