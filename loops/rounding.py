@@ -39,7 +39,8 @@ def _whole_numbers(bits: int) -> Callable[[Tensor], Tensor]:
             return weight
         scale = weight.flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / largest
         scale = scale.view(-1, *[1] * (weight.ndim - 1))
-        return (weight / scale).round().clamp(-largest, largest) * scale
+        whole = (weight / scale).round().clamp(-largest, largest)
+        return whole.mul(scale)
 
     return rounded
 
