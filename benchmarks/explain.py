@@ -108,7 +108,7 @@ def cases() -> Iterator[Case]:
     """Twenty planted causes, then three faults that no change on the list undoes."""
     concatenation = {"injection": "concatenation", "norm": "pre"}
     for seed in range(8):
-        factor = 20 if seed < 4 else 50
+        factor = 20 if seed < 4 else 10
         yield Case(f"hot-injection-{seed}", "a_bar_radius", partial(hot_injection, factor), concatenation, seed=seed)
     for seed, injection in enumerate(["parcae", "concatenation", "addition", "parcae"] * 2):
         yield Case(
