@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .layout import LOOP_COLUMNS
+from .layout import LOOP_COLUMNS, VARIABLE_COLUMNS
 
 _ROWS: Final = 64  # room of an empty buffer
 _KEPT_BYTES: Final = 1 << 20  # a buffer that had to grow beyond this gives its memory back after the flush
@@ -88,6 +88,15 @@ def loop_rows(loops: ArrayLike) -> NDArray[np.float32]:
     if rows.ndim != 2 or rows.shape[1] != len(LOOP_COLUMNS):
         raise ValueError(f"loops must have shape (depth + 1, {len(LOOP_COLUMNS)}) as {LOOP_COLUMNS}, got {rows.shape}")
     return rows
+
+
+def variable_rows(rows: ArrayLike) -> NDArray[np.float32]:
+    """Return rows of a variable as float32 ``(n, 6)``."""
+    with np.errstate(over="ignore"):
+        table = np.asarray(rows, dtype=np.float32)
+    if table.ndim != 2 or table.shape[1] != len(VARIABLE_COLUMNS):
+        raise ValueError(f"rows of a variable must be (n, {len(VARIABLE_COLUMNS)}) as {VARIABLE_COLUMNS}, got {table.shape}")
+    return table
 
 
 def count_nonfinite(rows: NDArray[np.float32]) -> int:

@@ -33,7 +33,9 @@ from .disk.rewrite import create_run, free_bytes, temporary_path
 from .ending import RUN_INTERRUPTED
 from .layout import (
     DISK_RESERVE,
+    INFO_LATER,
     MAX_EIGENVALUES,
+    MOST_VARIABLES,
     SPARE_COLUMNS,
     STEP_COLUMNS,
     TABLES,
@@ -44,7 +46,7 @@ from .layout import (
     pack_event,
     wrong_scalar_name,
 )
-from .staging import CompoundTable, Table, count_nonfinite, loop_rows
+from .staging import CompoundTable, Table, count_nonfinite, loop_rows, variable_rows
 
 _LOG: Final = logging.getLogger("loopscope")
 _FLUSH_AT: Final = 1024  # staged steps that force a flush
@@ -100,6 +102,7 @@ class RunWriter:
         self._loop_rows = commit.lengths["loops"]
         self._probe_rows = commit.lengths["probe"]
         self._array_bytes = commit.lengths["arrays"]
+        self._variable_rows = commit.lengths["variables"]
         self._lost_before = self._arrays_lost_before = 0
         self._interrupted: Event | None = None
         self._finished = self._closed = self._starved = False
@@ -268,6 +271,29 @@ class RunWriter:
             self._tables["probe"].extend(measured)
             self._tables["probe_index"].extend(np.array([[int(step), self.generation, self._probe_rows]]))
             self._dirty = True
+
+    def append_variable(self, step: int, variable: int, rows: ArrayLike) -> None:
+        """Stage what one variable of the loop did in a step.
+
+        Args:
+            step: Step it belongs to.
+            variable: Its number in ``info["variables"]``, below `MOST_VARIABLES`.
+            rows: ``(updates + 1, 6)`` as ``VARIABLE_COLUMNS``.
+        """
+        if not 0 <= variable < MOST_VARIABLES:
+            raise ValueError(f"a loop has at most {MOST_VARIABLES} variables, not one of number {variable}")
+        measured = variable_rows(rows)
+        if self._accepting():
+            self._variable_rows += len(measured)
+            self._tables["variables"].extend(measured)
+            row = [int(step), self.generation, variable, self._variable_rows]
+            self._tables["variable_index"].extend(np.array([row]))
+            self._dirty = True
+
+    def append_info(self, step: int, info: Mapping[str, Any]) -> None:
+        """Stage what was learnt of the whole run by this step; it adds to ``info``, and takes the place of what it names."""
+        text = json.dumps(dict(info), default=str).encode()
+        self.append_array(step, INFO_LATER, np.frombuffer(text, dtype=np.uint8))
 
     def append_spectrum(self, step: int, eigenvalues: ArrayLike) -> None:
         """Stage the eigenvalues of A̅ at a step: largest modulus first, as many as the run keeps, NaN where fewer."""

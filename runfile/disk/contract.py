@@ -111,7 +111,7 @@ def _check_table(file: h5py.File, name: str, size: int) -> None:
     shape = dataset.shape
     if len(shape) != 1 + len(expected) or not all(0 < width <= MOST_COLUMNS for width in shape[1:]):
         raise Broken(f"table {name} has the shape {shape}")
-    if name in ("loops", "probe", "probe_index") and shape[1:] != expected:
+    if name in ("loops", "probe", "probe_index", "variables", "variable_index") and shape[1:] != expected:
         raise Broken(f"table {name} has {shape[1]} columns")
     if name == "columns" and not 0 < shape[0] <= MOST_COLUMNS:
         raise Broken(f"table columns has {shape[0]} names")
