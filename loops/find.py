@@ -68,7 +68,8 @@ def _with_variables(model: nn.Module, site: LoopSite) -> LoopSite:
     """
     modules, names = dict(model.named_modules()), [variable.name for variable in site.variables]
     if len(set(names)) < len(names):
-        raise LoopSiteError(f"LoopSite(variables=...): two variables have one name; they are called {', '.join(names)}")
+        called = ", ".join(names)
+        raise LoopSiteError(f"LoopSite(variables=...): two variables have one name, of {called}")
     for variable in site.variables:
         if variable.output is not None and variable.output not in modules:
             known = ", ".join(n for n in modules if n and "." not in n) or "none"

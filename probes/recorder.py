@@ -34,8 +34,9 @@ from ..dynamics.linear.spectrum import sigma_max
 from ..dynamics.linear.tracker import SpectralTracker
 from ..rules.detectors import non_finite
 from ..rules.rule_files import Rule
+from ..runfile.arrays import info_bytes
 from ..runfile.flights import FlightStep
-from ..runfile.layout import Event
+from ..runfile.layout import INFO_LATER, Event
 from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
@@ -354,7 +355,7 @@ class Recorder:
         """Write a record, an event or what was learnt; one that fails costs itself only."""
         if isinstance(item, Learnt):
             self._alerts.learn(item.info)
-            writer.append_info(item.step, item.info)
+            writer.append_array(item.step, INFO_LATER, info_bytes(item.info))
             return
         if isinstance(item, Event):
             writer.append_event(item)

@@ -33,9 +33,7 @@ from .disk.rewrite import create_run, free_bytes, temporary_path
 from .ending import RUN_INTERRUPTED
 from .layout import (
     DISK_RESERVE,
-    INFO_LATER,
     MAX_EIGENVALUES,
-    MOST_VARIABLES,
     SPARE_COLUMNS,
     STEP_COLUMNS,
     TABLES,
@@ -46,7 +44,7 @@ from .layout import (
     pack_event,
     wrong_scalar_name,
 )
-from .staging import CompoundTable, Table, count_nonfinite, loop_rows, variable_rows
+from .staging import CompoundTable, Table, count_nonfinite, loop_rows, spectrum_row, variable_rows
 
 _LOG: Final = logging.getLogger("loopscope")
 _FLUSH_AT: Final = 1024  # staged steps that force a flush
@@ -95,14 +93,14 @@ class RunWriter:
             if name != "columns"
         }
         self._commits = Table(handle.table("commit"), commits)
-        encoded = handle.table("columns")[: commit.lengths["columns"]]
-        self._index = {bytes(name).decode("utf-8", "replace"): i for i, name in enumerate(encoded)}
+        names = (
+            bytes(name).decode("utf-8", "replace") for name in handle.table("columns")[: commit.lengths["columns"]]
+        )
+        self._index = {name: i for i, name in enumerate(names)}
         self._unnamed: list[str] = []  # names given since the last flush
         self._refused: set[str] = set()
-        self._loop_rows = commit.lengths["loops"]
-        self._probe_rows = commit.lengths["probe"]
-        self._array_bytes = commit.lengths["arrays"]
-        self._variable_rows = commit.lengths["variables"]
+        self._loop_rows, self._probe_rows = commit.lengths["loops"], commit.lengths["probe"]
+        self._array_bytes, self._variable_rows = commit.lengths["arrays"], commit.lengths["variables"]
         self._lost_before = self._arrays_lost_before = 0
         self._interrupted: Event | None = None
         self._finished = self._closed = self._starved = False
@@ -273,39 +271,20 @@ class RunWriter:
             self._dirty = True
 
     def append_variable(self, step: int, variable: int, rows: ArrayLike) -> None:
-        """Stage what one variable of the loop did in a step.
-
-        Args:
-            step: Step it belongs to.
-            variable: Its number in ``info["variables"]``, below `MOST_VARIABLES`.
-            rows: ``(updates + 1, 6)`` as ``VARIABLE_COLUMNS``.
-        """
-        if not 0 <= variable < MOST_VARIABLES:
-            raise ValueError(f"a loop has at most {MOST_VARIABLES} variables, not one of number {variable}")
-        measured = variable_rows(rows)
+        """Stage what variable number ``variable`` of the loop did in a step, ``(updates + 1, 6)``."""
+        measured = variable_rows(variable, rows)
         if self._accepting():
-            self._variable_rows += len(measured)
             self._tables["variables"].extend(measured)
-            row = [int(step), self.generation, variable, self._variable_rows]
-            self._tables["variable_index"].extend(np.array([row]))
+            self._variable_rows += len(measured)
+            self._tables["variable_index"].extend([[int(step), self.generation, variable, self._variable_rows]])
             self._dirty = True
-
-    def append_info(self, step: int, info: Mapping[str, Any]) -> None:
-        """Stage what was learnt of the whole run by this step; it adds to ``info``, and takes the place of what it names."""
-        text = json.dumps(dict(info), default=str).encode()
-        self.append_array(step, INFO_LATER, np.frombuffer(text, dtype=np.uint8))
 
     def append_spectrum(self, step: int, eigenvalues: ArrayLike) -> None:
         """Stage the eigenvalues of A̅ at a step: largest modulus first, as many as the run keeps, NaN where fewer."""
-        found = np.atleast_1d(np.asarray(eigenvalues, dtype=np.complex128)).ravel()
         if self._accepting():
             row = self._tables["spectra"].next()
-            kept = (len(row) - 2) // 2
-            found = found[np.argsort(-np.abs(found), kind="stable")][:kept]
-            row.fill(math.nan)
+            row[2:] = spectrum_row(eigenvalues, (len(row) - 2) // 2)
             row[:2] = int(step), self.generation
-            row[2 : 2 + len(found)] = found.real
-            row[2 + kept : 2 + kept + len(found)] = found.imag
             self._dirty = True
 
     def append_event(self, event: Event) -> None:
@@ -517,9 +496,8 @@ class RunWriter:
 
 def _after_fork_in_child() -> None:
     """A forked child holds a copy of the writer that must never write."""
-    for writer in list(_WRITERS):
-        if not writer._closed:
-            writer.failure = "this process is a forked copy of the one that records"
+    for writer in (w for w in _WRITERS if not w._closed):
+        writer.failure = "this process is a forked copy of the one that records"
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

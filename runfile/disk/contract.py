@@ -20,7 +20,7 @@ from h5py import h5a, h5d, h5l, h5o, h5s, h5t
 from ..layout import COMMIT_COLUMNS, MAX_EIGENVALUES, table_shapes, tables_of
 from .skeleton import FILTER_IDS, LARGEST_CHUNK, MOST_COLUMNS
 
-_COMMIT_WIDTHS: Final = (12, len(COMMIT_COLUMNS))  # of version 1 and of this one
+_COMMIT_WIDTHS: Final = (12, 14, len(COMMIT_COLUMNS))  # of versions 1 and 2, and of this one
 _LONGEST_TEXT: Final = 8 << 20  # bytes of an attribute: the description of the largest models takes a hundredth of that
 _ENTRY: Final = 8  # bytes that the index of chunks takes for each, at least
 _ALWAYS: Final = 64 << 20  # bytes of a table that are never too many

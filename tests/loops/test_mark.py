@@ -1,4 +1,4 @@
-"""`mark` is the identity: in value, in autograd, in compiled, traced and exported graphs, with a watcher and without."""
+"""`mark` is the identity: in value, in autograd, in compiled, traced and exported graphs, watched or not."""
 
 from __future__ import annotations
 

@@ -12,8 +12,10 @@ import h5py
 import numpy as np
 import pytest
 from loopscope.rules.diagnosis import diagnose
+from loopscope.runfile.arrays import info_bytes
 from loopscope.runfile.disk.repair import repair
 from loopscope.runfile.export import export
+from loopscope.runfile.layout import INFO_LATER
 from loopscope.runfile.open import open_run
 from loopscope.runfile.writer import RunWriter
 
@@ -87,7 +89,7 @@ def test_resuming_brings_it_to_version_3_under_a_reader_that_follows(old: Path) 
         assert not old.with_name("a.h5.tmp").exists()
         writer.append_step({"step": 90, "loss": 46.0, "mine": -90}, np.full((2, 4), 91))
         writer.append_array(90, "map", np.eye(3))
-        writer.append_info(90, {"variables": ["z_H"]})
+        writer.append_array(90, INFO_LATER, info_bytes({"variables": ["z_H"]}))
         writer.append_variable(90, 0, np.ones((3, 6)))
         assert writer.flush() and run.refresh()
         assert len(run) == 91 and run.arrays("map")[0].tolist()[-1] == 90 and run.variables == ("z_H",)

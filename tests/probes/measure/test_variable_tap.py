@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import loopscope
@@ -46,9 +47,7 @@ class TwoLevels(nn.Module):
 
 
 MARKED = LoopSite(variables=(Variable(name="z_H"), Variable(name="z_L")))
-RETURNED = LoopSite(
-    variables=tuple(Variable(name=name, output="level", argument=0) for name in ("z_L", "z_H"))
-)
+RETURNED = LoopSite(variables=tuple(Variable(name=name, output="level", argument=0) for name in ("z_L", "z_H")))
 
 
 def train(model: nn.Module, path: Path | None, site: LoopSite | None = None) -> list[Tensor]:
@@ -68,7 +67,7 @@ def train(model: nn.Module, path: Path | None, site: LoopSite | None = None) -> 
 
 
 def norms(states: list[Tensor]) -> tuple[list[float], list[float]]:
-    steps = [b - a for a, b in zip(states, states[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(states)]
     return tuple([float(x.norm(dim=-1).mean()) for x in each] for each in (states, steps))
 
 
