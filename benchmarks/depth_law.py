@@ -50,9 +50,9 @@ def main() -> None:
                 sure, held = 0, 0
                 for _ in range(options.draws):
                     losses, limit = draw(rng, t)
-                    found = depth_law(t, losses + noise * rng.normal(size=t.size))
-                    sure += found.identified
-                    held += found.identified and abs(found.limit - limit) <= 2 * found.quality.standard_errors["limit"]
+                    law = depth_law(t, losses + noise * rng.normal(size=t.size))
+                    sure += law.identified
+                    held += law.identified and abs(law.limit - limit) <= 2 * law.quality.standard_errors["limit"]
                 share = f"{100 * held / sure:.0f} %" if sure and np.isfinite(limit) else "no limit" if sure else "none"
                 print(f"| {name} | {label} | {noise:g} | {100 * sure / options.draws:.0f} % | {share} |")
 

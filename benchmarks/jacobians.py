@@ -75,7 +75,7 @@ def linearize(preset: str, device: str, tokens: int, loops: int, gain: float) ->
     step, state = bound(model, torch.randint(model.config.vocab_size, (1, tokens), device=device))
     sublayers = {"injection": model.injection, **{f"block {i}": block for i, block in enumerate(model.core)}}
     began = time.perf_counter()
-    found = linearize_loop(
+    result = linearize_loop(
         step,
         state,
         loops=loops,
@@ -91,10 +91,10 @@ def linearize(preset: str, device: str, tokens: int, loops: int, gain: float) ->
     )
     total = time.perf_counter() - began
     print(f"{preset}, {tokens} tokens, {loops} loops: {total:.1f} s in all")
-    print(found.verdict)
-    for name, reason in found.skipped.items():
+    print(result.verdict)
+    for name, reason in result.skipped.items():
         print(f"left out: {name}: {reason}")
-    for name, seconds in sorted(found.seconds.items(), key=lambda item: -item[1]):
+    for name, seconds in sorted(result.seconds.items(), key=lambda item: -item[1]):
         print(f"  {seconds:7.2f} s  {name}")
 
 

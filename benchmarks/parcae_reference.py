@@ -128,9 +128,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for case in CASES:
         target = arguments.out / f"parcae_{case}.npz"
-        found = reference(arguments.checkout, case)
-        np.savez_compressed(target, **found)
-        print(f"{target}: {target.stat().st_size} bytes, logits of size {np.abs(found['logits']).mean():.3f}")
+        arrays = reference(arguments.checkout, case)
+        np.savez_compressed(target, **arrays)
+        print(f"{target}: {target.stat().st_size} bytes, logits of size {np.abs(arrays['logits']).mean():.3f}")
 
 
 if __name__ == "__main__":

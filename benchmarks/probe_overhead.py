@@ -157,7 +157,7 @@ def with_monitor(contender: Contender, *, optimizer: bool) -> None:
     def after_step(loss: torch.Tensor, norm: torch.Tensor) -> None:
         h, step = last["h"], last["h"] - last["before"]
         a_bar = model.injection.a_bar()
-        found = [
+        norms = [
             h.norm(dim=-1).mean(),
             h.std(),
             step.norm(dim=-1).mean(),
@@ -170,9 +170,9 @@ def with_monitor(contender: Contender, *, optimizer: bool) -> None:
         if optimizer:
             for parameter, state in contender.optimizer.state.items():
                 first, second = state["exp_avg"], state["exp_avg_sq"]
-                found += [parameter.norm(), first.norm(), second.norm(), (first / (second.sqrt() + 1e-8)).norm()]
-                found += [] if parameter.grad is None else [parameter.grad.norm()]
-        contender.numbers = torch.stack([x.detach().float() for x in found]).tolist()  # type: ignore[attr-defined]
+                norms += [parameter.norm(), first.norm(), second.norm(), (first / (second.sqrt() + 1e-8)).norm()]
+                norms += [] if parameter.grad is None else [parameter.grad.norm()]
+        contender.numbers = torch.stack([x.detach().float() for x in norms]).tolist()  # type: ignore[attr-defined]
 
     contender.after_step = after_step
 
@@ -202,7 +202,7 @@ def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.de
     calls = np.array(watch.calls[warmup:])  # type: ignore[attr-defined]
     plain_wall, plain_thread, _ = np.median(times["plain"], axis=0)
     whole = times["watch"][passes, 0] / times["plain"][passes, 0] - 1
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "due_step_share": float(np.median(whole)),
         "parameters": sum(p.numel() for p in plain.model.parameters()),
         "plain_ms": 1e3 * plain_wall,
@@ -221,8 +221,8 @@ def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.de
             # Standard error of a median: 1.25 sigma / sqrt(n), sigma from the quartiles.
             error = 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios))
             shares = {"median": middle, "low": low, "high": high, "error": error}
-            found["shares"].setdefault(one.name, {})[kind] = shares
-    return found
+            result["shares"].setdefault(one.name, {})[kind] = shares
+    return result
 
 
 def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[str, float]:
@@ -278,13 +278,13 @@ def long_run(steps: int, folder: Path) -> dict[str, float]:
 
 def device_bytes(loops: int) -> dict[str, int]:
     """Bytes of the buffers of sums, which depend neither on the run's length nor on its depth."""
-    found = {"loops": loops}
+    sizes = {"loops": loops}
     for kind, parts in (("eager", 1), ("fused", 256)):
         reduction = EagerReduction()
         reduction.parts = parts
         buffer = LoopSums(LOOP_ROWS, torch.device("cpu"), reduction)
-        found[kind] = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, torch.Tensor))
-    return found
+        sizes[kind] = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, torch.Tensor))
+    return sizes
 
 
 def _resident_bytes() -> int:
@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     device = torch.device(options.device)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads, {device}",
         "torch": torch.__version__,
@@ -319,19 +319,19 @@ def main() -> None:
         for size in ON_CPU if options.size == "all" else [options.size]:
             (folder := Path(name) / size).mkdir()
             rounds = options.rounds * (5 if size == "toy" else 1)  # its steps are short
-            found[size] = interleaved(SIZES[size], rounds, options.warmup, device, folder)
-            found[size]["tap"] = taps_alone(SIZES[size], device, rounds)
+            results[size] = interleaved(SIZES[size], rounds, options.warmup, device, folder)
+            results[size]["tap"] = taps_alone(SIZES[size], device, rounds)
         if options.steps:
-            found["long run"] = long_run(options.steps, Path(name))
-    found["device bytes"] = device_bytes(64)
+            results["long run"] = long_run(options.steps, Path(name))
+    results["device bytes"] = device_bytes(64)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    print(f"{found['date']}, {found['machine']}, torch {found['torch']}, {LOOPS} loops")
+    print(f"{results['date']}, {results['machine']}, torch {results['torch']}, {LOOPS} loops")
     for size in SIZES:
-        if size not in found:
+        if size not in results:
             continue
-        row = found[size]
+        row = results[size]
         print(
             f"{size}: {row['parameters']:,} parameters, step without anything {row['plain_ms']:.1f} ms "
             f"(thread {row['plain_thread_ms']:.1f} ms)"
@@ -347,8 +347,8 @@ def main() -> None:
         print(f"  a probe batch pass {passes:.1%} of a step: {passes / 10:.1%} at first, {passes / 160:.2%} later")
         print(f"  watch in one step of 10, with the pass and the slow norms: {row['due_step_share']:+.1%}")
     for part in ("long run", "device bytes"):
-        if part in found:
-            print(f"{part}:", {key: round(value, 2) for key, value in found[part].items()})
+        if part in results:
+            print(f"{part}:", {key: round(value, 2) for key, value in results[part].items()})
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def their_loss(ours: LoopedTransformer, checkout: Path, device: torch.device, co
 
     def loss(inputs: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
         model.step = step  # seeds their depths
-        found = called(inputs, labels=targets.contiguous())["loss"]
-        assert isinstance(found, torch.Tensor)
-        return found
+        value = called(inputs, labels=targets.contiguous())["loss"]
+        assert isinstance(value, torch.Tensor)
+        return value
 
     return model, loss
 
@@ -174,12 +174,12 @@ def main() -> None:
     parser.add_argument("--device", help="as torch names it (default: CUDA where there is one)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments)
+    measured = measure(arguments)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(measured, indent=2))
         return
-    print(f"{found['hardware']}, torch {found['torch']}, {found['date']}, {found['setting']}")
-    for name, row in found["results"].items():
+    print(f"{measured['hardware']}, torch {measured['torch']}, {measured['date']}, {measured['setting']}")
+    for name, row in measured["results"].items():
         used = f"{row['utilisation']:.1%}" if row["utilisation"] == row["utilisation"] else "peak not known"
         print(
             f"{name:10} {row['tokens_per_second']:12,.0f} tokens/s  {row['seconds_per_step'] * 1e3:8.1f} ms/step  "

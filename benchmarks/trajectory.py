@@ -340,16 +340,16 @@ def verdicts(name: str, state: str, seeds: range, depth: int) -> NDArray[np.str_
 
 def table(seeds: range, depths: tuple[int, ...]) -> dict[str, dict[tuple[str, int], tuple[float, float, float, float]]]:
     """Shares of right, undecided, wrong and falsely stable verdicts by kind, type and depth."""
-    found: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]] = {}
+    shares: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]] = {}
     for name, (truth, _) in LAWS.items():
-        found[name] = {}
+        shares[name] = {}
         for state in TYPES:
             for depth in depths:
                 said = verdicts(name, state, seeds, depth)
                 right, torn = (said == truth).mean(), (said == "undecided").mean()
                 falsely = (said == "settling").mean() if truth == "exploding" else 0.0
-                found[name][state, depth] = (right, torn, 1 - right - torn, falsely)
-    return found
+                shares[name][state, depth] = (right, torn, 1 - right - torn, falsely)
+    return shares
 
 
 def main() -> None:
@@ -363,12 +363,12 @@ def main() -> None:
         report(table(range(0 if options.chosen_on else 1, options.seeds, 2), DEPTHS), full=options.full)
 
 
-def report(found: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]], *, full: bool) -> None:
+def report(shares: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]], *, full: bool) -> None:
     """Print right / undecided / wrong in per cent: of all types together, or of each."""
     types = [(t,) for t in TYPES] if full else [TYPES]
     print("| loop | law | " + " | ".join(f"T = {d}" for d in DEPTHS) + " |")
     print("|---" * (2 + len(DEPTHS)) + "|")
-    for name, cells in found.items():
+    for name, cells in shares.items():
         for group in types:
             row = []
             for depth in DEPTHS:
@@ -378,9 +378,9 @@ def report(found: dict[str, dict[tuple[str, int], tuple[float, float, float, flo
             print(f"| {label} | {LAWS[name][0]} | " + " | ".join(row) + " |")
     print()
     for depth in DEPTHS:
-        every = np.array([cells[state, depth] for cells in found.values() for state in TYPES])
+        every = np.array([cells[state, depth] for cells in shares.values() for state in TYPES])
         wrong = sorted(
-            ((cells[state, depth][2], name, state) for name, cells in found.items() for state in TYPES), reverse=True
+            ((cells[state, depth][2], name, state) for name, cells in shares.items() for state in TYPES), reverse=True
         )
         worst = ", ".join(f"{name} in {state} {100 * share:.0f} %" for share, name, state in wrong[:8] if share > 0.05)
         print(

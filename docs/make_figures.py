@@ -248,20 +248,20 @@ def bifurcation_figure() -> go.Figure:
         title_text="h₂", range=[-1.05, 1.05], scaleanchor="x3", constrain="domain", col=3, title_standoff=2
     )
     chart.update_xaxes(constrain="domain", range=[-1.05, 1.05], col=3)
-    found: dict[str, list[tuple[float, float]]] = {"stable": [], "unstable": []}
+    branches: dict[str, list[tuple[float, float]]] = {"stable": [], "unstable": []}
     orbit: list[tuple[float, float]] = []
     for gain in np.linspace(0.5, 2.0, 24):
         starts = [torch.full((1, 1, 1), x, dtype=torch.float64) for x in (-2.0, 0.0, 2.0)]
         for point in fixed_points(partial(saturating, float(gain)), starts):
-            found["stable" if point.radius < 1 else "unstable"].append((gain, float(point.state)))
+            branches["stable" if point.radius < 1 else "unstable"].append((gain, float(point.state)))
         h = 1.0
         for t in range(402):
             h = -gain * np.tanh(h)
             orbit += [(gain, h)] if t >= 400 else []
-    for kind, points in found.items():
+    for kind, points in branches.items():
         add_dots(chart, 1, *columns(points), f"{kind} fixed point", REGIME_COLOURS[kind], size=5)
     add_dots(chart, 2, *columns(orbit), "states visited", NORM, size=5)
-    resting = [(gain, h) for gain, h in found["unstable"]]
+    resting = [(gain, h) for gain, h in branches["unstable"]]
     add_dots(chart, 2, *columns(resting), "unstable fixed point", UNSTABLE, size=5)
     for gain, colour in ((0.93, STABLE), (1.3, MARGINAL)):
         add_line(chart, 3, *spiral(gain), f"g = {gain:g}: {'comes to rest' if gain < 1 else 'circles'}", colour)

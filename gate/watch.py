@@ -112,10 +112,10 @@ class Watch:
 
     def _files(self) -> list[Path]:
         """Return the run files there are now."""
-        found: Iterable[Path] = (
+        paths: Iterable[Path] = (
             file for path in self._paths for file in (sorted(path.rglob("*.h5")) if path.is_dir() else [path])
         )
-        return separate_runs(list(dict.fromkeys(found)))
+        return separate_runs(list(dict.fromkeys(paths)))
 
     def _look_at(self, path: Path, before: Look | None) -> Look:
         """Read what is new in a run and judge it."""

@@ -84,19 +84,19 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
     (torch.Size([1, 4, 32]), True)
     """
     inner = unwrap(model)
-    found = find_site(inner, site, tokens)
-    if found.state_argument is None or found.shared:
+    place = find_site(inner, site, tokens)
+    if place.state_argument is None or place.shared:
         raise LoopSiteError(
-            f"the state of this loop does not enter it at one module ({found.body!r} is the first), so it can be "
+            f"the state of this loop does not enter it at one module ({place.body!r} is the first), so it can be "
             "watched but not linearised. Call an nn.Identity on the state at the top of the loop and name it as body"
-            + (f". Known about this loop: {'; '.join(found.notes)}" if found.notes else "")
+            + (f". Known about this loop: {'; '.join(place.notes)}" if place.notes else "")
         )
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     with torch.inference_mode(False), on_the_side(inner, seed=seed) as look, torch.enable_grad():
         for parameter in trained:
             parameter.requires_grad_(False)
-        interception = _Interception(inner, found, Call.of(inner, tokens).to(device), seed)
+        interception = _Interception(inner, place, Call.of(inner, tokens).to(device), seed)
         with interception.hooks, no_recomputation():
             yield interception.bind(look)
 

@@ -67,10 +67,10 @@ class Call:
         Raises:
             LoopSiteError: There is none.
         """
-        found = tensors_in([self.args, self.kwargs])
-        if not found:
+        tensors = tensors_in([self.args, self.kwargs])
+        if not tensors:
             raise LoopSiteError("the model is called without a tensor; give attach() a probe_batch that holds one")
-        return found[0]
+        return tensors[0]
 
     def run_at(self, model: nn.Module, site: LoopSite, depth: int) -> Any:
         """Calls the model at a depth of its loop, where the site says how that is set; else as it is."""

@@ -207,10 +207,10 @@ def _returned_site(
 
 def _received_site(periods: Periods, loop: Loop) -> LoopSite | None:
     """A site for the widest of several carried states, where a module of every period receives it."""
-    found = periods.received(loop)
-    if found is None:
+    received = periods.received(loop)
+    if received is None:
         return None
-    place, body, after, maker = found
+    place, body, after, maker = received
     return LoopSite(
         body=body,
         after=after,
@@ -284,7 +284,7 @@ def _attributes(model: nn.Module, value: int) -> list[str]:
     >>> _attributes(nn.Sequential(module), 4)
     ['0.loops', '0.config.depth']
     """
-    found: list[str] = []
+    attributes: list[str] = []
     seen = set[int]()  # one configuration is often held by many modules
     for name, module in model.named_modules():
         holders = [(name, vars(module)), *((f"{name}.{key}", _plain(held)) for key, held in vars(module).items())]
@@ -293,8 +293,8 @@ def _attributes(model: nn.Module, value: int) -> list[str]:
                 continue
             seen.add(id(holder))
             names = [key for key, held in holder.items() if type(held) is int and held == value]
-            found += [f"{path}.{key}".strip(".") for key in names if isinstance(key, str)]
-    return found[:MOST_TRIED]
+            attributes += [f"{path}.{key}".strip(".") for key in names if isinstance(key, str)]
+    return attributes[:MOST_TRIED]
 
 
 def _plain(held: object) -> dict[Any, Any]:

@@ -193,9 +193,9 @@ def estimate_linear_part(model: nn.Module, site: LoopSite, example: Input | None
     determined = rank == unknowns
     fit = "least squares" if visited.e is not None else "least squares of successive steps"
     method = fit if determined else f"{fit}: the states do not span all directions"
-    found = Estimate(_radius(a), 0.0, math.inf, residual, method, converged=determined)
+    radius = Estimate(_radius(a), 0.0, math.inf, residual, method, converged=determined)
     b = solution[width:-1].T if visited.e is not None else None
-    return LinearEstimate(found, halves, a, b, samples, unknowns, rank)
+    return LinearEstimate(radius, halves, a, b, samples, unknowns, rank)
 
 
 def linear_estimate(model: nn.Module, site: LoopSite, example: Input | None = None) -> dict[str, Any]:
@@ -256,8 +256,8 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.flo
     x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return np.full((x.shape[1], y.shape[1]), np.nan), 0, math.nan
-    found, _, rank, _ = np.linalg.lstsq(x, y, rcond=RANK_TOLERANCE)
-    solution = np.asarray(found, dtype=np.float64)
+    least, _, rank, _ = np.linalg.lstsq(x, y, rcond=RANK_TOLERANCE)
+    solution = np.asarray(least, dtype=np.float64)
     spread = float(np.linalg.norm(y - y.mean(axis=0)))
     return solution, int(rank), float(np.linalg.norm(y - x @ solution)) / spread if spread > 0 else math.nan
 

@@ -85,15 +85,15 @@ class Periods:
         """All loops, outer ones before the ones inside them; repeats that nothing links are left out."""
         marks = self._marked
         names = [self.units[i].name for i in marks]
-        found: list[tuple[int, int, int]] = []
+        runs: list[tuple[int, int, int]] = []
         for start, period, count in _repeats(names):
             loop = _loop(marks, start, period, count)
-            covered = any(p == period and s <= start and start + period * count <= s + p * c for s, p, c in found)
+            covered = any(p == period and s <= start and start + period * count <= s + p * c for s, p, c in runs)
             if not covered and self.carried(loop):
-                found.append((start, period, count))
-        found.sort(key=lambda run: (run[0], -run[1] * run[2]))
+                runs.append((start, period, count))
+        runs.sort(key=lambda run: (run[0], -run[1] * run[2]))
         kept: list[tuple[int, int, int]] = []
-        for run in found:
+        for run in runs:
             if not any(_inside_earlier_period(run, other) for other in kept):
                 kept.append(run)
         return [_loop(marks, *run) for run in kept]
@@ -167,13 +167,13 @@ class Periods:
 
     def links(self, loop: Loop) -> list[Link]:
         """The places at which a period leaves one tensor from which alone the next one goes on."""
-        found = []
+        chain = []
         for i in range(loop.first[0], loop.first[1]):
             for slot, tensor in enumerate(self.units[i].writes):
                 link = Link(i - loop.last[0], slot)
                 if self._maker.get(self.key(tensor)) == i and self._is_state(loop, link):
-                    found.append(link)
-        return found
+                    chain.append(link)
+        return chain
 
     def state(self, loop: Loop, link: Link, k: int) -> Tensor:
         """The state that period ``k - 1`` leaves, ``k = 1 .. count``."""
@@ -430,7 +430,7 @@ def _repeats(names: list[str]) -> list[tuple[int, int, int]]:
     >>> _repeats(list("xababy"))
     [(1, 2, 2)]
     """
-    found = []
+    repeats = []
     for period in range(1, len(names) // 2 + 1):
         start = 0
         while start + 2 * period <= len(names):
@@ -439,10 +439,10 @@ def _repeats(names: list[str]) -> list[tuple[int, int, int]]:
                 count += 1
             block = names[start : start + period]
             if count >= 2 and not any(period % p == 0 and block == block[:p] * (period // p) for p in range(1, period)):
-                found.append((start, period, count))
+                repeats.append((start, period, count))
                 start += period * (count - 1)
             start += 1
-    return found
+    return repeats
 
 
 def _inside_earlier_period(run: tuple[int, int, int], outer: tuple[int, int, int]) -> bool:

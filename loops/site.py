@@ -119,8 +119,8 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Ten
     """The tensor a module received at a position or under a keyword, or the channels of it that are meant."""
     if isinstance(place, Part):
         return argument(args, kwargs, place.argument)[..., place.start : place.stop]
-    found: Tensor = kwargs[place] if isinstance(place, str) else args[place]
-    return found
+    tensor: Tensor = kwargs[place] if isinstance(place, str) else args[place]
+    return tensor
 
 
 def _is_parallel(model: nn.Module) -> bool:

@@ -120,6 +120,6 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
 def _text(row: Any, column: str, place: str) -> str:
     """The text of one row."""
     if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
-        found = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
-        raise DocumentError(f"{place}: expected text under {column!r}, found {found}")
+        columns = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
+        raise DocumentError(f"{place}: expected text under {column!r}, found {columns}")
     return str(row[column])

@@ -64,8 +64,8 @@ def training_flops(config: LoopedConfig, sequence_length: int, tokens: float) ->
         sequence_length: Positions of a training sequence.
         tokens: Tokens D.
     """
-    found = effective_parameters(config, sequence_length)
-    return (2 * found.without_gradient + 6 * found.with_gradient) * tokens
+    parameters = effective_parameters(config, sequence_length)
+    return (2 * parameters.without_gradient + 6 * parameters.with_gradient) * tokens
 
 
 def utilisation(config: LoopedConfig, sequence_length: int, tokens_per_second: float, device: torch.device) -> float:

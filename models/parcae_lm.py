@@ -57,11 +57,11 @@ def from_parcae_lm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
     weights = {_unwrapped(name): tensor.detach().float().cpu() for name, tensor in state_dict.items()}
     ours = LoopedTransformer(_our_config(weights, config))
     wanted = ours.state_dict()
-    found = {name: _theirs_to_ours(name, ours.config, weights) for name in wanted}
-    for name, tensor in found.items():
+    translated = {name: _theirs_to_ours(name, ours.config, weights) for name in wanted}
+    for name, tensor in translated.items():
         if tensor.shape != wanted[name].shape:
             raise ValueError(f"{name}: expected shape {tuple(wanted[name].shape)}, found {tuple(tensor.shape)}")
-    ours.load_state_dict(found)
+    ours.load_state_dict(translated)
     return ours.eval()
 
 
@@ -302,7 +302,7 @@ def _unwrapped(name: str) -> str:
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
-def _expect(name: str, found: object, expected: object) -> None:
+def _expect(name: str, actual: object, expected: object) -> None:
     """Refuses a field that has another value than the one we can represent."""
-    if found != expected:
-        raise ValueError(f"{name}: expected {expected!r}, found {found!r}")
+    if actual != expected:
+        raise ValueError(f"{name}: expected {expected!r}, found {actual!r}")

@@ -38,10 +38,10 @@ class TextTokenizer:
             raise
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{path}: expected a tokenizer file, as `loopscope tokenize` writes ({error})") from error
-        found = self._tokenizer.token_to_id(bos)
-        if found is None:
+        bos_id = self._tokenizer.token_to_id(bos)
+        if bos_id is None:
             raise ValueError(f"{path}: expected a tokenizer with the token {bos}, which it does not have")
-        self.bos_id = int(found)
+        self.bos_id = int(bos_id)
         self.vocab_size = int(self._tokenizer.get_vocab_size())
         self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
 

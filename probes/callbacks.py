@@ -298,11 +298,11 @@ class _ReturnedLoss:
 
     @torch.no_grad()
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        found = output.get("loss") if isinstance(output, dict) else output[0] if isinstance(output, tuple) else None
-        if not module.training or looking() or not isinstance(found, Tensor) or found.ndim != 0:
+        loss = output.get("loss") if isinstance(output, dict) else output[0] if isinstance(output, tuple) else None
+        if not module.training or looking() or not isinstance(loss, Tensor) or loss.ndim != 0:
             return
         self._seen = True
-        self._sum.add_(found.detach().to(self._sum.device, torch.float32))
+        self._sum.add_(loss.detach().to(self._sum.device, torch.float32))
         # Losses already divided by the items of all micro-batches add up; others are means, to be averaged.
         self._by_items = kwargs.get("num_items_in_batch") is not None
         if self._by_items:

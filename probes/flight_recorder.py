@@ -106,7 +106,7 @@ class FlightRecorder:
 
     def _arrays(self, step: FlightStep, columns: Sequence[str]) -> list[tuple[str, NDArray[Any]]]:
         """The arrays of a step by name, `ALERT` first."""
-        found: dict[str, NDArray[Any] | None] = {
+        arrays: dict[str, NDArray[Any] | None] = {
             "loops": step.loops,
             "scalars": np.array([step.scalars.get(name, math.nan) for name in columns]),
             "parameter_norm": step.parameter_norm,
@@ -114,4 +114,4 @@ class FlightRecorder:
             **{f"{RANDOM}{name}": state for name, state in step.random.items()},
         }
         alert = np.array([self._flights - 1, self._alert_step], dtype=np.int64)
-        return [(ALERT, alert)] + [(PREFIX + name, values) for name, values in found.items() if values is not None]
+        return [(ALERT, alert)] + [(PREFIX + name, values) for name, values in arrays.items() if values is not None]

@@ -35,9 +35,9 @@ def random_states() -> dict[str, NDArray[Any]]:
 
     _, words, gauss = random.getstate()
     states: dict[str, NDArray[Any]] = {"python": _packed(words[:_WORDS], words[_WORDS], gauss)}
-    found: Any = np.random.get_state()  # noqa: NPY002
-    if isinstance(found, tuple) and found[0] == "MT19937":
-        _, keys, position, has_gauss, stored = found
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    if isinstance(numpy_state, tuple) and numpy_state[0] == "MT19937":
+        _, keys, position, has_gauss, stored = numpy_state
         states["numpy"] = _packed(keys, position, stored if has_gauss else None)
     states["torch"] = torch.get_rng_state().numpy()
     if torch.cuda.is_initialized():

@@ -80,7 +80,7 @@ class SelfCheck:
         """What a user should know before trusting the probe here, in sentences; empty when all is well."""
         limit = self.tolerance if self.compiled else 0.0
         equal = self.same_losses and self.same_parameters
-        found = {
+        sentences = {
             f"training differs by {self.difference:.1e} with the probe": not equal and not self.difference <= limit,
             "the random state differs with the probe": not self.same_random,
             f"{self.loops_recorded} loops recorded where {self.loops_run} ran": self.loops_recorded != self.loops_run,
@@ -88,7 +88,7 @@ class SelfCheck:
             f"the probe adds {self.graph_breaks[1] - self.graph_breaks[0]} graph breaks": self.graph_breaks[1]
             > self.graph_breaks[0],
         }
-        return [sentence for sentence, wrong in found.items() if wrong]
+        return [sentence for sentence, wrong in sentences.items() if wrong]
 
     @property
     def passed(self) -> bool:
@@ -289,7 +289,7 @@ def _count_loops(
     """Mean state norm of every loop of every step, in eager mode with plain hooks; NaN where no module sees a state."""
     training = _Training(make_model, make_batch, loss)
     model = unwrap(training.model)
-    found = find_site(model, site)
+    located = find_site(model, site)
     sums: list[list[list[float]]] = []  # of each step, of each loop: sum of norms, tokens
     loop = -1  # -1 outside of a forward, where checkpoints recompute
 
@@ -313,10 +313,10 @@ def _count_loops(
         loop += 1
 
     def received(module: nn.Module, args: Any, kwargs: Any) -> None:
-        place = found.state_argument
-        note(None if place is None or found.output is not None else argument(args, kwargs, place))
+        place = located.state_argument
+        note(None if place is None or located.output is not None else argument(args, kwargs, place))
 
-    LoopHooks(model, replace(found, body=found.output or found.body), begin=begin, enter=received, end=end)
+    LoopHooks(model, replace(located, body=located.output or located.body), begin=begin, enter=received, end=end)
     _seed(1)
     with torch.compiler.set_stance("force_eager"):
         for step in range(steps):

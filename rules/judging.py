@@ -59,10 +59,10 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
             series[name] = np.full(len(steps), np.nan) if values is None else values
         env = {name: series[name] for name in rule.expr.names}
         truth = Truth(*(np.broadcast_to(side, steps.shape) for side in rule.expr.truth(env)))
-        found = _apply(rule, steps, env, truth.yes)
-        findings += [found] if found is not None else []
+        finding = _apply(rule, steps, env, truth.yes)
+        findings += [finding] if finding is not None else []
         decided = steps[truth.yes | truth.no]
-        if found is not None:
+        if finding is not None:
             why = Missing("judged", "")
         else:
             gone = {name: absent[name] for name in sorted(rule.expr.names)}

@@ -58,8 +58,8 @@ class LiveRules:
     def resume(self, run: Run) -> None:
         """Goes on where a run was interrupted; the rows before the first new one count."""
         steps = np.asarray(run["step"], dtype=np.float64)
-        found = {name: series_of(run, name, steps) for name in self._names}
-        self._past = {"step": steps} | {name: values for name, values in found.items() if values is not None}
+        recorded = {name: series_of(run, name, steps) for name in self._names}
+        self._past = {"step": steps} | {name: values for name, values in recorded.items() if values is not None}
 
     def add(self, step: int, values: Mapping[str, float], *, time: float = math.nan) -> list[Event]:
         """Takes the row of a step; the alerts of earlier rows, where it is time to judge them.
@@ -128,8 +128,8 @@ class LiveRules:
         self._firing = {name: (rule, Firing(rule)) for name, (rule, _) in self._firing.items()}
 
 
-def _event(rule: Rule, found: Finding, time: float) -> Event:
+def _event(rule: Rule, finding: Finding, time: float) -> Event:
     """What the run file is told of a rule that fired."""
     severity: Severity = "error" if rule.severity == "error" else "warning"
-    message = f"{rule.name}: {found.message}"
-    return Event(found.step, time, rule.id, severity, found.value, found.threshold, message)
+    message = f"{rule.name}: {finding.message}"
+    return Event(finding.step, time, rule.id, severity, finding.value, finding.threshold, message)

@@ -76,5 +76,5 @@ def from_bytes(row: Any, data: NDArray[np.uint8]) -> NDArray[Any]:
     dtype = bytes(row["dtype"]).decode("ascii", "replace")
     if dtype not in ARRAY_DTYPES:
         raise ValueError(f"an array has the unknown dtype {dtype!r}")
-    found: NDArray[Any] = data.view(dtype).reshape(tuple(row["shape"][: row["ndim"]]))
-    return found
+    array: NDArray[Any] = data.view(dtype).reshape(tuple(row["shape"][: row["ndim"]]))
+    return array

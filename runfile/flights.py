@@ -125,8 +125,8 @@ def _flights(run: Run, prefix: str) -> list[Flight]:
         elif latest:
             latest[-1] = _with(latest[-1], array.name.removeprefix(PREFIX), array.values, run.names)
     return [
-        Flight(number, generation, alert_step, tuple(alerts.get(alert_step, ())), names, tuple(found))
-        for (number, generation, alert_step), found in steps.items()
+        Flight(number, generation, alert_step, tuple(alerts.get(alert_step, ())), names, tuple(recorded))
+        for (number, generation, alert_step), recorded in steps.items()
     ]
 
 

@@ -271,15 +271,15 @@ class RunWriter:
 
     def append_spectrum(self, step: int, eigenvalues: ArrayLike) -> None:
         """Stage the eigenvalues of A̅ at a step: largest modulus first, as many as the run keeps, NaN where fewer."""
-        found = np.atleast_1d(np.asarray(eigenvalues, dtype=np.complex128)).ravel()
+        ordered = np.atleast_1d(np.asarray(eigenvalues, dtype=np.complex128)).ravel()
         if self._accepting():
             row = self._tables["spectra"].next()
             kept = (len(row) - 2) // 2
-            found = found[np.argsort(-np.abs(found), kind="stable")][:kept]
+            ordered = ordered[np.argsort(-np.abs(ordered), kind="stable")][:kept]
             row.fill(math.nan)
             row[:2] = int(step), self.generation
-            row[2 : 2 + len(found)] = found.real
-            row[2 + kept : 2 + kept + len(found)] = found.imag
+            row[2 : 2 + len(ordered)] = ordered.real
+            row[2 + kept : 2 + kept + len(ordered)] = ordered.imag
             self._dirty = True
 
     def append_event(self, event: Event) -> None:

@@ -166,9 +166,9 @@ def discretization_error(a: object, delta: object, b: object = 1.0) -> dict[str,
     exact = zoh(a, delta, b)
     rules = {"euler": euler, "bilinear": bilinear, "mixture": mixture}
     return {
-        name: (_distance(found.a_bar, exact.a_bar), _distance(found.b_bar, exact.b_bar))
+        name: (_distance(system.a_bar, exact.a_bar), _distance(system.b_bar, exact.b_bar))
         for name, rule in rules.items()
-        for found in (rule(a, delta, b),)
+        for system in (rule(a, delta, b),)
     }
 
 
@@ -181,8 +181,8 @@ def _scaled(a: object, delta: object, b: object) -> tuple[Matrix, Matrix]:
         require_square(continuous, "a")
     shown = {name: m.shape[0] for name, m in (("a", continuous), ("delta", step), ("b", inputs)) if m.ndim}
     if len(set(shown.values())) > 1:
-        found = ", ".join(f"{name} {size}" for name, size in shown.items())
-        raise ValueError(f"a, delta and b must share one width; found {found}")
+        sizes = ", ".join(f"{name} {size}" for name, size in shown.items())
+        raise ValueError(f"a, delta and b must share one width; found {sizes}")
     return _times(step, continuous), _times(step, inputs)
 
 

@@ -191,8 +191,8 @@ class LTISystem:
         if width is not None:
             shown["width"] = width
         if len(set(shown.values())) > 1 or min(shown.values(), default=1) < 1:
-            found = ", ".join(f"{name} {size}" for name, size in shown.items())
-            raise ValueError(f"a_bar, b_bar and c_out must share one state width of at least 1; found {found}")
+            sizes = ", ".join(f"{name} {size}" for name, size in shown.items())
+            raise ValueError(f"a_bar, b_bar and c_out must share one state width of at least 1; found {sizes}")
         return next(iter(shown.values()), 1)
 
 

@@ -121,9 +121,9 @@ class SpectralTracker:
         matrix = _on_its_device(a)
         index, self._updates = self._updates, self._updates + 1
         if matrix.ndim < 2 or max(matrix.shape) <= SMALL:
-            found = _exactly(self._quantity, a)
-            self.exact = (index, found)
-            return found
+            estimate = _exactly(self._quantity, a)
+            self.exact = (index, estimate)
+            return estimate
         if self._quantity == "radius":
             require_square(matrix, "a")
         self._collect()

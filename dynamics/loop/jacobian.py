@@ -107,21 +107,21 @@ class LoopJacobian:
             self._require_adjoint()
         weight, gradient = self._double
         tangent = tangent.reshape(self.state.shape)
-        found = torch.autograd.grad(gradient, weight, tangent, retain_graph=True, allow_unused=True)[0]
-        return torch.zeros_like(tangent) if found is None else found
+        product = torch.autograd.grad(gradient, weight, tangent, retain_graph=True, allow_unused=True)[0]
+        return torch.zeros_like(tangent) if product is None else product
 
     def _require_adjoint(self) -> None:
         """Checks ``⟨Jv, Jv⟩ = ⟨JᵀJv, v⟩``: an operation without a second derivative may just vanish from the graph."""
         v = random_start(1, self.size, self.state)[0]
         backward = self._transpose_flat(v)
         forward = self._apply_flat(self._transpose_flat(v))
-        expected, found = float(backward @ backward), float(forward @ v)
+        expected, actual = float(backward @ backward), float(forward @ v)
         # Two attention kernels in float32 agree to 1e-5; what is lost with an operation is a sizeable share.
-        if abs(expected - found) > 1e-2 * expected:
+        if abs(expected - actual) > 1e-2 * expected:
             self._double = None
             raise NotImplementedError(
                 "J v needs second derivatives of the step, and an operation in it does not have them "
-                f"(the products with J and its transpose disagree: {found:.4g} and {expected:.4g})"
+                f"(the products with J and its transpose disagree: {actual:.4g} and {expected:.4g})"
             )
 
     def _second_graph(self) -> tuple[Tensor, Tensor]:
@@ -169,14 +169,14 @@ class LoopJacobian:
         >>> str(LoopJacobian(lambda h: 0.5 * h, torch.ones(3)).radius())
         '0.5 [0, inf] (Arnoldi on the transpose)'
         """
-        found = self.eigenvalues(1)
+        leading = self.eigenvalues(1)
         return Estimate(
-            float(found.radius[0]),
+            float(leading.radius[0]),
             0.0,
             math.inf,
-            float(found.residual[0, 0]),
+            float(leading.residual[0, 0]),
             "Arnoldi on the transpose",
-            bool(found.converged[0]),
+            bool(leading.converged[0]),
         )
 
     def norm(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
@@ -199,14 +199,14 @@ class LoopJacobian:
         >>> [round(float(e), 3) for e in found.values()]
         [4.062, 4.016, 2.002, 0.25]
         """
-        found: dict[int, Estimate] = {}
+        growth: dict[int, Estimate] = {}
         start = self._start()
         for power in powers:
             ritz = golub_kahan(
                 _repeated(self._apply_flat, power), _repeated(self._transpose_flat, power), start, steps=steps
             )
-            found[power], start = _lower_bound(ritz, 1e-2), ritz.right
-        return found
+            growth[power], start = _lower_bound(ritz, 1e-2), ritz.right
+        return growth
 
     def peak_growth(self, norms: dict[int, Estimate] | None = None, *, products: int = 300) -> PeakGrowth:
         """How far can a small perturbation be thrown before it dies out? max over t of ``‖J^t‖₂``, J frozen here.
@@ -285,7 +285,7 @@ class LoopJacobian:
         """
         # The shift makes the wanted end of the symmetric spectrum the one of largest modulus.
         shift = float(self.norm(steps=10).value)
-        found = leading_eigenvalues(
+        leading = leading_eigenvalues(
             lambda v: (0.5 * (self._apply_flat(v[0]) + self._transpose_flat(v[0])) + shift * v[0])[None],
             random_start(1, self.size, self.state),
             count=1,
@@ -293,8 +293,8 @@ class LoopJacobian:
             limit=2 * steps,
             tol=tol,
         )
-        value = float(found.values[0, 0].real) - shift
-        return Estimate(value, value, math.inf, float(found.residual[0, 0]), "Lanczos", bool(found.converged[0]))
+        value = float(leading.values[0, 0].real) - shift
+        return Estimate(value, value, math.inf, float(leading.residual[0, 0]), "Lanczos", bool(leading.converged[0]))
 
     def _apply_flat(self, v: Tensor) -> Tensor:
         """``J v`` on vectors ``(n,)``, as the Krylov methods want it."""
@@ -373,17 +373,17 @@ def jacobian_gap(jacobian: LoopJacobian, a_bar: Tensor, *, steps: int = 20) -> E
         u = u.reshape(shape)
         return (jacobian.transpose(u) - (u @ a if dense else u * a)).reshape(-1)
 
-    found = golub_kahan(difference, transposed, random_start(1, jacobian.size, jacobian.state)[0], steps=steps)
+    ritz = golub_kahan(difference, transposed, random_start(1, jacobian.size, jacobian.state)[0], steps=steps)
     size = sigma_max(a.double().cpu().numpy())
-    value = found.value / size if size > 0 else math.inf
-    residual = found.residual / found.value if found.value > 0 else 0.0
+    value = ritz.value / size if size > 0 else math.inf
+    residual = ritz.residual / ritz.value if ritz.value > 0 else 0.0
     return Estimate(value, value, math.inf, residual, "Golub-Kahan", residual <= 1e-2)
 
 
-def _lower_bound(found: RitzSingular, tol: float) -> Estimate:
+def _lower_bound(ritz: RitzSingular, tol: float) -> Estimate:
     """A Ritz value as an estimate of the largest singular value: a lower bound with its relative residual."""
-    residual = found.residual / found.value if found.value > 0 else 0.0
-    return Estimate(found.value, found.value, math.inf, residual, "Golub-Kahan", residual <= tol)
+    residual = ritz.residual / ritz.value if ritz.value > 0 else 0.0
+    return Estimate(ritz.value, ritz.value, math.inf, residual, "Golub-Kahan", residual <= tol)
 
 
 def _repeated(product: Callable[[Tensor], Tensor], times: int) -> Callable[[Tensor], Tensor]:

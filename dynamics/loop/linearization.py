@@ -215,8 +215,8 @@ class Linearization:
     @property
     def attracting_cycle(self) -> bool:
         """Whether the states orbit and small differences shrink along the orbit."""
-        found = self.loop is not None and loop_regime(self.loop.lyapunov_max) == "stable"
-        return found and self.trajectory.kind == "orbiting"
+        attracts = self.loop is not None and loop_regime(self.loop.lyapunov_max) == "stable"
+        return attracts and self.trajectory.kind == "orbiting"
 
     @property
     def disagreement(self) -> str:

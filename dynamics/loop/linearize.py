@@ -328,17 +328,17 @@ def _depth(
         with torch.no_grad():
             logits = tuple(read_out(h).double().cpu().numpy() for h in (states[-2], states[-1]))
     loops = len(states) - 1
-    found = predicted_depth(
+    prediction = predicted_depth(
         residual.permute(1, 2, 0).double().cpu().numpy(),
         state_norm=norm.permute(1, 2, 0).double().cpu().numpy(),
         logits=None if logits is None else (logits[0], logits[1]),
         horizon=max(horizon, 2 * loops),
     )
     if read_out is None or training_depth is None or training_depth >= loops:
-        return found
+        return prediction
     with torch.no_grad():
         later = [read_out(h).argmax(-1).cpu().numpy() for h in states[training_depth:]]
-    return judged_from(found, np.stack([later[0]] * training_depth + later), training_depth)
+    return judged_from(prediction, np.stack([later[0]] * training_depth + later), training_depth)
 
 
 def _modes(states: Tensor) -> ModeDecomposition:

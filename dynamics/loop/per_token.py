@@ -273,7 +273,7 @@ def token_spectra(
     batch, positions, width = step.state.shape
     if width <= DENSE_WIDTH:
         return _dense_spectra(_blocks(step).double().cpu().numpy(), min(count, width))
-    found = leading_eigenvalues(
+    leading = leading_eigenvalues(
         lambda v: step.transpose(v.reshape(batch, positions, width)).reshape(-1, width),
         random_start(batch * positions, width, step.state),
         count=count,
@@ -281,12 +281,12 @@ def token_spectra(
         tol=tol,
     )
     return TokenSpectra(
-        eigenvalues=found.values.reshape(batch, positions, -1),
-        residual=found.residual[:, 0].reshape(batch, positions),
-        converged=found.converged.reshape(batch, positions),
+        eigenvalues=leading.values.reshape(batch, positions, -1),
+        residual=leading.residual[:, 0].reshape(batch, positions),
+        converged=leading.converged.reshape(batch, positions),
         method="Arnoldi",
-        products=found.products,
-        left=found.vectors[:, 0].reshape(batch, positions, width),
+        products=leading.products,
+        left=leading.vectors[:, 0].reshape(batch, positions, width),
     )
 
 

@@ -118,11 +118,11 @@ def detect_periods(states: Tensor) -> NDArray[np.int64]:
     loops = len(states) - 1
     late = states[loops - loops // 2 :]
     step = torch.linalg.vector_norm(late[1:] - late[:-1], dim=-1).mean(0) if len(late) > 1 else None
-    found = torch.zeros(states.shape[1:-1], dtype=torch.int64, device=states.device)
+    periods = torch.zeros(states.shape[1:-1], dtype=torch.int64, device=states.device)
     if step is None:
-        return np.asarray(found.cpu().numpy(), np.int64)
+        return np.asarray(periods.cpu().numpy(), np.int64)
     for p in range(2, loops // 2 + 1):
         start = loops - loops // 2 - p
         back = torch.linalg.vector_norm(late - states[start : start + len(late)], dim=-1).mean(0)
-        found = torch.where((found == 0) & (back < RECURRENCE * step), p, found)
-    return np.asarray(found.cpu().numpy(), np.int64)
+        periods = torch.where((periods == 0) & (back < RECURRENCE * step), p, periods)
+    return np.asarray(periods.cpu().numpy(), np.int64)

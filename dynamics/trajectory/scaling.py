@@ -160,8 +160,8 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
         """Best limit and amplitude for one rate, and the sum of squares they leave."""
         # Measured from the first depth, so that a fast decay does not underflow before it.
         design = np.stack([np.ones_like(times), np.exp(-math.exp(log_rate) * (times - times.min()))], axis=1)
-        found = np.linalg.lstsq(design, values, rcond=None)[0]
-        return float(np.sum((design @ found - values) ** 2)), found
+        coefficients = np.linalg.lstsq(design, values, rcond=None)[0]
+        return float(np.sum((design @ coefficients - values) ** 2)), coefficients
 
     gaps = np.diff(np.unique(times))
     logs = np.linspace(math.log(0.01 / np.ptp(times)), math.log(20 / gaps.min()), 200)
@@ -378,9 +378,9 @@ def _best_of(centred: Vector, log_losses: Vector, restarts: int, seed: int) -> t
                 rng.uniform(math.log(0.05), math.log(5), terms),
             ]
         )
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000})
-        ends[i] = found.fun
-        points.append(found.x)
+        minimum = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000})
+        ends[i] = minimum.fun
+        points.append(minimum.x)
     polished = least_squares(
         _part(centred, log_losses, 0),
         points[int(ends.argmin())],

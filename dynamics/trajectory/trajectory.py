@@ -237,9 +237,9 @@ def classify_map(
     cosine = _rows(step_cosine, "step_cosine", (*lead, loops))
     if loops > 1 and _starts_unseen(rows, state):
         rows, cosine, state = rows[:, 1:], cosine[:, 1:], state[:, 1:]
-    found = _classify_rows(rows, cosine, state, round_off)
-    arrays = {f.name: getattr(found, f.name).reshape(lead) for f in fields(found) if f.name != "loops"}
-    return replace(found, **arrays)
+    laws = _classify_rows(rows, cosine, state, round_off)
+    arrays = {f.name: getattr(laws, f.name).reshape(lead) for f in fields(laws) if f.name != "loops"}
+    return replace(laws, **arrays)
 
 
 def _starts_unseen(residual: Floats, state: Floats) -> bool:
@@ -361,7 +361,7 @@ def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round
     end = end_above(residual, state, known, ROUND_OFF if round_off is None else round_off)
     at_floor = (end < loops) & ~follows_a_law(residual, cosine, end)
     end = np.where(at_floor, end, loops)
-    found = _Decision.nothing(count)
+    decision = _Decision.nothing(count)
     for length in np.unique(end):
         rows = np.flatnonzero(end == length)
         first = max(1, int(length) // 4)
@@ -371,16 +371,16 @@ def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round
         positive = np.where(window > 0, window, np.inf).min(axis=1, keepdims=True)
         fits = fit_laws(np.maximum(window, np.where(np.isfinite(positive), positive, 1.0)), first)
         leads = direction(residual[rows], cosine[rows], state[rows], first)
-        _fill(found, rows, fits, leads, loops, int(length) - first)
+        _fill(decision, rows, fits, leads, loops, int(length) - first)
     if round_off is None:
-        _doubt_short_floats(found, residual, cosine, state, known & ~at_floor)
+        _doubt_short_floats(decision, residual, cosine, state, known & ~at_floor)
     settled = (("kind", "settling"), ("method", "round-off"), ("first", ""), ("second", ""), ("more_loops", 0))
     for name, value in settled:
-        getattr(found, name)[at_floor] = value
-    return found
+        getattr(decision, name)[at_floor] = value
+    return decision
 
 
-def _fill(found: _Decision, rows: Integers, fits: LawFits, leads: NDArray[np.str_], loops: int, fitted: int) -> None:
+def _fill(decision: _Decision, rows: Integers, fits: LawFits, leads: NDArray[np.str_], loops: int, fitted: int) -> None:
     """Write the verdict of some rows, whose steps were fitted, into the decision."""
     evidence = EVIDENCE * (1 + (FEW_LOOPS / fitted) ** 2)
     visible = VISIBLE_CHANGE[0] + VISIBLE_CHANGE[1] / fitted**2
@@ -402,17 +402,17 @@ def _fill(found: _Decision, rows: Integers, fits: LawFits, leads: NDArray[np.str
     names = np.where(np.arange(3) == lasting, turning[:, None], np.array(CLASSES)[None])
     kind = np.where(torn, "undecided", names[each, best])
     in_place = ~torn & (best == lasting) & (leads == "either")  # it lasts, but where to?
-    found.kind[rows] = np.where(in_place, "undecided", kind)
-    found.first[rows] = np.where(torn | in_place, names[each, best], "")
-    found.second[rows] = np.where(torn, names[each, other], np.where(in_place, "orbiting", ""))
+    decision.kind[rows] = np.where(in_place, "undecided", kind)
+    decision.first[rows] = np.where(torn | in_place, names[each, best], "")
+    decision.second[rows] = np.where(torn, names[each, other], np.where(in_place, "orbiting", ""))
     power = fits.power[each, best]
     constant = (best == lasting) & ~power
-    found.method[rows] = np.where(power, "power", np.where(constant, "constant", "geometric"))
+    decision.method[rows] = np.where(power, "power", np.where(constant, "constant", "geometric"))
     slope = fits.slope[each, best]
-    found.rate[rows] = np.exp(np.where(power, fits.plain_slope, slope))
-    found.exponent[rows] = np.where(power, slope, fits.plain_power)
-    found.first_law[rows], found.second_law[rows] = _law_words(fits, best), _law_words(fits, other)
-    found.more_loops[rows] = np.where(torn, fits.loops_to_part(best, other, loops, AHEAD), in_place * loops)
+    decision.rate[rows] = np.exp(np.where(power, fits.plain_slope, slope))
+    decision.exponent[rows] = np.where(power, slope, fits.plain_power)
+    decision.first_law[rows], decision.second_law[rows] = _law_words(fits, best), _law_words(fits, other)
+    decision.more_loops[rows] = np.where(torn, fits.loops_to_part(best, other, loops, AHEAD), in_place * loops)
 
 
 def _law_words(fits: LawFits, law: Integers) -> NDArray[np.str_]:
@@ -425,18 +425,18 @@ def _law_words(fits: LawFits, law: Integers) -> NDArray[np.str_]:
     )
 
 
-def _doubt_short_floats(found: _Decision, residual: Floats, cosine: Floats, state: Floats, known: Bools) -> None:
+def _doubt_short_floats(decision: _Decision, residual: Floats, cosine: Floats, state: Floats, known: Bools) -> None:
     """Where the type of the states is not known: steps that fell and then last, turning, may be bfloat16 round-off."""
     loops = residual.shape[1]
     end = end_above(residual, state, known, ROUND_OFF_OF["bfloat16"])
     fell = residual.max(axis=1) > FLOOR_GROWTH * residual[:, -1]
     below = np.arange(loops)[None] >= np.minimum(end, loops - 1)[:, None]
     turns = mean_where(cosine, below) < STRAIGHT
-    lasts = (found.kind == "orbiting") | (found.second == "orbiting") | (found.first == "orbiting")
+    lasts = (decision.kind == "orbiting") | (decision.second == "orbiting") | (decision.first == "orbiting")
     doubt = known & (end < loops) & fell & turns & lasts
-    found.kind[doubt], found.first[doubt], found.second[doubt] = "undecided", "settling", "orbiting"
-    found.first_law[doubt], found.second_law[doubt] = "to bfloat16 round-off", "in an orbit of that size"
-    found.more_loops[doubt] = 0
+    decision.kind[doubt], decision.first[doubt], decision.second[doubt] = "undecided", "settling", "orbiting"
+    decision.first_law[doubt], decision.second_law[doubt] = "to bfloat16 round-off", "in an orbit of that size"
+    decision.more_loops[doubt] = 0
 
 
 def _ratio(values: Floats, first: NDArray[np.int64], last: NDArray[np.int64]) -> Floats:

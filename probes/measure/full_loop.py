@@ -182,19 +182,19 @@ class FullLoopProbe:
             return Measured()
         began = time.perf_counter()
         try:
-            found, where = self._measured(batch)
+            loop, where = self._measured(batch)
         except Exception as error:
             self._failed = True
             message = f"the full loop is not measured in this run: {error}"
             log.warning("loopscope: %s", message)
             return Measured(event=Event(step, time.time(), EVENT, "warning", message=message))
-        values = values_of(found) | {"full_loop_seconds": time.perf_counter() - began}
+        values = values_of(loop) | {"full_loop_seconds": time.perf_counter() - began}
         event = None
-        if self._structure is None and found.radius is not UNKNOWN:
-            self._structure = found.spectrum
-            message = f"full loop measured {where}: {found.radius.method}"
+        if self._structure is None and loop.radius is not UNKNOWN:
+            self._structure = loop.spectrum
+            message = f"full loop measured {where}: {loop.radius.method}"
             event = Event(step, time.time(), EVENT, message=message)
-        return Measured(values, arrays_of(found), event)
+        return Measured(values, arrays_of(loop), event)
 
     def _measured(self, batch: Call | None) -> tuple[FullLoop, str]:
         """One measurement, in eager mode and without autocast, and where it was taken."""

@@ -50,12 +50,12 @@ class InsideCounts:
         {'block_state_norm': [3.0, nan], 'state_gradient_norm': [nan, 2.0, inf]}
         """
         tokens, arrived = np.array(self.tokens), np.array(self.arrived, dtype=bool)
-        found = {}
+        norms = {}
         if tokens.any():
-            found[BLOCK_NORM] = _where(tokens > 0, inside / np.maximum(tokens, 1))
+            norms[BLOCK_NORM] = _where(tokens > 0, inside / np.maximum(tokens, 1))
         if arrived.any():
-            found[GRADIENT_NORM] = _where(arrived, np.sqrt(gradients))
-        return found
+            norms[GRADIENT_NORM] = _where(arrived, np.sqrt(gradients))
+        return norms
 
 
 def _where(measured: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[np.float32]:

@@ -43,5 +43,5 @@ def _adds_up(fd: int, position: int, stop: int) -> bool:
 
 def _whole_number(fd: int, position: int) -> int:
     """Return the eight bytes at a position of a file as a number, 0 where they are not all there."""
-    found: int = struct.unpack("<Q", os.pread(fd, 8, position).ljust(8, b"\0"))[0]
-    return found
+    number: int = struct.unpack("<Q", os.pread(fd, 8, position).ljust(8, b"\0"))[0]
+    return number

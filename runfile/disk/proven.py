@@ -61,10 +61,10 @@ def proven_lengths(file: h5py.File, bound: dict[str, int], *, recorded: bool) ->
 def names_intact(file: h5py.File) -> bool:
     """Whether the names that every run begins with are in their places."""
     try:
-        found: bool = np.array_equal(file["columns"][:FIRST_COLUMNS], _KNOWN_NAMES)
+        intact: bool = np.array_equal(file["columns"][:FIRST_COLUMNS], _KNOWN_NAMES)
     except READ_ERRORS:
         return False
-    return found
+    return intact
 
 
 def _named(names: Rows) -> int:
@@ -115,8 +115,8 @@ def _arrays(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str,
 
 def _has_step(rows: Rows) -> Flags:
     """Whether each row is of a step at all."""
-    found: Flags = np.abs(rows[:, 0]) < LARGEST_STEP  # false for NaN
-    return found
+    plausible: Flags = np.abs(rows[:, 0]) < LARGEST_STEP  # false for NaN
+    return plausible
 
 
 def _is_step(rows: Rows, named: int) -> Flags:
@@ -132,8 +132,8 @@ def _is_spectrum(rows: Rows) -> Flags:
 
 def _is_event(rows: Rows) -> Flags:
     """Whether each row of ``events`` was recorded."""
-    found: Flags = (rows["kind"] != b"") & np.isin(rows["severity"], _SEVERITIES) & _is_generation(rows["generation"])
-    return found
+    known: Flags = (rows["kind"] != b"") & np.isin(rows["severity"], _SEVERITIES) & _is_generation(rows["generation"])
+    return known
 
 
 def _is_generation(generation: Rows) -> Flags:
@@ -143,17 +143,17 @@ def _is_generation(generation: Rows) -> Flags:
 
 def _never_falls(values: Rows) -> Flags:
     """Whether each value is not below the one before it."""
-    found: Flags = np.append(True, values[1:] >= values[:-1])[: len(values)]
-    return found
+    rises: Flags = np.append(True, values[1:] >= values[:-1])[: len(values)]
+    return rises
 
 
 def _leading(table: Any, length: int, good: Callable[[Rows], Flags]) -> int:
     """Return how many of the first rows are ``good``, which is asked for a block and the row before it at a time."""
     for start in range(0, length, _BLOCK):
         before = min(start, 1)
-        found = good(table[start - before : min(start + _BLOCK, length)])[before:]
-        if not found.all():
-            return start + int(np.argmin(found))
+        sound = good(table[start - before : min(start + _BLOCK, length)])[before:]
+        if not sound.all():
+            return start + int(np.argmin(sound))
     return length
 
 
