@@ -44,19 +44,19 @@ def modules(root: Path = ROOT) -> list[Path]:
 
 def imported(tree: ast.AST, here: list[str]) -> set[str]:
     """Dotted names of our own modules that code imports, relative to the top package, by whatever statement."""
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = here[: len(here) - node.level + 1] if node.level else []
             target = ".".join([*base, *([node.module] if node.module else [])])
             if node.level or target.split(".")[0] == "loopscope":
                 target = target.removeprefix("loopscope").strip(".")
-                found |= {f"{target}.{alias.name}".strip(".") for alias in node.names}
+                names |= {f"{target}.{alias.name}".strip(".") for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("loopscope.") for a in node.names if a.name.startswith("loopscope.")}
+            names |= {a.name.removeprefix("loopscope.") for a in node.names if a.name.startswith("loopscope.")}
         elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
-            found |= by_name(ast.unparse(node.args[0]), here)
-    return found | {FRONT_DOOR[name] for name in found if name in FRONT_DOOR}
+            names |= by_name(ast.unparse(node.args[0]), here)
+    return names | {FRONT_DOOR[name] for name in names if name in FRONT_DOOR}
 
 
 def parsed(path: Path, root: Path) -> tuple[ast.AST, list[ast.AST], list[str]]:
@@ -107,13 +107,13 @@ def circles(root: Path) -> list[str]:
         for name, path in files.items()
     }
     state: dict[str, int] = {}
-    found: list[str] = []
+    trails: list[str] = []
 
     def walk(name: str, trail: list[str]) -> None:
         state[name] = 1
         for target in sorted(arrows[name]):
             if state.get(target) == 1:
-                found.append(" -> ".join([*trail[trail.index(target) :], target]))
+                trails.append(" -> ".join([*trail[trail.index(target) :], target]))
             elif target not in state:
                 walk(target, [*trail, target])
         state[name] = 2
@@ -121,7 +121,7 @@ def circles(root: Path) -> list[str]:
     for name in sorted(arrows):
         if name not in state:
             walk(name, [name])
-    return found
+    return trails
 
 
 def owner(full: str, files: dict[str, Path]) -> str | None:
