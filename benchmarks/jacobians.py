@@ -65,7 +65,7 @@ def compare_with_dense() -> None:
 
 
 def linearize(preset: str, device: str, tokens: int, loops: int, gain: float) -> None:
-    """A whole linearisation, with the time of every part."""
+    """Return a whole linearisation, with the time of every part."""
     torch.manual_seed(0)
     model = build(preset).eval().requires_grad_(False)
     for block in model.core:
@@ -99,7 +99,7 @@ def linearize(preset: str, device: str, tokens: int, loops: int, gain: float) ->
 
 
 def main() -> None:
-    """Reads the arguments, says on what it runs, and runs."""
+    """Read the arguments, say on what it runs, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["dense", "linearize"])
     parser.add_argument("--preset", default="parcae-140m")

@@ -67,7 +67,7 @@ CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time, "process": time
 
 
 def model_of(size: dict[str, Any]) -> LoopedTransformer:
-    """The model of a size."""
+    """Return the model of a size."""
     overrides = {key: value for key, value in size.items() if key not in ("batch", "length", "preset")}
     return build(size.get("preset", "demo"), injection="parcae", **overrides)
 
@@ -103,7 +103,7 @@ class Contender:
 
 
 def with_probe(contender: Contender, folder: Path) -> None:
-    """The probe as a user attaches it; notes the time of every ``probe.step``."""
+    """Return the probe as a user attaches it; notes the time of every ``probe.step``."""
     probe = attach(contender.model, folder / f"{contender.name}.h5", preset=contender.name)
     contender.calls = []  # type: ignore[attr-defined]
 
@@ -116,7 +116,7 @@ def with_probe(contender: Contender, folder: Path) -> None:
 
 
 def with_item_hooks(contender: Contender) -> None:
-    """What one writes first: every number read in every loop, kept in a list."""
+    """Return what one writes first: every number read in every loop, kept in a list."""
     model = contender.model
     rows: list[float] = []
     before: list[torch.Tensor] = []
@@ -178,7 +178,7 @@ def with_monitor(contender: Contender, *, optimizer: bool) -> None:
 
 
 def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.device, folder: Path) -> dict[str, Any]:
-    """Steps of all contenders in turn; shares of a step as medians of the ratios of a round."""
+    """Time steps of all contenders in turn; shares of a step are medians of the ratios of a round."""
     plain, watch, study = (Contender(name, size, device) for name in ("plain", "watch", "study"))
     item, monitor, monitor_h = (Contender(name, size, device) for name in ("item", "monitor", "monitor-h"))
     with_probe(watch, folder)
@@ -226,7 +226,7 @@ def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.de
 
 
 def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[str, float]:
-    """The tap's own time per step in milliseconds, all hooks: not blurred by what the model's steps vary."""
+    """Return the tap's own time per step in milliseconds, all hooks: not blurred by what the model's steps vary."""
     from loopscope.loops.find import find_site
     from loopscope.probes.measure.tap import LoopTap
 

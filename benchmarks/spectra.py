@@ -28,7 +28,7 @@ RATES = (0.003, 0.02)
 
 
 def drift(kind: str, rate: float, width: int, steps: int) -> Iterator[NDArray[np.float32]]:
-    """The matrices of one scenario, float32 as parameters are."""
+    """Return the matrices of one scenario, float32 as parameters are."""
     rng = np.random.default_rng(0)
     random = rng.normal(size=(width, width)) / np.sqrt(width)
     u, v = np.linalg.qr(rng.normal(size=(width, 2)))[0].T

@@ -43,7 +43,7 @@ def depths_of_step(model: LoopedTransformer, batch: int, step: int) -> torch.Ten
 
 
 def our_loss(model: LoopedTransformer, compiled: bool) -> Step:
-    """The loss of one step with our model."""
+    """Return the loss of one step with our model."""
     cross_entropy = torch.compile(F.cross_entropy) if compiled else F.cross_entropy
 
     def loss(inputs: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
@@ -54,7 +54,7 @@ def our_loss(model: LoopedTransformer, compiled: bool) -> Step:
 
 
 def their_loss(ours: LoopedTransformer, checkout: Path, device: torch.device, compiled: bool) -> tuple[Any, Step]:
-    """The authors' model with the same weights, and the loss of one step with it."""
+    """Return the authors' model with the same weights, and the loss of one step with it."""
     sys.path.insert(0, str(checkout))
     from parcae_lm.models.parcae.config import ParcaeConfig
 
@@ -89,7 +89,7 @@ class Contender:
         self.peak_bytes = 0
 
     def round(self, steps: range, vocab: int, length: int) -> None:
-        """Runs some steps and notes the time of each, on average."""
+        """Run some steps and note the time of each, on average."""
         arguments = self.arguments
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -159,7 +159,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints a table, or JSON."""
+    """Print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, nargs="?", help="a checkout of sandyresearch/parcae")
     parser.add_argument("--preset", default="parcae-tiny")

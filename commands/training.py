@@ -146,7 +146,7 @@ def with_checkpoints(config: RunConfig) -> RunConfig:
 
 
 def checked_device(name: str) -> str:
-    """The name of a device that is there, or ``auto``.
+    """Return the name of a device that is there, or ``auto``.
 
     Raises:
         ValueError: There is no such device here.

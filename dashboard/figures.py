@@ -309,7 +309,7 @@ def curves(
     x: Sequence[str], rows: Sequence[tuple[str, Array]], *, x_name: str, y: str, nothing: str, remedy: str = "",
     revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Some curves over named places, such as the loss against test-time depth at a few steps.
+    """Draw curves over named places, such as the loss against test-time depth at a few steps.
 
     Args:
         x: Names of the places, in order.

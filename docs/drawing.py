@@ -30,7 +30,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 
 def panels(titles: list[str], axes: list[str], *, legend: int) -> go.Figure:
-    """An empty figure of panels side by side, each with a title, room for so many legend lines, and its x axis."""
+    """Return an empty figure of panels side by side, each with a title, room for some legend lines, and its x axis."""
     chart = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.42 / (len(titles) + 1))
     top = 46 + ROW * legend
     style(chart, height=PLOT + top, top=top)
@@ -44,7 +44,7 @@ def panels(titles: list[str], axes: list[str], *, legend: int) -> go.Figure:
 
 
 def legend_of(column: int) -> str:
-    """Plotly's name of a panel's legend."""
+    """Return plotly's name of a panel's legend."""
     return "legend" if column == 1 else f"legend{column}"
 
 
@@ -79,14 +79,14 @@ def add_line(
     chart: go.Figure, column: int, x: object, y: object, name: str, colour: str, *, dash: str = "solid",
     width: float = 2, legend: bool = True, row: int = 1,
 ) -> None:  # fmt: skip
-    """Adds one line to a panel."""
+    """Add one line to a panel."""
     line = {"color": colour, "width": width, "dash": dash}
     chart.add_scatter(x=x, y=y, mode="lines", name=name, line=line, showlegend=legend, legend=legend_of(column),
                       row=row, col=column)  # fmt: skip
 
 
 def add_dots(chart: go.Figure, column: int, x: object, y: object, name: str, colour: str, *, size: float) -> None:
-    """Adds dots to a panel."""
+    """Add dots to a panel."""
     marker = {"color": colour, "size": size}
     chart.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, legend=legend_of(column), row=1, col=column)
 
@@ -110,7 +110,7 @@ def as_svg(figures: Mapping[str, go.Figure]) -> dict[str, str]:
 
 
 def _settled(text: str, name: str) -> str:
-    """The text without plotly's random identifiers, so that the same figure is the same file."""
+    """Return the text without plotly's random identifiers, so that the same figure is the same file."""
     (figure,) = re.findall(r'id="defs-(\w+)"', text)
     text = re.sub(r"\btrace[0-9a-f]{6}\b", "", text.replace(figure, name))
     for number, clip in enumerate(re.findall(r'id="clip([0-9a-f]{6})"', text)):
@@ -119,6 +119,6 @@ def _settled(text: str, name: str) -> str:
 
 
 def _decoded(address: str) -> str:
-    """The text inside a data address."""
+    """Return the text inside a data address."""
     head, _, body = address.partition(",")
     return base64.b64decode(body).decode() if head.endswith("base64") else unquote(body)

@@ -78,7 +78,7 @@ RUNS = {
 
 
 def coupled(coupling: float) -> LTISystem:
-    """The linear part with eigenvalues 0.9 and 0.8 and the given coupling from the second channel to the first."""
+    """Return the linear part with eigenvalues 0.9 and 0.8 and this coupling from the second channel to the first."""
     return LTISystem([[0.9, coupling], [0.0, 0.8]])
 
 
@@ -115,7 +115,7 @@ def injections_figure() -> go.Figure:
 
 
 def gains_system() -> LTISystem:
-    """A 64-channel A̅ whose three numbers lie far apart: chosen eigenvalues and a random strictly upper part."""
+    """Return a 64-channel A̅ whose three numbers lie far apart: chosen eigenvalues and a random strictly upper part."""
     random = np.random.default_rng(0)
     turned, _ = np.linalg.qr(random.standard_normal((64, 64)))
     inner = np.diag(np.linspace(-0.85, 0.95, 64)) + np.triu(random.standard_normal((64, 64)), 1) * 0.09
@@ -174,7 +174,7 @@ def transient_figure() -> go.Figure:
 
 
 def chain(state: torch.Tensor) -> torch.Tensor:
-    """A causal loop of four channels in which every token also takes three times its predecessor's turned state."""
+    """Return a causal loop of four channels in which every token takes three times its predecessor's turned state."""
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
     own = turn @ torch.diag(torch.tensor([0.6, 0.5, 0.4, 0.3], dtype=torch.float64)) @ turn.T
     shifted = torch.cat([torch.zeros_like(state[:, :1]), state[:, :-1]], dim=1)
@@ -238,7 +238,7 @@ def lyapunov_figure(runs: Mapping[str, Path]) -> go.Figure:
 
 
 def bifurcation_figure() -> go.Figure:
-    """What happens where the leading multiplier crosses +1, −1, and the circle between them."""
+    """Return what happens where the leading multiplier crosses +1, −1, and the circle between them."""
     chart = panels(
         ["Crossing +1: pitchfork", "Crossing −1: flip", "Crossing as a pair"], ["gain g", "gain g", "h₁"], legend=2
     )
@@ -269,7 +269,7 @@ def bifurcation_figure() -> go.Figure:
 
 
 def saturating(gain: float, state: torch.Tensor) -> torch.Tensor:
-    """A loop that multiplies small states by its gain and holds large ones."""
+    """Return a loop that multiplies small states by its gain and holds large ones."""
     return gain * torch.tanh(state)
 
 
@@ -325,7 +325,7 @@ def depth_figure(runs: Mapping[str, Path]) -> go.Figure:
 
 
 def hidden_figure(runs: Mapping[str, Path]) -> go.Figure:
-    """What the loss shows of an explosion, and what the loop shows."""
+    """Return what the loss shows of an explosion, and what the loop shows."""
     chart = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.3, 0.4])
     style(chart, height=510, top=56)
     chart.update_layout(legend={"orientation": "h", "x": 0, "y": 1 - 26 / 510, "yref": "container", "yanchor": "top"})
@@ -407,7 +407,7 @@ def token_rates(run: Path) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]
 
 @torch.no_grad()
 def advanced(step: Callable[[torch.Tensor], torch.Tensor], state: torch.Tensor, loops: int) -> torch.Tensor:
-    """The state some loops later."""
+    """Return the state some loops later."""
     for _ in range(loops):
         state = step(state)
     return state
@@ -460,7 +460,7 @@ TRAINED: dict[str, Callable[[Mapping[str, Path]], go.Figure]] = {
 
 
 def main() -> None:
-    """Writes all figures and the numbers beside them."""
+    """Write all figures and the numbers beside them."""
     torch.set_num_threads(1)
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -90,7 +90,7 @@ def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV
 
 
 def worst(*regimes: Regime) -> Regime:
-    """The most dangerous of several regimes; unknown ones count only when nothing else is known.
+    """Return the most dangerous of several regimes; unknown ones count only when nothing else is known.
 
     Args:
         *regimes: Any number of regimes; none at all gives ``"unknown"``.
@@ -108,7 +108,7 @@ def worst(*regimes: Regime) -> Regime:
 
 
 def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
-    """The verdict on a loop: the worse of what its full loop and its trajectory show; A̅ alone only without both.
+    """Return the verdict on a loop: the worse of its full loop's and its trajectory's; A̅ alone only without both.
 
     What was measured on the loop outranks its linear part: blocks can hold a loop whose A̅ alone would amplify
     (sandwich norm does), and drive one whose A̅ contracts. That the views differ is said by :func:`disagreement`.
@@ -135,7 +135,7 @@ def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
 def disagreement(
     lti: Regime, loop: Regime, trajectory: Regime, *, rates_differ: bool = False, cycle: bool = False
 ) -> str:
-    """What it means when the three views of one loop do not agree, in one sentence for a person.
+    """Say what it means that the three views of one loop do not agree, in one sentence for a person.
 
     The linear part is A̅ alone, the full loop is its Jacobian at the visited state, the trajectory is what the states
     did. A view that is unknown says nothing; where the full loop and the trajectory differ, that is told first,

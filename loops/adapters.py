@@ -24,7 +24,7 @@ from .site import LoopSite, Part
 
 
 def adapted_site(model: nn.Module) -> LoopSite | None:
-    """The site of a known model, or None.
+    """Return the site of a known model, or None.
 
     Args:
         model: The user's module, unwrapped.
@@ -158,7 +158,7 @@ _ADAPTERS: dict[str, Callable[[nn.Module], LoopSite | None]] = {
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
-    """The module of a dotted name, or None."""
+    """Return the module of a dotted name, or None."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -172,7 +172,7 @@ def _blocks(model: nn.Module, name: str) -> tuple[str, ...]:
 
 
 def _setting(model: nn.Module, name: str, default: Any = None, *, holder: str = "config") -> Any:
-    """A value of the model's configuration."""
+    """Return a value of the model's configuration."""
     return getattr(getattr(model, holder, None), name, default)
 
 

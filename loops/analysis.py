@@ -31,7 +31,7 @@ def linearize(
     budget: float = 150.0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Linearization:
-    """What kind of dynamical system is the loop of this model, near the states that this input visits?
+    """Say what kind of dynamical system the loop of this model is, near the states that this input visits.
 
     Runs the loop, takes the spectrum of its linear part and of its full Jacobian (per token where the loop is causal),
     follows perturbations, looks for fixed points from two starts, and predicts how many loops are safe. The model is

@@ -62,7 +62,7 @@ class BoundLoop:
 
 @contextmanager
 def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None, seed: int = 0) -> Iterator[BoundLoop]:
-    """Gives one loop of a model as a function, for as long as the block lasts.
+    """Give one loop of a model as a function, for as long as the block lasts.
 
     Inside, the model is in evaluation mode and its parameters take no gradients; afterwards everything is as before.
 
@@ -118,7 +118,7 @@ class _Interception:
         self.repeats: _Repeats | None = None  # how forwards that leave something behind are made the same
 
     def bind(self, look: Look) -> BoundLoop:
-        """Runs the model once to see h_0 and e, and makes the functions."""
+        """Run the model once to see h_0 and e, and make the functions."""
         repeats = _Repeats(self.model, look)
         with torch.no_grad():
             output = self._forward()
@@ -162,7 +162,7 @@ class _Interception:
         return step
 
     def _with_gradient(self, state: Tensor, h: Tensor) -> Tensor:
-        """The next state, which has to depend on the one before it in autograd's eyes too."""
+        """Return the next state, which has to depend on the one before it in autograd's eyes too."""
         if torch.is_grad_enabled() and h.requires_grad and (state.is_inference() or not state.requires_grad):
             raise LoopSiteError(
                 f"the state reaches {self.site.after!r} without its gradient: the loop of {type(self.model).__name__} "
@@ -172,7 +172,7 @@ class _Interception:
         return state
 
     def _read_out(self, h: Tensor) -> Tensor:
-        """The model's output for a final state."""
+        """Return the model's output for a final state."""
         self.final = h
         try:
             logits = _logits(self._forward())
@@ -222,7 +222,7 @@ class _KeepsGradients(TorchFunctionMode):
     active = False
 
     def begin(self) -> None:
-        """The state enters: gradients are on if the caller of the step wants them."""
+        """Enter the state; gradients are on if the caller of the step wants them."""
         torch.set_grad_enabled(self._wanted)
         self.active = self._wanted
 
@@ -301,7 +301,7 @@ def no_recomputation() -> Iterator[None]:
 
 
 def _logits(output: Any) -> Tensor | None:
-    """The logits in what a model returns: a tensor (alone or first of a tuple), or held under that name; not a loss."""
+    """Return the logits in a model's output: a tensor (alone or first of a tuple), or held under that name; not a loss."""
     if isinstance(output, Mapping):
         output = output.get("logits")
     elif isinstance(output, tuple) and output:
@@ -314,7 +314,7 @@ def _logits(output: Any) -> Tensor | None:
 def _replaced(
     args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a module with one of them exchanged."""
+    """Return the arguments of a module with one of them exchanged."""
     if isinstance(place, Part):
         whole = argument(args, kwargs, place.argument)
         value = torch.cat([whole[..., : place.start], value, whole[..., place.stop :]], dim=-1)

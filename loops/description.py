@@ -143,7 +143,7 @@ def describe(model: nn.Module, tokens: Input | None = None, *, site: LoopSite | 
 
 
 def _matrices(site: LoopSite, width: int) -> list[Matrix]:
-    """What of the linear part can be read."""
+    """Return what of the linear part can be read."""
     matrices = []
     for name, read in (("A", site.a_bar), ("B", site.b_bar), ("C_out", site.c_out)):
         if read is None:
@@ -158,7 +158,7 @@ def _matrices(site: LoopSite, width: int) -> list[Matrix]:
 
 
 def _square(matrix: Tensor) -> Tensor:
-    """A matrix with rows or columns of zeros added, which leaves its norm as it is."""
+    """Return a matrix with rows or columns of zeros added, which leaves its norm as it is."""
     if matrix.ndim < 2 or matrix.shape[0] == matrix.shape[1]:
         return matrix
     size = max(matrix.shape)
@@ -166,7 +166,7 @@ def _square(matrix: Tensor) -> Tensor:
 
 
 def _missing(site: LoopSite) -> list[str]:
-    """What the site does not know, in sentences."""
+    """Return what the site does not know, in sentences."""
     missing = []
     if site.state_argument is None:
         missing.append("h_0: no module receives it, so the record starts at h_1")
@@ -197,14 +197,14 @@ def _reading(site: LoopSite) -> str:
 
 
 def _place(place: int | str | Part) -> str:
-    """A place in words."""
+    """Return a place in words."""
     if isinstance(place, Part):
         return f"{place.argument}[..., {place.start}:{place.stop}]"
     return str(place)
 
 
 def _estimated(estimate: LinearEstimate) -> str:
-    """An estimate in one line."""
+    """Return an estimate in one line."""
     radius = estimate.radius
     if estimate.a is None:
         return f"no estimate: {estimate.samples} samples for {estimate.unknowns} unknowns per channel; give more tokens"

@@ -100,7 +100,7 @@ def find_levels(model: nn.Module, example: Input) -> list[Level]:
 
 
 def site_call(site: LoopSite) -> str:
-    """The Python call that makes a site, without what cannot be written down.
+    """Return the Python call that makes a site, without what cannot be written down.
 
     >>> site_call(LoopSite(body="block", after="head", found="discovered"))
     "LoopSite(body='block', after='head')"
@@ -115,7 +115,7 @@ def site_call(site: LoopSite) -> str:
 
 
 def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embedding | None) -> Level:
-    """The site of one loop, or why it has none."""
+    """Return the site of one loop, or why it has none."""
     calls = periods.calls(loop, 1)
     modules = tuple(event.name for event in calls if event.learns) or tuple(event.name for event in calls)
     links = periods.links(loop)
@@ -144,7 +144,7 @@ def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embeddi
 
 
 def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
-    """The site for one way of reading the state: where it is received, or failing that, where it is returned."""
+    """Return the site for one way of reading the state: where it is received, or failing that, where it is returned."""
     received = periods.receiver(loop, link)
     after = periods.after(loop, link)
     every_loop = False
@@ -179,7 +179,7 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
 def _returned_site(
     periods: Periods, loop: Loop, link: Link, received: tuple[Place, Event] | None, after: Event | None
 ) -> LoopSite | None:
-    """The site of a state that is read from the module that returns it."""
+    """Return the site of a state that is read from the module that returns it."""
     returns = periods.returner(loop, link)
     following = after or periods.next_call(loop)
     if returns is None or following is None or periods.calls_of(returns) != loop.count:
@@ -206,7 +206,7 @@ def _returned_site(
 
 
 def _received_site(periods: Periods, loop: Loop) -> LoopSite | None:
-    """A site for the widest of several carried states, where a module of every period receives it."""
+    """Return a site for the widest of several carried states, where a module of every period receives it."""
     received = periods.received(loop)
     if received is None:
         return None
@@ -222,7 +222,7 @@ def _received_site(periods: Periods, loop: Loop) -> LoopSite | None:
 
 
 def _output_site(periods: Periods, loop: Loop) -> LoopSite | None:
-    """A site for the slowest of several carried states: the module that runs once per period, last."""
+    """Return a site for the slowest of several carried states: the module that runs once per period, last."""
     once = [name for name in periods.carried(loop) if periods.calls_of(name) == loop.count]
     following = periods.next_call(loop)
     if not once or following is None:
@@ -241,7 +241,7 @@ def _output_site(periods: Periods, loop: Loop) -> LoopSite | None:
 def _with_linear_part(
     model: nn.Module, periods: Periods, loop: Loop, site: LoopSite, embedding: nn.Embedding | None
 ) -> LoopSite:
-    """Adds A̅, B̅ and C_out where they can be read."""
+    """Add A̅, B̅ and C_out where they can be read."""
     modules = dict(model.named_modules())
     body, after = modules[site.body], modules[site.after]
     if site.state_argument is not None:
@@ -255,7 +255,7 @@ def _with_linear_part(
 
 
 def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Input) -> LoopSite:
-    """Adds what sets the depth, an argument or an attribute, once a forward has shown that it does."""
+    """Add what sets the depth, an argument or an attribute, once a forward has shown that it does."""
     site = replace(site, mean_depth=loops)
     ways = [replace(site, depth_argument=name) for name in _arguments(model)]
     ways += [replace(site, depth_attribute=path) for path in _attributes(model, loops)]
@@ -298,7 +298,7 @@ def _attributes(model: nn.Module, value: int) -> list[str]:
 
 
 def _plain(held: object) -> dict[Any, Any]:
-    """What a configuration holds by name: a dict, or an object's attributes; empty for anything else."""
+    """Return what a configuration holds by name: a dict, or an object's attributes; empty for anything else."""
     if isinstance(held, dict):
         return held
     is_data = not isinstance(held, nn.Module | Tensor | type) and not callable(held)
@@ -325,7 +325,7 @@ def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
 
 
 def _explanation(model: nn.Module, levels: Sequence[Level]) -> str:
-    """What was seen, what is missing, and what to write."""
+    """Return what was seen, what is missing, and what to write."""
     name = type(model).__name__
     by_hand = "site=LoopSite(body='<first module of the loop>', after='<first module after the loop>')"
     if not levels:

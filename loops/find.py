@@ -59,7 +59,7 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
 
 
 def _stated_site(model: nn.Module) -> LoopSite | None:
-    """The site a model states about itself, if it does."""
+    """Return the site a model states about itself, if it does."""
     state = getattr(model, "loop_site", None)
     if not callable(state):
         return None

@@ -95,7 +95,7 @@ class LinearEstimate:
 
 
 def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
-    """Runs a model once on the side and keeps the states of its loop.
+    """Run a model once on the side and keep the states of its loop.
 
     Raises:
         LoopSiteError: The loop did not run, or receives no tensor where the site says so.
@@ -199,7 +199,7 @@ def estimate_linear_part(model: nn.Module, site: LoopSite, example: Input | None
 
 
 def linear_estimate(model: nn.Module, site: LoopSite, example: Input | None = None) -> dict[str, Any]:
-    """What a run file says about a linear part that cannot be read: the estimate's numbers, or why there is none.
+    """Return what a run file says of a linear part that cannot be read: the estimate's numbers, or why there is none.
 
     >>> from torch import nn
     >>> linear_estimate(nn.Linear(2, 2), LoopSite(body="", after=""))["method"][:13]
@@ -230,7 +230,7 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _samples(visited: Visited) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What is predicted from what, as ``(tokens, loops, ...)``; only loops in which all sequences take part."""
+    """Return what is predicted from what, as ``(tokens, loops, ...)``; only loops in which all sequences take part."""
     last = visited.states[-1]
     assert last is not None  # only h_0 can be missing
     states = np.stack([_rows(h) for h in visited.states if h is not None and h.shape == last.shape], axis=1)

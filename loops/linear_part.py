@@ -37,7 +37,7 @@ LinearPart = LinearMatrices
 
 
 def known_linear_part(module: nn.Module) -> LinearMatrices | None:
-    """The linear part of an injection whose parametrisation is known.
+    """Return the linear part of an injection whose parametrisation is known.
 
     - ``a_bar()`` and ``b_bar()``: the module says it itself.
     - ``A_log (D,)``, ``dt_bias (D,)``, ``B (D, E)``: A̅ = exp(−Δ exp(A_log)), B̅ = Δ B, Δ = softplus(dt_bias), as in the
@@ -86,7 +86,7 @@ def _log_step(module: nn.Module) -> LinearMatrices:
 
 
 def joined_linear_part(layer: nn.Linear, state: tuple[int, int], given: tuple[int, int]) -> LinearMatrices:
-    """The two blocks of a linear layer on ``[h; e]``; ``state`` and ``given`` are their columns ``(start, stop)``.
+    """Return the two blocks of a linear layer on ``[h; e]``; ``state`` and ``given`` are their columns, start to stop.
 
     >>> layer = nn.Linear(4, 2, bias=False)
     >>> part = joined_linear_part(layer, (0, 2), (2, 4))
@@ -100,7 +100,7 @@ def joined_linear_part(layer: nn.Linear, state: tuple[int, int], given: tuple[in
 
 
 def traced_linear_part(periods: Periods, loop: Loop, site: LoopSite) -> LinearMatrices | None:
-    """The linear part of the module that receives state and input, where its call shows it."""
+    """Return the linear part of the module that receives state and input, where its call shows it."""
     body = next(call for call in periods.calls(loop, 1) if call.name == site.body)
     at, given = site.state_argument, site.input_argument
     if at is None or given is None:
@@ -120,7 +120,7 @@ def traced_linear_part(periods: Periods, loop: Loop, site: LoopSite) -> LinearMa
 
 
 def _split(call: Event, state: tuple[int, int], given: tuple[int, int]) -> LinearMatrices | None:
-    """The blocks of a linear layer that returns as many channels as the state has."""
+    """Return the blocks of a linear layer that returns as many channels as the state has."""
     layer = call.module
     if not isinstance(layer, nn.Linear) or layer.out_features != state[1] - state[0]:
         return None

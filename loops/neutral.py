@@ -63,7 +63,7 @@ class Look:
     writes: Writes
 
     def rewind(self) -> bool:
-        """Puts the model back to where the look began; returns whether anything had changed."""
+        """Put the model back to where the look began; return whether anything had changed."""
         wrote = self.writes.changed
         self.writes.undo()
         return self.state.rewind() or wrote
@@ -73,7 +73,7 @@ class Look:
 def on_the_side(
     model: nn.Module, *, seed: int | None = 0, evaluating: bool = True, verify: bool = True
 ) -> Iterator[Look]:
-    """A block in which a model may be run or read, and after which it is as it was before.
+    """Return a block in which a model may be run or read, and after which it is as it was before.
 
     Inside: evaluation mode for all modules that do not override ``train()`` or ``eval()``, no gradients, nothing
     compiled, and a random stream of its own. Afterwards parameters, buffers, gradients, training flags, attributes,
@@ -131,12 +131,12 @@ def on_the_side(
 
 
 def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> AbstractContextManager[Look]:
-    """The older name of `on_the_side`, for code that uses it; the device is found out now."""
+    """Return the older name of `on_the_side`, for code that uses it; the device is found out now."""
     return on_the_side(model, seed=seed)
 
 
 def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A way to read a matrix that leaves the model as it is, even where reading acts.
+    """Return a way to read a matrix that leaves the model as it is, even where reading acts.
 
     ``layer.weight`` of a parametrised layer is computed when it is read: spectral norm moves its vectors on, a noisy
     weight draws. It is tried out once, in either mode; a reading that changes nothing is used as it is afterwards.
@@ -178,12 +178,12 @@ def _reading_acts(model: nn.Module, read: Callable[[], Tensor]) -> bool:
 
 
 def _evaluate(model: nn.Module) -> None:
-    """Puts the modules into evaluation mode that cannot act on it by themselves."""
+    """Put the modules into evaluation mode that cannot act on it by themselves."""
     _set_flags(model, training=False)
 
 
 def _set_flags(model: nn.Module, training: bool) -> None:
-    """Sets training flags past the user's methods; those of modules that may act on them stay."""
+    """Set training flags past the user's methods; those of modules that may act on them stay."""
     for module in model.modules():
         if _may_act(module):
             continue
@@ -203,7 +203,7 @@ def _may_act(module: nn.Module) -> bool:
 
 
 def _verify(model: nn.Module, before: Fingerprint | None, *, failed: bool) -> None:
-    """Compares what is cheap to compare; an error of the look itself is not replaced by another one."""
+    """Compare what is cheap to compare; an error of the look itself is not replaced by another one."""
     changed = [] if before is None else before.changed()
     if not changed or failed:
         return
@@ -232,7 +232,7 @@ def _own_random_stream(model: nn.Module, seed: int | None) -> Iterator[None]:
 
 
 def start_streams(model: nn.Module, seed: int) -> None:
-    """Starts the random streams of torch, numpy and Python that a forward of a model may draw from; in a look only."""
+    """Start the random streams of torch, numpy and Python that a forward of a model may draw from; in a look only."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -247,7 +247,7 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
 
 
 def _random_states() -> tuple[Any, ...]:
-    """The states of the generators on the host, as values that compare with ``==``."""
+    """Return the states of the generators on the host, as values that compare with ``==``."""
     numpy = np.random.get_state()  # noqa: NPY002
     return random.getstate(), repr(numpy), torch.get_rng_state().numpy().tobytes()
 
@@ -264,14 +264,14 @@ def _no_autocast_cache() -> Iterator[None]:
 
 
 def _forget_forward(modules: list[Any]) -> None:
-    """Ends the forward that an exception cut off: FSDP2 would take the next one of training for the rest of it."""
+    """End the forward that an exception cut off: FSDP2 would take the next one of training for the rest of it."""
     for module in modules:
         with suppress(RuntimeError):  # asked of the root alone, and only the module itself knows whether it is that
             getattr(module, "reset_iter_state", lambda: None)()
 
 
 def _fsdp_modules(model: nn.Module) -> list[Any]:
-    """The modules that FSDP2 manages."""
+    """Return the modules that FSDP2 manages."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # half a second to import, and nothing is sharded without it
     return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
 

@@ -99,7 +99,7 @@ class Periods:
         return [_loop(marks, *run) for run in kept]
 
     def turned(self, loop: Loop) -> list[Loop]:
-        """The loops that the same calls can be read as: as many periods, beginning at a later module of the first."""
+        """Return the other ways to read the same calls: as many periods, begun at a later module of the first."""
         start, period = self._marked.index(loop.first[0]), self._marked.index(loop.last[0])
         period += 1 - start
         names = [self.units[i].name for i in self._marked[start:]]
@@ -109,7 +109,7 @@ class Periods:
         return [_loop(self._marked, start + turn, period, loop.count) for turn in range(further + 1)]
 
     def calls(self, loop: Loop, k: int) -> list[Event]:
-        """The module calls of period ``k``, those without parameters in the gap before it too."""
+        """Return the module calls of period ``k``, those without parameters in the gap before it too."""
         start = loop.last[k - 1] + 1 if k else loop.first[0]
         return [unit for unit in self.units[start : loop.last[k] + 1] if unit.module is not None]
 
@@ -166,7 +166,7 @@ class Periods:
         return None
 
     def links(self, loop: Loop) -> list[Link]:
-        """The places at which a period leaves one tensor from which alone the next one goes on."""
+        """Return the places at which a period leaves one tensor from which alone the next one goes on."""
         chain = []
         for i in range(loop.first[0], loop.first[1]):
             for slot, tensor in enumerate(self.units[i].writes):
@@ -176,11 +176,11 @@ class Periods:
         return chain
 
     def state(self, loop: Loop, link: Link, k: int) -> Tensor:
-        """The state that period ``k - 1`` leaves, ``k = 1 .. count``."""
+        """Return the state that period ``k - 1`` leaves, ``k = 1 .. count``."""
         return self.units[loop.last[k - 1] + link.offset].writes[link.slot]
 
     def receiver(self, loop: Loop, link: Link) -> tuple[Place, Event] | None:
-        """The first module of every period that receives the state, where, and its call in period 1."""
+        """Return the first module of every period that receives the state, where, and its call in period 1."""
         for j, call in enumerate(self._calls_behind(loop, link, 1)):
             place = self._place(call, self.state(loop, link, 1))
             if not self._opens_period(loop, call):
@@ -195,7 +195,7 @@ class Periods:
         return None
 
     def returner(self, loop: Loop, link: Link) -> str | None:
-        """The last module in a period that returns the state itself."""
+        """Return the last module in a period that returns the state itself."""
         key = self.key(self.state(loop, link, 1))
         names = [
             unit.name
@@ -205,7 +205,7 @@ class Periods:
         return names[-1] if names else None
 
     def after(self, loop: Loop, link: Link) -> Event | None:
-        """The first module behind the loop whose first argument is the final state."""
+        """Return the first module behind the loop whose first argument is the final state."""
         final = self.key(self.state(loop, link, loop.count))
         inside = {unit.name for unit in self.units[loop.first[0] : loop.last[-1] + 1]}
         return next(
@@ -219,7 +219,7 @@ class Periods:
         )
 
     def next_call(self, loop: Loop) -> Event | None:
-        """The first module with parameters behind the loop."""
+        """Return the first module with parameters behind the loop."""
         return next((unit for unit in self.units[loop.last[-1] + 1 :] if self._marks(unit)), None)
 
     def calls_of(self, name: str) -> int:
@@ -246,7 +246,7 @@ class Periods:
                    for unit in readers)  # fmt: skip
 
     def chain(self, loop: Loop, link: Link, body: Event) -> tuple[str, ...]:
-        """The modules that hand the whole state on from ``body`` to the end of the period; empty if others do too."""
+        """Return the modules that hand the whole state on from ``body`` to the period's end; empty if others do too."""
         names, key = [body.name], self.key(body.writes[0]) if body.writes else 0
         calls = self.calls(loop, 1)
         for call in calls[calls.index(body) + 1 :]:
@@ -256,7 +256,7 @@ class Periods:
         return tuple(names) if key == self.key(self.state(loop, link, 2)) else ()
 
     def prelude(self, loop: Loop) -> tuple[str, ...]:
-        """The modules with parameters in front of the loop that give back a tensor of the shape they were given."""
+        """Return the modules with parameters in front of the loop that give back a tensor of the shape they got."""
         return tuple(
             unit.name
             for unit in self.units[: loop.first[0]]
@@ -288,11 +288,11 @@ class Periods:
         return unit.module is not None if self._bare else unit.learns
 
     def _span(self, loop: Loop, k: int) -> list[Event]:
-        """The units from the first to the last module call of a period."""
+        """Return the units from the first to the last module call of a period."""
         return self.units[loop.first[k] : loop.last[k] + 1]
 
     def _units(self, event: Event) -> Iterator[Event]:
-        """Calls at the level of the loops: goes into a module that is called once and holds one called more often."""
+        """Return calls at the level of the loops: inside a module that is called once and holds one called more often."""
         for child in event.children:
             once = child.module is not None and self._calls[child.module] == 1
             if once and any(e.module and self._calls[e.module] > 1 and self._marks(e) for e in child.walk()):
@@ -308,7 +308,7 @@ class Periods:
             self.inner.setdefault(id(made), event)
 
     def _reached(self, loop: Loop, k: int, stop: int | None = None, goal: int | None = None) -> tuple[set[int], bool]:
-        """The tensors from earlier periods that the modules of period ``k`` go on from, and whether ``stop`` is one.
+        """Return the tensors from earlier periods that period ``k``'s modules go on from, and whether ``stop`` is one.
 
         So do functions that lead to ``goal``, the state that the period leaves. What lies behind ``stop`` is not looked
         at; masks, counters and scalars are no states.
@@ -358,14 +358,14 @@ class Periods:
         return True
 
     def _constants(self, loop: Loop, unit: Event) -> set[int]:
-        """The tensors from before the loop that a unit reads."""
+        """Return the tensors from before the loop that a unit reads."""
         return {self.key(tensor) for tensor in unit.reads if self._is_constant(loop, tensor)}
 
     def _is_constant(self, loop: Loop, tensor: Tensor) -> bool:
         return self._maker.get(self.key(tensor), -1) < loop.first[0]
 
     def _calls_behind(self, loop: Loop, link: Link, k: int) -> list[Event]:
-        """The module calls that can receive the state which period ``k - 1`` leaves."""
+        """Return the module calls that can receive the state which period ``k - 1`` leaves."""
         begin = loop.last[k - 1] + max(link.offset, 0) + 1
         return [unit for unit in self.units[begin : loop.last[k] + 1] if unit.module is not None]
 
@@ -382,7 +382,7 @@ class Periods:
         return [(place, self.key(tensor)) for place, tensor in self._given(call)]
 
     def _given(self, call: Event) -> list[tuple[Place, Tensor]]:
-        """The tensors a call receives, those that were joined into one argument too."""
+        """Return the tensors a call receives, those that were joined into one argument too."""
         given: list[tuple[Place, Tensor]] = []
         for place, tensor in call.places.items():
             given.append((place, tensor))
@@ -390,7 +390,7 @@ class Periods:
         return given
 
     def joined(self, tensor: Tensor) -> list[tuple[Tensor, int, int]]:
-        """The tensors that were joined along the channels to make this one, with the channels they became."""
+        """Return the tensors that were joined along the channels to make this one, with the channels they became."""
         maker = self.inner.get(self.key(tensor))
         if maker is None or maker.name not in _JOIN or any(t.ndim != tensor.ndim for t in maker.reads):
             return []
@@ -413,12 +413,12 @@ def _is_same(unit: Event) -> bool:
 
 
 def _tokens(tensor: Tensor) -> int:
-    """Number of channel vectors in a tensor."""
+    """Return the number of channel vectors in a tensor."""
     return tensor.shape[:-1].numel() if tensor.ndim > 1 else 0
 
 
 def _loop(marks: list[int], start: int, period: int, count: int) -> Loop:
-    """A run of module calls as unit indices."""
+    """Return a run of module calls as unit indices."""
     first = tuple(marks[start + k * period] for k in range(count))
     last = tuple(marks[start + (k + 1) * period - 1] for k in range(count))
     return Loop(first, last)

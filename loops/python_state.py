@@ -101,7 +101,7 @@ class PythonState:
         return changed
 
     def _keep(self, value: Any, name: str) -> int:
-        """Notes what one value holds and lists what is in it; returns how much that is."""
+        """Note what one value holds and list what is in it; return how much that is."""
         kind = type(value)
         if isinstance(value, dict):
             return self._add(_Mapping(value), value.values(), name)
@@ -131,7 +131,7 @@ class PythonState:
         return 1
 
     def _keep_object(self, value: Any, name: str) -> int:
-        """Notes the attributes of an object, and of its class where that is a module's."""
+        """Note the attributes of an object, and of its class where that is a module's."""
         count = 1
         if isinstance(value, nn.Module):
             for kind in type(value).__mro__:
@@ -155,7 +155,7 @@ class PythonState:
         return count
 
     def _keep_tensor(self, value: Tensor, name: str) -> int:
-        """Notes which memory a tensor uses, and its gradient."""
+        """Note which memory a tensor uses, and its gradient."""
         if isinstance(value, UninitializedParameter | UninitializedBuffer):
             raise LookError(f"{name!r} of this model is not initialised yet (a lazy module): run one forward first")
         if type(value) not in PLAIN or value.layout != torch.strided:
@@ -170,7 +170,7 @@ class PythonState:
         return self._queue(inside, name)
 
     def _queue(self, inside: Iterable[Any], name: str) -> int:
-        """Lists values to be walked over; returns how many there are, plain ones too."""
+        """List values to be walked over; return how many there are, plain ones too."""
         values = list(inside)
         self._waiting += [(value, name) for value in values if type(value) not in _ATOMS]
         return 1 + len(values)
@@ -186,7 +186,7 @@ class _Held:
         raise NotImplementedError
 
     def restore(self) -> None:
-        """Puts it back."""
+        """Put it back."""
         raise NotImplementedError
 
 
@@ -384,7 +384,7 @@ class _TensorState(_Held):
 
 
 def _generator(value: Any) -> _Generator | None:
-    """A random stream, where the value is one."""
+    """Return a random stream, where the value is one."""
     if isinstance(value, torch.Generator):
         return _Generator(value.get_state, value.set_state)
     if isinstance(value, random.Random):

@@ -57,7 +57,7 @@ class Writes(TorchDispatchMode):
         return {key[0] for key in self._kept}
 
     def undo(self) -> None:
-        """Puts back what was overwritten, the last of it first."""
+        """Put back what was overwritten, the last of it first."""
         with torch.no_grad():
             for tensor, content in reversed(self._kept.values()):
                 tensor.copy_(content)
@@ -81,7 +81,7 @@ class Writes(TorchDispatchMode):
         return output
 
     def _keep(self, written: Any) -> None:
-        """Copies what is about to be overwritten, once per place."""
+        """Copy what is about to be overwritten, once per place."""
         if isinstance(written, list | tuple):
             for tensor in written:
                 self._keep(tensor)
@@ -94,7 +94,7 @@ class Writes(TorchDispatchMode):
             self._kept[key] = written.detach(), written.clone()
 
     def _note(self, output: Any) -> None:
-        """Notes the memory of a result."""
+        """Note the memory of a result."""
         if isinstance(output, list | tuple):
             for value in output:
                 self._note(value)
@@ -179,7 +179,7 @@ def _is_small(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def _content(tensor: Tensor) -> Tensor:
-    """The bytes of a small tensor, without a copy; two sums over a large one."""
+    """Return the bytes of a small tensor, without a copy; two sums over a large one."""
     flat = tensor.detach().reshape(-1)
     if _is_small(tensor):
         return flat.view(torch.uint8)

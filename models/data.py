@@ -40,7 +40,7 @@ class Data(Protocol):
 
 
 def stream_seed(*parts: object) -> int:
-    """A 63-bit seed that differs for every combination of parts, on every machine.
+    """Return a 63-bit seed that differs for every combination of parts, on every machine.
 
     >>> stream_seed(0, "batch", 1) == stream_seed(0, "batch", 1) != stream_seed(0, "batch", 2)
     True
@@ -119,7 +119,7 @@ class ByteText:
 
 
 def standard_library(*, sequence_length: int, seed: int = 0) -> ByteText:
-    """The source of Python's standard library: real text that is on every machine.
+    """Return the source of Python's standard library: real text that is on every machine.
 
     Takes the modules at the top level (about 5 MB) in the order of their names, whichever Python is running.
 

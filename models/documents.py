@@ -118,7 +118,7 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
 
 
 def _text(row: Any, column: str, place: str) -> str:
-    """The text of one row."""
+    """Return the text of one row."""
     if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
         columns = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
         raise DocumentError(f"{place}: expected text under {column!r}, found {columns}")

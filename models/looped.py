@@ -58,7 +58,7 @@ class AdditionInjection(nn.Module):
         return h + e
 
     def a_bar(self) -> Tensor:
-        """A̅ as it is now."""
+        """Return A̅ as it is now."""
         return _precise(self.one)
 
     def b_bar(self) -> Tensor:
@@ -76,7 +76,7 @@ class ConcatenationInjection(nn.Module):
         self.adapter = nn.Linear(2 * config.width, config.width, bias=False)
 
     def reset_parameters(self) -> None:
-        """Truncated normal with std √(2 / 5D)."""
+        """Draw from a truncated normal with std √(2 / 5D)."""
         _truncated_normal(self.adapter.weight, self.std)
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class ConcatenationInjection(nn.Module):
         return cast(Tensor, self.adapter(torch.cat([h, e], dim=-1)))
 
     def a_bar(self) -> Tensor:
-        """A̅ as it is now."""
+        """Return A̅ as it is now."""
         return _precise(self.adapter.weight[:, : self.width])
 
     def b_bar(self) -> Tensor:
@@ -117,7 +117,7 @@ class ParcaeInjection(nn.Module):
         return F.softplus(_precise(self.dt_bias))
 
     def a_bar(self) -> Tensor:
-        """A̅ as it is now."""
+        """Return A̅ as it is now."""
         return torch.exp(-self.delta() * torch.exp(_precise(self.log_a)))
 
     def b_bar(self) -> Tensor:
@@ -229,7 +229,7 @@ def rope_table(length: int, head_width: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turns neighbouring channels (2j, 2j+1) of ``(B, H, S, K)`` by their position's angle, in float32."""
+    """Turn neighbouring channels (2j, 2j+1) of ``(B, H, S, K)`` by their position's angle, in float32."""
     cos, sin = rope.unbind(0)
     even, odd = rearrange(_precise(x), "b h s (k pair) -> pair b h s k", pair=2)
     turned = [even * cos - odd * sin, odd * cos + even * sin]
@@ -282,7 +282,7 @@ class LoopedTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialises all weights; also completes a model built on the meta device and moved by ``to_empty``."""
+        """Initialise all weights; this also completes a model built on the meta device and moved by ``to_empty``."""
         config = self.config
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -344,7 +344,7 @@ class LoopedTransformer(nn.Module):
         return _precise(F.linear(self.final_norm(x), head.weight))
 
     def _recur(self, h: Tensor, e: Tensor, rope: Tensor, tables: dict[int, Tensor], depths: list[int]) -> Tensor:
-        """Runs each sequence for its depth and returns the read-out of the final states, in the order of the batch.
+        """Run each sequence for its depth and return the read-out of the final states, in the order of the batch.
 
         Sequences are sorted, deepest first: those that take part in loop t are then always the first ``active`` ones.
         """
@@ -412,7 +412,7 @@ class LoopedTransformer(nn.Module):
         return [int(depth) for depth in depths.tolist()] * (batch // count)
 
     def _depths(self, num_loops: int | Tensor | None, batch: int) -> list[int]:
-        """The depth of every sequence as plain integers."""
+        """Return the depth of every sequence as plain integers."""
         if num_loops is None:
             return self.sample_depths(batch) if self.training else [self.config.mean_depth] * batch
         if isinstance(num_loops, Tensor) and num_loops.ndim == 1:
@@ -451,5 +451,5 @@ def _precise(tensor: Tensor) -> Tensor:
 
 
 def _truncated_normal(tensor: Tensor, std: float) -> None:
-    """Normal with mean 0, cut at three standard deviations."""
+    """Draw from a normal with mean 0, cut at three standard deviations."""
     nn.init.trunc_normal_(tensor, std=std, a=-3 * std, b=3 * std)

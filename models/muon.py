@@ -19,7 +19,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Moves the singular values of each matrix close to 1, roughly into [0.7, 1.2].
+    """Move the singular values of each matrix close to 1, roughly into [0.7, 1.2].
 
     Runs in bfloat16 on a GPU, in the given precision on the CPU. Costs ``steps`` times three matrix products.
 

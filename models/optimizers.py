@@ -19,7 +19,7 @@ def schedule(step: int, config: TrainConfig) -> float:
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfig) -> float:
-    """Sets every group's rate, and Muon's weight decay, for a step; returns AdamW's rate."""
+    """Set every group's rate, and Muon's weight decay, for a step; return AdamW's rate."""
     share = schedule(step, config)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -32,7 +32,7 @@ def set_rates(optimizers: list[torch.optim.Optimizer], step: int, config: TrainC
 
 
 def build_optimizers(model: LoopedTransformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run.
+    """Return the optimizers of a run.
 
     ``"adamw"``: one AdamW, with weight decay on embeddings and matrices, none on norms and other 1-D parameters, on A,
     Δ, B and on the read-out. ``"muon"``: Muon for the matrices of attention and MLP, AdamW for the rest.
@@ -52,7 +52,7 @@ def build_optimizers(model: LoopedTransformer, config: TrainConfig) -> list[torc
 
 
 def block_matrices(model: LoopedTransformer) -> list[nn.Parameter]:
-    """The matrices of attention and MLP in all blocks."""
+    """Return the matrices of attention and MLP in all blocks."""
     blocks = [*model.prelude, *model.core, *model.coda]
     return [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
 

@@ -168,26 +168,26 @@ class PackedText:
             yield torch.stack([self._assemble(row) for row in self._held_out[first : first + batch_size]])
 
     def describe(self) -> dict[str, object]:
-        """What the corpus says of itself, and how it is packed."""
+        """Return what the corpus says of itself, and how it is packed."""
         packed = {"sequences": len(self._training), "held_out_sequences": len(self._held_out)}
         return {**self._said, **packed, "seed": self.seed, "sequence_length": self.sequence_length}
 
     def _row_of(self, number: int) -> int:
-        """The sequence that comes at a place in the endless shuffled order."""
+        """Return the sequence that comes at a place in the endless shuffled order."""
         epoch, place = divmod(number, len(self._training))
         if self._epoch[0] != epoch:
             self._epoch = (epoch, torch.randperm(len(self._training), generator=self._generator("epoch", epoch)))
         return int(self._epoch[1][place])
 
     def _assemble(self, segments: list[Segment]) -> Tensor:
-        """The tokens of a sequence: each piece after a start token."""
+        """Return the tokens of a sequence: each piece after a start token."""
         pieces: list[NDArray[np.int64]] = []
         for first, count in segments:
             pieces += [np.array([self._bos]), self._tokens[first : first + count].astype(np.int64)]
         return torch.from_numpy(np.concatenate(pieces))
 
     def _generator(self, *purpose: object) -> torch.Generator:
-        """A generator for one purpose."""
+        """Return a generator for one purpose."""
         return torch.Generator().manual_seed(stream_seed(self.seed, *purpose))
 
 

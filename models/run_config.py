@@ -54,7 +54,7 @@ class DataConfig:
     sequence_length: int = 0
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
         if self.sequence_length < 0:
             raise ValueError(f"sequence_length: expected at least 0, found {self.sequence_length}")
 
@@ -144,7 +144,7 @@ class RunConfig:
 
 
 def load_run_config(path: str | os.PathLike[str]) -> RunConfig:
-    """Reads a run's TOML file.
+    """Read a run's TOML file.
 
     Args:
         path: The file.
@@ -169,7 +169,7 @@ def load_run_config(path: str | os.PathLike[str]) -> RunConfig:
 
 
 def _open(source: str, sequence_length: int, seed: int) -> Data:
-    """The text behind a source."""
+    """Open the text of a source."""
     if source == STANDARD_LIBRARY:
         return standard_library(sequence_length=sequence_length, seed=seed)
     if (Path(source) / "corpus.json").exists():

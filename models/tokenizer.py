@@ -50,7 +50,7 @@ class TextTokenizer:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of token numbers; start tokens are left out."""
+        """Return the text of token numbers; start tokens are left out."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
@@ -93,7 +93,7 @@ def train_tokenizer(documents: Iterable[str], path: str | os.PathLike[str], *, v
 
 
 def _library() -> Any:
-    """The ``tokenizers`` package with the parts used here."""
+    """Return the ``tokenizers`` package with the parts used here."""
     try:
         import tokenizers
         import tokenizers.decoders

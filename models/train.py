@@ -42,7 +42,7 @@ class Observer(Protocol):
     """What the trainer tells about a run; a probe is one."""
 
     def step(self, *, step: int, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
-        """Called once after every optimizer step.
+        """Take a step that has been done; called once after every optimizer step.
 
         Args:
             step: Number of the step that was done, from 0; a resumed run goes on counting from its checkpoint.
@@ -54,12 +54,12 @@ class Observer(Protocol):
         ...
 
     def flush(self) -> bool:
-        """Called before a checkpoint is written: what was told so far should be safe when this returns.
+        """Make safe what was recorded so far; called before a checkpoint is written.
 
         Otherwise a kill right after the checkpoint would leave steps that are in the weights and in no record.
 
         Returns:
-            Whether it is.
+            Whether all of it is safe.
         """
         ...
 
@@ -68,10 +68,10 @@ class NullObserver:
     """Watches nothing."""
 
     def step(self, *, step: int, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def flush(self) -> bool:
-        """Does nothing: there is no record that could lack a step."""
+        """Do nothing: there is no record that could lack a step."""
         return True
 
 
@@ -286,7 +286,7 @@ class _Run:
         return loss.detach()
 
     def _autocast(self) -> torch.autocast:
-        """The run's precision."""
+        """Return the run's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def evaluate(self) -> dict[int, float]:
@@ -304,7 +304,7 @@ class _Run:
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint; all ranks take part, the first one writes."""
+        """Write a checkpoint; all ranks take part, the first one writes."""
         weights = {name: distributed.whole(tensor) for name, tensor in self.model.state_dict().items()}
         state = checkpoint.TrainState(
             step=self.step,
@@ -335,13 +335,13 @@ class _Run:
             torch.cuda.set_rng_state_all(state["rng"][1:])
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this run this run, as plain values."""
+        """Return what makes this run this run, as plain values."""
         fields = {name: value for name, value in asdict(self.config).items() if name not in FREE_ON_RESUME}
         return {**fields, "betas": list(self.config.betas), "micro_batches": self._micro_batches()}
 
 
 def _first_difference(here: dict[str, Any], there: dict[str, Any]) -> str:
-    """The first field in which a run and its checkpoint differ, as words; empty when they agree."""
+    """Return the first field in which a run and its checkpoint differ, as words; empty when they agree."""
     for name in here:
         if here[name] != there.get(name):
             return f"{name} was {there.get(name)!r} in the checkpoint and is {here[name]!r} now"
@@ -350,7 +350,7 @@ def _first_difference(here: dict[str, Any], there: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """An event set by Ctrl-C or SIGTERM, so that a step is never cut in half; the usual handlers return afterwards."""
+    """Yield an event set by Ctrl-C or SIGTERM, so that a step is never cut in half; then restore the usual handlers."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -49,7 +49,7 @@ class Alerts:
         self._aloud = True
 
     def begin(self, info: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Makes ready for a new run with these step columns."""
+        """Get ready for a new run with these step columns."""
         self._aloud = not info.get("rank")
         self._rules = LiveRules(self._given, info, (*names, *STEP_DERIVED))
 
@@ -70,7 +70,7 @@ class Alerts:
         *,
         measured: Mapping[str, float],
     ) -> None:
-        """Takes the row of a step that was just written.
+        """Take the row of a step that was just written.
 
         Args:
             writer: Of the run file.
@@ -89,7 +89,7 @@ class Alerts:
         self._tell(writer, events, kept)
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
-        """Takes a pass of the probe batch."""
+        """Take a pass of the probe batch."""
         self._judged(lambda rules: rules.add_pass(loops))
 
     def judge(self, writer: RunWriter, *, ended: bool = False) -> None:
@@ -103,7 +103,7 @@ class Alerts:
         self._detector.replay({name: values[:count] for name, values in past.items()})
 
     def _judged(self, judge: Callable[[LiveRules], list[Event] | None]) -> list[Event]:
-        """What the rules say."""
+        """Return the events that the rules give."""
         if self._rules is None:
             return []
         try:
@@ -114,7 +114,7 @@ class Alerts:
             return []
 
     def _tell(self, writer: RunWriter, events: Sequence[Event], step: FlightStep | None = None) -> None:
-        """Writes events, says the worst of them aloud, and keeps the steps around an alert.
+        """Write events, say the worst of them aloud, and keep the steps around an alert.
 
         Args:
             writer: Of the run file.

@@ -98,7 +98,7 @@ class Recording:
         self._probe = attach(model.get_submodule(self._submodule), path, resume=resume, **self._options)
 
     def end_step(self, step: int, **numbers: Tensor | float | None) -> None:
-        """Ends an optimizer step: as ``probe.step``, with the number of the step, from 0."""
+        """End an optimizer step: like ``probe.step``, with the number of the step, from 0."""
         if self._probe is not None:
             given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
             self._probe.step(step=step, **given)
@@ -124,7 +124,7 @@ class Recording:
             probe.close(finished=False, reason=reason or "the trainer did not say that training ended")
 
     def _ask(self, what: str, question: Callable[[], Any]) -> Any:
-        """The answer of a trainer to a question; None, said once, where it has none: training must go on."""
+        """Return a trainer's answer to a question; None, logged once, where it has none: training must go on."""
         try:
             return question()
         except Exception as error:
@@ -169,11 +169,11 @@ class TransformersEvents(Recording):
         self._waiting, self._last_logged = None, state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Notes the learning rate before the scheduler moves on."""
+        """Note the learning rate before the scheduler moves on."""
         self._lr = self._ask("lr", lambda: float(optimizer.param_groups[0]["lr"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ends the step, at once or after its log."""
+        """End the step, at once or after its log."""
         ranks = args.world_size if getattr(args, "average_tokens_across_devices", False) else 1
         loss = None if self._loss is None else self._loss.take(ranks)
         counted = getattr(args, "include_num_input_tokens_seen", "no") not in ("no", False)
@@ -185,7 +185,7 @@ class TransformersEvents(Recording):
             self.flush()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Ends the step that was waiting for its gradient norm."""
+        """End the step that was waiting for its gradient norm."""
         if not logs or "loss" not in logs:
             return
         steps, self._last_logged = state.global_step - self._last_logged, state.global_step
@@ -199,7 +199,7 @@ class TransformersEvents(Recording):
         self.flush()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._settle({})
         self.close()
 
@@ -212,7 +212,7 @@ class TransformersEvents(Recording):
         super().close(finished=finished, reason=reason)
 
     def _settle(self, logged: dict[str, Any]) -> None:
-        """Ends the step that waits, if one does; what the model said goes before what was logged."""
+        """End the step that waits, if one does; what the model said goes before what was logged."""
         if self._waiting is not None:
             (step, numbers), self._waiting = self._waiting, None
             self.end_step(step, **logged | {name: value for name, value in numbers.items() if value is not None})
@@ -248,7 +248,7 @@ class LightningEvents(Recording):
         self._lr = self._ask("lr", lambda: float(optimizer.param_groups[0]["lr"]))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Adds up the loss and ends the step when this micro-batch was its last."""
+        """Add up the loss and end the step when this micro-batch was its last."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is not None:
             loss = loss.detach() if isinstance(loss, Tensor) else float(loss)
@@ -263,11 +263,11 @@ class LightningEvents(Recording):
         self.flush()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Closes the file of a training that was broken off."""
+        """Close the file of a training that was broken off."""
         self.close(finished=False, reason=one_line(exception))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Closes the file."""
+        """Close the file."""
         self.close()
 
 
@@ -281,7 +281,7 @@ class _ReturnedLoss:
         self._handle = model.register_forward_hook(Hook(self._add), with_kwargs=True)
 
     def take(self, ranks: int) -> Tensor | None:
-        """The loss since the last call; None when the model returned none.
+        """Return the loss since the last call; None when the model returned none.
 
         Args:
             ranks: By how many processes the trainer multiplies a loss that was divided by the items of all of them.
@@ -293,7 +293,7 @@ class _ReturnedLoss:
         return loss
 
     def remove(self) -> None:
-        """Takes the hook off."""
+        """Take the hook off."""
         self._handle.remove()
 
     @torch.no_grad()
@@ -323,7 +323,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Makes a callback class when it is first asked for, so that no trainer is imported before."""
+    """Make a callback class when it is first asked for, so that no trainer is imported before."""
     if name not in _CALLBACKS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     events, module, base, extra = _CALLBACKS[name]

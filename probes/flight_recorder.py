@@ -61,7 +61,7 @@ class FlightRecorder:
         self._following = 0  # steps of the present flight that are still to come
 
     def record(self, writer: Writer, step: FlightStep, events: Iterable[Event]) -> None:
-        """Takes a step and the events that it began; writes what is due.
+        """Take a step and the events that it began; write what is due.
 
         Args:
             writer: Of the run file.
@@ -98,14 +98,14 @@ class FlightRecorder:
         return Event(step.step, time, "flight", "note", float(self._flights - 1), message=message)
 
     def _write_ring(self, writer: Writer) -> None:
-        """Writes the kept steps and forgets them, so that none is written twice."""
+        """Write the kept steps and forget them, so that none is written twice."""
         while self._ring:
             step = self._ring.popleft()
             for name, values in self._arrays(step, writer.names):
                 writer.append_array(step.step, name, values)
 
     def _arrays(self, step: FlightStep, columns: Sequence[str]) -> list[tuple[str, NDArray[Any]]]:
-        """The arrays of a step by name, `ALERT` first."""
+        """Return the arrays of a step by name, `ALERT` first."""
         arrays: dict[str, NDArray[Any] | None] = {
             "loops": step.loops,
             "scalars": np.array([step.scalars.get(name, math.nan) for name in columns]),

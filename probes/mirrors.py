@@ -42,7 +42,7 @@ class Mirror(Protocol):
     """Anything that takes rows. Both methods are called from one thread, which is not the training thread."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes one row.
+        """Take one row.
 
         Args:
             step: Training step, from 0. Goes back where a run was resumed from an older checkpoint.
@@ -50,7 +50,7 @@ class Mirror(Protocol):
         """
 
     def close(self) -> None:
-        """Sends off what is waiting; the run has ended."""
+        """Send off what is waiting; the run has ended."""
 
 
 class TensorBoardMirror:
@@ -81,7 +81,7 @@ class TensorBoardMirror:
         self._writer = writer(os.fspath(folder))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one event that holds all numbers of the step."""
+        """Add one event that holds all numbers of the step."""
         entries = [self._summary.Value(tag=PREFIX + name, simple_value=value) for name, value in values.items()]
         self._writer.add_summary(self._summary(value=entries), step)
 
@@ -112,11 +112,11 @@ class WandbMirror:
         run.define_metric(PREFIX + "*", step_metric=PREFIX + "step")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs one row."""
+        """Log one row."""
         self._run.log({PREFIX + name: value for name, value in values.items()} | {PREFIX + "step": step})
 
     def close(self) -> None:
-        """Does nothing: W&B sends in the background, and the run belongs to whoever started it."""
+        """Do nothing: W&B sends in the background, and the run belongs to whoever started it."""
 
 
 class TrackioMirror:
@@ -135,11 +135,11 @@ class TrackioMirror:
         self._run = run
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs one row under its step."""
+        """Log one row under its step."""
         self._run.log({PREFIX + name: value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
-        """Does nothing: Trackio sends in the background, and the run belongs to whoever started it."""
+        """Do nothing: Trackio sends in the background, and the run belongs to whoever started it."""
 
 
 class Mirrors:
@@ -176,7 +176,7 @@ class Mirrors:
 
 
 def summary(values: Mapping[str, float], loops: NDArray[np.float32] | None) -> dict[str, float]:
-    """The numbers a mirror is given for a row.
+    """Return the numbers a mirror is given for a row.
 
     Args:
         values: Columns of the row by name.
@@ -202,7 +202,7 @@ class _Relay:
         self._thread = threading.Thread(target=self._run, name=f"loopscope-{self._name}", daemon=True)
 
     def _start(self) -> None:
-        """Starts the thread where it has not been: a run that could not be opened leaves none behind."""
+        """Start the thread where it has not been: a run that could not be opened leaves none behind."""
         if self._thread.ident is None:
             self._thread.start()
 
@@ -226,7 +226,7 @@ class _Relay:
         self._start()
 
     def join(self, deadline: float) -> None:
-        """Waits for the thread until the deadline and says what was lost."""
+        """Wait for the thread until the deadline and say what was lost."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             left = self._rows.qsize()
@@ -248,7 +248,7 @@ class _Relay:
                 log.exception("loopscope: %s could not be closed", self._name)
 
     def _next(self) -> tuple[int, dict[str, float]] | None:
-        """Waits for the next row; None once the run has ended and nothing waits."""
+        """Wait for the next row; None once the run has ended and nothing waits."""
         if self._ending.is_set() and self._rows.empty():
             return None
         return self._rows.get()

@@ -102,7 +102,7 @@ class SelfCheck:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
     def text(self) -> str:
-        """The result for a person."""
+        """Return the result for a person."""
         same = "the same, bit for bit"
         training = same if self.same_losses and self.same_parameters else f"differs by {self.difference:.1e} at most"
         norms = "" if math.isnan(self.norm_error) else f", norms within {self.norm_error:.0e} of a direct computation"
@@ -233,7 +233,7 @@ class _Training:
         return loss.detach()
 
     def run(self, steps: int) -> None:
-        """The steps that are compared."""
+        """Return the steps that are compared."""
         from torch._dynamo.utils import counters
 
         def counts() -> tuple[int, int]:
@@ -345,7 +345,7 @@ def _difference(plain: _Training, watched: _Training) -> float:
 
 
 def _seed(seed: int) -> None:
-    """Starts every random stream that training may draw from."""
+    """Start every random stream that training may draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global stream is what users' code draws from
@@ -357,6 +357,6 @@ def _random_states() -> dict[str, bytes]:
 
 
 def _wait(device: torch.device) -> None:
-    """Waits for the device's queue, for timing only."""
+    """Wait for the device's queue, for timing only."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

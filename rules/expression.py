@@ -192,14 +192,14 @@ def _is_finite(value: float) -> bool:
 
 
 def _offset(node: ast.expr, text: str) -> int:
-    """The character at which a node begins; Python counts bytes, and lines."""
+    """Return the character at which a node begins; Python counts bytes, and lines."""
     line = text.splitlines(keepends=True)[: node.lineno]
     before = sum(len(part) for part in line[:-1])
     return before + len(line[-1].encode()[: node.col_offset].decode("utf-8", "ignore"))
 
 
 def _short(text: str) -> str:
-    """The expression in quotes, cut where it is long."""
+    """Return the expression in quotes, cut where it is long."""
     return repr(text if len(text) <= 80 else text[:80] + "…")
 
 

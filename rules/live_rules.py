@@ -62,7 +62,7 @@ class LiveRules:
         self._past = {"step": steps} | {name: values for name, values in recorded.items() if values is not None}
 
     def add(self, step: int, values: Mapping[str, float], *, time: float = math.nan) -> list[Event]:
-        """Takes the row of a step; the alerts of earlier rows, where it is time to judge them.
+        """Take the row of a step; the alerts of earlier rows, where it is time to judge them.
 
         Args:
             step: Training step.
@@ -78,7 +78,7 @@ class LiveRules:
         return self.judge() if len(self._rows) > BLOCK else []
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
-        """Takes a pass of the probe batch, ``(T + 1, 4)`` as ``LOOP_COLUMNS``; it belongs to the row before it."""
+        """Take a pass of the probe batch, ``(T + 1, 4)`` as ``LOOP_COLUMNS``; it belongs to the row before it."""
         if not self._names.isdisjoint(PROBE_DERIVED) and len(loops) > 1:
             rows = loops.astype(np.float64)
             ratios = late_ratios(rows[None, :-1, 1], rows[None, :, 0])
@@ -97,7 +97,7 @@ class LiveRules:
         return sorted(self._fired(steps, times, env), key=lambda event: event.step)
 
     def _learn(self, values: Mapping[str, float]) -> None:
-        """Keeps what was recorded; a series that was not keeps what it had last."""
+        """Keep what was recorded; a series that was not keeps what it had last."""
         for name in self._names & values.keys():
             if not math.isnan(values[name]) or name in WATCHED:
                 self._known[name] = values[name]
@@ -129,7 +129,7 @@ class LiveRules:
 
 
 def _event(rule: Rule, finding: Finding, time: float) -> Event:
-    """What the run file is told of a rule that fired."""
+    """Return the event that a rule that fired puts into the run file."""
     severity: Severity = "error" if rule.severity == "error" else "warning"
     message = f"{rule.name}: {finding.message}"
     return Event(finding.step, time, rule.id, severity, finding.value, finding.threshold, message)

@@ -112,7 +112,7 @@ def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
 
 
 def _round_off(run: Run) -> float | None:
-    """The round-off level of the states where their type is known: short parameters make short states.
+    """Return the round-off level of the states where their type is known: short parameters make short states.
 
     Of float32 parameters it is not: autocast makes bfloat16 states of them.
     """
@@ -121,7 +121,7 @@ def _round_off(run: Run) -> float | None:
 
 
 def _no_law(sentence: str) -> TrajectoryLaw:
-    """A trajectory that nothing can be said of, and why."""
+    """Return a trajectory of which nothing is known, and why."""
     nan = math.nan
     return TrajectoryLaw("unknown", "unknown", nan, nan, nan, nan, nan, nan, "none", sentence)
 
@@ -145,7 +145,7 @@ def loop_rates(run: Run) -> dict[str, float]:
 
 
 def _series(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps and values of a series; empty when the file does not have it."""
+    """Return step and values of a series; empty when the file does not have it."""
     try:
         return run.series(name)
     except KeyError:
@@ -153,7 +153,7 @@ def _series(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]
 
 
 def _last(run: Run, name: str) -> float:
-    """The last recorded value of a series; NaN when it was never recorded."""
+    """Return the last recorded value of a series; NaN when it was never recorded."""
     _, values = _series(run, name)
     return float(values[-1]) if len(values) else math.nan
 

@@ -59,7 +59,7 @@ class Recording(Protocol):
         """What happened, superseded steps left out."""
 
     def history(self, *names: str) -> dict[str, Series]:
-        """Recorded columns over all rows, superseded ones included."""
+        """Return recorded columns over all rows, superseded ones included."""
 
     def __len__(self) -> int:
         """Visible steps."""
@@ -83,7 +83,7 @@ class Source(Recording, Protocol):
         """One of ``LOOP_COLUMNS`` over some visible steps and their loops, NaN where a loop did not run."""
 
     def last(self, name: str, back: int) -> Series:
-        """The loop number ``back`` rows before the end of every visible step."""
+        """Return the loop number ``back`` rows before the end of every visible step."""
 
     @property
     def probe_steps(self) -> Index:
@@ -103,7 +103,7 @@ class Source(Recording, Protocol):
         """Arrays of one of ``array_names``: steps and values."""
 
     def array_steps(self, name: str) -> Index:
-        """Steps of the arrays of a name, none where there is no such name."""
+        """Return the steps of the arrays of a name, none where there is no such name."""
 
     def array_table(self, name: str) -> tuple[Index, Series]:
         """Short arrays of a name as one table."""

@@ -490,7 +490,7 @@ class RunWriter:
 
 
 def _after_fork_in_child() -> None:
-    """A forked child holds a copy of the writer that must never write."""
+    """Disarm the copy of a writer that a forked child holds: it must never write."""
     for writer in list(_WRITERS):
         if not writer._closed:
             writer.failure = "this process is a forked copy of the one that records"

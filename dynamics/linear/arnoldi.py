@@ -183,7 +183,7 @@ def ritz(hessenberg: Floats, unit: float) -> tuple[Complexes, Complexes, Floats]
 
 
 def precision(like: Vector) -> float:
-    """Rounding unit of an array's or tensor's dtype."""
+    """Return the rounding unit of an array's or tensor's dtype."""
     return float(np.finfo(as_numpy(like[:0]).dtype).eps)
 
 

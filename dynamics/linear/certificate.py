@@ -123,7 +123,7 @@ def _enclose(matrix: NDArray[np.float64]) -> Estimate:
 
 
 def _balanced(matrix: NDArray[np.float64]) -> _Power:
-    """The matrix itself, or a diagonal similarity of it by powers of two where that makes it smaller."""
+    """Return the matrix itself, or a diagonal similarity of it by powers of two where that makes it smaller."""
     plain = _measured(matrix, 1, 0, 0.0)
     magnitude = np.abs(plain.matrix)
     right, left = np.ones(len(matrix)), np.ones(len(matrix))
@@ -141,7 +141,7 @@ def _balanced(matrix: NDArray[np.float64]) -> _Power:
 
 
 def _squared(power: _Power) -> _Power:
-    """The next power, and how far it may be from the exact one."""
+    """Return the next power, and how far it may be from the exact one."""
     width = power.matrix.shape[0]
     product = power.matrix @ power.matrix
     # |fl(MM) − MM| <= γ |M||M| entry by entry, and ‖|M||M|‖_F <= ‖M‖_F². The error of P enters as MΔ + ΔM + ΔΔ.

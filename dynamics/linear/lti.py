@@ -94,7 +94,7 @@ class LTISystem:
         return a, b, c
 
     def dense(self) -> tuple[Matrix, Matrix, Matrix]:
-        """A̅ ``(d, d)``, B̅ ``(d, m)``, C_out ``(p, d)`` as full matrices."""
+        """Return A̅ ``(d, d)``, B̅ ``(d, m)``, C_out ``(p, d)`` as full matrices."""
         a, b, c = (
             m if m.ndim == 2 else np.diag(np.broadcast_to(m, (self.width,)))
             for m in (self.a_bar, self.b_bar, self.c_out)

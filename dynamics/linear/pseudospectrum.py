@@ -66,7 +66,7 @@ def pseudospectral_radius(system: LTISystem, epsilon: float) -> Estimate:
 
 
 def pseudospectrum_on_grid(system: LTISystem, real: object, imaginary: object) -> Matrix:
-    """The landscape whose contours are the pseudospectra: σ_min(zI − A̅) on a grid of the complex plane.
+    """Return the landscape whose contours are the pseudospectra: σ_min(zI − A̅) on a grid of the complex plane.
 
     Cost: O(d) a point for diagonal A̅, else one singular value decomposition a point (1 ms at d = 50, 0.3 s at d = 768).
 

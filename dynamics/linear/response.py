@@ -131,7 +131,7 @@ def simulate(system: LTISystem, inputs: object, loops: int, initial_state: objec
 
 
 def impulse_response(system: LTISystem, loops: int) -> Matrix:
-    """What does an input given at loop 0 alone leave in the read-out, loop after loop?
+    """Return what an input given at loop 0 alone leaves in the read-out, loop after loop.
 
     Cost: O(T d) for a diagonal system, O(T d² m) for a dense one.
 

@@ -165,7 +165,7 @@ class SpectralTracker:
         return Estimate(pair.value, lower, np.inf, residual, method, residual <= TOLERANCE**0.5)
 
     def _track_radius(self, matrix: Any, cold: bool) -> Estimate:
-        """The radius by Arnoldi from the last Ritz vectors, once more from elsewhere where that could not see all."""
+        """Return the radius by Arnoldi from the last Ritz vectors; start elsewhere where those cannot see all."""
         ritz = arnoldi(
             lambda v: matrix @ v, self._mixed(matrix, 0.05), restarts=COLD if cold else WARM, tolerance=TOLERANCE
         )
@@ -263,7 +263,7 @@ class _Refresh(threading.Thread):
 
 
 def _exactly(quantity: Quantity, a: object) -> Estimate:
-    """The quantity by LAPACK."""
+    """Return the quantity by LAPACK."""
     return spectral_radius(a) if quantity == "radius" else spectral_norm(a)
 
 

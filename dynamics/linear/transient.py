@@ -92,7 +92,7 @@ def peak_growth(system: LTISystem, horizon: int = 1000) -> PeakGrowth:
 
 
 def _enclosed(power: Matrix, horizon: int, best: float, loop: int) -> PeakGrowth:
-    """The peak, given A̅^horizon and the largest norm up to there: square on until a power falls below one."""
+    """Return the peak, given A̅^horizon and the largest norm up to there: square on until a power falls below one."""
     squares, sizes = [power], [norm_bound(power)]
     while sizes[-1] >= 1 and len(squares) <= SQUARINGS:
         squares.append(squares[-1] @ squares[-1])

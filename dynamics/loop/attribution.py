@@ -132,7 +132,7 @@ def _require_whole(step: Step, state: Tensor, name: str, module: nn.Module) -> N
 
 @contextmanager
 def _outputs(sublayers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """The output of each module in the steps run inside, or the first of several; each must run exactly once."""
+    """Return the output of each module in the steps run inside, or the first of several; each must run exactly once."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:

@@ -56,7 +56,7 @@ def measure_loop(
     count: int = 1,
     directions: int = 1,
 ) -> FullLoop:
-    """What does one loop do to small perturbations: spectrum and norm at the last state, growth along the way there?
+    """Measure what one loop does to small perturbations: spectrum and norm at the last state, growth on the way there.
 
     Costs, in backward passes of one loop: the spectrum 40 to 160 (D of them up to width 128 and per token, where it is
     exact), the exponents ``directions`` for each of ``late + ALIGNING`` loops, the norm 40, and up to 26 to find the
@@ -126,7 +126,7 @@ def _per_token(step: Step, state: Tensor, count: int, *, check: bool) -> TokenSp
 
 
 def _token_radius(tokens: TokenSpectra) -> Estimate:
-    """The largest radius of any token; converged when all tokens are."""
+    """Return the largest radius of any token; converged when all tokens are."""
     at = np.unravel_index(int(np.argmax(tokens.radius)), tokens.radius.shape)
     value = float(tokens.radius[at])
     lower, upper = (value, value) if tokens.method == "exact" else (0.0, math.inf)
@@ -135,7 +135,7 @@ def _token_radius(tokens: TokenSpectra) -> Estimate:
 
 
 def _whole_radius(whole: LeadingEigenvalues | None) -> Estimate:
-    """The radius of the whole operator: of a non-normal J it has no bounds."""
+    """Return the radius of the whole operator: of a non-normal J it has no bounds."""
     if whole is None:
         return UNKNOWN
     residual, converged = float(whole.residual[0, 0]), bool(whole.converged[0])

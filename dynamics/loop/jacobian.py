@@ -111,7 +111,7 @@ class LoopJacobian:
         return torch.zeros_like(tangent) if product is None else product
 
     def _require_adjoint(self) -> None:
-        """Checks ``⟨Jv, Jv⟩ = ⟨JᵀJv, v⟩``: an operation without a second derivative may just vanish from the graph."""
+        """Check ``⟨Jv, Jv⟩ = ⟨JᵀJv, v⟩``: an operation without a second derivative may just vanish from the graph."""
         v = random_start(1, self.size, self.state)[0]
         backward = self._transpose_flat(v)
         forward = self._apply_flat(self._transpose_flat(v))
@@ -265,7 +265,7 @@ class LoopJacobian:
         return best, t
 
     def dense(self) -> NDArray[np.float64]:
-        """The whole J as a matrix ``(n, n)`` acting on flattened states; n backward passes.
+        """Return the whole J as a matrix ``(n, n)`` acting on flattened states; n backward passes.
 
         >>> LoopJacobian(lambda h: h.flip(0) * 2, torch.ones(2)).dense().tolist()
         [[0.0, 2.0], [2.0, 0.0]]
@@ -305,7 +305,7 @@ class LoopJacobian:
         return self.transpose(u).reshape(-1)
 
     def _start(self) -> Tensor:
-        """A random unit vector ``(n,)``, the same every time."""
+        """Return a random unit vector ``(n,)``, the same every time."""
         return random_start(1, self.size, self.state)[0]
 
 
@@ -381,13 +381,13 @@ def jacobian_gap(jacobian: LoopJacobian, a_bar: Tensor, *, steps: int = 20) -> E
 
 
 def _lower_bound(ritz: RitzSingular, tol: float) -> Estimate:
-    """A Ritz value as an estimate of the largest singular value: a lower bound with its relative residual."""
+    """Return a Ritz value as an estimate of the largest singular value: a lower bound with its relative residual."""
     residual = ritz.residual / ritz.value if ritz.value > 0 else 0.0
     return Estimate(ritz.value, ritz.value, math.inf, residual, "Golub-Kahan", residual <= tol)
 
 
 def _repeated(product: Callable[[Tensor], Tensor], times: int) -> Callable[[Tensor], Tensor]:
-    """The product applied several times."""
+    """Return the product applied several times."""
 
     def power(v: Tensor) -> Tensor:
         for _ in range(times):
@@ -398,7 +398,7 @@ def _repeated(product: Callable[[Tensor], Tensor], times: int) -> Callable[[Tens
 
 
 def _checked(output: Tensor, state: Tensor) -> Tensor:
-    """The next state, after checking that it can be one."""
+    """Return the next state, after checking that it can be one."""
     if output.shape != state.shape:
         raise ValueError(f"step: expected to return shape {tuple(state.shape)}, found {tuple(output.shape)}")
     if not output.requires_grad:

@@ -52,8 +52,7 @@ class LeadingEigenvalues:
 
 
 def random_start(count: int, width: int, like: Tensor, seed: int = 0) -> Tensor:
-    """Unit start vectors ``(count, width)`` from a generator of their own, so that no global random state is
-    touched.
+    """Return unit start vectors ``(count, width)``, drawn from a generator of their own: no global one is touched.
 
     >>> bool(torch.allclose(random_start(2, 3, torch.zeros(1)).norm(dim=1), torch.ones(2)))
     True
@@ -111,7 +110,7 @@ def leading_eigenvalues(
 
 
 def _finite(apply: Apply) -> Apply:
-    """The same products, or an error as soon as one is not finite."""
+    """Return the same products, or an error as soon as one is not finite."""
 
     def checked(vectors: Tensor) -> Tensor:
         images = apply(vectors)

@@ -188,7 +188,7 @@ class _Parts:
         self.began = time.monotonic()
 
     def must(self, name: str, part: Callable[[], T]) -> T:
-        """A part without which there is no result."""
+        """Run a part without which there is no result."""
         self.progress(name, self.names.index(name) / len(self.names))
         start = time.monotonic()
         try:
@@ -197,7 +197,7 @@ class _Parts:
             self.seconds[name] = time.monotonic() - start
 
     def run(self, name: str, part: Callable[[], T], *, needs: bool = True, what: str = "") -> T | None:
-        """A part that may be missing."""
+        """Run a part that may be missing."""
         if not needs:
             self.skipped[name] = f"{what} was not given"
         elif time.monotonic() - self.began > self.budget:
@@ -227,7 +227,7 @@ def _run(step: Step, state: Tensor, loops: int) -> Tensor:
 
 
 def _mean_law(states: Tensor) -> TrajectoryLaw:
-    """The decay law of the norms averaged over tokens, as a probe records them."""
+    """Return the decay law of the norms averaged over tokens, as a probe records them."""
     norm = torch.linalg.vector_norm(states, dim=-1).double().mean((1, 2)).cpu().numpy()
     steps = states[1:] - states[:-1]
     residual = torch.linalg.vector_norm(steps, dim=-1).double().mean((1, 2)).cpu().numpy()

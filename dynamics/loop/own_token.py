@@ -51,7 +51,7 @@ class TokenStructure:
 
 
 def own_token_step(step: Step, structure: TokenStructure | None = None) -> Step:
-    """The same loop with the derivatives through other tokens' keys and values cut.
+    """Return the same loop with the derivatives through other tokens' keys and values cut.
 
     Args:
         step: One causal loop ``(B, S, D) -> (B, S, D)``.
@@ -139,7 +139,7 @@ def _by_token(tensors: tuple[Tensor, ...], source: Tensor) -> bool:
 
 
 def _without(gradient: Tensor, row: int) -> Tensor:
-    """The gradient with one position left out."""
+    """Return the gradient with one position left out."""
     return torch.cat([gradient[:, :row], gradient[:, row + 1 :]], dim=1)
 
 
@@ -170,7 +170,7 @@ class _OwnTokenAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Replaces scaled_dot_product_attention; everything else passes."""
+        """Replace scaled_dot_product_attention; everything else passes."""
         if func is _FUSED:
             return self._attend(*args, **(kwargs or {}))
         if func is functional.multi_head_attention_forward:

@@ -141,7 +141,7 @@ class TokenJacobian:
 
 
 def check_causality(step: Step, state: Tensor, *, cuts: int = 16) -> None:
-    """Raises unless token i of the next state depends on tokens j <= i of its own sequence only.
+    """Raise unless token i of the next state depends on tokens j <= i of its own sequence only.
 
     Cuts the sequence at up to ``cuts`` positions (all of them when S is smaller) and asks for the gradient of
     everything before the cut with respect to everything after it: it must be exactly zero. One backward pass per cut
@@ -189,7 +189,7 @@ def check_causality(step: Step, state: Tensor, *, cuts: int = 16) -> None:
 
 
 def _refusal(what: str, leak: Tensor, gradient: Tensor) -> CausalityError:
-    """The error for a gradient that must vanish and does not."""
+    """Return the error for a gradient that must vanish and does not."""
     return CausalityError(
         f"{what} (gradient {float(leak.abs().max()):.3g} of {float(gradient.abs().max()):.3g}): "
         "the loop is not causal, so its Jacobian is not block triangular and has no per-token spectrum; "
@@ -240,7 +240,7 @@ def _blocks(jacobian: TokenJacobian) -> Tensor:
 def token_spectra(
     step: Step | TokenJacobian, state: Tensor | None = None, *, count: int = 6, limit: int = 160, tol: float = 1e-4
 ) -> TokenSpectra:
-    """The exact eigenvalues of a causal loop, as the leading ones of every token.
+    """Return the exact eigenvalues of a causal loop, as the leading ones of every token.
 
     Their union over tokens is the spectrum of the full Jacobian. Up to width 128 the blocks are formed (D backward
     passes and dense eigenvalues); beyond, a batched Arnoldi in which each backward pass serves all tokens (40

@@ -93,7 +93,7 @@ class FixedPoint:
 def find_fixed_point(
     step: Step, start: Tensor, *, method: Method = "anderson", tol: float | None = None, max_calls: int = 500
 ) -> Search:
-    """Searches a fixed point of a loop from one start.
+    """Search a fixed point of a loop from one start.
 
     Args:
         step: One loop, ``(B, ...) -> (B, ...)``.
@@ -146,7 +146,7 @@ def _mixed(step: Step, h: Tensor, tol: float, max_calls: int, method: Method) ->
 
 
 def _anderson(points: list[Tensor], steps: list[Tensor]) -> Tensor:
-    """The next point: the combination of past points whose steps cancel best, sequence by sequence, moved by its
+    """Return the next point: the combination of past points whose steps cancel best, sequence by sequence, moved by its
     step.
     """
     shape = points[-1].shape
@@ -233,7 +233,7 @@ def fixed_points(
     tol: float | None = None,
     max_calls: int = 500,
 ) -> list[FixedPoint]:
-    """The fixed points reached from several starts, without repeats, each with its multipliers and its kind.
+    """Return the fixed points reached from several starts, without repeats, each with its multipliers and its kind.
 
     From every start the methods are tried in order until one converges. Two ends are one point when they are no
     farther apart than their residuals leave open: the residual divided by the distance of the nearest multiplier from
@@ -292,7 +292,7 @@ def _is_same(point: FixedPoint, search: Search, first: Tensor, tol: float) -> bo
 def _first_converged(
     step: Step, start: Tensor, methods: Sequence[Method], tol: float | None, max_calls: int
 ) -> Search | None:
-    """The first search that converges, in the order of the methods."""
+    """Return the first search that converges, in the order of the methods."""
     for method in methods:
         search = find_fixed_point(step, start, method=method, tol=tol, max_calls=max_calls)
         if search.converged:
@@ -301,7 +301,7 @@ def _first_converged(
 
 
 def _classified(step: Step, search: Search, starts: int, count: int) -> FixedPoint:
-    """A point found, with the eigenvalues of its Jacobian."""
+    """Return a point found, with the eigenvalues of its Jacobian."""
     try:
         tokens = token_spectra(step, search.state, count=count)
         values = tokens.eigenvalues.reshape(-1)
@@ -319,7 +319,7 @@ def _classified(step: Step, search: Search, starts: int, count: int) -> FixedPoi
 
 
 def classify_multipliers(multipliers: NDArray[np.complex128], *, complete: bool = True) -> tuple[str, tuple[str, ...]]:
-    """What kind of fixed point these eigenvalues of its Jacobian make.
+    """Return what kind of fixed point these eigenvalues of its Jacobian make.
 
     Args:
         multipliers: Eigenvalues, largest modulus first, complex.

@@ -70,7 +70,7 @@ class LyapunovSpectrum:
         return np.asarray(used.mean(axis=1).std(axis=0, ddof=1) / np.sqrt(batches), np.float64)
 
     def largest(self) -> tuple[float, float]:
-        """The largest exponent over everything and its standard error.
+        """Return the largest exponent over everything and its standard error.
 
         >>> LyapunovSpectrum(np.array([[[-1.0], [0.5]]] * 9), 0).largest()
         (0.5, 0.0)
@@ -200,7 +200,7 @@ def token_exponents(
 
 @torch.no_grad()
 def _states(step: Step, state: Tensor, iterations: int, warmup: int) -> list[Tensor]:
-    """The states at which the Jacobians are taken."""
+    """Return the states at which the Jacobians are taken."""
     if iterations < 1 or warmup < 0:
         raise ValueError(f"iterations, warmup: expected at least 1 and 0, found {iterations} and {warmup}")
     states = [state.detach()]

@@ -50,7 +50,7 @@ class TokenMap:
 
 
 def token_map(states: Tensor, *, round_off: float | None = None) -> TokenMap:
-    """The trajectory class of every token of a batch.
+    """Return the trajectory class of every token of a batch.
 
     Costs a few passes over the states. A *slider* drifts and keeps its direction; a *drift* does not.
 

@@ -29,8 +29,9 @@ FLOOR_GROWTH: Final = 4.0
 
 
 def _scale(residual: Floats, state: Floats, known: Bools) -> Floats:
-    """What a step is compared with: the state, or without it the largest step so far, which never makes round-off of
-    the start of an explosion.
+    """Return what a step is compared with: the state, or without it the largest step so far.
+
+    The largest step so far never takes the start of an explosion for round-off.
     """
     return np.where(known[:, None], state[:, 1:], np.maximum.accumulate(residual, axis=1))
 

@@ -156,7 +156,7 @@ def judged_from(prediction: SafeDepth, answers: ArrayLike, reference: int) -> Sa
 
 
 def _reached(depths: NDArray[Any]) -> int:
-    """The largest depth that at least 95 % of the tokens reach (the small number keeps 0.05 * 100 at 5)."""
+    """Return the largest depth that at least 95 % of the tokens reach (the small number keeps 0.05 * 100 at 5)."""
     return int(np.sort(depths, axis=None)[int((1 - SHARE) * depths.size + 1e-9)])
 
 
@@ -209,7 +209,7 @@ def _margins(before: ArrayLike, after: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _sentence(depth: int, horizon: int, loops: int, unlimited: bool, method: str) -> str:
-    """The verdict in words."""
+    """Return the verdict in words."""
     what = "the answers do not change" if method == "margin" else "the states move by less than a tenth"
     if depth < horizon:
         return f"safe depth {depth}"

@@ -397,7 +397,7 @@ def _best_of(centred: Vector, log_losses: Vector, restarts: int, seed: int) -> t
 
 
 def _part(centred: Vector, log_losses: Vector, which: int) -> Callable[[Vector], Vector]:
-    """The residuals (0) or their Jacobian (1) as a function of the point alone."""
+    """Return the residuals (0) or their Jacobian (1) as a function of the point alone."""
     return lambda point: _residuals(point, centred, log_losses)[which]
 
 
@@ -427,7 +427,7 @@ def _in_coefficients(jacobian: Vector, slopes: Vector, middles: list[float], coe
 
 
 def _standard_errors(sensitivities: Vector, residuals: Vector) -> tuple[list[float], float]:
-    """Standard errors from sensitivities and scatter, and the condition number after scaling columns to unit length."""
+    """Return standard errors from sensitivities and scatter, and the condition number of columns of unit length."""
     count, unknowns = sensitivities.shape
     lengths = np.linalg.norm(sensitivities, axis=0)
     if not (lengths > 0).all() or count <= unknowns:

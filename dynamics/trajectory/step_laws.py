@@ -188,7 +188,7 @@ def _noise(squares: Floats, slope: Floats, offset: Floats, logs: Floats, shapes:
 def _best_of_each_class(
     squares: Floats, slope: Floats, offset: Floats, noise: Floats, plain: Floats, t: Floats
 ) -> LawFits:
-    """The law and transient of each class that fit best; first axis: the six ranges of slopes."""
+    """Return the law and transient of each class that fit best; first axis: the six ranges of slopes."""
     cost = np.full(squares.shape[2], TRANSIENT_COST)
     cost[0] = 0.0
     score = squares / noise[None, :, None] + cost
@@ -230,7 +230,7 @@ class _Line:
         slope = ((logs @ centred)[:, None] - shapes @ centred) / spread
 
         def rest(rows: Floats) -> Floats:
-            """What is left of rows after their mean and their slope are gone."""
+            """Return what is left of rows after their mean and their slope are gone."""
             level = rows - rows.mean(axis=1, keepdims=True)
             return np.asarray(level - (level @ centred / spread)[:, None] * centred, np.float64)
 

@@ -99,7 +99,7 @@ class TrajectoryMap:
     loops: int
 
     def law(self, *index: int) -> TrajectoryLaw:
-        """The verdict of one series, with its sentence.
+        """Return the verdict of one series, with its sentence.
 
         >>> print(classify_map(np.ones((2, 16))).law(1).sentence)
         The loop drifts: late steps keep their size (factor 1.000 per loop); the last of 16 is 1.
@@ -249,7 +249,7 @@ def _starts_unseen(residual: Floats, state: Floats) -> bool:
 
 
 def _rows(values: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Floats:
-    """The series as float64 rows; NaN where not given."""
+    """Return the series as float64 rows; NaN where not given."""
     if values is None:
         return np.full((int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]), np.nan)
     array = np.asarray(values, np.float64)
@@ -259,7 +259,7 @@ def _rows(values: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Floats
 
 
 def _classify_rows(residual: Floats, cosine: Floats, state: Floats, round_off: float | None) -> TrajectoryMap:
-    """The whole decision on rows ``(N, T)``."""
+    """Return the whole decision on rows ``(N, T)``."""
     count, loops = residual.shape
     with np.errstate(all="ignore"):
         known = ~_all(np.isnan(state))
@@ -298,7 +298,7 @@ def _classify_rows(residual: Floats, cosine: Floats, state: Floats, round_off: f
 
 
 def _first_bad(residual: Floats, state: Floats, known: Bools) -> Integers:
-    """The first loop whose state or step is not finite."""
+    """Return the first loop whose state or step is not finite."""
     not_finite = ~np.isfinite(residual) | (known[:, None] & ~np.isfinite(state[:, 1:]))
     return np.asarray(np.argmax(not_finite, axis=1) + 1, np.int64)
 
@@ -416,7 +416,7 @@ def _fill(decision: _Decision, rows: Integers, fits: LawFits, leads: NDArray[np.
 
 
 def _law_words(fits: LawFits, law: Integers) -> NDArray[np.str_]:
-    """The law of one class in a few characters: ``× 0.972 per loop`` or ``like t^-0.40``."""
+    """Return the law of one class in a few characters: ``× 0.972 per loop`` or ``like t^-0.40``."""
     each = np.arange(len(law))
     slopes, powers = fits.slope[each, law], fits.power[each, law]
     return np.array(

@@ -89,7 +89,7 @@ def sentence_of(
 
 
 def _lasting(law: TrajectoryLaw, cosine: float) -> str:
-    """A loop whose steps neither add up nor grow geometrically."""
+    """Return the law of a loop whose steps neither add up nor grow geometrically."""
     verb = "drifts" if law.kind == "drifting" else "stays in bounds without settling (an orbit)"
     turn = f" with cosine {cosine:.2f} from one to the next" if math.isfinite(cosine) else ""
     if law.method == "power" and law.exponent < -0.1:

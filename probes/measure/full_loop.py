@@ -70,7 +70,7 @@ def arrays_of(loop: FullLoop) -> dict[str, Floats]:
 
 
 def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | None = None) -> FullLoop:
-    r"""What does this loop do to small perturbations at the states it visits?
+    r"""Measure what this loop does to small perturbations at the states it visits.
 
     Runs ``loops`` loops from ``loop.state`` and linearises at the last one. Costs, in backward passes of one loop: the
     spectrum 40 to 160 (D of them up to width 128, where it is exact), the exponents `EXPONENTS` per loop, the norm 40,
@@ -123,7 +123,7 @@ def _attempt(name: str, part: Callable[[], T], /) -> T | None:
 
 @torch.no_grad()
 def _visited(loop: BoundLoop, loops: int) -> tuple[Tensor, Tensor]:
-    """The states half way and at the end."""
+    """Return the states half way and at the end."""
     state = middle = loop.state
     for t in range(loops):
         middle = state if t == loops // 2 else middle
@@ -170,7 +170,7 @@ class FullLoopProbe:
         self._failed = False
 
     def measure(self, batch: Call | None, step: int) -> Measured:
-        """The numbers of now; nothing after a failure.
+        """Return the numbers as they are now; nothing after a failure.
 
         Training notices nothing: modes, gradients and random states are as before.
 

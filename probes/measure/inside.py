@@ -36,7 +36,7 @@ class InsideCounts:
     arrived: tuple[bool, ...]
 
     def norms(self, inside: NDArray[Any], gradients: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The step's arrays: NaN where nothing was measured, infinite where what was measured is not finite.
+        """Return the step's arrays: NaN where nothing was measured, infinite where what was measured is not finite.
 
         An array of which nothing was measured is left out.
 
@@ -99,7 +99,7 @@ class InsideTap:
         self._done, self._reached, self._forward = set(), set(), -1
 
     def device_rows(self) -> dict[str, Tensor]:
-        """Sums over tokens of the norms ``(K,)`` and squares of gradient norms ``(T + 1,)``, where they are."""
+        """Sum over tokens of the norms ``(K,)`` and squares of gradient norms ``(T + 1,)``, where they are."""
         deepest = max(self._reached, default=-1)
         return {"inside": self._norms.clone(), "gradients": self._gradients[: deepest + 1].clone()}
 
@@ -111,7 +111,7 @@ class InsideTap:
 
     @torch.no_grad()
     def _inner(self, place: int, output: Tensor) -> None:
-        """Adds what a module returned, the first time that it runs in a forward."""
+        """Add what a module returned, the first time that it runs in a forward."""
         sums = self._tap.recorded
         assert sums is not None
         if sums.first != self._forward:
@@ -124,7 +124,7 @@ class InsideTap:
         self._tokens[place] += norms.numel()
 
     def _state(self, loop: int, state: Tensor) -> None:
-        """Waits for the gradient of a state; a hook that returns nothing changes nothing."""
+        """Wait for the gradient of a state; a hook that returns nothing changes nothing."""
         if not state.requires_grad or loop >= DEEPEST:
             return
 
@@ -139,7 +139,7 @@ class InsideTap:
 
     @torch.no_grad()
     def _add_gradient(self, loop: int, gradient: Tensor) -> None:
-        """Adds the square of a gradient's norm: squares add over micro-batches."""
+        """Add the square of a gradient's norm: squares add over micro-batches."""
         norm = torch.linalg.vector_norm(_wide(gradient), dtype=torch.float32)
         self._gradients[loop] += norm * norm
         self._reached.add(loop)
