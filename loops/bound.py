@@ -301,7 +301,7 @@ def no_recomputation() -> Iterator[None]:
 
 
 def _logits(output: Any) -> Tensor | None:
-    """Return the logits in a model's output: a tensor (alone or first of a tuple), or held under that name; not a loss."""
+    """Return the logits in a model's output: a tensor (alone or first of a tuple) or one of that name; not a loss."""
     if isinstance(output, Mapping):
         output = output.get("logits")
     elif isinstance(output, tuple) and output:

@@ -292,7 +292,7 @@ class Periods:
         return self.units[loop.first[k] : loop.last[k] + 1]
 
     def _units(self, event: Event) -> Iterator[Event]:
-        """Return calls at the level of the loops: inside a module that is called once and holds one called more often."""
+        """Return calls at the level of the loops: inside modules called once that hold one called more often."""
         for child in event.children:
             once = child.module is not None and self._calls[child.module] == 1
             if once and any(e.module and self._calls[e.module] > 1 and self._marks(e) for e in child.walk()):

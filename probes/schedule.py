@@ -100,7 +100,7 @@ class Preset:
 
 
 def inspecting(first: int = 50, last: int = 400) -> Preset:
-    """Return the preset `inspect`: `watch`, and the full loop after step one and after every ``first`` to ``last`` ones.
+    """Return the preset `inspect`: `watch`, and the full loop after step 1 and after every ``first`` to ``last`` ones.
 
     >>> [step for step in range(200) if inspecting().full_loop(step)]
     [0, 49, 99, 149, 199]
