@@ -30,7 +30,7 @@ LAWS: dict[str, Callable[[np.random.Generator, Array], tuple[Array, float]]] = {
 
 
 def _with(limit: float, rest: Array, level: float | None = None) -> tuple[Array, float]:
-    """Losses and their true limit."""
+    """Return the losses and their true limit."""
     return (limit if level is None else level) + rest, limit
 
 

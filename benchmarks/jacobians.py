@@ -27,7 +27,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def bound(model: Any, tokens: Tensor) -> tuple[Step, Tensor]:
-    """One loop of a model with everything but the state bound, and a first state."""
+    """Return one loop of a model with everything but the state bound, and a first state."""
     seen: list[tuple[Any, ...]] = []
 
     def keep(*inputs: Any) -> Tensor:
@@ -43,7 +43,7 @@ def bound(model: Any, tokens: Tensor) -> tuple[Step, Tensor]:
 
 
 def compare_with_dense() -> None:
-    """Both ways at n = 2048, each from a step to eigenvalues, best of three for the cheap one."""
+    """Compare both ways at n = 2048, each from a step to eigenvalues, best of three for the cheap one."""
     torch.manual_seed(0)
     model = build("demo", width=64, heads=2, mlp_width=128).eval().requires_grad_(False)
     step, state = bound(model, torch.randint(256, (1, 32)))

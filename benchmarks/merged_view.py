@@ -66,14 +66,14 @@ def write(path: Path, ranks: int, rows: int, resumed: bool) -> None:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Processor time of one call: other work on the machine does not count."""
+    """Return the processor time of one call: other work on the machine does not count."""
     start = time.process_time()
     call()
     return 1e3 * (time.process_time() - start)
 
 
 def resident_megabytes() -> float:
-    """Memory of this process now."""
+    """Return the memory of this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
 

@@ -84,7 +84,7 @@ class Contender:
         self.after_step: Callable[[torch.Tensor, torch.Tensor], None] = lambda loss, norm: None
 
     def seconds(self, step: int) -> tuple[float, ...]:
-        """Clocks' times of one training step, its watching included, in the order of `CLOCKS`."""
+        """Return the clocks' times of one training step, its watching included, in the order of `CLOCKS`."""
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(256, (self.shape[0], self.shape[1] + 1), generator=generator).to(self.device)
         torch.manual_seed(step)
@@ -140,7 +140,7 @@ def with_item_hooks(contender: Contender) -> None:
 
 
 def with_monitor(contender: Contender, *, optimizer: bool) -> None:
-    """End-of-loop norms, and the norms of every parameter, gradient, Adam moment and update where asked."""
+    """Note end-of-loop norms, and norms of parameters, gradients, Adam moments and updates where asked."""
     model = contender.model
     last: dict[str, torch.Tensor] = {}
 
@@ -251,7 +251,7 @@ def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[
 
 
 def long_run(steps: int, folder: Path) -> dict[str, float]:
-    """``probe.step`` over a long run: its time, and what the process grew by. The model only runs forward, briefly."""
+    """Time ``probe.step`` over a long run, and what the process grew by. The model only runs forward, briefly."""
     model: LoopedTransformer = build("demo")
     calls, resident = [], []
     with attach(model, folder / "long.h5") as probe:
@@ -277,7 +277,7 @@ def long_run(steps: int, folder: Path) -> dict[str, float]:
 
 
 def device_bytes(loops: int) -> dict[str, int]:
-    """Bytes of the buffers of sums, which depend neither on the run's length nor on its depth."""
+    """Return the bytes of the buffers of sums, which depend neither on the run's length nor on its depth."""
     sizes = {"loops": loops}
     for kind, parts in (("eager", 1), ("fused", 256)):
         reduction = EagerReduction()
@@ -288,7 +288,7 @@ def device_bytes(loops: int) -> dict[str, int]:
 
 
 def _resident_bytes() -> int:
-    """Memory of this process."""
+    """Return the memory of this process."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096
 
@@ -299,7 +299,7 @@ def _wait(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description="Cost of watching every training step.")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all", help="all: toy and small")
     parser.add_argument("--rounds", type=int, default=60, help="steps of each contender that are timed")

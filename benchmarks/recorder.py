@@ -29,12 +29,12 @@ TURNS = 5
 
 
 def percentile(seconds: list[float], share: float) -> float:
-    """Quantile in microseconds."""
+    """Return the quantile in microseconds."""
     return 1e6 * float(np.quantile(seconds, share))
 
 
 def values_of(step: int) -> dict[str, float]:
-    """30 scalars of one step."""
+    """Return 30 scalars of one step."""
     return {"loss": 1.0 / (1 + step), "lr": 1e-3} | {name: step + i for i, name in enumerate(SCALARS)}
 
 
@@ -60,7 +60,7 @@ class Ours:
         self.flushes.append(time.perf_counter() - start)
 
     def size(self) -> int:
-        """Bytes on disk."""
+        """Return the bytes on disk."""
         return self.path.stat().st_size
 
 
@@ -85,7 +85,7 @@ class TensorBoard:
         self.writer.flush()  # type: ignore[no-untyped-call]
 
     def size(self) -> int:
-        """Bytes on disk."""
+        """Return the bytes on disk."""
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
 

@@ -50,7 +50,7 @@ def drift(kind: str, rate: float, width: int, steps: int) -> Iterator[NDArray[np
 
 
 def timed(times: list[float], work: Callable[[], float]) -> float:
-    """Value of the work; its seconds are appended."""
+    """Return the value of the work and append its seconds."""
     began = time.perf_counter()
     value = work()
     times.append(time.perf_counter() - began)
@@ -58,7 +58,7 @@ def timed(times: list[float], work: Callable[[], float]) -> float:
 
 
 def arpack(a: NDArray[np.float32]) -> float:
-    """Radius by ARPACK with the setting that does not stop on the wrong edge eigenvalue."""
+    """Return the radius by ARPACK with the setting that does not stop on the wrong edge eigenvalue."""
     try:
         return float(np.abs(eigs(a, k=6, ncv=40, return_eigenvectors=False)).max())
     except ArpackNoConvergence as stopped:

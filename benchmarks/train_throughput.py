@@ -111,13 +111,13 @@ class Contender:
             self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated())
 
     def _wait(self) -> None:
-        """Until the device has done its work."""
+        """Wait until the device has done its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Alternating rounds of all contenders; the numbers as plain values."""
+    """Run alternating rounds of all contenders; the numbers come as plain values."""
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)

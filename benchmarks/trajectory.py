@@ -52,7 +52,7 @@ def basis(rng: np.random.Generator) -> Array:
 
 
 def normal(*rates: float, spread: float = 0.0) -> Callable[[np.random.Generator], Array]:
-    """Symmetric matrices with these eigenvalues, each as often; the leading one varies by ``spread``."""
+    """Draw symmetric matrices with these eigenvalues, each as often; the leading one varies by ``spread``."""
 
     def draw(rng: np.random.Generator) -> Array:
         values = np.resize(rates, WIDTH) + spread * rng.uniform(-1, 1) * (
@@ -65,7 +65,7 @@ def normal(*rates: float, spread: float = 0.0) -> Callable[[np.random.Generator]
 
 
 def turning(rate: float, angle: float | tuple[float, float]) -> Callable[[np.random.Generator], Array]:
-    """Rotations by one angle or by angles drawn from a range, times a rate."""
+    """Draw rotations by one angle or by angles drawn from a range, times a rate."""
 
     def draw(rng: np.random.Generator) -> Array:
         angles = np.full(WIDTH // 2, angle) if isinstance(angle, float) else rng.uniform(*angle, WIDTH // 2)
@@ -79,13 +79,13 @@ def turning(rate: float, angle: float | tuple[float, float]) -> Callable[[np.ran
 
 
 def jordan(rate: float, size: int, coupling: float) -> Callable[[np.random.Generator], Array]:
-    """Jordan blocks of one rate."""
+    """Draw Jordan blocks of one rate."""
     a = rate * np.eye(WIDTH) + coupling * np.diag(np.where(np.arange(1, WIDTH) % size, 1.0, 0.0), 1)
     return lambda rng: a
 
 
 def dense(radius: float) -> Callable[[np.random.Generator], Array]:
-    """Random non-normal matrices of a radius."""
+    """Draw random non-normal matrices of a radius."""
 
     def draw(rng: np.random.Generator) -> Array:
         a = rng.normal(size=(WIDTH, WIDTH))
@@ -126,7 +126,7 @@ linear("exploding", "growth 1e15", normal(1e15))
 
 @law("settling")
 def tanh_block(rng: np.random.Generator) -> tuple[Step, Array]:
-    """0.5 h + e + a block that reads h through a norm."""
+    """Return 0.5 h + e + a block that reads h through a norm."""
     w, e = 0.5 * rng.normal(size=(WIDTH, WIDTH)) / 4, rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: 0.5 * h + e + np.tanh(normed(h) @ w), 0 * e
 
@@ -193,7 +193,7 @@ def polynomial_steps(rng: np.random.Generator) -> tuple[Step, Array]:
 
 @law("drifting")
 def random_walk(rng: np.random.Generator) -> tuple[Step, Array]:
-    """Independent steps."""
+    """Return independent steps."""
     return lambda h, t: h + rng.normal(size=h.shape), 0 * rng.normal(size=(TOKENS, WIDTH))
 
 
@@ -206,7 +206,7 @@ def drift_from_afar(rng: np.random.Generator) -> tuple[Step, Array]:
 
 @law("drifting")
 def drift_and_rotation(rng: np.random.Generator) -> tuple[Step, Array]:
-    """Half of the state turns, half of it drifts."""
+    """Return steps of which half of the state turns and half drifts."""
     a, e = turning(1.0, 1.5)(rng), rng.normal(size=(TOKENS, WIDTH))
     a[: WIDTH // 2], a[:, : WIDTH // 2] = 0, 0
     a[: WIDTH // 2, : WIDTH // 2] = np.eye(WIDTH // 2)
@@ -285,7 +285,7 @@ def quadratic_blow_up(rng: np.random.Generator) -> tuple[Step, Array]:
 
 
 def normed(h: Array) -> Array:
-    """Every token at length 1."""
+    """Return every token at length 1."""
     return np.asarray(h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-300))
 
 
@@ -328,7 +328,7 @@ def run(name: str, kind: str, seed: int) -> Recorded:
 
 
 def verdicts(name: str, state: str, seeds: range, depth: int) -> NDArray[np.str_]:
-    """Kind said of one loop at one depth, by seed."""
+    """Return the kind that is given to one loop at one depth, by seed."""
     runs = [run(name, state, seed) for seed in seeds]
     residual, cosine = (np.stack([getattr(r, what)[:depth] for r in runs]) for what in ("residual", "cosine"))
     norm = np.stack([r.state[: depth + 1] for r in runs])
@@ -339,7 +339,7 @@ def verdicts(name: str, state: str, seeds: range, depth: int) -> NDArray[np.str_
 
 
 def table(seeds: range, depths: tuple[int, ...]) -> dict[str, dict[tuple[str, int], tuple[float, float, float, float]]]:
-    """Shares of right, undecided, wrong and falsely stable verdicts by kind, type and depth."""
+    """Return the shares of right, undecided, wrong and falsely stable verdicts by kind, type and depth."""
     shares: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]] = {}
     for name, (truth, _) in LAWS.items():
         shares[name] = {}

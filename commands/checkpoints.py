@@ -121,7 +121,7 @@ def linearize_checkpoint(
     device: str,
     progress: Callable[[str, float], None] | None = None,
 ) -> Linearization:
-    """Analyses the loop of a checkpoint on text.
+    """Analyse the loop of a checkpoint on text.
 
     Args:
         path: Checkpoint folder or run file.
@@ -171,7 +171,7 @@ def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, devic
 
 @torch.no_grad()
 def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, int]:
-    """Safe depth of the answers of the training depth: predicted from twice that depth, and measured by running on."""
+    """Return the safe depth of the training depth's answers: predicted from twice that depth, and measured."""
     trained = model.config.mean_depth
     seen = 2 * trained
     horizon = max(HORIZON, 2 * seen)

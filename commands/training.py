@@ -89,7 +89,7 @@ def train_run(
     rules: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Trains a model and records its loop to ``out``; under ``torchrun``, call it on all ranks.
+    """Train a model and record its loop to ``out``; under ``torchrun``, call it on all ranks.
 
     Args:
         out: The run file; checkpoints go to the folder ``<out without ending>.checkpoint`` beside it. Every rank

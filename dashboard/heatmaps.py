@@ -35,7 +35,7 @@ def loop_heatmap(
     shown: Columns, *, symbol: str, what: str, nothing: str, remedy: str = "", log: bool = True, view: View = None,
     selected: float | None = None, span: View = None, revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """One number of every loop of every step as a heatmap.
+    """Draw one number of every loop of every step as a heatmap.
 
     Args:
         shown: Columns of the picture: NaN where a loop did not run, infinite where it ran and was not finite.
@@ -74,7 +74,7 @@ def gradient_heatmap(
     steps: Array, gradient: Array, *, view: View = None, selected: float | None = None, span: View = None,
     revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Norm of the loss's gradient in the state of every loop, over steps: does it grow or die on its way back?
+    """Draw the loss gradient's norm in the state of every loop, over steps: does it grow or die on its way back?
 
     Args:
         steps: Steps at which it was measured, shape ``(N,)``.
@@ -106,7 +106,7 @@ def block_heatmap(
     steps: Array, norms: Array, names: Sequence[str], *, view: View = None,
     selected: float | None = None, span: View = None, revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Norm of the state after every block, over steps: where within one loop does it jump?
+    """Draw the norm of the state after every block, over steps: where within one loop does it jump?
 
     Args:
         steps: Steps at which it was measured, shape ``(N,)``.
@@ -134,7 +134,7 @@ def block_heatmap(
 
 
 def token_map(step: float | None, residual: Array, *, revision: str = "") -> go.Figure:
-    """Step norm of every token at every loop of one pass of the probe batch: which tokens settle, and when?
+    """Draw every token's step norm at every loop of one pass of the probe batch: which settle, and when?
 
     Args:
         step: Training step of the pass; None when there is none up to the selected step.

@@ -49,7 +49,7 @@ def legend_of(column: int) -> str:
 
 
 def style(chart: go.Figure, *, height: int, top: int) -> None:
-    """Ink that reads on light and dark pages, and a transparent ground."""
+    """Use ink that reads on light and dark pages, and a transparent ground."""
     chart.update_layout(
         width=WIDTH,
         height=height,
@@ -65,12 +65,12 @@ def style(chart: go.Figure, *, height: int, top: int) -> None:
 
 
 def note(anchor: str) -> dict[str, object]:
-    """Options of a small text inside a panel."""
+    """Return the options of a small text inside a panel."""
     return {"showarrow": False, "xanchor": anchor, "yanchor": "middle", "font": {"size": 12, "color": INK}}
 
 
 def columns(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:
-    """Pairs as two arrays."""
+    """Return the pairs as two arrays."""
     first, second = np.array(list(points), np.float64).T
     return first, second
 
@@ -92,7 +92,7 @@ def add_dots(chart: go.Figure, column: int, x: object, y: object, name: str, col
 
 
 def as_svg(figures: Mapping[str, go.Figure]) -> dict[str, str]:
-    """SVG texts, drawn by plotly in a browser that talks to nobody."""
+    """Return the SVG texts, drawn by plotly in a browser that talks to nobody."""
     from playwright.sync_api import sync_playwright
 
     browser_path = next((path for path in map(shutil.which, BROWSERS) if path), None)

@@ -26,7 +26,7 @@ READ = "!document.body.innerText.includes('reading…')"
 
 
 def addresses(run: str) -> dict[str, str]:
-    """Every page and tab by a name for its picture."""
+    """Return every page and tab by a name for its picture."""
     pages = {page.name: page.path for page in all_pages() if page.link}
     return pages | {f"run-{tab}": f"/run/{run}?tab={tab}" for tab in all_tabs()}
 

@@ -17,7 +17,7 @@ LYAPUNOV_TOLERANCE: Final = 0.05
 
 
 def lti_regime(radius: float, tol: float = LTI_TOLERANCE) -> Regime:
-    """Regime of the linear part of the loop, from the spectral radius of A̅.
+    """Return the regime of the linear part of the loop, from the spectral radius of A̅.
 
     Below one the linear part forgets, at one it keeps, above one it amplifies what the state carried. Both ends of
     the marginal band belong to it.
@@ -38,7 +38,7 @@ def lti_regime(radius: float, tol: float = LTI_TOLERANCE) -> Regime:
 
 
 def loop_regime(lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> Regime:
-    """Regime of the full loop, from its largest Lyapunov exponent (or the logarithm of its Jacobian radius).
+    """Return the regime of the full loop, from its largest Lyapunov exponent (or the logarithm of its Jacobian radius).
 
     Args:
         lyapunov_max: λ₁ in nats per loop: negative when the loop forgets a small perturbation; ``-inf`` is allowed,
@@ -81,7 +81,7 @@ def full_loop_regime(log_radius: float, lyapunov_max: float, tol: float = LYAPUN
 
 
 def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> bool:
-    """Whether the two rates of the full loop are both known and in different regimes.
+    """Return whether the two rates of the full loop are both known and in different regimes.
 
     >>> rates_disagree(-0.3, 0.3), rates_disagree(-0.3, -0.4), rates_disagree(float("nan"), 0.3)
     (True, False, False)

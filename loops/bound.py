@@ -138,7 +138,7 @@ class _Interception:
         )
 
     def _step(self, e: Tensor | None) -> Step:
-        """One loop with the given input bound; the model's own when None."""
+        """Return one loop with the given input bound; the model's own when None."""
 
         def step(h: Tensor) -> Tensor:
             self.state, self.e, self.catch = h, e, True
@@ -182,7 +182,7 @@ class _Interception:
             self.final = None
 
     def _forward(self) -> Any:
-        """One run of the model, at depth 1 where its depth can be set; each begins as the first one did."""
+        """Run the model once, at depth 1 where its depth can be set; each run begins as the first one did."""
         self.calls = 0
         start_streams(self.model, self.seed)  # h_0 is the same in every run
         with nullcontext() if self.repeats is None else self.repeats:
@@ -250,7 +250,7 @@ class _Repeats:
         self._acting: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def needed(self) -> bool:
-        """Whether the forward since the start left anything behind; it is put back."""
+        """Return whether the forward since the start left anything behind; it is put back."""
         written = self._writes.memory
         for module in self._model.modules():
             for held in (module._parameters, module._buffers):
@@ -272,7 +272,7 @@ class _Repeats:
 
 @contextmanager
 def no_recomputation() -> Iterator[None]:
-    """Inside, activation checkpointing keeps what it would compute again: derivatives of derivatives need it whole.
+    """Let activation checkpointing keep what it would compute again: derivatives of derivatives need it whole.
 
     >>> from torch.utils.checkpoint import checkpoint
     >>> h = torch.ones(2, requires_grad=True)

@@ -151,7 +151,7 @@ Input: TypeAlias = Tensor | Mapping[str, Any] | tuple[Any, ...] | Call
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples, mappings and dataclasses, in order."""
+    """Return all tensors in nested lists, tuples, mappings and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -188,7 +188,7 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether a value is a dataclass that holds nothing beside its fields, so that a copy of these is a copy of it."""
+    """Return whether a value is a dataclass that holds its fields and nothing else, so that copying them copies it."""
     if not is_dataclass(value) or isinstance(value, type):
         return False
     return set(getattr(value, "__dict__", ())) <= set(_entries(value))

@@ -186,7 +186,7 @@ def _missing(site: LoopSite) -> list[str]:
 
 
 def _reading(site: LoopSite) -> str:
-    """Where the state and the input are read."""
+    """Return where the state and the input are read."""
     state = "does not receive the state itself" if site.state_argument is None else "receives the state at "
     parts = [state + ("" if site.state_argument is None else _place(site.state_argument))]
     if site.input_argument is not None:

@@ -82,7 +82,7 @@ def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
 
 
 def find_levels(model: nn.Module, example: Input) -> list[Level]:
-    """All loops that a forward shows, outer ones first."""
+    """Return all loops that a forward shows, outer ones first."""
     root = trace(model, example)
     periods = Periods(root)
     if not periods.loops():
@@ -263,7 +263,7 @@ def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Input) ->
 
 
 def _arguments(model: nn.Module) -> list[str]:
-    """Arguments that may be a number of loops: those of usual names, then others that may be left out or are integers.
+    """Return the arguments that may be a number of loops: usual names first, then optional ones and integers.
 
     >>> class Model(nn.Module):
     ...     def forward(self, tokens, mask=None, scale=1.0, n_recur=4, num_steps=None): ...
@@ -277,7 +277,7 @@ def _arguments(model: nn.Module) -> list[str]:
 
 
 def _attributes(model: nn.Module, value: int) -> list[str]:
-    """Dotted names of integers of this value in modules and in their configurations, outermost first.
+    """Return the dotted names of integers of this value in modules and in their configurations, outermost first.
 
     >>> module = nn.Identity()
     >>> module.loops, module.config = 4, {"depth": 4, "width": 64}
@@ -306,7 +306,7 @@ def _plain(held: object) -> dict[Any, Any]:
 
 
 def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
-    """How often the loop runs in a forward at this depth; 0 when the forward fails."""
+    """Return how often the loop runs in a forward at this depth; 0 when the forward fails."""
     seen = 0
 
     def count(module: nn.Module, args: object) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | None = None) -> LoopSite:
-    """Locates the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
+    """Locate the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
 
     Args:
         model: The user's module, unwrapped.

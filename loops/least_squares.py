@@ -85,7 +85,7 @@ class LinearEstimate:
     rank: int
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for the run file, without the matrices."""
+        """Return plain values for the run file, without the matrices."""
         shown = ("value", "residual", "method", "converged")
         numbers = {k: v for k, v in asdict(self.radius).items() if k in shown}
         numbers = {"radius": numbers.pop("value"), **numbers, "radius_first_half": self.halves[0]}
@@ -154,7 +154,7 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
 
 
 def estimate_linear_part(model: nn.Module, site: LoopSite, example: Input | None = None) -> LinearEstimate:
-    """How a loop acts on its state, to first order, over the states that an input visits.
+    """Estimate how a loop acts on its state, to first order, over the states that an input visits.
 
     Costs one forward and three least-squares problems of ``N x (D + E + 1)``.
 
@@ -214,7 +214,7 @@ def linear_estimate(model: nn.Module, site: LoopSite, example: Input | None = No
 
 
 def _enough(model: nn.Module, visited: Visited) -> Tensor:
-    """Random tokens that give enough samples for the unknowns of this loop."""
+    """Return random tokens that give enough samples for the unknowns of this loop."""
     x, _ = _samples(visited)
     pairs_per_sequence = x.shape[0] * x.shape[1] / EXAMPLE_SHAPE[0]
     sequences = min(MOST_SEQUENCES, math.ceil(SAMPLES_PER_UNKNOWN * x.shape[-1] / max(1.0, pairs_per_sequence)))
@@ -225,7 +225,7 @@ def _enough(model: nn.Module, visited: Visited) -> Tensor:
 
 
 def _vocabulary(model: nn.Module) -> int:
-    """Entries of the first embedding."""
+    """Return the number of entries of the first embedding."""
     return next(module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding))
 
 
@@ -246,13 +246,13 @@ def _samples(visited: Visited) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 
 def _rows(tensor: Tensor) -> NDArray[np.float64]:
-    """``(B, S, D)`` to ``(B S, D)`` in float64 on the host."""
+    """Turn ``(B, S, D)`` into ``(B S, D)`` in float64 on the host."""
     rows: NDArray[np.float64] = tensor.double().flatten(0, -2).cpu().numpy()
     return rows
 
 
 def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], int, float]:
-    """Least squares over tokens and loops: solution ``(unknowns, D)``, rank, unexplained share."""
+    """Fit by least squares over tokens and loops: solution ``(unknowns, D)``, rank, unexplained share."""
     x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return np.full((x.shape[1], y.shape[1]), np.nan), 0, math.nan
@@ -263,5 +263,5 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.flo
 
 
 def _radius(a: NDArray[np.float64]) -> float:
-    """Spectral radius; NaN where the matrix is not finite."""
+    """Return the spectral radius; NaN where the matrix is not finite."""
     return float(np.abs(np.linalg.eigvals(a)).max()) if np.isfinite(a).all() else math.nan

@@ -63,7 +63,7 @@ def known_linear_part(module: nn.Module) -> LinearMatrices | None:
 
 
 def _softplus_step(module: nn.Module) -> LinearMatrices:
-    """Diagonal with a learned step per channel."""
+    """Return the diagonal with a learned step per channel."""
     held = dict(module.named_parameters(recurse=False))
 
     def delta() -> Tensor:
@@ -76,7 +76,7 @@ def _softplus_step(module: nn.Module) -> LinearMatrices:
 
 
 def _log_step(module: nn.Module) -> LinearMatrices:
-    """Diagonal with one learned step, and B̅ used as it is."""
+    """Return the diagonal with one learned step, and B̅ used as it is."""
     held = dict(module.named_parameters(recurse=False))
 
     def a_bar() -> Tensor:
@@ -128,7 +128,7 @@ def _split(call: Event, state: tuple[int, int], given: tuple[int, int]) -> Linea
 
 
 def _sum(periods: Periods, body: Event, summands: set[int]) -> LinearMatrices | None:
-    """Identities, for a module without parameters that only adds state and input."""
+    """Return identities, for a module without parameters that only adds state and input."""
     if body.learns or len(body.children) != 1:
         return None
     function = body.children[0]

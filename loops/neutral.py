@@ -32,7 +32,7 @@ _tried: WeakSet[Callable[[], Tensor]] = WeakSet()  # readings known to be quiet,
 
 
 def looking() -> bool:
-    """Whether a model is being run on the side now, so that its forward is no part of the training.
+    """Return whether a model is being run on the side now, so that its forward is no part of the training.
 
     >>> looking()
     False
@@ -41,7 +41,7 @@ def looking() -> bool:
 
 
 def eagerly() -> AbstractContextManager[object]:
-    """Inside, compiled code runs as it was written: nothing is compiled for a run on the side, and every graph stays.
+    """Run compiled code as it was written: nothing is compiled for a run on the side, and every graph stays.
 
     >>> with eagerly():
     ...     pass
@@ -165,7 +165,7 @@ def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor
 
 
 def _reading_acts(model: nn.Module, read: Callable[[], Tensor]) -> bool:
-    """Whether reading changes a tensor, a random state or something in Python; not whether it works."""
+    """Return whether reading changes a tensor, a random state or something in Python; not whether it works."""
     acts = False
     for training in (True, False):
         with suppress(Exception), on_the_side(model, seed=0, evaluating=False, verify=False) as look:
@@ -194,7 +194,7 @@ def _set_flags(model: nn.Module, training: bool) -> None:
 
 
 def _may_act(module: nn.Module) -> bool:
-    """Whether a module has a ``train()`` or ``eval()`` of its own."""
+    """Return whether a module has a ``train()`` or ``eval()`` of its own."""
     for name in ("train", "eval"):
         own = getattr(type(module), name)
         if name in vars(module) or not getattr(own, "__module__", "").startswith("torch."):
@@ -218,7 +218,7 @@ def _verify(model: nn.Module, before: Fingerprint | None, *, failed: bool) -> No
 
 @contextmanager
 def _own_random_stream(model: nn.Module, seed: int | None) -> Iterator[None]:
-    """Random states of torch, numpy and Python inside that are not those outside."""
+    """Give a block random states of torch, numpy and Python of its own."""
     devices = _cuda_devices(model)
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global stream is what users' code draws from
     try:
@@ -242,7 +242,7 @@ def start_streams(model: nn.Module, seed: int) -> None:
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    """Where a model draws its random numbers besides the host."""
+    """Return where a model draws its random numbers besides the host."""
     return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
@@ -254,7 +254,7 @@ def _random_states() -> tuple[Any, ...]:
 
 @contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Inside, autocast keeps no casts: one made here without a graph would be training's next weight."""
+    """Keep autocast from caching casts: one made here without a graph would be training's next weight."""
     usual = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -82,7 +82,7 @@ class Periods:
     # Loops
 
     def loops(self) -> list[Loop]:
-        """All loops, outer ones before the ones inside them; repeats that nothing links are left out."""
+        """Return all loops, outer ones before the ones inside them; repeats that nothing links are left out."""
         marks = self._marked
         names = [self.units[i].name for i in marks]
         runs: list[tuple[int, int, int]] = []
@@ -116,7 +116,7 @@ class Periods:
     # The state
 
     def carried(self, loop: Loop) -> list[str]:
-        """Names of the units whose outputs one period leaves to the next, in running order."""
+        """Return names of the units whose outputs one period leaves to the next, in running order."""
         # Period 1 may go on from h_0 through functions alone, which was made before the loop.
         made = {self._maker[key] for key in self._reached(loop, min(2, loop.count - 1))[0]}
         return [self.units[i].name for i in sorted(made)]
@@ -138,7 +138,7 @@ class Periods:
         )
 
     def received(self, loop: Loop) -> tuple[Place, str, str, str] | None:
-        """Of several carried tensors, the widest that the same module of every period receives.
+        """Return the widest of several carried tensors that the same module of every period receives.
 
         Returns:
             Where it is received, by which module, which module receives it behind the loop, and what makes it.
@@ -223,15 +223,15 @@ class Periods:
         return next((unit for unit in self.units[loop.last[-1] + 1 :] if self._marks(unit)), None)
 
     def calls_of(self, name: str) -> int:
-        """How often the module of this name was called in the whole forward."""
+        """Return how often the module of this name was called in the whole forward."""
         return sum(event.name == name for event in self.root.walk() if event.module is not None)
 
     def calls_until(self, name: str, loop: Loop, after: Event) -> int:
-        """How often a module was called before the first call behind the loop."""
+        """Return how often a module was called before the first call behind the loop."""
         return sum(unit.name == name for unit in self.units[: self.units.index(after)] if unit.module is not None)
 
     def reached_otherwise(self, loop: Loop, link: Link, body: Event) -> bool:
-        """Whether anything in period 1 but the call of ``body`` reads the state."""
+        """Return whether anything in period 1 but the call of ``body`` reads the state."""
         key = self.key(self.state(loop, link, 1))
         begin, end = (loop.last[k] + max(link.offset, 0) + 1 for k in (0, 1))
         if body.writes and self.key(body.writes[0]) == key:  # what reads the state later reads what `body` returned
@@ -275,7 +275,7 @@ class Periods:
         return None
 
     def key(self, tensor: Tensor) -> int:
-        """Identity of a tensor's numbers: the same for copies, casts and views of the same shape."""
+        """Return the identity of a tensor's numbers: the same for copies, casts and views of the same shape."""
         key = id(tensor)
         while key in self._same:
             key = self._same[key]
@@ -284,7 +284,7 @@ class Periods:
     # Inside
 
     def _marks(self, unit: Event) -> bool:
-        """Whether a unit is one of the calls whose repetition makes a loop."""
+        """Return whether a unit is one of the calls whose repetition makes a loop."""
         return unit.module is not None if self._bare else unit.learns
 
     def _span(self, loop: Loop, k: int) -> list[Event]:
@@ -331,7 +331,7 @@ class Periods:
         return carried, stop in seen
 
     def _is_state(self, loop: Loop, link: Link) -> bool:
-        """Whether each period goes on from this one tensor alone, and the last period leaves one too."""
+        """Return whether each period goes on from this one tensor alone, and the last period leaves one too."""
         before = 0
         for k in range(1, loop.count + 1):
             i = loop.last[k - 1] + link.offset
@@ -370,12 +370,12 @@ class Periods:
         return [unit for unit in self.units[begin : loop.last[k] + 1] if unit.module is not None]
 
     def _opens_period(self, loop: Loop, call: Event) -> bool:
-        """Whether a call of period 1 has its like in period 0, rather than closing the period before."""
+        """Return whether a call of period 1 has its like in period 0, rather than closing the period before."""
         like = loop.first[0] + self.units.index(call) - loop.first[1]
         return like >= 0 and self.units[like].name == call.name
 
     def _place(self, call: Event, tensor: Tensor) -> Place | None:
-        """Where a call receives a tensor."""
+        """Return where a call receives a tensor."""
         return next((place for place, key in self._keys(call) if key == self.key(tensor)), None)
 
     def _keys(self, call: Event) -> list[tuple[Place, int]]:
@@ -404,7 +404,7 @@ class Periods:
 
 
 def _is_same(unit: Event) -> bool:
-    """Whether a function hands on its input's numbers, one token's channels together."""
+    """Return whether a function hands on its input's numbers, one token's channels together."""
     if unit.module is not None or not unit.reads:
         return False
     given, made = unit.reads[0], unit.writes[0]
@@ -446,7 +446,7 @@ def _repeats(names: list[str]) -> list[tuple[int, int, int]]:
 
 
 def _inside_earlier_period(run: tuple[int, int, int], outer: tuple[int, int, int]) -> bool:
-    """Whether a run is the same as one in the outer loop's first period, in a later one."""
+    """Return whether a run is the same as one in the outer loop's first period, in a later one."""
     start, period, count = run
     begin, length, times = outer
     return length > period * count and begin + length <= start < begin + length * times

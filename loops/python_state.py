@@ -182,7 +182,7 @@ class _Held:
     __slots__ = ()
 
     def differs(self) -> bool:
-        """Whether it is otherwise now."""
+        """Return whether it is otherwise now."""
         raise NotImplementedError
 
     def restore(self) -> None:
@@ -191,7 +191,7 @@ class _Held:
 
 
 def _same(now: Iterable[Any], then: Iterable[Any]) -> bool:
-    """Whether the very same objects come in the same order; the caller has compared the numbers of them."""
+    """Return whether the very same objects come in the same order; the caller has compared the numbers of them."""
     return all(a is b for a, b in zip(now, then, strict=False))
 
 
@@ -364,7 +364,7 @@ class _TensorState(_Held):
         )
 
     def _same_memory(self) -> bool:
-        """Whether the tensor still uses the memory it used; one on meta has none, and its shape is all there is."""
+        """Return whether the tensor still uses its memory; one on meta has none, and its shape is all there is."""
         of = self._of
         return of.shape == self._alias.shape if of.is_meta else of.is_set_to(self._alias)
 
@@ -398,12 +398,12 @@ def _generator(value: Any) -> _Generator | None:
 
 
 def _slots(kind: type) -> list[str]:
-    """Names of the slots that a class adds."""
+    """Return names of the slots that a class adds."""
     own = vars(kind).get("__slots__", ())
     names = [own] if isinstance(own, str) else list(own)
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _is_of_others(kind: type) -> bool:
-    """Whether objects of a class belong to another library than the model's."""
+    """Return whether objects of a class belong to another library than the model's."""
     return kind.__module__.partition(".")[0] in _OTHERS

@@ -124,7 +124,7 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Ten
 
 
 def _is_parallel(model: nn.Module) -> bool:
-    """Whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
+    """Return whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
     return isinstance(model, DataParallel | DistributedDataParallel)

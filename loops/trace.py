@@ -56,7 +56,7 @@ class Event:
 
 
 def example_tokens(model: nn.Module) -> Tensor:
-    """Random tokens for a model's first embedding.
+    """Return random tokens for a model's first embedding.
 
     Raises:
         LoopSiteError: The model has no embedding.

@@ -84,12 +84,12 @@ def save(folder: str | os.PathLike[str], weights: dict[str, Tensor], config: Loo
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder holds a complete checkpoint."""
+    """Return whether the folder holds a complete checkpoint."""
     return (Path(folder) / "latest").is_file()
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], LoopedConfig, TrainState]:
-    """Weights, model configuration and training state of the newest step, on the CPU.
+    """Return the weights, model configuration and training state of the newest step, on the CPU.
 
     Args:
         folder: A run's checkpoint folder, or one step inside it.
@@ -145,7 +145,7 @@ def scatter(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
 
 
 def _same_shape(value: object, parameter: Tensor) -> bool:
-    """Whether an entry of the optimizer's state is a tensor like its parameter (moments are, counters are not)."""
+    """Return whether an entry of an optimizer's state is a tensor like its parameter (moments are, counters not)."""
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 

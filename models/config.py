@@ -143,5 +143,5 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def _is_count(value: object, *, least: int) -> bool:
-    """Whether a value is an integer (``True`` is not) of at least ``least``."""
+    """Return whether a value is an integer (``True`` is not) of at least ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

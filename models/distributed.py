@@ -61,7 +61,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train."""
+    """Return how many processes train."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -102,7 +102,7 @@ def accumulating(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def mean(value: Tensor) -> Tensor:
-    """Mean over the ranks; no device synchronisation."""
+    """Return the mean over the ranks; no device synchronisation."""
     if world_size() > 1:
         dist.all_reduce(value)
         value = value / world_size()
@@ -110,7 +110,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank, so that all ranks stop together."""
+    """Return whether the flag is set on any rank, so that all ranks stop together."""
     if world_size() == 1:
         return flag
     votes = torch.tensor(int(flag), device=device)
@@ -124,7 +124,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over the ranks."""
+    """Return whether a tensor is spread over the ranks."""
     if world_size() == 1:
         return False
     from torch.distributed.tensor import DTensor
@@ -143,6 +143,6 @@ def shard_like(tensor: Tensor, example: Tensor) -> Tensor:
 
 
 def wait() -> None:
-    """Until all ranks are here."""
+    """Wait until all ranks are here."""
     if world_size() > 1:
         dist.barrier()

@@ -36,7 +36,7 @@ class DocumentError(ValueError):
 
 
 def read_documents(path: str | os.PathLike[str], *, column: str = "text") -> Iterator[str]:
-    """Documents of a file or of all readable files below a folder, in the order of their names.
+    """Yield the documents of a file or of all readable files below a folder, in the order of their names.
 
     A plain text file is one document, every line of a JSONL file and every row of a parquet file another one.
 
@@ -64,7 +64,7 @@ def read_documents(path: str | os.PathLike[str], *, column: str = "text") -> Ite
 
 
 def stream_documents(source: str | HubText, *, data_files: Sequence[str] | None = None) -> Iterator[str]:
-    """Documents of a data set on the Hugging Face hub, downloaded as they are read.
+    """Yield documents of a data set on the Hugging Face hub, downloaded as they are read.
 
     Args:
         source: A key of `HUB` or a data set of your own. With ``data_files`` the repository is a format, such as

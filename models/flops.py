@@ -57,7 +57,7 @@ def effective_parameters(config: LoopedConfig, sequence_length: int) -> Effectiv
 
 
 def training_flops(config: LoopedConfig, sequence_length: int, tokens: float) -> float:
-    """FLOPs of training on so many tokens.
+    """Return FLOPs of training on so many tokens.
 
     Args:
         config: The model.
@@ -69,7 +69,7 @@ def training_flops(config: LoopedConfig, sequence_length: int, tokens: float) ->
 
 
 def utilisation(config: LoopedConfig, sequence_length: int, tokens_per_second: float, device: torch.device) -> float:
-    """Share of the device's bfloat16 peak, per process; NaN for a device whose peak is not known (every CPU).
+    """Return share of the device's bfloat16 peak, per process; NaN for a device whose peak is not known (every CPU).
 
     Args:
         config: The model.

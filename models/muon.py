@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure here
-        """One update of all matrices that have a gradient."""
+        """Update all matrices that have a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """One update of matrices that share a shape; sharded ones are orthogonalised whole, on every rank."""
+        """Update matrices that share a shape; sharded ones are orthogonalised whole, on every rank."""
         rows, columns = parameters[0].shape
         updates = []
         for parameter in parameters:

@@ -11,7 +11,7 @@ from .train_config import TrainConfig
 
 
 def schedule(step: int, config: TrainConfig) -> float:
-    """Share of the peak rate in step ``0 .. steps-1``: linear warm-up, constant, linear cool-down at the end."""
+    """Return the share of the peak rate in step ``0 .. steps-1``: linear warm-up, constant, linear cool-down."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     cooldown_steps = config.cooldown * config.steps
     cold = min(1.0, (config.steps - step) / cooldown_steps) if cooldown_steps else 1.0
@@ -58,7 +58,7 @@ def block_matrices(model: LoopedTransformer) -> list[nn.Parameter]:
 
 
 def _groups(model: LoopedTransformer, decay: float, leave_out: set[int]) -> list[dict[str, object]]:
-    """AdamW's groups: decayed and not."""
+    """Return AdamW's groups: decayed and not."""
     injection = model.injection.parameters() if model.config.injection == "parcae" else iter(())
     exempt = {id(p) for p in (*injection, *model.read_out.parameters())}
     taken = [p for p in model.parameters() if p.requires_grad and id(p) not in leave_out]
@@ -72,5 +72,5 @@ def _groups(model: LoopedTransformer, decay: float, leave_out: set[int]) -> list
 
 
 def _fused(model: nn.Module) -> bool | None:
-    """Fused kernels on CUDA; the default elsewhere."""
+    """Choose fused kernels on CUDA; the default elsewhere."""
     return True if next(model.parameters()).is_cuda else None

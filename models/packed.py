@@ -41,7 +41,7 @@ def write_corpus(
     source: str,
     max_tokens: int | None = None,
 ) -> Path:
-    """Tokenises documents into a folder that `PackedText` reads.
+    """Tokenise documents into a folder that `PackedText` reads.
 
     Args:
         documents: Texts; empty ones are left out.
@@ -92,7 +92,7 @@ def tokenize(
     max_tokens: int | None = None,
     column: str = "text",
 ) -> Path:
-    """From text to a corpus in one call: trains a tokenizer unless one is given, then writes the tokens.
+    """Turn text into a corpus in one call: train a tokenizer unless one is given, then write the tokens.
 
     Args:
         source: A file or folder (see `read_documents`), or a name of the hub (`HUB`: ``"fineweb-edu"``, ``"huginn"``).
@@ -158,12 +158,12 @@ class PackedText:
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def batch(self, index: int, batch_size: int) -> Tensor:
-        """Training batch number ``index``, ``(B, S + 1)`` int64; each epoch goes over all sequences once."""
+        """Return training batch number ``index``, ``(B, S + 1)`` int64; each epoch goes over all sequences once."""
         rows = [self._row_of(number) for number in range(index * batch_size, (index + 1) * batch_size)]
         return torch.stack([self._assemble(self._training[row]) for row in rows])
 
     def held_out(self, batch_size: int) -> Iterator[Tensor]:
-        """Held-out batches in a fixed order; the last one may be smaller."""
+        """Yield held-out batches in a fixed order; the last one may be smaller."""
         for first in range(0, len(self._held_out), batch_size):
             yield torch.stack([self._assemble(row) for row in self._held_out[first : first + batch_size]])
 
@@ -192,7 +192,7 @@ class PackedText:
 
 
 def pack(documents: Iterable[Segment], row: int) -> Iterator[list[Segment]]:
-    """Packs documents into rows of exactly ``row`` places; a piece of n tokens takes n + 1, for its start token.
+    """Pack documents into rows of exactly ``row`` places; a piece of n tokens takes n + 1, for its start token.
 
     Takes the longest document that still fits; when none does, the shortest is cut and its rest waits its turn. Only
     what does not fill a last row is left over. A row's last place may be a start token alone.

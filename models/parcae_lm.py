@@ -124,7 +124,7 @@ def from_pretrained(repository: str) -> LoopedTransformer:
 
 
 def _our_config(weights: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> LoopedConfig:
-    """Our configuration of an original model; sizes are read from the weights themselves."""
+    """Return our configuration of an original model; sizes are read from the weights themselves."""
     for name, (value, default) in _REQUIRED.items():
         _expect(name, theirs.get(name, default), value)
     if theirs.get("init_strategy", "scaled") not in _PLAIN_INITS:
@@ -276,12 +276,12 @@ def _ours_to_theirs(
 
 
 def _their_tables(config: LoopedConfig) -> list[int]:
-    """Layers for which the original makes a value table: every second one, ending with the last."""
+    """Return the layers for which the original makes a value table: every second one, ending with the last."""
     return [layer for layer in range(config.layers) if layer % 2 == (config.layers - 1) % 2]
 
 
 def _their_gates(config: LoopedConfig) -> list[int]:
-    """Layers whose attention has a gate in the original, which numbers the coda as if the loop were unrolled."""
+    """Return the layers whose attention has a gate in the original, which numbers the coda after the unrolled loop."""
     parity = (config.core_layers * config.backward_depth - 1) % 2
     core_end = config.prelude_layers + config.core_layers
     unrolled = config.core_layers * (config.mean_depth - 1)
@@ -303,6 +303,6 @@ def _unwrapped(name: str) -> str:
 
 
 def _expect(name: str, actual: object, expected: object) -> None:
-    """Refuses a field that has another value than the one we can represent."""
+    """Refuse a field that has another value than the one we can represent."""
     if actual != expected:
         raise ValueError(f"{name}: expected {expected!r}, found {actual!r}")

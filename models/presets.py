@@ -146,7 +146,7 @@ def preset(name: str, **overrides: Any) -> LoopedConfig:
 
 
 def _known(kind: type[LoopedConfig] | type[TrainConfig], given: dict[str, Any]) -> None:
-    """Refuses a keyword that is not a field, naming the fields there are."""
+    """Refuse a keyword that is not a field, naming the fields there are."""
     names = [field.name for field in fields(kind)]
     for name in given:
         if name not in names:

@@ -46,7 +46,7 @@ class TextTokenizer:
         self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token numbers of several texts, without a start token; uses all cores."""
+        """Return the token numbers of several texts, without a start token; uses all cores."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, tokens: list[int]) -> str:
@@ -55,7 +55,7 @@ class TextTokenizer:
 
 
 def train_tokenizer(documents: Iterable[str], path: str | os.PathLike[str], *, vocab_size: int) -> TextTokenizer:
-    """Trains a byte-level BPE tokenizer and writes it to a file.
+    """Train a byte-level BPE tokenizer and write it to a file.
 
     Args:
         documents: Texts to learn from.

@@ -135,7 +135,7 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Trains a model on the device where it is.
+    """Train a model on the device where it is.
 
     Ctrl-C or SIGTERM finishes the step at hand, writes a checkpoint and returns with ``interrupted=True``; a second
     Ctrl-C stops at once. Under ``torchrun``, call it on all ranks inside `loopscope.models.distributed.started`.
@@ -219,11 +219,11 @@ class _Reports:
         self.tokens = run.tokens
 
     def seconds(self) -> float:
-        """Since the session began."""
+        """Return the seconds since the session began."""
         return time.monotonic() - self.began
 
     def __call__(self, evaluation: Mapping[int, float]) -> None:
-        """Tells about the step just done when it is time."""
+        """Tell about the step just done when it is time."""
         run, steps = self.run, self.run.config.steps
         if run.step < steps and not evaluation and time.monotonic() - self.last < 0.1:
             return
@@ -253,7 +253,7 @@ class _Run:
         self.loss = torch.tensor(math.nan)
 
     def advance(self) -> None:
-        """One optimizer step."""
+        """Take one optimizer step."""
         config = self.config
         lr = set_rates(self.optimizers, self.step, config)
         for optimizer in self.optimizers:
@@ -271,11 +271,11 @@ class _Run:
         self.step += 1
 
     def _micro_batches(self) -> int:
-        """Micro-batches of a step over all ranks."""
+        """Return the number of micro-batches of a step over all ranks."""
         return self.config.accumulation * distributed.world_size()
 
     def _micro_batch(self, number: int) -> Tensor:
-        """Forward and backward of one of this rank's micro-batches; returns its share of the rank's loss."""
+        """Run one of this rank's micro-batches forward and backward; return its share of the rank's loss."""
         index = self.step * self._micro_batches() + number * distributed.world_size() + distributed.rank()
         tokens = self.data.batch(index, self.config.batch_size).to(self.device, non_blocking=True)
         torch.manual_seed(stream_seed(self.config.seed, "draws", index))
@@ -290,7 +290,7 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def evaluate(self) -> dict[int, float]:
-        """Held-out loss at the configured depths; every rank evaluates the same text."""
+        """Return the held-out loss at the configured depths; every rank evaluates the same text."""
         config = self.config
         depths = config.eval_depths or (self.model.config.mean_depth,)
         with self._autocast():
@@ -319,7 +319,7 @@ class _Run:
         distributed.wait()
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
-        """Continues where the newest checkpoint stopped."""
+        """Continue where the newest checkpoint stopped."""
         weights, model_config, state = checkpoint.load(folder)
         changed = _first_difference(asdict(self.model.config), asdict(model_config))
         changed = changed or _first_difference(self._identity(), state["config"])

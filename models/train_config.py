@@ -102,10 +102,10 @@ class TrainConfig:
 
 
 def _is_whole(value: object) -> bool:
-    """Whether a value from a file is an integer (``True`` is not)."""
+    """Return whether a value from a file is an integer (``True`` is not)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value from a file is a finite number."""
+    """Return whether a value from a file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -54,7 +54,7 @@ class Alerts:
         self._rules = LiveRules(self._given, info, (*names, *STEP_DERIVED))
 
     def resume(self, run: Run) -> None:
-        """Goes on where a run was interrupted; its rows before the first new one count."""
+        """Go on where a run was interrupted; its rows before the first new one count."""
         self._aloud = not run.info.get("rank")
         self._rules = LiveRules(self._given, run.info, run.names)
         self._rules.resume(run)
@@ -93,11 +93,11 @@ class Alerts:
         self._judged(lambda rules: rules.add_pass(loops))
 
     def judge(self, writer: RunWriter, *, ended: bool = False) -> None:
-        """Has the rules judge what they have so far."""
+        """Have the rules judge what they have so far."""
         self._tell(writer, self._judged(lambda rules: rules.judge(ended=ended)))
 
     def _replay(self, step: int) -> None:
-        """Brings the detector to where it was before this step, the first after a resume."""
+        """Bring the detector to where it was before this step, the first after a resume."""
         past, self._past = self._past, {}
         count = int(np.searchsorted(past["step"], step))
         self._detector.replay({name: values[:count] for name, values in past.items()})

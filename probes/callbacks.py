@@ -76,7 +76,7 @@ class Recording:
         return self._probe
 
     def begin(self, model: nn.Module, *, steps_done: int, rank: int = 0) -> None:
-        """Attaches to the model of a training.
+        """Attach to the model of a training.
 
         Args:
             model: What the trainer trains.
@@ -104,7 +104,7 @@ class Recording:
             self._probe.step(step=step, **given)
 
     def flush(self) -> None:
-        """Brings the file up to date, for a checkpoint."""
+        """Bring the file up to date, for a checkpoint."""
         if self._probe is not None:
             self._probe.flush()
 
@@ -163,7 +163,7 @@ class TransformersEvents(Recording):
     _last_logged = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Attaches; the trainer has wrapped its model and read its checkpoint by now."""
+        """Attach; the trainer has wrapped its model and read its checkpoint by now."""
         self.begin(model, steps_done=state.global_step, rank=args.process_index)
         self._loss = _ReturnedLoss(model)
         self._waiting, self._last_logged = None, state.global_step
@@ -194,7 +194,7 @@ class TransformersEvents(Recording):
             self.flush()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Brings the file up to date with a checkpoint that was decided on late."""
+        """Bring the file up to date with a checkpoint that was decided on late."""
         self._settle({})
         self.flush()
 
@@ -235,13 +235,13 @@ class LightningEvents(Recording):
     _lr: float | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attaches; the checkpoint, if any, has been read by now."""
+        """Attach; the checkpoint, if any, has been read by now."""
         self._steps = trainer.global_step
         self._loss = self._grad_norm = self._lr = None
         self.begin(pl_module, steps_done=trainer.global_step, rank=trainer.global_rank)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Measures the gradients; clipping comes after this and unscaling came before."""
+        """Measure the gradients; clipping comes after this and unscaling came before."""
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm
         self._grad_norm = self._ask("grad_norm", lambda: norm(gradients)) if gradients else None
@@ -259,7 +259,7 @@ class LightningEvents(Recording):
             self._loss = self._grad_norm = self._lr = None
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        """Brings the file up to date before the checkpoint is written."""
+        """Bring the file up to date before the checkpoint is written."""
         self.flush()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

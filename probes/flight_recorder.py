@@ -38,10 +38,10 @@ class Writer(Protocol):
         """Columns of the run's steps."""
 
     def append_array(self, step: int, name: str, values: ArrayLike) -> None:
-        """Stages one array."""
+        """Stage one array."""
 
     def append_event(self, event: Event) -> None:
-        """Stages one event."""
+        """Stage one event."""
 
 
 class FlightRecorder:
@@ -78,7 +78,7 @@ class FlightRecorder:
             self.alert(writer, events)
 
     def alert(self, writer: Writer, events: Iterable[Event]) -> None:
-        """Begins a flight where there is an alert among these events and a step that is not written yet."""
+        """Begin a flight where there is an alert among these events and a step that is not written yet."""
         alerts = [event for event in events if event.severity != "note"]
         if alerts and self._ring and not self._following and self._flights < MAX_FLIGHTS:
             self._flights += 1
@@ -87,7 +87,7 @@ class FlightRecorder:
             self._write_ring(writer)
 
     def _announcement(self, step: FlightStep, alerts: Sequence[Event]) -> Event:
-        """Says in the file which steps are there and why."""
+        """Say in the file which steps are there and why."""
         last = ", the last of this run" if self._flights >= MAX_FLIGHTS else ""
         why = ", ".join(dict.fromkeys(event.kind for event in alerts))
         message = (

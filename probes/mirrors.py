@@ -86,7 +86,7 @@ class TensorBoardMirror:
         self._writer.add_summary(self._summary(value=entries), step)
 
     def close(self) -> None:
-        """Flushes and closes the event file."""
+        """Flush and close the event file."""
         self._writer.close()
 
 
@@ -160,14 +160,14 @@ class Mirrors:
         self._relays = [_Relay(mirror) for mirror in mirrors]
 
     def write(self, step: int, values: Mapping[str, float], loops: NDArray[np.float32] | None) -> None:
-        """Hands on a row of the run file: its numbers, and the last of its loops where it has any."""
+        """Hand on a row of the run file: its numbers, and the last of its loops where it has any."""
         if self._relays:
             row = summary(values, loops)
             for relay in self._relays:
                 relay.offer(step, row)
 
     def close(self) -> None:
-        """Lets every mirror finish, all together for `CLOSE_PATIENCE` seconds at most."""
+        """Let every mirror finish, all together for `CLOSE_PATIENCE` seconds at most."""
         deadline = time.monotonic() + CLOSE_PATIENCE
         for relay in self._relays:
             relay.end()
@@ -207,7 +207,7 @@ class _Relay:
             self._thread.start()
 
     def offer(self, step: int, row: dict[str, float]) -> None:
-        """Hands over a row, or drops it: never waits."""
+        """Hand over a row, or drop it: never wait."""
         if self._failed:
             return
         self._start()
@@ -219,7 +219,7 @@ class _Relay:
             self._dropped += 1
 
     def end(self) -> None:
-        """Asks the thread to finish what is waiting."""
+        """Ask the thread to finish what is waiting."""
         self._ending.set()
         with suppress(queue.Full):  # then it is not waiting for a row, and sees the flag after the last one
             self._rows.put_nowait(None)

@@ -363,7 +363,7 @@ class Recorder:
         self._alerts.add(writer, given | extra, loops, record.flight, measured=given)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
-        """Norms and eigenvalues of the matrices that came with a record."""
+        """Return the norms and eigenvalues of the matrices that came with a record."""
         matrices = dict(record.matrices)
         a_bar = matrices.pop("a_bar", None)
         values = {f"{name}_norm": sigma_max(matrix) for name, matrix in matrices.items()}
@@ -383,7 +383,7 @@ class Recorder:
         return values
 
     def _tracked(self, a_bar: NDArray[np.generic], step: int) -> dict[str, float]:
-        """Radius and norm of a wide A̅ from those of the step before; what did not converge is left out.
+        """Return the radius and norm of a wide A̅ from those of the step before; what did not converge is left out.
 
         The interval of the radius is there at every step; an exact value is there with its own step once it arrives.
         """

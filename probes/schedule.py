@@ -16,7 +16,7 @@ EXACT_WIDTH = 128
 
 
 def every(interval: int) -> Schedule:
-    """Due in step 0 and every ``interval`` steps after it.
+    """Return a schedule that is due in step 0 and every ``interval`` steps after it.
 
     Raises:
         ValueError: ``interval`` is less than 1.
@@ -30,7 +30,7 @@ def every(interval: int) -> Schedule:
 
 
 def never(step: int) -> bool:
-    """Due in no step.
+    """Return False: due in no step.
 
     >>> never(0)
     False

@@ -96,7 +96,7 @@ class SelfCheck:
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; NaN becomes None."""
+        """Return plain values for JSON; NaN becomes None."""
         values = asdict(self) | {"passed": self.passed, "problems": self.problems}
         values["overhead_quartiles"] = [None if math.isnan(v) else v for v in self.overhead_quartiles]
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
@@ -135,7 +135,7 @@ def selfcheck(
     timed: int = 20,
     tolerance: float = 1e-3,
 ) -> SelfCheck:
-    """Whether the probe leaves training as it is here, records every loop, and what it costs.
+    """Check whether the probe leaves training as it is here and records every loop, and what it costs.
 
     Costs ``3 * steps + 2 * timed`` training steps and, where the model is compiled, three compilations.
 
@@ -222,7 +222,7 @@ class _Training:
         self._make_batch, self._loss = make_batch, loss
 
     def step(self, step: int) -> Tensor:
-        """One training step, with the probe's part of it where there is one."""
+        """Take one training step, with the probe's part of it where there is one."""
         self.optimizer.zero_grad()
         loss = self._loss(self.model, self._make_batch(step))
         torch.autograd.backward(loss)
@@ -262,7 +262,7 @@ class _Training:
 
 
 def _time_in_turns(plain: _Training, watched: _Training, steps: int, timed: int) -> list[tuple[float, float]]:
-    """Seconds of steps without and with the probe, side by side, first one and then the other in front."""
+    """Return seconds of steps without and with the probe, side by side, first one and then the other in front."""
     import torch._dynamo.config as dynamo
 
     # The two models share their code: each needs graphs of its own, told apart by their hooks, and all have to fit.
@@ -326,7 +326,7 @@ def _count_loops(
 
 
 def _norm_error(counted: list[list[float]], norms: np.ndarray[Any, Any]) -> float:
-    """Largest relative difference of recorded state norms; infinite where one that was computed is missing."""
+    """Return the largest relative difference of recorded state norms; infinite where a computed one is missing."""
     errors = [
         abs(norms[step, t] - right) / right if t < norms.shape[1] and np.isfinite(norms[step, t]) else math.inf
         for step, of_step in enumerate(counted)
@@ -337,7 +337,7 @@ def _norm_error(counted: list[list[float]], norms: np.ndarray[Any, Any]) -> floa
 
 
 def _difference(plain: _Training, watched: _Training) -> float:
-    """Largest relative difference of the losses, and of all parameters as one vector."""
+    """Return the largest relative difference of the losses, and of all parameters as one vector."""
     losses = ((plain.losses - watched.losses).abs() / plain.losses.abs().clamp(min=1e-30)).max()
     off = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(plain.after, watched.after, strict=True))
     whole = sum(float(a.double().square().sum()) for a in plain.after)
@@ -352,7 +352,7 @@ def _seed(seed: int) -> None:
 
 
 def _random_states() -> dict[str, bytes]:
-    """All random states as values that compare with ``==``."""
+    """Return all random states as values that compare with ``==``."""
     return {name: state.tobytes() for name, state in random_states().items()}
 
 

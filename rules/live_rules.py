@@ -56,7 +56,7 @@ class LiveRules:
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
 
     def resume(self, run: Run) -> None:
-        """Goes on where a run was interrupted; the rows before the first new one count."""
+        """Go on where a run was interrupted; the rows before the first new one count."""
         steps = np.asarray(run["step"], dtype=np.float64)
         recorded = {name: series_of(run, name, steps) for name in self._names}
         self._past = {"step": steps} | {name: values for name, values in recorded.items() if values is not None}
@@ -87,7 +87,7 @@ class LiveRules:
                 self._rows[-1][2].update(self._known)
 
     def judge(self, *, ended: bool = False) -> list[Event]:
-        """Alerts of the rows that are complete; of all, when the run has ended."""
+        """Return the alerts of the rows that are complete; of all, when the run has ended."""
         ready = self._rows if ended else self._rows[:-1]
         self._rows = self._rows[len(ready) :]
         if not ready:
@@ -103,7 +103,7 @@ class LiveRules:
                 self._known[name] = values[name]
 
     def _fired(self, steps: Series, times: Series, env: Mapping[str, Series]) -> Iterable[Event]:
-        """Alerts of a stretch of rows, rule by rule."""
+        """Return the alerts of a stretch of rows, rule by rule."""
         for rule, firing in self._firing.values():
             given = {name: values for name, values in {**self._constants, **env}.items() if name in rule.expr.names}
             holds = np.broadcast_to(rule.expr.holds(given), steps.shape)
@@ -112,7 +112,7 @@ class LiveRules:
                     yield _event(rule, finding(rule, steps, row, given, since=firing.since), times[row])
 
     def _replay(self, step: int) -> None:
-        """Lets the rules go through what the resumed run had recorded before this step, and says nothing of it."""
+        """Let the rules go through what the resumed run recorded before this step, without reporting it."""
         count = int(np.searchsorted(self._past["step"], step))
         past = {name: values[:count] for name, values in self._past.items()}
         self._past = {}
@@ -123,7 +123,7 @@ class LiveRules:
             self._known.update({name: float(values[-1]) for name, values in past.items()})
 
     def _forget(self) -> None:
-        """Begins anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
+        """Begin anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
         self._rows = []
         self._firing = {name: (rule, Firing(rule)) for name, (rule, _) in self._firing.items()}
 

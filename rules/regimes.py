@@ -77,7 +77,7 @@ def read_regimes(run: Run) -> RunRegimes:
 
 
 def trajectory_law(run: Run) -> TrajectoryLaw:
-    """Decay law of the steps that the loop takes at the end of the run.
+    """Fit the decay law of the steps that the loop takes at the end of the run.
 
     That of the last pass of the fixed probe batch; without one, of the deepest of the last training steps in which
     every token ran through all loops. Means over different tokens in different loops are no trajectory, and give
@@ -127,7 +127,7 @@ def _no_law(sentence: str) -> TrajectoryLaw:
 
 
 def loop_rates(run: Run) -> dict[str, float]:
-    """Growth rates of perturbations of the full loop where it was measured last, nats per loop, by what they are.
+    """Return the full loop's growth rates of perturbations, as measured last, nats per loop, by what they are.
 
     The largest Lyapunov exponent over the late loops and the logarithm of the Jacobian's radius at the last one, as far
     as they were had. Nothing when that measurement failed: an older one would say nothing of the end.
@@ -159,7 +159,7 @@ def _last(run: Run, name: str) -> float:
 
 
 def _crossing(run: Run) -> str:
-    """Since when ρ(A̅) has been above 1 without a break, for an A̅ that is learned."""
+    """Return since when ρ(A̅) has been above 1 without a break, for an A̅ that is learned."""
     steps, radius = run.series("a_bar_radius")
     below = np.flatnonzero(radius <= 1.0)
     if not run.info.get("a_bar_learned") or radius[-1] <= 1.0:

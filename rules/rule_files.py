@@ -206,7 +206,7 @@ def _tables(file: str, text: str) -> list[_Table]:
 
 
 def _table(places: Places, index: int, table: dict[str, Any]) -> _Table:
-    """One rule as written; its id is checked, because every further error names it."""
+    """Return one rule as written; its id is checked, because every further error names it."""
     start = places.table("rule", index)
     identifier = table.get("id")
     if "id" not in table:

@@ -63,7 +63,7 @@ class Flight:
 
 
 def count_flights(run: Run) -> int:
-    """How many flights a run holds, those of superseded steps among them."""
+    """Return how many flights a run holds, those of superseded steps among them."""
     return max((int(array.values[0]) + 1 for array in run.array_history(ALERT)), default=0)
 
 

@@ -388,7 +388,7 @@ class RunWriter:
             self.close()
 
     def _accepting(self) -> bool:
-        """Whether a row can be staged: not dead, not closed, and not out of memory budget on a full disk."""
+        """Return whether a row can be staged: not dead, not closed, and not out of memory budget on a full disk."""
         return not (self.failure or self._closed) and self._tables["steps"].count < _KEEP_AT_MOST
 
     def _name_spare(self, name: str) -> int | None:
@@ -433,7 +433,7 @@ class RunWriter:
         return not gone
 
     def _enough_room(self, needed: int | None = None) -> bool:
-        """Whether the disk can take a flush; a failed write inside HDF5 can take the training process with it."""
+        """Return whether the disk can take a flush; a write that fails inside HDF5 can end the training process."""
         if needed is None:
             needed = 2 * sum(table.staged_bytes for table in self._tables.values())
         enough = free_bytes(self.path) >= needed + DISK_RESERVE

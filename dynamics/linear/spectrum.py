@@ -105,7 +105,7 @@ def sorted_eigenvalues(matrix: NDArray[np.float64], width: int) -> NDArray[np.co
 
 
 def radius_bounds(matrix: NDArray[np.float64]) -> tuple[float, float]:
-    """O(d²) enclosure of the spectral radius: |tr|/d below, the least of three norms above; wide, rounding included."""
+    """Enclose the spectral radius in O(d²): |tr|/d below, the least of three norms above; wide, rounding included."""
     magnitude = np.abs(matrix)
     largest = float(magnitude.max())
     if largest == 0.0:

@@ -149,7 +149,7 @@ class SpectralTracker:
             self._collect()
 
     def _track(self, matrix: Any) -> Estimate:
-        """One warm (at first: cold) estimate, keeping the vectors for the next."""
+        """Take one warm (at first: cold) estimate and keep the vectors for the next."""
         cold = self._start is None
         if self._quantity == "radius":
             return self._track_radius(matrix, cold)
@@ -187,14 +187,14 @@ class SpectralTracker:
         return Estimate(value, max(value * (1 - spread), 0.0), value * (1 + spread), residual, method, converged)
 
     def _mixed(self, matrix: Any, share: float) -> Vector:
-        """Last vector with a random part, so that directions it lacks can enter; all random at first."""
+        """Return the last vector with a random part, so that directions it lacks can enter; all random at first."""
         noise = self._random.standard_normal(matrix.shape[1])
         noise /= np.linalg.norm(noise)
         random: Vector = noise.astype(matrix.dtype) if isinstance(matrix, np.ndarray) else matrix.new_tensor(noise)
         return random if self._start is None else self._start + share * random
 
     def _is_due(self, index: int, estimate: Estimate) -> bool:
-        """Whether an exact refresh should start now."""
+        """Return whether an exact refresh should start now."""
         if self._worker is not None or (self._background and time.monotonic() < self._not_before):
             return False
         near_one = self._quantity == "radius" and abs(1 - estimate.value) < 0.03 + 4 * estimate.residual

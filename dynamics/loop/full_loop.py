@@ -119,7 +119,7 @@ def read_out_gain(c_out: Tensor | None, state: Tensor) -> float:
 
 
 def _per_token(step: Step, state: Tensor, count: int, *, check: bool) -> TokenSpectra:
-    """Leading eigenvalues of every token's own Jacobian."""
+    """Return the leading eigenvalues of every token's own Jacobian."""
     # One batch of basis vectors is kept per product: a gigabyte of float32 at most, 40 products at least.
     limit = max(40, min(160, 2**28 // state.numel()))
     return token_spectra(TokenJacobian(step, state, check=check), count=count, limit=limit, tol=SPECTRUM_TOLERANCE)
@@ -143,7 +143,7 @@ def _whole_radius(whole: LeadingEigenvalues | None) -> Estimate:
 
 
 def _exponents(step: Step, middle: Tensor, late: int, kind: Structure, directions: int) -> LyapunovSpectrum:
-    """Growth rates over the late loops, aligned on loops beyond the last one where the loop stays finite there."""
+    """Return the growth rates over the late loops, aligned on loops after them where the loop stays finite there."""
     count = min(directions, middle.numel() if kind == "whole" else middle.shape[-1])
     measure = token_exponents if kind == "per token" else lyapunov_exponents
     try:

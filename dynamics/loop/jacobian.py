@@ -84,7 +84,7 @@ class LoopJacobian:
         return self.state.numel()
 
     def transpose(self, cotangent: Tensor) -> Tensor:
-        """``Jᵀ u``: how the component u of the next state depends on the state. One backward pass.
+        """Return ``Jᵀ u``: how the component u of the next state depends on the state. One backward pass.
 
         >>> jacobian = LoopJacobian(lambda h: 3 * h, torch.ones(2))
         >>> jacobian.transpose(torch.tensor([1.0, 2.0]))
@@ -125,7 +125,7 @@ class LoopJacobian:
             )
 
     def _second_graph(self) -> tuple[Tensor, Tensor]:
-        """``u`` and ``Jᵀu`` as a function of u, on attention kernels that can be differentiated twice."""
+        """Return ``u`` and ``Jᵀu`` as a function of u, on attention kernels that can be differentiated twice."""
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             state = self.state.clone().requires_grad_()
             output = self.step(state)
@@ -139,7 +139,7 @@ class LoopJacobian:
         return weight, gradient
 
     def eigenvalues(self, count: int = 6, *, limit: int = 160, tol: float = 1e-6) -> LeadingEigenvalues:
-        """Leading eigenvalues of the whole J, by Arnoldi on Jᵀ: the eigenvectors returned are left eigenvectors of J.
+        """Return the leading eigenvalues of the whole J, by Arnoldi on Jᵀ; its eigenvectors are left ones of J.
 
         Args:
             count: How many.
@@ -162,7 +162,7 @@ class LoopJacobian:
         )
 
     def radius(self) -> Estimate:
-        """Spectral radius ρ(J) of the whole loop, dimensionless; cost as `eigenvalues`.
+        """Return the spectral radius ρ(J) of the whole loop, dimensionless; cost as `eigenvalues`.
 
         Bounds: the Arnoldi value proves no enclosure of ρ of a non-normal J, so they are 0 and infinity.
 
@@ -180,7 +180,7 @@ class LoopJacobian:
         )
 
     def norm(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
-        """Largest singular value σ_max(J): the worst one-loop growth over all perturbations of all tokens together.
+        """Return the largest singular value σ_max(J): the worst one-loop growth over all perturbations of all tokens.
 
         Cost: ``steps`` products with J and Jᵀ each. A lower bound always; converged when the residual meets ``tol``.
 
@@ -190,7 +190,7 @@ class LoopJacobian:
         return _lower_bound(golub_kahan(self._apply_flat, self._transpose_flat, self._start(), steps=steps), tol)
 
     def transient(self, *, powers: tuple[int, ...] = (1, 2, 4, 8), steps: int = 8) -> dict[int, Estimate]:
-        """``‖J^t‖₂`` for several t: how far a perturbation can be thrown before the eigenvalues have their say.
+        """Return ``‖J^t‖₂`` for several t: how far a perturbation can be thrown before the eigenvalues have their say.
 
         The Jacobian is frozen at this state. Cost: ``2 * steps * sum(powers)`` products. Lower bounds always.
 
@@ -251,7 +251,7 @@ class LoopJacobian:
         return PeakGrowth(Estimate(value, value, math.inf, math.nan, method, False), loop, loop >= max(tried, last))
 
     def _carried(self, start: Tensor, loops: int) -> tuple[tuple[float, int], int]:
-        """Largest growth of one perturbation and its loop, and the last loop tried."""
+        """Return the largest growth of one perturbation and its loop, and the last loop tried."""
         best, size, t = (1.0, 0), 1.0, 0
         vector = start / torch.linalg.vector_norm(start)
         # Below a tenth of the most it has reached, it is on its way out.
@@ -274,7 +274,7 @@ class LoopJacobian:
         return torch.stack([self._transpose_flat(row) for row in rows]).double().cpu().numpy()
 
     def numerical_abscissa(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
-        """Largest eigenvalue of ``(J + Jᵀ)/2``: above ρ(J) where the loop amplifies before it contracts.
+        """Return the largest eigenvalue of ``(J + Jᵀ)/2``: above ρ(J) where the loop amplifies before it contracts.
 
         Cost: at most ``2 * steps`` products with J and Jᵀ each, and ten for a shift (Lanczos on the symmetric part). A
             lower bound always.
@@ -297,11 +297,11 @@ class LoopJacobian:
         return Estimate(value, value, math.inf, float(leading.residual[0, 0]), "Lanczos", bool(leading.converged[0]))
 
     def _apply_flat(self, v: Tensor) -> Tensor:
-        """``J v`` on vectors ``(n,)``, as the Krylov methods want it."""
+        """Return ``J v`` on vectors ``(n,)``, as the Krylov methods want it."""
         return self.apply(v).reshape(-1)
 
     def _transpose_flat(self, u: Tensor) -> Tensor:
-        """``Jᵀ u`` on vectors ``(n,)``."""
+        """Return ``Jᵀ u`` on vectors ``(n,)``."""
         return self.transpose(u).reshape(-1)
 
     def _start(self) -> Tensor:

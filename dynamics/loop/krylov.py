@@ -66,7 +66,7 @@ def random_start(count: int, width: int, like: Tensor, seed: int = 0) -> Tensor:
 def leading_eigenvalues(
     apply: Apply, start: Tensor, *, count: int = 6, steps: int = 40, limit: int = 160, tol: float = 1e-6
 ) -> LeadingEigenvalues:
-    """Largest eigenvalues of many operators at once, by Arnoldi without restarts.
+    """Return the largest eigenvalues of many operators at once, by Arnoldi without restarts.
 
     Builds an orthonormal Krylov basis (twice-applied Gram-Schmidt), looks at the eigenvalues of the projection after
     every ``steps`` products, and goes on until all operators meet ``tol`` or ``limit`` is reached: the same products
@@ -122,7 +122,7 @@ def _finite(apply: Apply) -> Apply:
 
 
 def _leading(basis: Tensor, hessenberg: Tensor, count: int, tol: float) -> LeadingEigenvalues:
-    """Ritz pairs of largest modulus with their residuals, the vectors carried back to the full space."""
+    """Return the Ritz pairs of largest modulus with their residuals, the vectors carried back to the full space."""
     h = hessenberg.double().cpu().numpy()
     steps = h.shape[2]
     values, vectors, residuals = ritz(h, precision(basis))

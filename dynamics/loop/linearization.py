@@ -274,7 +274,7 @@ class Linearization:
         return {"verdict": self.verdict, "regimes": self.regimes, "disagreement": self.disagreement, **plain}
 
     def to_json(self, *, indent: int | None = None) -> str:
-        """`to_dict` as JSON text."""
+        """Return `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -309,7 +309,7 @@ def _signed(value: float) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, arrays and complex numbers as JSON can hold them: complex as [re, im], NaN and infinity as None.
+    """Return dataclasses, arrays and complex numbers as JSON holds them: complex as [re, im], NaN and infinity as None.
 
     Tensors (states) are left out of dataclasses.
 
@@ -333,5 +333,5 @@ def to_plain(value: Any) -> Any:
 
 
 def _is_tensor(value: object) -> bool:
-    """Whether this is a torch tensor, without importing torch."""
+    """Return whether this is a torch tensor, without importing torch."""
     return type(value).__module__.split(".")[0] == "torch"

@@ -210,7 +210,7 @@ class _Parts:
         return None
 
     def finish(self) -> dict[str, float]:
-        """Says that it is done; the seconds of every part."""
+        """Report that it is done, and return the seconds of every part."""
         self.progress("done", 1.0)
         return self.seconds
 
@@ -237,7 +237,7 @@ def _mean_law(states: Tensor) -> TrajectoryLaw:
 
 
 def _linear_part(a_bar: Tensor | None, b_bar: Tensor | None, c_out: Tensor | None) -> LinearPart:
-    """Radius with its certificate, norms, and peak growth of the linear part."""
+    """Return radius with its certificate, norms, and peak growth of the linear part."""
     system = LTISystem(a_bar)
     proven = certify_radius(system.a_bar)
     exact = system.spectral_radius()
@@ -261,7 +261,7 @@ def _full_loop(
     sublayers: Mapping[str, nn.Module] | None,
     count: int,
 ) -> FullLoop | None:
-    """Jacobian of the loop at the last finite state, and exponents over the late loops."""
+    """Return the Jacobian of the loop at the last finite state, and exponents over the late loops."""
     state, half = states[-1], (len(states) - 1) // 2
     jacobian = parts.run("jacobian", lambda: LoopJacobian(step, state))
     if jacobian is None:
@@ -289,7 +289,7 @@ def _full_loop(
 
 
 def _gains(step: Step, state: Tensor, sublayers: Mapping[str, nn.Module], loop: FullLoop) -> list[SublayerGain]:
-    """Shares of ``log ρ_J`` of the token with the largest radius, with the coupling between tokens cut."""
+    """Return the shares of ``log ρ_J`` of the token with the largest radius, with the coupling between tokens cut."""
     assert loop.left is not None
     radii = np.abs(loop.eigenvalues[..., 0])
     at = np.unravel_index(int(np.argmax(radii)), radii.shape)
@@ -299,13 +299,13 @@ def _gains(step: Step, state: Tensor, sublayers: Mapping[str, nn.Module], loop: 
 
 
 def _gap(jacobian: LoopJacobian, a_bar: Tensor | None) -> Estimate:
-    """Distance of the full loop from A̅."""
+    """Return the distance of the full loop from A̅."""
     assert a_bar is not None
     return jacobian_gap(jacobian, a_bar, steps=15)
 
 
 def _input(step_of: Callable[[Tensor], Step] | None, e: Tensor | None, state: Tensor, loops: int) -> InputDependence:
-    """Dependence of the end state on e."""
+    """Return the dependence of the end state on e."""
     assert step_of is not None and e is not None
     return input_dependence(step_of, e, state, loops=loops)
 
@@ -318,7 +318,7 @@ def _depth(
     horizon: int,
     training_depth: int | None,
 ) -> SafeDepth:
-    """Safe depth of every token, from answers where the read-out is known: those of the training depth."""
+    """Return the safe depth of every token, from answers where the read-out is known: those of the training depth."""
     if len(finite) < len(states):
         raise FloatingPointError("the states stopped being finite")
     norm = torch.linalg.vector_norm(states, dim=-1)

@@ -136,7 +136,7 @@ class TokenJacobian:
         return rows
 
     def _backward(self, cotangent: Tensor) -> Tensor:
-        """One vector-Jacobian product on the graph that was built."""
+        """Return one vector-Jacobian product on the graph that was built."""
         return torch.autograd.grad(self._output, self._input, cotangent, retain_graph=True)[0]
 
 
@@ -198,12 +198,12 @@ def _refusal(what: str, leak: Tensor, gradient: Tensor) -> CausalityError:
 
 
 def _spread(positions: int, count: int) -> list[int]:
-    """Up to ``count`` different positions from 0 to ``positions - 1``, evenly spread, the first included."""
+    """Return up to ``count`` different positions from 0 to ``positions - 1``, evenly spread, the first included."""
     return sorted({round(x) for x in np.linspace(0, positions - 1, min(count, positions))}) if positions > 0 else []
 
 
 def token_jacobians(step: Step, state: Tensor) -> Tensor:
-    """Every token's own block of the Jacobian, ``J_ii[a, b] = ∂F_i[a] / ∂h_i[b]``.
+    """Return every token's own block of the Jacobian, ``J_ii[a, b] = ∂F_i[a] / ∂h_i[b]``.
 
     Costs D backward passes for all tokens together (a dense Jacobian costs B S D) and B S D² memory.
 
@@ -227,7 +227,7 @@ def token_jacobians(step: Step, state: Tensor) -> Tensor:
 
 
 def _blocks(jacobian: TokenJacobian) -> Tensor:
-    """All blocks, one row of each per backward pass."""
+    """Return all blocks, one row of each per backward pass."""
     batch, positions, width = jacobian.state.shape
     blocks = jacobian.state.new_empty(batch, positions, width, width)
     for row in range(width):
@@ -291,7 +291,7 @@ def token_spectra(
 
 
 def _dense_spectra(blocks: NDArray[np.float64], count: int) -> TokenSpectra:
-    """Eigenvalues of formed blocks; the left eigenvectors are the eigenvectors of their transposes."""
+    """Return the eigenvalues of formed blocks; the left eigenvectors are the eigenvectors of their transposes."""
     values, vectors = np.linalg.eig(np.swapaxes(blocks, -1, -2))
     order = np.argsort(-np.abs(values), axis=-1)[..., :count]
     lead = np.take_along_axis(vectors, order[..., None, :1], -1)[..., 0]

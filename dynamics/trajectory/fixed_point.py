@@ -126,7 +126,7 @@ def find_fixed_point(
 
 
 def _mixed(step: Step, h: Tensor, tol: float, max_calls: int, method: Method) -> Search:
-    """Plain iteration, then Anderson mixing where asked for."""
+    """Iterate plainly, then by Anderson mixing where asked for."""
     first = torch.maximum(_sizes(h), _sizes(step(h)))
     points: list[Tensor] = []
     steps: list[Tensor] = []
@@ -163,7 +163,7 @@ def _anderson(points: list[Tensor], steps: list[Tensor]) -> Tensor:
 
 
 def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
-    """Newton's method with GMRES for the linear systems and a backtracking line search."""
+    """Search by Newton's method with GMRES for the linear systems and a backtracking line search."""
     calls, residual = 0, float("inf")
     first: Tensor | None = None
     while calls < max_calls:
@@ -195,7 +195,7 @@ def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
 
 
 def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor, int]:
-    """``(I - J) δ = f`` by GMRES; δ and the products used."""
+    """Solve ``(I - J) δ = f`` by GMRES; return δ and the products used."""
     used = 0
 
     def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -213,7 +213,7 @@ def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor, int]:
 
 
 def _sizes(h: Tensor) -> Tensor:
-    """Norm of each sequence's state, ``(B,)``."""
+    """Return the norm of each sequence's state, ``(B,)``."""
     norms: Tensor = torch.linalg.vector_norm(h.flatten(1), dim=1)
     return norms
 
@@ -275,7 +275,7 @@ def fixed_points(
 
 
 def _is_same(point: FixedPoint, search: Search, first: Tensor, tol: float) -> bool:
-    """Whether a search ended at a known point, up to what its residual leaves open.
+    """Return whether a search ended at a known point, up to what its residual leaves open.
 
     A step of size r at a point whose multipliers come within g of one leaves the state about r / g from rest. What
     rests at zero has no size of its own: it is measured by a thousandth of the first states, as residuals are.

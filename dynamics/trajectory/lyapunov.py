@@ -81,7 +81,7 @@ class LyapunovSpectrum:
 
 
 def smooth_mean(rates: Floats) -> Floats:
-    """Mean over the first axis with the weights ``exp(-1 / (x (1 - x)))``, x in (0, 1) along the axis.
+    """Return the mean over the first axis with the weights ``exp(-1 / (x (1 - x)))``, x in (0, 1) along the axis.
 
     For quasi-periodic series the error falls faster than any power of the length; a plain mean's falls like its
     inverse.
@@ -106,7 +106,7 @@ def smooth_mean(rates: Floats) -> Floats:
 def lyapunov_exponents(
     step: Step, state: Tensor, *, count: int = 1, iterations: int, warmup: int = 0
 ) -> LyapunovSpectrum:
-    r"""Average growth rates of small perturbations of the whole state.
+    r"""Return the average growth rates of small perturbations of the whole state.
 
     Runs ``h[t+1] = step(h[t])`` for ``iterations + warmup`` loops, then pushes ``count`` orthonormal directions back
     through the transposed Jacobians, from the last loop to the first, re-orthonormalising with QR. Exponent i is the
@@ -156,7 +156,7 @@ def token_exponents(
     warmup: int = 0,
     structure: TokenStructure | None = None,
 ) -> LyapunovSpectrum:
-    """Average growth rates of small perturbations of each token's own state, for causal loops.
+    """Return the average growth rates of small perturbations of each token's own state, for causal loops.
 
     As `lyapunov_exponents`, on each token's own block of the Jacobians; all tokens share the backward passes.
 
@@ -212,6 +212,6 @@ def _states(step: Step, state: Tensor, iterations: int, warmup: int) -> list[Ten
 
 
 def _log_diagonal(r: Tensor) -> Floats:
-    """``log |R_ii|`` in float64; minus infinity where it is zero."""
+    """Return ``log |R_ii|`` in float64; minus infinity where it is zero."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(r.diagonal(dim1=-2, dim2=-1).abs().double().cpu().numpy()), np.float64)

@@ -44,7 +44,7 @@ class TokenMap:
     settled_at: NDArray[np.int64]
 
     def counts(self) -> dict[str, int]:
-        """How many tokens follow each pattern."""
+        """Return how many tokens follow each pattern."""
         names, numbers = np.unique(self.pattern, return_counts=True)
         return {str(name): int(number) for name, number in zip(names, numbers, strict=True)}
 
@@ -98,7 +98,7 @@ def token_map(states: Tensor, *, round_off: float | None = None) -> TokenMap:
 
 
 def detect_periods(states: Tensor) -> NDArray[np.int64]:
-    """Smallest number of loops, at least 2, after which each token's late states come back.
+    """Return the smallest number of loops, at least 2, after which each token's late states come back.
 
     Compares the states of the last half with those p loops earlier, for p up to half the loops. A return counts when
     its mean distance is below a tenth of the mean step and the token does move. Costs T²/4 norms of ``(B, S, D)``.

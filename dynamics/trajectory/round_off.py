@@ -37,7 +37,7 @@ def _scale(residual: Floats, state: Floats, known: Bools) -> Floats:
 
 
 def end_above(residual: Floats, state: Floats, known: Bools, level: float) -> Integers:
-    """One past the last loop whose step is above a relative size; T when the loop still moves at its end."""
+    """Return one past the last loop whose step is above a relative size; T when the loop still moves at its end."""
     loops = residual.shape[1]
     moving = residual > level * _scale(residual, state, known)
     return np.where(moving.any(axis=1), loops - np.argmax(moving[:, ::-1], axis=1), 0)

@@ -161,7 +161,7 @@ def _reached(depths: NDArray[Any]) -> int:
 
 
 def _travel(steps: Floats, laws: TrajectoryMap, horizon: int) -> tuple[Floats, Floats]:
-    """Path still to come up to each depth T + 1 .. horizon, and in all, in units of the last step."""
+    """Return the path still to come up to each depth T + 1 .. horizon, and in all, in units of the last step."""
     loops = steps.shape[-1]
     future = np.arange(loops, horizon, dtype=np.float64)
     with np.errstate(all="ignore"):
@@ -192,7 +192,7 @@ def _travel(steps: Floats, laws: TrajectoryMap, horizon: int) -> tuple[Floats, F
 
 
 def _margins(before: ArrayLike, after: ArrayLike) -> tuple[Floats, Floats]:
-    """Margin of each answer, and the fastest gain of any rival on it in the last loop."""
+    """Return the margin of each answer, and the fastest gain of any rival on it in the last loop."""
     first, last = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if first.shape != last.shape:
         raise ValueError(f"logits: expected two arrays of equal shape, found {first.shape} and {last.shape}")

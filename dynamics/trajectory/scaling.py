@@ -79,7 +79,7 @@ class DepthLaw:
     doubt: str
 
     def loss(self, depths: object) -> Vector:
-        """Predicted loss at these depths, nats."""
+        """Return the predicted loss at these depths, nats."""
         return self.limit + self.amplitude * np.exp(-self.rate * as_float64(depths, "depths"))
 
     @property
@@ -157,7 +157,7 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
         )
 
     def solve(log_rate: float) -> tuple[float, Vector]:
-        """Best limit and amplitude for one rate, and the sum of squares they leave."""
+        """Return the best limit and amplitude for one rate, and the sum of squares they leave."""
         # Measured from the first depth, so that a fast decay does not underflow before it.
         design = np.stack([np.ones_like(times), np.exp(-math.exp(log_rate) * (times - times.min()))], axis=1)
         coefficients = np.linalg.lstsq(design, values, rcond=None)[0]
@@ -191,7 +191,7 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
 
 
 def _misfit(times: Vector, losses: Vector, residuals: Vector, rate: float) -> str:
-    """Why the law is not believed although it was fitted; empty when nothing speaks against it.
+    """Return why the law is not believed although it was fitted; empty when nothing speaks against it.
 
     It has rivals with as many coefficients, a power law and a logarithm after a transient, which have other limits or
     none. It must beat each of them clearly, and its misfit must have no trend in log T.
@@ -211,7 +211,7 @@ def _misfit(times: Vector, losses: Vector, residuals: Vector, rate: float) -> st
 
 
 def _trend(t: Vector, losses: Vector, rate: float, squares: float, noise: float) -> float:
-    """How surely a term in log T, next to the law, improves on it: 1 minus the level of an F test."""
+    """Return how surely a term in log T, next to the law, improves on it: 1 minus the level of an F test."""
     from scipy.stats import f
 
     rates = rate * np.geomspace(0.5, 6.0, 60)
@@ -222,17 +222,17 @@ def _trend(t: Vector, losses: Vector, rate: float, squares: float, noise: float)
 
 
 def _left_over(design: Vector, values: Vector) -> float:
-    """Sum of squares that least squares leaves."""
+    """Return the sum of squares that least squares leaves."""
     return float(np.sum((design @ np.linalg.lstsq(design, values, rcond=None)[0] - values) ** 2))
 
 
 def _power_laws(t: Vector) -> list[list[Vector]]:
-    """Columns of ``a + b (t + s)^-p`` for a grid of p and s."""
+    """Return the columns of ``a + b (t + s)^-p`` for a grid of p and s."""
     return [[(t + s) ** -p] for p in np.geomspace(0.1, 6, 60) for s in (0.0, 1.0)]
 
 
 def _logarithms(t: Vector) -> list[list[Vector]]:
-    """Columns of ``a + b log(t + s)``, alone and after a transient that lasts a loop or two."""
+    """Return the columns of ``a + b log(t + s)``, alone and after a transient that lasts a loop or two."""
     return [[np.log(t + s)] for s in (0.0, 1.0)] + [[np.log(t), np.exp(-z * (t - t.min()))] for z in (1.0, 2.0)]
 
 
@@ -280,7 +280,7 @@ def unified_law(
     restarts: int = 500,
     seed: int = 0,
 ) -> ScalingLaw:
-    """One law for training and test-time depth: L = E + X·N^(−x) + Y·D^(−y) + Z·exp(−z·T/μ).
+    """Fit one law for training and test-time depth: L = E + X·N^(−x) + Y·D^(−y) + Z·exp(−z·T/μ).
 
     Fitted like :func:`training_law`, with seven coefficients.
 
@@ -315,7 +315,7 @@ def unified_law(
 
 
 def _logarithm(values: object, name: str) -> Vector:
-    """Natural logarithm of positive numbers, or which ones are not."""
+    """Return the natural logarithm of positive numbers; raise for others, saying which."""
     array = as_float64(values, name)
     if array.size == 0 or array.min() <= 0:
         raise ValueError(f"{name} must be positive; found {array.min() if array.size else 'no entries'}")
@@ -354,14 +354,14 @@ def _fit(features: list[Vector], log_losses: Vector, restarts: int, seed: int) -
 
 
 def _best_of(centred: Vector, log_losses: Vector, restarts: int, seed: int) -> tuple[Vector, Vector, bool]:
-    """L-BFGS from random starts, then the best polished by a second-order method on the same Huber objective."""
+    """Run L-BFGS from random starts, then polish the best by a second-order method on the same Huber objective."""
     from scipy.optimize import least_squares, minimize
 
     rng, terms = np.random.default_rng(seed), len(centred)
     level = float(log_losses.mean())
 
     def objective(point: Vector) -> tuple[float, Vector]:
-        """Mean Huber loss in units of δ², and its gradient."""
+        """Return the mean Huber loss in units of δ², and its gradient."""
         residuals, jacobian = _residuals(point, centred, log_losses)
         scaled = residuals / HUBER_DELTA
         inside = np.abs(scaled) <= 1
@@ -402,7 +402,7 @@ def _part(centred: Vector, log_losses: Vector, which: int) -> Callable[[Vector],
 
 
 def _residuals(point: Vector, centred: Vector, log_losses: Vector) -> tuple[Vector, Vector]:
-    """Errors of the predicted log loss, and their derivatives by offsets and by logarithms of slopes."""
+    """Return the errors of the predicted log loss, and their derivatives by offsets and by logarithms of slopes."""
     terms = len(centred)
     slopes = np.exp(point[terms + 1 :, None])
     exponents = np.vstack([np.full((1, log_losses.size), point[0]), point[1 : terms + 1, None] - slopes * centred])
@@ -443,6 +443,6 @@ def _standard_errors(sensitivities: Vector, residuals: Vector) -> tuple[list[flo
 
 
 def _determined(quality: FitQuality, coefficients: dict[str, float]) -> bool:
-    """Whether the optimiser converged and every standard error is below half of its coefficient."""
+    """Return whether the optimiser converged and every standard error is below half of its coefficient."""
     errors = quality.standard_errors
     return quality.converged and all(errors[name] < DETERMINED * abs(value) for name, value in coefficients.items())

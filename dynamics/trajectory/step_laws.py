@@ -82,7 +82,7 @@ class LawFits:
     plain_power: Floats
 
     def loops_to_part(self, one: Integers, other: Integers, loops: int, ahead: int) -> Integers:
-        """How many more loops would tell two laws of each series apart; ``ahead * loops`` where more would not.
+        """Return how many more loops would tell two laws of each series apart; ``ahead * loops`` where more would not.
 
         Args:
             one: ``(N,)``, class of the first law.
@@ -96,7 +96,7 @@ class LawFits:
         return np.where(told.any(axis=1), np.argmax(told, axis=1) + 1, ahead * loops)
 
     def _predicted(self, law: Integers, t: Floats) -> Floats:
-        """Log step size for the loops t, long after the transients."""
+        """Return the log step size for the loops t, long after the transients."""
         each = np.arange(len(law))
         x = np.where(self.power[each, law][:, None], np.log(t + 1)[None], t[None])
         return self.offset[each, law][:, None] + self.slope[each, law][:, None] * x
@@ -123,7 +123,7 @@ def fit_laws(steps: Floats, first: int) -> LawFits:
 
 
 def _transients(since: Floats) -> tuple[Floats, int, int]:
-    """Logarithms of the transients, ``(J, n)``, t counted from the first fitted loop.
+    """Return the logarithms of the transients, ``(J, n)``, t counted from the first fitted loop.
 
     First none at all, then ``1 + α ρ^t`` (how many these are is the second result), then ``1 / (1 + α ρ^t)``, for
     growth that saturates (the third result counts up to here), then ``(1 + β t)^k`` for k up to
@@ -141,7 +141,7 @@ def _transients(since: Floats) -> tuple[Floats, int, int]:
 
 
 def _fit(steps: Floats, first: int) -> LawFits:
-    """`fit_laws` of one block."""
+    """Run `fit_laws` on one block."""
     n = steps.shape[1]
     t = first + np.arange(n, dtype=np.float64)
     logs = np.log(steps)

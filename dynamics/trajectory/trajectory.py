@@ -124,7 +124,7 @@ class TrajectoryMap:
         return replace(law, sentence=words)
 
     def counts(self) -> dict[str, int]:
-        """How many series are of each kind (kinds that do not occur are left out).
+        """Return how many series are of each kind (kinds that do not occur are left out).
 
         >>> classify_map(np.ones((2, 16))).counts()
         {'drifting': 2}
@@ -134,7 +134,7 @@ class TrajectoryMap:
 
 
 def late_window(loops: int) -> int:
-    """First loop that counts as late: half-way up to 24 loops, then the 12th, then a quarter of the way.
+    """Return the first loop that counts as late: half-way up to 24 loops, then the 12th, then a quarter of the way.
 
     The two ratios are taken over these loops. The fit of the laws begins at a quarter of the way: telling 1/t from a
     geometric law needs a wide span of t.
@@ -205,7 +205,7 @@ def classify_map(
     *,
     round_off: float | None = None,
 ) -> TrajectoryMap:
-    """`classify` for many series at once, e.g. every token of a batch.
+    """Classify many series at once as `classify` does one, e.g. every token of a batch.
 
     Args:
         residual_norm: ``(..., T)``.
@@ -304,7 +304,7 @@ def _first_bad(residual: Floats, state: Floats, known: Bools) -> Integers:
 
 
 def _ratios(residual: Floats, state: Floats, bad: Bools, known: Bools) -> tuple[Floats, Floats]:
-    """``residual_ratio`` and ``growth_ratio``, as ``runfile.ratios`` computes them from a recording."""
+    """Return ``residual_ratio`` and ``growth_ratio``, as ``runfile.ratios`` computes them from a recording."""
     count, loops = residual.shape
     if loops < MIN_LOOPS:
         unknown = np.where(bad, np.inf, np.nan)
@@ -317,7 +317,7 @@ def _ratios(residual: Floats, state: Floats, bad: Bools, known: Bools) -> tuple[
 
 
 def _all(values: Bools) -> Bools:
-    """Whether every entry of each row holds."""
+    """Return whether every entry of each row holds."""
     return np.asarray(values.all(axis=1), np.bool_)
 
 
@@ -337,7 +337,7 @@ class _Decision:
 
     @staticmethod
     def nothing(count: int) -> _Decision:
-        """Too few loops."""
+        """Return the decision for too few loops."""
 
         def words(text: str) -> NDArray[np.str_]:
             return np.full(count, text, dtype="<U24")
@@ -356,7 +356,7 @@ class _Decision:
 
 
 def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round_off: float | None) -> _Decision:
-    """Kind and law of every row of finite numbers, at least `MIN_LOOPS` long."""
+    """Return the kind and law of every row of finite numbers, at least `MIN_LOOPS` long."""
     count, loops = residual.shape
     end = end_above(residual, state, known, ROUND_OFF if round_off is None else round_off)
     at_floor = (end < loops) & ~follows_a_law(residual, cosine, end)
@@ -426,7 +426,7 @@ def _law_words(fits: LawFits, law: Integers) -> NDArray[np.str_]:
 
 
 def _doubt_short_floats(decision: _Decision, residual: Floats, cosine: Floats, state: Floats, known: Bools) -> None:
-    """Where the type of the states is not known: steps that fell and then last, turning, may be bfloat16 round-off."""
+    """Doubt steps of states of unknown type that fell and then last, turning: they may be bfloat16 round-off."""
     loops = residual.shape[1]
     end = end_above(residual, state, known, ROUND_OFF_OF["bfloat16"])
     fell = residual.max(axis=1) > FLOOR_GROWTH * residual[:, -1]
@@ -440,7 +440,7 @@ def _doubt_short_floats(decision: _Decision, residual: Floats, cosine: Floats, s
 
 
 def _ratio(values: Floats, first: NDArray[np.int64], last: NDArray[np.int64]) -> Floats:
-    """Geometric mean of successive ratios between two loops of each row."""
+    """Return the geometric mean of successive ratios between two loops of each row."""
     rows = np.arange(len(values))
     first, last = np.clip(first, 0, values.shape[1] - 1), np.clip(last, 0, values.shape[1] - 1)
     first = np.minimum(first, np.maximum(last - 1, 0))

@@ -104,7 +104,7 @@ def _lasting(law: TrajectoryLaw, cosine: float) -> str:
 
 
 def _undecided(law: TrajectoryLaw, laws: tuple[str, str], end: str) -> str:
-    """Two kinds that the loops cannot tell apart, and what would."""
+    """Name the two kinds that the loops cannot tell apart, and what would."""
     if law.between == ("drifting", "orbiting"):
         pair = f"drifting and orbiting (steps {laws[0]})"
     else:

@@ -114,7 +114,7 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
 
 
 def _attempt(name: str, part: Callable[[], T], /) -> T | None:
-    """One number, None where it cannot be had."""
+    """Return one number, None where it cannot be had."""
     try:
         return part()
     except EXPECTED:
@@ -132,7 +132,7 @@ def _visited(loop: BoundLoop, loops: int) -> tuple[Tensor, Tensor]:
 
 
 def _structure(loop: BoundLoop, state: Tensor) -> Structure:
-    """Per token where that is exact and one backward pass serves all tokens, else whole."""
+    """Choose per token where that is exact and one backward pass serves all tokens, else whole."""
     if state.dim() != 3:
         return "whole"
     try:
@@ -197,7 +197,7 @@ class FullLoopProbe:
         return Measured(values, arrays_of(loop), event)
 
     def _measured(self, batch: Call | None) -> tuple[FullLoop, str]:
-        """One measurement, in eager mode and without autocast, and where it was taken."""
+        """Measure once, in eager mode and without autocast; return the numbers and where they were taken."""
         if batch is None:
             raise LoopSiteError("training called the model without a tensor; give attach() a probe_batch")
         if is_sharded(self._model):

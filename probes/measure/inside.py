@@ -89,7 +89,7 @@ class InsideTap:
             tap.watch_inside(self.places)
 
     def enable(self, due: bool) -> None:
-        """Says whether the next step is measured, and forgets the last one."""
+        """Say whether the next step is measured, and forget the last one."""
         due = due and not self._broken
         self._tap.on_inner = self._inner if due else None
         self._tap.on_state = self._state if due else None
@@ -99,7 +99,7 @@ class InsideTap:
         self._done, self._reached, self._forward = set(), set(), -1
 
     def device_rows(self) -> dict[str, Tensor]:
-        """Sum over tokens of the norms ``(K,)`` and squares of gradient norms ``(T + 1,)``, where they are."""
+        """Return sums over tokens of the norms ``(K,)`` and of squared gradient norms ``(T + 1,)``, where they are."""
         deepest = max(self._reached, default=-1)
         return {"inside": self._norms.clone(), "gradients": self._gradients[: deepest + 1].clone()}
 
@@ -146,5 +146,5 @@ class InsideTap:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Float64 made float32, which a float32 norm needs."""
+    """Return float64 as float32, which a float32 norm needs."""
     return x.float() if x.dtype == torch.float64 else x

@@ -242,7 +242,7 @@ class LoopTap:
         self.report("state_missing", what, error)
 
     def _take(self, place: str, seen: list[Tensor], number: int) -> None:
-        """As `see`, and raises."""
+        """Do what `see` does, and raise its errors."""
         sums = self._target
         if place == "begin":
             self._begin_forward(seen, number)

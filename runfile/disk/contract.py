@@ -128,7 +128,7 @@ def _check_table(file: h5py.File, name: str, size: int) -> None:
 
 
 def _same(kind: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether HDF5's type is the one of a table; one that NumPy has no word for is not."""
+    """Return whether HDF5's type is the one of a table; one that NumPy has no word for is not."""
     try:
         stored: np.dtype[Any] = kind.dtype
     except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError, MemoryError):

@@ -32,7 +32,7 @@ def check_heaps(path: Path) -> None:
 
 
 def _adds_up(fd: int, position: int, stop: int) -> bool:
-    """Whether the objects of a collection follow one another up to its end."""
+    """Return whether the objects of a collection follow one another up to its end."""
     while position + _HEADER <= stop:
         index, size = _whole_number(fd, position) & 0xFFFF, _whole_number(fd, position + 8)
         position += _HEADER + -(-size // 8) * 8 if index else size

@@ -59,7 +59,7 @@ def proven_lengths(file: h5py.File, bound: dict[str, int], *, recorded: bool) ->
 
 
 def names_intact(file: h5py.File) -> bool:
-    """Whether the names that every run begins with are in their places."""
+    """Return whether the names that every run begins with are in their places."""
     try:
         intact: bool = np.array_equal(file["columns"][:FIRST_COLUMNS], _KNOWN_NAMES)
     except READ_ERRORS:
@@ -114,35 +114,35 @@ def _arrays(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str,
 
 
 def _has_step(rows: Rows) -> Flags:
-    """Whether each row is of a step at all."""
+    """Return whether each row is of a step at all."""
     plausible: Flags = np.abs(rows[:, 0]) < LARGEST_STEP  # false for NaN
     return plausible
 
 
 def _is_step(rows: Rows, named: int) -> Flags:
-    """Whether each row of ``steps`` was recorded; without a column that has no name, zeros alone tell."""
+    """Return whether each row of ``steps`` was recorded; without a column that has no name, zeros alone tell."""
     spare = rows[:, -1] if named < rows.shape[1] else np.where(rows.any(axis=1), np.nan, 0.0)
     return _has_step(rows) & np.isnan(spare) & _is_generation(rows[:, STEP_COLUMNS.index("generation")])
 
 
 def _is_spectrum(rows: Rows) -> Flags:
-    """Whether each row of ``spectra`` was recorded."""
+    """Return whether each row of ``spectra`` was recorded."""
     return _has_step(rows) & rows.any(axis=1) & _is_generation(rows[:, 1])
 
 
 def _is_event(rows: Rows) -> Flags:
-    """Whether each row of ``events`` was recorded."""
+    """Return whether each row of ``events`` was recorded."""
     known: Flags = (rows["kind"] != b"") & np.isin(rows["severity"], _SEVERITIES) & _is_generation(rows["generation"])
     return known
 
 
 def _is_generation(generation: Rows) -> Flags:
-    """Whether each number can be the generation of its row."""
+    """Return whether each number can be the generation of its row."""
     return _never_falls(generation) & (generation >= 0) & (generation < 2**31)
 
 
 def _never_falls(values: Rows) -> Flags:
-    """Whether each value is not below the one before it."""
+    """Return whether each value is not below the one before it."""
     rises: Flags = np.append(True, values[1:] >= values[:-1])[: len(values)]
     return rises
 

@@ -32,7 +32,7 @@ WORLD_SIZE: Final = "world_size"
 
 
 def of_several_ranks(run: Recording) -> bool:
-    """Whether a run has, or should have, files of further ranks; a run without costs one look at the disk."""
+    """Return whether a run has, or should have, files of further ranks; a run without costs one look at the disk."""
     return not rank_of(run.path) and (max(world_sizes(run), default=1) > 1 or bool(rank_files(run.path)))
 
 

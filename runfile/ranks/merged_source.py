@@ -292,7 +292,7 @@ class MergedSource:
         return intervals
 
     def _only_newer(self, run: FileSource, known: Intervals) -> bool:
-        """Whether all that is new of a rank was recorded after the run went back for the last time."""
+        """Return whether all that is new of a rank was recorded after the run went back for the last time."""
         times = run.values("time", slice(run.first_at(run.changed_from), None))
         latest = max(moment for _, moment in self._back)
         return bool(np.all(times >= latest)) and all(end < run.changed_from for _, end in known)
