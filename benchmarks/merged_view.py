@@ -2,7 +2,7 @@
 
     python benchmarks/merged_view.py [--ranks 8] [--rows 1000000] [--resumed]
 
-A child process writes the files, 8 loops per step, and goes on with 20 more steps on every rank whenever it is told
+A child process writes the files, 8 loops per step, and goes on with 20 more steps on every rank whenever it gets a line
 to; this process follows it. A tick is a refresh and then the numbers of a live view. ``--resumed`` has every rank go
 back by 100 steps half way, as after a kill. Prints one JSON object last.
 

@@ -24,7 +24,7 @@ from .story import Story
 from .text import shown
 
 KEPT_EVENTS: Final = 100
-"""Of one run; the worst and earliest first. A run that spikes at every step says so in its count."""
+"""Events of one run that are listed, the worst and earliest first; the rest is counted."""
 SEEN_FILE: Final = "loopscope-acknowledged.json"
 SEEN_BYTES: Final = 4 << 20
 ORDER: Final = ("error", "warning", "note")
@@ -32,7 +32,7 @@ _LOCK = threading.Lock()
 
 
 def alerts_of(held: OpenRun, story: Story) -> list[dict[str, Any]]:
-    """Return what was found in a run, JSON-ready: findings of the rules, then events of kinds that no rule told of."""
+    """Return the alerts of a run, JSON-ready: findings of the rules, then events of kinds that no rule reported."""
     alerts = [
         _alert(finding.rule, finding.name, finding.severity, finding.step, story.lead(finding), finding.message)
         for finding in story.findings

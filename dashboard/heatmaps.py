@@ -1,6 +1,6 @@
 """Figures whose colour is a norm on a logarithmic scale: loops, blocks or tokens over training steps.
 
-Arrays in, `plotly.graph_objects.Figure` out, as in `figures`. Norms have the unit 1 where nothing else is said. Shapes:
+Arrays in, `plotly.graph_objects.Figure` out, as in `figures`. Norms have the unit 1 unless stated. Shapes:
 N recorded steps, T loops, K blocks, n sequences of P tokens, C columns of a figure. NaN is "not recorded", drawn as a
 bare pane; infinite is "recorded and not finite", drawn in red.
 """

@@ -27,7 +27,7 @@ from .text import plain
 
 
 def marks(held: OpenRun) -> list[Mark]:
-    """Return the events of a run in order of their steps, their text made harmless for plotly."""
+    """Return the events of a run in order of their steps, their text escaped for plotly."""
     made = [
         Mark(float(event.step), plain(f"{event.kind}: {event.message}"), event.severity) for event in held.run.events
     ]

@@ -111,7 +111,7 @@ def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
     """Return the verdict on a loop: the worse of its full loop's and its trajectory's; A̅ alone only without both.
 
     What was measured on the loop outranks its linear part: blocks can hold a loop whose A̅ alone would amplify
-    (sandwich norm does), and drive one whose A̅ contracts. That the views differ is said by :func:`disagreement`.
+    (sandwich norm does), and drive one whose A̅ contracts. :func:`disagreement` says how the views differ.
 
     Args:
         lti: Regime of the linear part.
@@ -138,15 +138,15 @@ def disagreement(
     """Say what it means that the three views of one loop do not agree, in one sentence for a person.
 
     The linear part is A̅ alone, the full loop is its Jacobian at the visited state, the trajectory is what the states
-    did. A view that is unknown says nothing; where the full loop and the trajectory differ, that is told first,
-    because it is measured.
+    did. A view that is unknown says nothing. Where the full loop and the trajectory differ, the sentence begins with
+    that, because both are measured.
 
     Args:
         lti: Regime of the linear part.
         loop: Regime of the full loop.
         trajectory: Regime of the observed trajectory: settling is stable, drifting or orbiting marginal, exploding
             unstable.
-        rates_differ: The two rates of the full loop disagree, see `rates_disagree`; that is then what is told.
+        rates_differ: The two rates of the full loop disagree, see `rates_disagree`; the sentence is then about that.
         cycle: The states orbit and λ₁ < 0: an attracting cycle, in which the full loop and the trajectory agree.
 
     Returns:

@@ -23,7 +23,7 @@ from ..runfile.text import plain
 log = logging.getLogger("loopscope")
 
 VARIABLE: Final = "LOOPSCOPE_NOTIFY"
-COOLDOWN: Final = 3600.0  # seconds before the same alert of the same run is told again
+COOLDOWN: Final = 3600.0  # seconds before the same alert of the same run is sent again
 WAITING: Final = 64  # messages; more are dropped
 PATIENCE: Final = 10.0  # seconds for what is on its way when the watch ends
 
@@ -53,7 +53,7 @@ class Notifier:
 
     Args:
         send: Sends one message.
-        cooldown: Seconds before the same alert is told again.
+        cooldown: Seconds before the same alert is sent again.
         clock: Seconds that only grow.
     """
 

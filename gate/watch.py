@@ -146,7 +146,7 @@ class Watch:
 
 
 def alerts(path: Path, look: Look) -> list[Alert]:
-    """Return what people should be told of a run: rules that fired, evidence missing at the end, a lost file."""
+    """Return what people should know of a run: rules that fired, evidence missing at the end, a lost file."""
     if look.check.diagnosis is None:
         return [Alert(str(path), "unreadable", "error", look.check.error)]
     said = [each for each in look.check.diagnosis.findings if each.severity in ALERTING and each.state == "fired"]

@@ -43,7 +43,7 @@ def linearize(
         num_loops: Loops run before the loop is linearised.
         site: Where the loop is, for a model that does not state it.
         seed: Of the initial state.
-        budget: Seconds after which no further part is begun; what is left out is said so in ``skipped``.
+        budget: Seconds after which no further part is begun; ``skipped`` names what is left out.
         progress: Called as ``progress(part, fraction)``.
 
     Returns:

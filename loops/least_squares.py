@@ -5,7 +5,7 @@ of one step ``h[t+1] − h[t]`` from the step before it, from which everything c
 That is a statement about the whole loop on these states, blocks included, and not the A̅ of an injection: it is reported
 under its own name, with the share that it leaves unexplained.
 
-Not covered: choosing inputs that visit all directions; a direction no state has is said to be missing, not filled in.
+Not covered: choosing inputs that visit all directions. A direction that no state has is missing, not filled in.
 """
 
 # Shapes: N samples (tokens x loops), D width of the state, E width of the input.

@@ -3,7 +3,7 @@
 A `LoopSite` is the whole interface between a looped model and everything that measures it. A model of any origin may
 state its own with a method ``loop_site()`` that returns the keyword arguments of `LoopSite`, so that the model imports
 nothing of ours; the loops of some known models are described by ``adapters``; others are found by ``discovery``; and
-whatever cannot be found is told by hand.
+whatever cannot be found is given by hand.
 
 Not covered: models with several loops. They have one `LoopSite` each, and the user says which one is meant.
 """

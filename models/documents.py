@@ -89,7 +89,7 @@ def stream_documents(source: str | HubText, *, data_files: Sequence[str] | None 
 
 
 def _read_jsonl(file: Path, column: str) -> Iterator[str]:
-    """One document per line."""
+    """Yield one document per line."""
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -102,7 +102,7 @@ def _read_jsonl(file: Path, column: str) -> Iterator[str]:
 
 
 def _read_parquet(file: Path, column: str) -> Iterator[str]:
-    """One document per row, read a batch at a time."""
+    """Yield one document per row, read a batch at a time."""
     try:
         from pyarrow import ArrowInvalid, parquet
     except ModuleNotFoundError as error:

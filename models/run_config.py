@@ -94,7 +94,7 @@ class RunConfig:
     _data: DataConfig = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Resolve every part, so that a mistake is told before anything runs."""
+        """Resolve every part, so that a mistake shows before anything runs."""
         if unknown := [name for name in self.data if name not in DATA_FIELDS]:
             raise ValueError(f"{unknown[0]}: not a field of [data]; it has {', '.join(DATA_FIELDS)}")
         object.__setattr__(self, "looped", preset(self.preset, **self.model))

@@ -36,7 +36,7 @@ class Alerts:
     """Watches the rows of one run.
 
     Args:
-        path: The run file, for what is said.
+        path: The run file, for messages.
         rules: What an alert is besides spikes and numbers that are not finite.
     """
 

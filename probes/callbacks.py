@@ -151,10 +151,10 @@ class TransformersEvents(Recording):
       device, because the trainer tells callbacks a loss only where it logs, averaged over steps and with NaN filtered
       out. Where the model returns none (label smoothing, ``compute_loss_func``), the logged loss of steps that are
       logged one by one; a ``compute_loss`` of your own that changes the model's loss is not seen.
-    - ``grad_norm``: before clipping, in steps that the trainer logs (all of them with ``logging_steps=1``): it is told
-      nowhere else.
+    - ``grad_norm``: before clipping, in steps that the trainer logs (all of them with ``logging_steps=1``): there is
+      no other place where it can be read.
     - ``lr``: of the first parameter group, as the step used it.
-    - ``tokens``: ``num_input_tokens_seen``, where the trainer is asked to count it.
+    - ``tokens``: ``num_input_tokens_seen``, where the trainer counts it.
     """
 
     _loss: _ReturnedLoss | None = None

@@ -131,7 +131,7 @@ class LoopWatch:
 
         Args:
             step: The step that is over.
-            last: Whether the run is: then nobody is told how there could have been a pass.
+            last: Whether it is the run's last step: then no message explains how to get a pass.
         """
         if self._together.sharded is None:
             return None

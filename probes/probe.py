@@ -300,7 +300,7 @@ class Probe:
             self._lose_loop(error)
 
     def _send(self, step: int, numbers: Numbers, began: float) -> None:
-        """Send the row of a step, without its loop where that cannot be had."""
+        """Send the row of a step, without its loop where that could not be recorded."""
         part: LoopPart | None = None
         try:
             part = None if self._watch is None else self._watch.part(step)
@@ -310,7 +310,7 @@ class Probe:
             self._sender.send_step(step, Numbers(numbers.here) if part is not None else numbers, None, began)
 
     def _deliver_all(self) -> None:
-        """Wait for what is on its way; what cannot be had is dropped and counted."""
+        """Wait for what is on its way; what does not arrive is dropped and counted."""
         try:
             self._sender.deliver_all()
         except Exception as error:

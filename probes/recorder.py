@@ -2,7 +2,7 @@
 
 The training thread hands over records and never waits: the queue is bounded, and what does not fit is dropped and
 counted. Everything that takes time on the host (division, eigenvalues, detectors, HDF5) happens here. A failure of the
-file or of anything else in this thread is told in the log and, where it can, in the file; training goes on.
+file or of anything else in this thread goes to the log and, where possible, into the file; training goes on.
 
 A dense A̅ wider than `EXACT_WIDTH` is tracked from step to step (`SpectralTracker`, refreshed exactly in a further
 thread; 14 ms for both numbers at width 768 against 0.6 s exactly, on one core) and solved exactly in the steps whose
@@ -146,7 +146,7 @@ class Recorder:
         self.path = path
         self.dropped = 0
         self.next_step = 0
-        self._dropped_before = 0  # of rows dropped, those that a flush has told of
+        self._dropped_before = 0  # of rows dropped, those that a flush has reported
         self._queue: queue.Queue[Record | Event | _Flush | _Close] = queue.Queue(QUEUE_LENGTH)
         self._handled = 0  # things taken from the queue, by which a wait tells a slow disk from one that hangs
         self._opened = threading.Event()

@@ -92,7 +92,7 @@ class SelfCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong. The overhead is told, not judged: on a busy machine it says little."""
+        """Whether nothing is wrong. The overhead is shown, not judged: on a busy machine it says little."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def selfcheck(
     Args:
         make_model: Returns a new model on its device, as it is trained: wrapped in ``torch.compile`` or not. Called
             three times under the same seed.
-        make_batch: The batch of a step, the same whenever it is asked for.
+        make_batch: The batch of a step, the same at every call.
         loss: Runs the forward (or several) and returns the loss to differentiate; autocast belongs here.
         site: Where the loop is, for a model whose loop is not found.
         steps: Training steps compared.

@@ -23,7 +23,7 @@ from .findings import Finding, Judgement
 from .series import SHORTEST_PAUSE
 
 FEWEST_STEPS: Final = 20
-"""Rows without which nothing is said, where nobody says how many are enough: rules are about tens of steps."""
+"""Rows that a run must have for a verdict, unless the caller gives a number: rules are about tens of steps."""
 MOST_DROPPED: Final = 0.1
 """Part of the rows that a recorder may have dropped before the recording says too little."""
 

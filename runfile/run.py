@@ -236,7 +236,7 @@ class Run:
         """Look for new rows; True when anything changed. Reads the commit row and, later on demand, only the tail.
 
         After a resume that went back, ``len`` can shrink and earlier entries change: compare ``generation``. A file
-        that was deleted, replaced by another run, or cut is said in ``events``.
+        that was deleted, replaced by another run, or cut gives one of the ``events``.
         """
         with LOCK:
             return self._source.refresh()

@@ -1,7 +1,7 @@
 """Writes a run file: rows are staged in memory, flushed in order, and published by a commit row written last.
 
 A flush that returned True is an acknowledgement: what was appended before it survives ``kill -9``. Nothing raises
-because of the disk once the writer exists; on a failure it marks itself dead, counts the rows lost and says so once.
+because of the disk once the writer exists; on a failure it marks itself dead, counts the rows lost and logs it once.
 
 Not covered: power loss (the page cache is trusted while the run is live; sealing does wait for the disk), network file
 systems, and threads: one thread owns a writer.
@@ -360,7 +360,7 @@ class RunWriter:
         self.close()
 
     def close(self) -> None:
-        """Flush and close without ending the run, which then reads as interrupted. Harmless when repeated."""
+        """Flush and close without ending the run, which then reads as interrupted. A second call does nothing."""
         if self._closed:
             return
         if not self.flush() and not self.failure:
@@ -409,7 +409,7 @@ class RunWriter:
         return self._index[name]
 
     def _write_out(self) -> None:
-        """Bring every staged row into the file, then the commit row; the order is what makes a kill harmless."""
+        """Bring every staged row into the file, then the commit row: in this order a kill loses no committed row."""
         if self._unnamed:
             columns = self._handle.table("columns")
             for name in self._unnamed:
@@ -443,7 +443,7 @@ class RunWriter:
         return enough
 
     def _note_losses(self) -> None:
-        """Record in the file what was lost since this was said last."""
+        """Record in the file what was lost since the last such record."""
         if lost := self.rows_lost - self._lost_before:
             self._note_loss(
                 "rows_lost", lost, f"{lost} steps before this one were not recorded because the disk was full"

@@ -1,4 +1,4 @@
-"""The shape of the code base: who imports whom, what a light command never loads, what is said of a public name."""
+"""The shape of the code base: who imports whom, what a light command never loads, how a public name is documented."""
 
 import ast
 import doctest

@@ -1,8 +1,8 @@
 """Everything about one loop in one call: linear part, full loop, trajectory, rest states, safe depth, verdict.
 
 `linearize_loop` takes a *bound* step, ``h -> h'``, and whatever else is known of the loop. Each part runs on its own:
-one that cannot be had (no second derivatives, not causal, out of time) is left out and named with its reason, and never
-replaced by a guess.
+one that cannot be computed (no second derivatives, not causal, out of time) is left out and named with its reason. A
+guess never replaces it.
 
 Legend: T loops, B batch, S positions, D width, V vocabulary.
 
@@ -87,7 +87,7 @@ def linearize_loop(
             (``model.eval()``), not compiled.
         state: First state ``h_0``, float32 or float64.
         loops: Depth T to run to and to linearise at, at least 1; 4 for a trajectory verdict, better 16.
-        a_bar: A̅ as 0-d, ``(D,)`` or ``(D, D)``; without it nothing is said of the linear part.
+        a_bar: A̅ as 0-d, ``(D,)`` or ``(D, D)``; without it there is no linear part.
         b_bar: B̅ likewise.
         c_out: C_out, ``(D', D)``.
         read_out: ``h_T -> logits (B, S, V)``; makes the safe depth one of answers instead of states.

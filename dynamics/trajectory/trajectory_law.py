@@ -64,7 +64,7 @@ def sentence_of(
         cosine: Mean cosine of successive late steps; NaN where not known.
         laws: What the two laws of an undecided loop are, in a few characters each.
         bad_loop: First loop whose state is not finite.
-        fewest: Loops below which nothing is said.
+        fewest: Loops below which there is no sentence.
     """
     share = f" ({100 * law.last_relative_step:.2g} % of the state)" if math.isfinite(law.last_relative_step) else ""
     end = f"; the last of {loops} is {law.last_step:.3g}{share}."

@@ -114,7 +114,7 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
 
 
 def _attempt(name: str, part: Callable[[], T], /) -> T | None:
-    """Return one number, None where it cannot be had."""
+    """Return one number, None where it could not be computed."""
     try:
         return part()
     except EXPECTED:

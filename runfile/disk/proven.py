@@ -148,7 +148,7 @@ def _never_falls(values: Rows) -> Flags:
 
 
 def _leading(table: Any, length: int, good: Callable[[Rows], Flags]) -> int:
-    """Return how many of the first rows are ``good``, which is asked for a block and the row before it at a time."""
+    """Return how many of the first rows are ``good``, looking at a block and the row before it at a time."""
     for start in range(0, length, _BLOCK):
         before = min(start, 1)
         sound = good(table[start - before : min(start + _BLOCK, length)])[before:]

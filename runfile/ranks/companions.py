@@ -1,4 +1,4 @@
-"""Which rank files belong to a run, and what has to be said of the others.
+"""Which rank files belong to a run, and what is wrong with the others.
 
 A name is no proof: a file may be left over from an older run of the same name. Ranks of one run train side by side, so
 theirs were written at the same time as rank 0's and by as many ranks; both is recorded by `attach` in every file, and
@@ -102,7 +102,7 @@ def _is_rank(first: Recording, other: Recording, rank: int) -> bool:
 
 
 def resumed_on(world_size: int | None, run: Recording) -> int | None:
-    """Return the number of ranks that a resume has to note in the file; None where the file says so already.
+    """Return the number of ranks that a resume has to note in the file; None where the file has it already.
 
     A process that knows no number has no process group: it trains alone.
     """

@@ -12,12 +12,12 @@ Rows are matched by training step; a step is there when any rank has it. What be
   the rule of every column);
 - eigenvalues are those of the rank with the largest radius; where replicas hold the same A̅, all have the same;
 - numbers derived from loops (last norms, ratios) are derived from the merged loops;
-- events of one kind at one step are one event: the worst value, the earliest time, and which ranks said it. What is to
-  be said of the ranks themselves comes first (`companions`);
+- events of one kind at one step are one event: the worst value, the earliest time, and which ranks said it. Events
+  about the ranks themselves come first (`companions`);
 - arrays of any shape, and flights with them, are those of rank 0;
 - the run is live while any rank is, finished when all its files are.
 
-Not covered: anything that is told apart by rank; ``ranks`` holds each as a source of its own.
+Not covered: numbers of single ranks; ``ranks`` holds each as a source of its own.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class MergedSource:
 
     @property
     def events(self) -> list[Event]:
-        """What is to be said of the ranks, then what they found, by step; see the module for how events are merged."""
+        """Events about the ranks, then events that the ranks recorded, by step; the module says how they are merged."""
         return self._wrong + self._said
 
     def history(self, *names: str) -> dict[str, Series]:
@@ -224,7 +224,7 @@ class MergedSource:
         return changed
 
     def close(self) -> None:
-        """Give all files back; what was read stays usable. Harmless when repeated."""
+        """Give all files back; what was read stays usable. A second call does nothing."""
         for run in self._files.values():
             run.close()
 

@@ -1,4 +1,4 @@
-"""What is asked of a checkpoint: its depth curve and its dynamics, against what can be computed directly."""
+"""Questions to a checkpoint: its depth curve and its dynamics, against what can be computed directly."""
 
 import json
 

@@ -43,7 +43,7 @@ def test_zoom_returns_every_step_of_a_short_range():
     assert x.tolist() == list(range(39_999, 40_102))
 
 
-def test_view_beyond_the_data_is_harmless():
+def test_a_view_beyond_the_data_keeps_its_last_point():
     assert visible(np.arange(5.0), (90, 99)) == slice(4, 5)
     assert visible(np.empty(0), (0, 1)) == slice(0, 0)
 

@@ -1,4 +1,4 @@
-"""Every report format: valid by its schema, harmless whatever text a file holds, within its limits."""
+"""Every report format: valid by its schema, safe whatever text a file holds, within its limits."""
 
 from __future__ import annotations
 

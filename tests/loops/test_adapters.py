@@ -224,7 +224,7 @@ def test_ouro_stand_in(labels, foreign, tmp_path):
 def test_a_loop_over_bare_parameters(foreign, tmp_path):
     torch.manual_seed(0)
     model = foreign("bare").BareParameters()
-    # No module receives h, so h_0 is not recorded, and is said not to be.
+    # No module receives h, so h_0 is not recorded, and the description names it as missing.
     info, _ = attach_train_detach(model, tmp_path / "run.h5", lambda: model.visited, first=1)
     assert info["site"]["output"] == "block"
     assert any("h_0 is not recorded" in note for note in info["site"]["notes"])

@@ -19,7 +19,12 @@ def diagnosis(path):
         (0.8, 0.8, ("stable", "stable"), "stable"),
         (1.0, 1.0, ("marginal", "marginal"), "marginal"),
         (3.0, 3.0, ("unstable", "unstable"), "unstable"),
-        (3.0, 0.7, ("unstable", "stable"), "stable"),  # what was measured on the loop outranks A̅ alone, and it is said
+        (
+            3.0,
+            0.7,
+            ("unstable", "stable"),
+            "stable",
+        ),  # a measurement of the loop outranks A̅ alone
         (0.8, 2.0, ("stable", "unstable"), "unstable"),
     ],
 )
@@ -30,7 +35,7 @@ def test_regimes_come_from_the_numbers(write_run, loop_rows, radius, ratio, regi
     assert diagnosed.regimes["loop"] == "unknown"  # no Jacobian was recorded
     assert diagnosed.verdict == verdict
     assert f"{radius:.3f}" in diagnosed.summary
-    assert ("A̅" in diagnosed.summary.replace("ρ(A̅)", "")) == (regimes[0] != regimes[1])  # a disagreement is told
+    assert ("A̅" in diagnosed.summary.replace("ρ(A̅)", "")) == (regimes[0] != regimes[1])  # a disagreement is named
     assert diagnosed.summary.endswith(".") and ".." not in diagnosed.summary
 
 

@@ -42,7 +42,7 @@ def refuse(word: str) -> None:
 
 
 def same(text: str, value: Any) -> bool:
-    """Whether a CSV field says exactly this number; a NaN is said where it was given, else the field is empty."""
+    """Whether a CSV field says exactly this number; a NaN stands where it was given, else the field is empty."""
     return text in ("", "nan") if value != value else float(text) == value
 
 

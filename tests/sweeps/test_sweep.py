@@ -1,4 +1,4 @@
-"""A sweep trained for real, tiny: what is done stays done, a killed one goes on, a failed cell is told."""
+"""A sweep trained for real, tiny: what is done stays done, a killed one goes on, a failed cell is reported."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The whole linearisation: on closed forms, on our looped models, and where parts of it cannot be had."""
+"""The whole linearisation: on closed forms, on our looped models, and where parts of it cannot be computed."""
 
 import json
 import math

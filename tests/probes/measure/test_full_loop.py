@@ -1,4 +1,4 @@
-"""The full loop measured during training: right numbers, no trace in training, failures said once."""
+"""The full loop measured during training: right numbers, no trace in training, each failure reported one time."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Files of several ranks as one run: every number against a direct computation, and what is said of missing ranks."""
+"""Files of several ranks as one run: every number against a direct computation, and the events about missing ranks."""
 
 import os
 import subprocess
