@@ -56,8 +56,8 @@ def linearize(
     >>> import torch
     >>> from loopscope.models import build
     >>> _ = torch.manual_seed(0)
-    >>> found = linearize(build("demo"), torch.zeros(1, 4, dtype=torch.int64), num_loops=8)
-    >>> print(found.verdict.split(" | ")[0])
+    >>> result = linearize(build("demo"), torch.zeros(1, 4, dtype=torch.int64), num_loops=8)
+    >>> print(result.verdict.split(" | ")[0])
     LTI stable (ρ 0.447, certified)
     """
     with bound_loop(model, tokens, site=site, seed=seed) as loop:

@@ -172,8 +172,8 @@ def estimate_linear_part(model: nn.Module, site: LoopSite, example: Input | None
     >>> from loopscope.models import build
     >>> from loopscope.loops.find import find_site
     >>> model = build("demo")
-    >>> found = estimate_linear_part(model, find_site(model))
-    >>> found.radius.method, found.unknowns
+    >>> estimate = estimate_linear_part(model, find_site(model))
+    >>> estimate.radius.method, estimate.unknowns
     ('least squares', 65)
     """
     if example is None:

@@ -39,8 +39,8 @@ def loss_at_depths(
         ValueError: No depth, or a depth below 1.
 
     >>> from loopscope.models import build, standard_library
-    >>> found = loss_at_depths(build("demo"), standard_library(sequence_length=16), [1, 8], batches=1)
-    >>> [5 < loss < 6 for loss in found.values()]       # untrained: near ln 256 = 5.5
+    >>> losses = loss_at_depths(build("demo"), standard_library(sequence_length=16), [1, 8], batches=1)
+    >>> [5 < loss < 6 for loss in losses.values()]       # untrained: near ln 256 = 5.5
     [True, True]
     """
     if not depths or min(depths) < 1:

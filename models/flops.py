@@ -35,8 +35,8 @@ def effective_parameters(config: LoopedConfig, sequence_length: int) -> Effectiv
         sequence_length: Positions S of a training sequence.
 
     >>> from loopscope.models.presets import preset
-    >>> found = effective_parameters(preset("transformer-140m"), 0)     # six blocks of 12 D², their gates, and the head
-    >>> found.without_gradient, found.with_gradient == 6 * 12 * 768**2 + 3 * 32 * 6 + 32768 * 768
+    >>> parameters = effective_parameters(preset("transformer-140m"), 0)  # six blocks of 12 D², gates, and the head
+    >>> parameters.without_gradient, parameters.with_gradient == 6 * 12 * 768**2 + 3 * 32 * 6 + 32768 * 768
     (0.0, True)
     """
     square = config.width**2

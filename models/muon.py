@@ -30,8 +30,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     Returns:
         Matrices of the same shape and dtype.
 
-    >>> found = torch.linalg.svdvals(orthogonalize(torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))))
-    >>> bool(found.min() > 0.6 and found.max() < 1.3)
+    >>> sizes = torch.linalg.svdvals(orthogonalize(torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))))
+    >>> bool(sizes.min() > 0.6 and sizes.max() < 1.3)
     True
     """
     x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices

@@ -2,8 +2,8 @@
 
 Detectors speak of every spike of the loss and every number that stops being finite, rules of their conditions. Each
 such event goes into the run file, the worst of them to the log as well (rank 0's), and an alert has the flight recorder
-write the steps around it. The rows of the run do not depend on any of this: a part that fails is switched off and said
-to be.
+write the steps around it. The rows of the run do not depend on any of this: a part that fails is switched off, and the
+log says so.
 
 Not covered: sending an alert anywhere but to the log.
 """

@@ -159,13 +159,13 @@ def selfcheck(
 
     Example:
         >>> from loopscope.models import build
-        >>> found = selfcheck(
+        >>> result = selfcheck(
         ...     lambda: build("demo"),
         ...     lambda step: torch.full((2, 8), step),
         ...     lambda model, tokens: model(tokens).logsumexp(-1).mean(),
         ...     steps=2, timed=1,
         ... )
-        >>> found.same_losses, found.same_parameters, found.loops_recorded == found.loops_run, found.passed
+        >>> result.same_losses, result.same_parameters, result.loops_recorded == result.loops_run, result.passed
         (True, True, True, True)
     """
     if min(steps, timed) < 1:

@@ -27,7 +27,7 @@ class EventDetector:
     """Turns rows into events.
 
     >>> detector = EventDetector()
-    >>> found = [detector.update(step, 0.0, {"loss": 3.0}) for step in range(20)]
+    >>> events = [detector.update(step, 0.0, {"loss": 3.0}) for step in range(20)]
     >>> [event.kind for event in detector.update(20, 0.0, {"loss": math.inf})]
     ['loss_spike', 'non_finite']
     >>> detector.update(21, 0.0, {"loss": math.inf})

@@ -40,9 +40,9 @@ class LiveRules:
 
     >>> from loopscope.rules.rule_files import load_rules
     >>> live = LiveRules(load_rules(), {"a_bar_learned": True}, ["a_bar_radius", "residual_ratio"])
-    >>> found = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "residual_ratio": 1.2})]
-    >>> found += live.judge(ended=True)
-    >>> [(event.kind, event.step, event.severity) for event in found]
+    >>> events = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "residual_ratio": 1.2})]
+    >>> events += live.judge(ended=True)
+    >>> [(event.kind, event.step, event.severity) for event in events]
     [('LS020', 3, 'error')]
     """
 

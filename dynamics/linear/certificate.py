@@ -50,8 +50,8 @@ def certify_radius(a: object) -> Estimate:
     Source: Gelfand's formula; the trace bound |tr A^k| <= d ρ^k; rounding of products after Higham, Accuracy and
     Stability of Numerical Algorithms (2002), section 3.5.
 
-    >>> found = certify_radius([[0.9, 100.0], [0.0, 0.8]])
-    >>> found.lower <= 0.9 <= found.upper, verdict(found)
+    >>> rho = certify_radius([[0.9, 100.0], [0.0, 0.8]])
+    >>> rho.lower <= 0.9 <= rho.upper, verdict(rho)
     (True, 'certified stable')
     """
     matrix = as_float64(a, "a")

@@ -45,8 +45,8 @@ def modes(system: LTISystem) -> Modes:
 
     Source: λ^t = exp(−t/τ) exp(2πi f t).
 
-    >>> found = modes(LTISystem([math.exp(-0.5), -math.exp(-1.0)]))
-    >>> found.time_constants.round(12).tolist(), found.frequencies.tolist()
+    >>> turns = modes(LTISystem([math.exp(-0.5), -math.exp(-1.0)]))
+    >>> turns.time_constants.round(12).tolist(), turns.frequencies.tolist()
     ([2.0, 1.0], [0.0, 0.5])
     """
     values = system.eigenvalues()

@@ -195,8 +195,8 @@ class LoopJacobian:
         The Jacobian is frozen at this state. Cost: ``2 * steps * sum(powers)`` products. Lower bounds always.
 
         >>> shear = torch.tensor([[0.5, 4.0], [0.0, 0.5]])
-        >>> found = LoopJacobian(lambda h: shear @ h, torch.ones(2)).transient()
-        >>> [round(float(e), 3) for e in found.values()]
+        >>> growth = LoopJacobian(lambda h: shear @ h, torch.ones(2)).transient()
+        >>> [round(float(e), 3) for e in growth.values()]
         [4.062, 4.016, 2.002, 0.25]
         """
         growth: dict[int, Estimate] = {}

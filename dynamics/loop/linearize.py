@@ -110,8 +110,8 @@ def linearize_loop(
     Source: the system of arXiv 2604.12946; each part names its own source.
 
     >>> decay = torch.tensor([0.5, 0.2])
-    >>> found = linearize_loop(lambda h: decay * h + 1, torch.zeros(1, 3, 2), a_bar=decay)
-    >>> print(found.verdict.replace(" | ", "\n"))
+    >>> result = linearize_loop(lambda h: decay * h + 1, torch.zeros(1, 3, 2), a_bar=decay)
+    >>> print(result.verdict.replace(" | ", "\n"))
     LTI stable (ρ 0.500, certified)
     full loop stable (ρ_J 0.5, λ₁ −0.69)
     transient ×1

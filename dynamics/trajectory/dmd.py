@@ -84,8 +84,8 @@ def decompose(
 
     >>> a = np.array([[0.9, 0.2], [0.0, 0.5]])
     >>> x = np.random.default_rng(0).normal(size=(50, 2))
-    >>> found = decompose(x, x @ a.T)
-    >>> found.eigenvalues.real.round(6).tolist(), bool(found.residuals.max() < 1e-12)
+    >>> modes = decompose(x, x @ a.T)
+    >>> modes.eigenvalues.real.round(6).tolist(), bool(modes.residuals.max() < 1e-12)
     ([0.9, 0.5], True)
     """
     x, y = np.asarray(before, np.float64), np.asarray(after, np.float64)

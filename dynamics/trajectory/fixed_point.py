@@ -113,8 +113,8 @@ def find_fixed_point(
     Source: Anderson, J. ACM 12 (1965) 547; Walker & Ni, SIAM J. Numer. Anal. 49 (2011) 1715; Knoll & Keyes, J. Comput.
     Phys. 193 (2004) 357.
 
-    >>> found = find_fixed_point(lambda h: torch.cos(h), torch.zeros(1, 1, dtype=torch.float64))
-    >>> round(float(found.state), 9), found.converged
+    >>> search = find_fixed_point(lambda h: torch.cos(h), torch.zeros(1, 1, dtype=torch.float64))
+    >>> round(float(search.state), 9), search.converged
     (0.739085133, True)
     """
     wanted = float(torch.finfo(start.dtype).eps ** 0.7) if tol is None else tol

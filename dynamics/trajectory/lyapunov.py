@@ -130,8 +130,8 @@ def lyapunov_exponents(
     Source: Benettin et al., Meccanica 15 (1980) 9-30; QR form of Geist et al., PTP 83 (1990) 875.
 
     >>> decay = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
-    >>> found = lyapunov_exponents(lambda h: decay * h, torch.ones_like(decay), count=2, iterations=50, warmup=50)
-    >>> np.allclose(found.exponents, np.log([0.9, 0.5]), rtol=1e-12)
+    >>> spectrum = lyapunov_exponents(lambda h: decay * h, torch.ones_like(decay), count=2, iterations=50, warmup=50)
+    >>> np.allclose(spectrum.exponents, np.log([0.9, 0.5]), rtol=1e-12)
     True
     """
     if not 1 <= count <= state.numel():
@@ -179,8 +179,8 @@ def token_exponents(
     Source: as `lyapunov_exponents`; diagonal blocks of a product of block-triangular matrices are the products of their
     blocks.
 
-    >>> found = token_exponents(lambda h: 0.5 * h.cumsum(1), torch.ones(1, 3, 2), iterations=10)
-    >>> np.allclose(found.exponents, np.log(0.5))
+    >>> spectrum = token_exponents(lambda h: 0.5 * h.cumsum(1), torch.ones(1, 3, 2), iterations=10)
+    >>> np.allclose(spectrum.exponents, np.log(0.5))
     True
     """
     batch, positions, width = state.shape

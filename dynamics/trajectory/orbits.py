@@ -69,8 +69,8 @@ def token_map(states: Tensor, *, round_off: float | None = None) -> TokenMap:
     >>> t = torch.arange(13.0)
     >>> rest, flip = 0.3**t, (-1.0) ** t
     >>> states = torch.stack([rest + 1, flip], -1)[:, None, :, None]       # one sequence of two tokens, width 1
-    >>> found = token_map(states)
-    >>> found.pattern.tolist(), found.period.tolist()
+    >>> tokens = token_map(states)
+    >>> tokens.pattern.tolist(), tokens.period.tolist()
     ([['fixed point', 'orbit']], [[1, 2]])
     """
     if states.dim() != 4 or len(states) < 2:

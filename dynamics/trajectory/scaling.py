@@ -142,8 +142,8 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
     Source: arXiv 2604.12946 (test-time depth law); variable projection, Golub and Pereyra, SIAM J. Numer. Anal. 10
     (1973) 413-432.
 
-    >>> found = depth_law([1, 2, 4, 8, 16], [2 + 3 * math.exp(-0.5 * t) for t in (1, 2, 4, 8, 16)])
-    >>> round(found.limit, 6), round(found.amplitude, 6), round(found.rate, 6), found.identified
+    >>> law = depth_law([1, 2, 4, 8, 16], [2 + 3 * math.exp(-0.5 * t) for t in (1, 2, 4, 8, 16)])
+    >>> round(law.limit, 6), round(law.amplitude, 6), round(law.rate, 6), law.identified
     (2.0, 3.0, 0.5, True)
     """
     from scipy.optimize import minimize_scalar
@@ -263,8 +263,8 @@ def training_law(
     Source: arXiv 2604.12946; the procedure of Hoffmann et al., arXiv 2203.15556, approach 3.
 
     >>> n, d = (m.ravel() for m in np.meshgrid(np.geomspace(1e8, 3e9, 5), np.geomspace(1e9, 1e11, 5)))
-    >>> found = training_law(n, d, 2.5 + 5e5 * n**-0.77 + 2e4 * d**-0.5, restarts=10)
-    >>> round(found.coefficients["E"], 4), round(found.coefficients["x"], 4), found.identified
+    >>> law = training_law(n, d, 2.5 + 5e5 * n**-0.77 + 2e4 * d**-0.5, restarts=10)
+    >>> round(law.coefficients["E"], 4), round(law.coefficients["x"], 4), law.identified
     (2.5, 0.77, True)
     """
     logs = [_logarithm(parameters, "parameters"), _logarithm(tokens, "tokens")]
@@ -303,8 +303,8 @@ def unified_law(
     >>> grids = np.meshgrid([0.25, 0.5, 1.0, 2.0], np.geomspace(1e8, 3e9, 4), np.geomspace(1e9, 1e11, 4))
     >>> t, n, d = (m.ravel() for m in grids)
     >>> losses = 2.5 + 5e5 * n**-0.77 + 2e4 * d**-0.5 + 1.2 * np.exp(-4 * t)
-    >>> found = unified_law(t, n, d, losses, restarts=10)
-    >>> round(found.coefficients["Z"], 3), round(found.coefficients["z"], 3)
+    >>> law = unified_law(t, n, d, losses, restarts=10)
+    >>> round(law.coefficients["Z"], 3), round(law.coefficients["z"], 3)
     (1.2, 4.0)
     """
     depths = as_float64(relative_depths, "relative_depths")

@@ -114,8 +114,8 @@ def fit_laws(steps: Floats, first: int) -> LawFits:
 
     Source: least squares with a bounded slope; likelihood ratios, e.g. Cox and Hinkley, Theoretical Statistics (1974).
 
-    >>> found = fit_laws(0.8 ** np.arange(4, 16)[None], first=4)
-    >>> CLASSES[int(found.miss.argmin())], round(float(np.exp(found.slope[0, 0])), 3), bool(found.miss[0, 1] > 9)
+    >>> fits = fit_laws(0.8 ** np.arange(4, 16)[None], first=4)
+    >>> CLASSES[int(fits.miss.argmin())], round(float(np.exp(fits.slope[0, 0])), 3), bool(fits.miss[0, 1] > 9)
     ('settling', 0.8, True)
     """
     parts = [_fit(steps[at : at + BLOCK], first) for at in range(0, len(steps), BLOCK)]

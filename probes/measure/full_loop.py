@@ -92,8 +92,8 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
     >>> from loopscope.models import build
     >>> _ = torch.manual_seed(0)
     >>> with bound_loop(build("demo", injection="addition"), torch.zeros(1, 4, dtype=torch.int64)) as loop:
-    ...     found = measure_full_loop(loop, loops=8)
-    >>> found.spectrum, found.radius.method, found.radius.converged
+    ...     numbers = measure_full_loop(loop, loops=8)
+    >>> numbers.spectrum, numbers.radius.method, numbers.radius.converged
     ('per token', 'per token, exact', True)
     """
     if loops < 1:

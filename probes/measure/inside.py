@@ -45,8 +45,8 @@ class InsideCounts:
             gradients: Squares of norms ``(T + 1,)``.
 
         >>> counts = InsideCounts((2, 0), (False, True, True))
-        >>> found = counts.norms(np.array([6.0, 0.0]), np.array([0.0, 4.0, np.nan]))
-        >>> {name: values.tolist() for name, values in found.items()}
+        >>> norms = counts.norms(np.array([6.0, 0.0]), np.array([0.0, 4.0, np.nan]))
+        >>> {name: values.tolist() for name, values in norms.items()}
         {'block_state_norm': [3.0, nan], 'state_gradient_norm': [nan, 2.0, inf]}
         """
         tokens, arrived = np.array(self.tokens), np.array(self.arrived, dtype=bool)

@@ -2,7 +2,7 @@
 
 A name is no proof: a file may be left over from an older run of the same name. Ranks of one run train side by side, so
 theirs were written at the same time as rank 0's and by as many ranks; both is recorded by `attach` in every file, and
-nothing has to be agreed on between processes. What does not belong is left out and said, as an event of a kind in
+nothing has to be agreed on between processes. What does not belong is left out, with an event of a kind in
 ``RANK_EVENTS``; the diagnosis turns those into findings.
 
 Not covered: clocks of hosts that differ by more than a run lasts.
