@@ -1,6 +1,6 @@
 """A number for a batch, so that the batch of a step that went wrong can be found again in the data.
 
-Not covered: an adversary. Two different batches have the same number once in 2⁶⁴ by accident; made on purpose they are easy to have.
+Not covered: an adversary. By accident two different batches have the same number once in 2⁶⁴; on purpose it is easy.
 """
 
 from __future__ import annotations
