@@ -3,7 +3,7 @@
     python examples/watch_your_run.py                 # a healthy learning rate
     python examples/watch_your_run.py --lr 0.1        # watch rho leave the unit circle
 
-The model below knows nothing of loopscope. What loopscope has to be told is in `site`: which module starts a loop,
+The model below knows nothing of loopscope. What loopscope has to know is in `site`: which module starts a loop,
 which comes after the loop, and where A (what the state is multiplied by before the blocks) is stored.
 """
 

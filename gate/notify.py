@@ -60,7 +60,7 @@ class Notifier:
     def __init__(self, send: Send, *, cooldown: float = COOLDOWN, clock: Callable[[], float] = time.monotonic) -> None:
         self._send, self._cooldown, self._clock = send, cooldown, clock
         self._told: dict[tuple[str, str], float] = {}
-        self._open: dict[tuple[str, str], bool] = {}  # alerts that hold, and whether they were told
+        self._open: dict[tuple[str, str], bool] = {}  # alerts that hold, and whether a message went out
         self._queue: queue.Queue[tuple[str, str, str] | None] = queue.Queue(WAITING)
         self.dropped = 0
         self._thread = threading.Thread(target=self._work, name="loopscope-notify", daemon=True)

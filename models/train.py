@@ -110,7 +110,7 @@ class TrainResult:
         tokens: Trained on, over all ranks and resumes.
         seconds: Of this session.
         interrupted: Stopped before the last step.
-        stopped_by: What stopped it, ``"Ctrl-C"`` or ``"SIGTERM"``; empty where another rank was told.
+        stopped_by: What stopped it, ``"Ctrl-C"`` or ``"SIGTERM"``; empty where another rank was stopped.
         unrecorded: Steps done at the newest checkpoint that holds steps the observer could not keep safe; 0 for none.
         evaluations: Held-out loss by depth for every evaluated step of this session.
     """

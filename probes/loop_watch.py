@@ -45,7 +45,7 @@ class LoopWatch:
         batch: The fixed batch.
         tap: The hooks.
         together: What asks the other ranks.
-        notices: Where things are said.
+        notices: Takes messages.
     """
 
     def __init__(

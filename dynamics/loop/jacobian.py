@@ -326,7 +326,7 @@ def require_deterministic(step: Step, state: Tensor) -> None:
     """
     with torch.no_grad():
         first, second = step(state.detach()), step(state.detach())
-    # Sums in another order (atomics on a GPU) differ by a few roundings of the largest entry; NaN is told elsewhere.
+    # Sums in another order (atomics on a GPU) differ by a few roundings of the largest entry; NaN is refused elsewhere.
     slack = 1e3 * torch.finfo(first.dtype).eps * first.abs().max()
     if bool(((first - second).abs() > slack).any()):
         raise ValueError(

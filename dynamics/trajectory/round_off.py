@@ -3,7 +3,7 @@
 A step can be round-off when it is small relative to the state, for the type of the states. It is not, however small,
 when the steps follow a law: round-off neither keeps its direction nor grows loop after loop.
 
-Not covered: an orbit that is smaller than the round-off level, which cannot be told from it.
+Not covered: an orbit that is smaller than the round-off level, which looks the same.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class InsideCounts:
 
 
 def _where(measured: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[np.float32]:
-    """Values where there are any, NaN elsewhere; a NaN that was measured is an infinity, to be told from those."""
+    """Return values where there are any, NaN elsewhere; a NaN that was measured becomes an infinity."""
     return np.where(measured, np.nan_to_num(values, nan=np.inf, posinf=np.inf), np.nan).astype(np.float32)
 
 

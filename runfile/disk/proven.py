@@ -11,7 +11,7 @@ from such a one, table by table:
 - ``spectra``: the step is finite and not everything is zero;
 - ``events``: there is a kind and one of three severities;
 - ``array_index``: there is a name, and kind and shape give just the bytes between its end and the one before;
-- ``arrays``: zeros at the end of the last array cannot be told from bytes that were not written: it does not count.
+- ``arrays``: zeros at the end of the last array look like bytes that were not written: it does not count.
 
 Generations never fall either: rows of an earlier one behind are left from a kill and were never acknowledged.
 

@@ -159,7 +159,7 @@ def answers(path: Path) -> dict[str, bytes]:
             with contextlib.suppress(RunFileError):
                 replies[question] = pickle.dumps(ask())
         assert run.state in ("live", "interrupted", "finished") and repr(run)
-        if len(run.ranks) < len(list(path.parent.glob("a*.h5"))):  # the numbers are said to be without a rank
+        if len(run.ranks) < len(list(path.parent.glob("a*.h5"))):  # an event says that a rank is missing
             replies.clear()
     return replies
 

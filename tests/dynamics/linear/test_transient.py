@@ -139,7 +139,7 @@ def test_what_stretches_nothing_has_peak_and_kreiss_constant_one(name: str) -> N
 def test_a_little_above_one_is_for_ever_where_the_eigenvalue_is_sure(excess: float) -> None:
     turn = np.linalg.qr(RNG(3).normal(size=(15, 15)))[0]
     assert peak_growth(LTISystem((1 + excess) * turn)).growth.value == np.inf
-    # The same eigenvalues in a Jordan block cannot be told from one by their computed value.
+    # The same eigenvalues in a Jordan block look like one by their computed value.
     jordan = np.eye(8) + np.diag(np.ones(7), 1)
     similar = np.linalg.qr(RNG(4).normal(size=(8, 8)))[0]
     peak = peak_growth(LTISystem(similar @ jordan @ similar.T), horizon=30)
