@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -149,9 +149,8 @@ def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor
     """
     if read in _tried:
         return read
-    with suppress(TypeError):  # of a kind that cannot be remembered: tried again next time
-        _tried.add(read)
-    if not _reading_acts(model, read):
+    _remember(read)
+    if not _reading_acts(model, [read]):
         return read
 
     @wraps(read)
@@ -164,7 +163,28 @@ def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor
     return quiet
 
 
-def _reading_acts(model: nn.Module, read: Callable[[], Tensor]) -> bool:
+def all_quietly(model: nn.Module, reads: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
+    """Return what `quietly` does for several readings; they are tried out together, since most change nothing.
+
+    >>> layer = nn.Linear(3, 3)
+    >>> reads = {"a_bar": lambda: layer.weight, "b_bar": lambda: layer.bias}
+    >>> all_quietly(layer, reads) == reads
+    True
+    """
+    new = [read for read in reads.values() if read not in _tried]
+    if len(new) > 1 and not _reading_acts(model, new):
+        for read in new:
+            _remember(read)
+    return {name: quietly(model, read) for name, read in reads.items()}
+
+
+def _remember(read: Callable[[], Tensor]) -> None:
+    """Note that a reading was tried out; one of a kind that cannot be noted is tried again next time."""
+    with suppress(TypeError):
+        _tried.add(read)
+
+
+def _reading_acts(model: nn.Module, reads: Iterable[Callable[[], Tensor]]) -> bool:
     """Return whether reading changes a tensor, a random state or something in Python; not whether it works."""
     acts = False
     for training in (True, False):
@@ -172,7 +192,9 @@ def _reading_acts(model: nn.Module, read: Callable[[], Tensor]) -> bool:
             _set_flags(model, training)
             flags = PythonState([model])
             streams = _random_states()
-            read()
+            for read in reads:
+                with suppress(Exception):
+                    read()
             acts |= look.writes.changed or flags.rewind() or streams != _random_states()
     return acts
 
@@ -249,7 +271,9 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
 def _random_states() -> tuple[Any, ...]:
     """Return the states of the generators on the host, as values that compare with ``==``."""
     numpy = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), repr(numpy), torch.get_rng_state().numpy().tobytes()
+    # An array has no `==` that says one thing; its text may be cut (np.set_printoptions) and takes milliseconds.
+    words = (numpy[0], numpy[1].tobytes(), *numpy[2:]) if isinstance(numpy, tuple) else repr(numpy)
+    return random.getstate(), words, torch.get_rng_state().numpy().tobytes()
 
 
 @contextmanager
@@ -276,4 +300,14 @@ def _fsdp_modules(model: nn.Module) -> list[Any]:
     return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
 
 
-__all__ = ["Look", "LookError", "eagerly", "looking", "on_the_side", "quietly", "start_streams", "undisturbed"]
+__all__ = [
+    "Look",
+    "LookError",
+    "all_quietly",
+    "eagerly",
+    "looking",
+    "on_the_side",
+    "quietly",
+    "start_streams",
+    "undisturbed",
+]

@@ -33,7 +33,6 @@ from torch.nn.parameter import UninitializedParameter
 from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
-from ..loops.least_squares import linear_estimate
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
 from ..rules.rule_files import load_rules
@@ -162,6 +161,8 @@ class Probe:
         path.parent.mkdir(parents=True, exist_ok=True)
         info = run_info(own, site, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
         if site.a_bar is None and site.was_found:  # a model that said where its loop is, is not run
+            from ..loops.least_squares import linear_estimate
+
             info["linear_estimate"] = linear_estimate(own, site, probe_batch)
         self._recorder = Recorder(
             path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
