@@ -196,6 +196,20 @@ def lazy_packages() -> list[str]:
     return [".".join(["loopscope", *stub.parent.relative_to(ROOT).parts]) for stub in stubs]
 
 
+def test_attaching_loads_neither_the_compiler_nor_what_its_preset_does_not_use() -> None:
+    code = """
+import sys, tempfile, loopscope
+from loopscope.models import build
+model = build("demo")
+with tempfile.TemporaryDirectory() as folder:
+    loopscope.attach(model, folder + "/a.h5").close()
+late = {"torch._dynamo", "loopscope.loops.discovery", "loopscope.dynamics.loop.full_loop", "scipy", "rich", "plotly"}
+print(*sorted(late & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("package", lazy_packages())
 def test_every_lazy_name_resolves_and_is_shown(package: str) -> None:
     import importlib
