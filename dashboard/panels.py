@@ -108,6 +108,7 @@ def _heatmap(name: str, symbol: str) -> Callable[[Ask], go.Figure]:
     """Return what draws a number per loop as a heatmap, of the fixed batch or of the training steps."""
 
     def draw(ask: Ask) -> go.Figure:
+        """Draw the number of the loops that the page asks for."""
         passes = ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps) > 0
         if passes:
             steps, values = ask.held.probe(name)
@@ -131,6 +132,7 @@ def _loop_columns(name: str) -> Callable[[Ask], Columns]:
     """Return what gives the rows of a heatmap as columns of a CSV."""
 
     def columns_of(ask: Ask) -> Columns:
+        """Return the visible rows, one column for each loop."""
         if ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps):
             steps, values = ask.held.probe(name)
             rows = visible(steps, ask.view)

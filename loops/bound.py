@@ -141,6 +141,7 @@ class _Interception:
         """Return one loop with the given input bound; the model's own when None."""
 
         def step(h: Tensor) -> Tensor:
+            """Run the model with its state replaced by ``h``; return the state one loop later."""
             self.state, self.e, self.catch = h, e, True
             try:
                 with torch.set_grad_enabled(torch.is_grad_enabled()), self.keeps_gradients:
@@ -189,6 +190,7 @@ class _Interception:
             return self.call.run_at(self.model, self.site, 1)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note the state and the input that the body receives, or put others in their place."""
         self.calls += 1
         if self.loops == 0:
             place = self.site.input_argument

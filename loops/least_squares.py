@@ -111,6 +111,7 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
     done = [False]
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the state and, the first time, the input that the body receives."""
         if site.state_argument is None or done[0] or (site.output is not None and states):
             return
         try:

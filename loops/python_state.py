@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import types
 import weakref
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -176,18 +177,18 @@ class PythonState:
         return 1 + len(values)
 
 
-class _Held:
+class _Held(ABC):
     """Something that was noted."""
 
     __slots__ = ()
 
+    @abstractmethod
     def differs(self) -> bool:
         """Return whether it is otherwise now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self) -> None:
         """Put it back."""
-        raise NotImplementedError
 
 
 def _same(now: Iterable[Any], then: Iterable[Any]) -> bool:

@@ -298,6 +298,7 @@ class _ReturnedLoss:
 
     @torch.no_grad()
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Add the loss that a training forward returned."""
         loss = output.get("loss") if isinstance(output, dict) else output[0] if isinstance(output, tuple) else None
         if not module.training or looking() or not isinstance(loss, Tensor) or loss.ndim != 0:
             return

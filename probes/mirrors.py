@@ -235,6 +235,7 @@ class _Relay:
             log.warning("loopscope: %s was too slow and missed %d rows", self._name, self._dropped)
 
     def _run(self) -> None:
+        """Feed the mirror until the run ends, then close it; whatever fails is logged."""
         try:
             while (row := self._next()) is not None:
                 self._mirror.write(*row)

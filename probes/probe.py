@@ -282,6 +282,7 @@ class Probe:
         self._recorder.close(interrupted=interrupted, step=self._step - 1)
 
     def _end_step(self, given: Mapping[str, Any], began: float) -> None:
+        """Send the row of the step, run the fixed batch where it is due, and get ready for the next step."""
         step, self._step = self._step, self._step + 1
         forwards = self._watch.tap.forwards if self._watch is not None else 0
         self._together.begin(self._preset.name, step, forwards)

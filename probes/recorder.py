@@ -227,6 +227,7 @@ class Recorder:
                 return
 
     def _run(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> None:
+        """Open the file and write until the end of the run; this is the thread."""
         try:
             writer = self._open(info, scalars, resume, overwrite)
         except Exception as error:
@@ -247,6 +248,7 @@ class Recorder:
             self._mirrors.close()
 
     def _open(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> RunWriter:
+        """Create the file, or continue it behind its last row."""
         if resume and self.path.exists():
             with Run(self.path) as run:  # this rank's file alone, whatever lies beside it
                 self.next_step = int(run["step"][-1]) + 1 if len(run) else 0
@@ -329,6 +331,7 @@ class Recorder:
             self._notices.say(step, "step_incomplete", message, cause=what, trace=error)
 
     def _write(self, writer: RunWriter, record: Record) -> None:
+        """Write the row of a step or of a pass; a part that cannot be computed costs that part."""
         loops: NDArray[np.float32] | None = None
         once: dict[str, float] = {}
         linear: dict[str, float] = {}

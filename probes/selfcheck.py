@@ -302,6 +302,7 @@ def _count_loops(
         loop = -1
 
     def note(state: Tensor | None) -> None:
+        """Add the norms of a state to its loop."""
         nonlocal loop
         if loop < 0:
             return

@@ -66,6 +66,7 @@ class EventDetector:
         self._spiking = bool(len(series["loss_zscore"]) and series["loss_zscore"][-1] >= SPIKE)
 
     def _loss_spike(self, step: int, time: float, values: Mapping[str, float]) -> list[Event]:
+        """Return the event of a loss that begins to spike."""
         loss = values.get("loss", math.nan)
         score = self.derived["loss_zscore"]
         began = score >= SPIKE and not self._spiking

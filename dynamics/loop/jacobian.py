@@ -97,7 +97,8 @@ class LoopJacobian:
         """``J v``: where the perturbation v goes in one loop. One backward pass through the graph of a backward pass.
 
         Raises:
-            NotImplementedError: An operation of the step has no second derivative (the message names it).
+            NotImplementedError: An operation of the step has no second derivative (the message names it). It is a
+                RuntimeError, which is what torch raises for a derivative that it does not have.
 
         >>> LoopJacobian(lambda h: h.flip(0), torch.ones(2)).apply(torch.tensor([1.0, 2.0]))
         tensor([2., 1.])
