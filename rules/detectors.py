@@ -77,6 +77,7 @@ class EventDetector:
         return [Event(step, time, "loss_spike", "warning", score, SPIKE, message)]
 
     def _non_finite(self, step: int, time: float, values: Mapping[str, float], broken: frozenset[str]) -> list[Event]:
+        """Return the event of numbers that have just stopped being finite."""
         began, self._broken = sorted(broken - self._broken), broken
         if not began:
             return []
