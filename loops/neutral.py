@@ -270,7 +270,7 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
 
 def _random_states() -> tuple[Any, ...]:
     """Return the states of the generators on the host, as values that compare with ``==``."""
-    numpy = np.random.get_state()  # noqa: NPY002
+    numpy: Any = np.random.get_state()  # noqa: NPY002
     # The `==` of an array is an array, and its text takes milliseconds to make.
     words = (numpy[0], numpy[1].tobytes(), *numpy[2:]) if isinstance(numpy, tuple) else repr(numpy)
     return random.getstate(), words, torch.get_rng_state().numpy().tobytes()
