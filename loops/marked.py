@@ -63,7 +63,7 @@ def _count() -> None:
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 def _mark(order: Tensor, seen: list[Tensor], name: str) -> None:
-    """What a compiled graph calls where a state is marked."""
+    """Show a state that a compiled graph marks."""
     # Memory of a graph may be used again before the forward is over.
     state, given = seen[0].clone(), seen[1] if len(seen) > 1 else None
     for watcher in list(_WATCHERS):

@@ -184,7 +184,7 @@ def is_same(state: Tensor, held: Tensor | None) -> bool:
 
 
 def _with_state(output: Any, state: Tensor) -> Any:
-    """What a module returned, with another state in it."""
+    """Return what a module returned, with another state in it."""
     if isinstance(output, tuple):
         items = (state, *output[1:])
         make = getattr(type(output), "_make", None)

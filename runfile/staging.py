@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .layout import LOOP_COLUMNS, MOST_VARIABLES, VARIABLE_COLUMNS
 
 _ROWS: Final = 64  # room of an empty buffer
+COMPOUND: Final = ("events", "array_index")  # tables whose rows have named fields
 _KEPT_BYTES: Final = 1 << 20  # a buffer that had to grow beyond this gives its memory back after the flush
 
 
