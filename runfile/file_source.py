@@ -66,7 +66,8 @@ class FileSource:
         """What the writer said, at first and later."""
         rows = self._tables.commit.lengths["array_index"]
         if rows != self._info_of:
-            self._info_of, self._info_later = rows, {}
+            self._info_of = rows
+            self._info_later = {}
             with suppress(RunFileError):  # who asks for the arrays themselves is told
                 for said in self._arrays.arrays(INFO_LATER, slice(-_MOST_INFO, None))[1]:
                     self._info_later |= _as_info(said)
@@ -256,7 +257,8 @@ class FileSource:
         self._standing = Standing()
         self._branches = Branches()
         self._arrays = RecordedArrays(self._tables, self._up_to_date)
-        self._info_of, self._info_later = 0, dict[str, Any]()
+        self._info_of = 0  # rows of the index of arrays in which it was looked for
+        self._info_later: dict[str, Any] = {}
         self.changed_from = -math.inf
 
     def _load(self) -> bool:
