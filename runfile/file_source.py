@@ -47,6 +47,9 @@ class FileSource:
         changed_from: Step from which on other rows stand than when `looked` was called last.
     """
 
+    _info_of: int  # rows of the index of arrays in which `_info_later` was looked for
+    _info_later: dict[str, Any]
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tables = Tables(path, self._forget)
@@ -257,8 +260,8 @@ class FileSource:
         self._standing = Standing()
         self._branches = Branches()
         self._arrays = RecordedArrays(self._tables, self._up_to_date)
-        self._info_of = 0  # rows of the index of arrays in which it was looked for
-        self._info_later: dict[str, Any] = {}
+        self._info_of = 0
+        self._info_later = {}
         self.changed_from = -math.inf
 
     def _load(self) -> bool:
