@@ -47,13 +47,13 @@ class Case:
     precision: str = "fp32"
 
     def config(self) -> RunConfig:
-        """The run."""
+        """Return the run."""
         train = {"lr": self.lr, "steps": STEPS, "precision": self.precision}
         return RunConfig(preset="demo", seed=self.seed, model=self.model, train=train)
 
 
 def hot_injection(factor: float) -> Intervention:
-    """The injection's weights move some times as far as the optimizer says."""
+    """Let the injection's weights move some times as far as the optimizer says."""
     kept: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ def hot_injection(factor: float) -> Intervention:
 
 
 def corrupted_batch(step: int) -> Intervention:
-    """One batch is random bytes."""
+    """Make one batch random bytes."""
 
     def batch(data: Any, index: int, tokens: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(index)
@@ -78,7 +78,7 @@ def corrupted_batch(step: int) -> Intervention:
 
 
 def rounded_a_bar() -> Intervention:
-    """A̅ starts at 0.9985 and is computed in bfloat16, whose nearest number is 1."""
+    """Start A̅ at 0.9985 and compute it in bfloat16, whose nearest number is 1."""
 
     def model(looped: LoopedTransformer) -> None:
         injection: Any = looped.injection
@@ -91,7 +91,7 @@ def rounded_a_bar() -> Intervention:
 
 
 def rate_burst(step: int) -> Intervention:
-    """For five steps all weights move thirty times as far: no change on the list undoes that."""
+    """Move all weights for five steps thirty times as far: no change on the list undoes that."""
     kept: dict[int, list[torch.Tensor]] = {}
 
     @torch.no_grad()
@@ -134,7 +134,7 @@ def record(case: Case, out: Path) -> None:
 
 
 def explained(case: Case, folder: Path) -> tuple[str, str]:
-    """The cause that is found, or the empty text, and the verdict."""
+    """Return the cause, or the empty text, and the verdict."""
     path = folder / "run.h5"
     record(case, path)
     with open_run(path) as run:

@@ -46,7 +46,7 @@ class Part:
     limit: float
 
     def command(self, cpu: bool) -> list[str]:
-        """What is run, on the processor or the device."""
+        """Return what is run, on the processor or the device."""
         return self.cpu if cpu else self.gpu
 
 
@@ -64,7 +64,7 @@ class Result:
 
 
 def parts() -> list[Part]:
-    """What is run, in order: what decides most comes first."""
+    """Return what is run, in order: what decides most comes first."""
     python, loopscope = sys.executable, [sys.executable, "-m", "loopscope"]
     bench = [python, str(ROOT / "benchmarks")]
 
@@ -159,7 +159,7 @@ def trace() -> None:
 
 
 def graphs(tiny: bool) -> None:
-    """The same steps eager and with the loop compiled for CUDA graphs: the recorded norms are compared."""
+    """Run the same steps eager and with the loop compiled for CUDA graphs: the recorded norms are compared."""
     import numpy as np
     from loopscope.models import build
     from loopscope.probes import attach, open_run
@@ -202,7 +202,7 @@ def run_part(part: Part, *, cpu: bool, limit: float, device: str, commit: str) -
 
 
 def kept(part: Part, device: str, commit: str) -> Result | None:
-    """What a part gave on this device and commit; None where it has not been run to its end."""
+    """Return what a part gave on this device and commit; None where it has not been run to its end."""
     try:
         result = Result(**json.loads((KEPT / f"{part.name}.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -211,7 +211,7 @@ def kept(part: Part, device: str, commit: str) -> Result | None:
 
 
 def page(results: list[Result], device: str) -> str:
-    """The document: what was asked, on what, when, and what came out, word for word."""
+    """Return the document: what was asked, on what, when, and what came out, word for word."""
     asked = {part.name: part.question for part in parts()}
     lines = [
         "# On a GPU",
@@ -232,7 +232,7 @@ def page(results: list[Result], device: str) -> str:
 
 
 def hardware(cpu: bool) -> str:
-    """The device, in words."""
+    """Return the device, in words."""
     return f"{platform.machine()} processor, tiny sizes" if cpu else torch.cuda.get_device_name()
 
 

@@ -91,10 +91,10 @@ def main() -> None:
     print(f"\n{datetime.now(UTC):%Y-%m-%d}, {len(kinds)} models x {len(DEPTHS)} depths")
     columns = ("Spearman gap", "state error", "median miss", "largest gap")
     print(f"{'format':<8}{'pairs':>6}{'left out':>10}" + "".join(f"{column:>14}" for column in columns))
-    for name, found in {**table, "all": every}.items():
+    for name, row in {**table, "all": every}.items():
         print(
-            f"{name:<8}{found['pairs']:>6}{found['left_out']:>10}{found['spearman_gap']:>14.3f}"
-            f"{found['spearman_state_error']:>14.3f}{found['median_miss']:>14.1e}{found['largest_gap']:>14.1e}"
+            f"{name:<8}{row['pairs']:>6}{row['left_out']:>10}{row['spearman_gap']:>14.3f}"
+            f"{row['spearman_state_error']:>14.3f}{row['median_miss']:>14.1e}{row['largest_gap']:>14.1e}"
         )
 
 

@@ -227,7 +227,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
-    """An outcome for JSON."""
+    """Return an outcome for JSON."""
     loss = outcome.last_loss
     return {
         "change": outcome.change,

@@ -106,7 +106,7 @@ def first_difference(recorded: Run, again: Run, until: int) -> str:
 
 
 def _differs(steps: NDArray[Any], name: str, a: NDArray[Any], b: NDArray[Any]) -> list[tuple[int, str]]:
-    """The first step at which two recordings of a series differ, and the sentence about it."""
+    """Return the first step at which two recordings of a series differ, and the sentence about it."""
     equal = (a == b) | (np.isnan(a) & np.isnan(b))
     wrong = np.flatnonzero(~equal.reshape(len(steps), -1).all(axis=1))
     if not len(wrong):

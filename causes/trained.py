@@ -111,7 +111,7 @@ class TrainedRun:
         self._training = self._probe = None
 
     def _changes(self, alert: int) -> tuple[dict[str, Intervention], dict[str, Change]]:
-        """What can be changed in this run, and what that is in words."""
+        """Return what can be changed in this run, and what that is in words."""
         looped, train = self._config.looped, self._config.train_config()
         first = max(alert - SUSPECTS + 1, 0)
         choices: dict[str, tuple[bool, str, Intervention]] = {
@@ -236,7 +236,7 @@ class ChangedBatches:
         self.sequence_length, self.vocab_size = self.data.sequence_length, self.data.vocab_size
 
     def batch(self, index: int, batch_size: int) -> Tensor:
-        """The batch of that number, after all changes."""
+        """Return the batch of that number, after all changes."""
         tokens = self.data.batch(index, batch_size)
         for change in self.changes:
             tokens = change(self.data, index, tokens)

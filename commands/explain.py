@@ -58,5 +58,5 @@ def as_text(result: Explanation, folder: Path) -> str:
 
 
 def _cell(bad: bool, before: bool) -> str:
-    """What became of one part: still there, gone, or new."""
+    """Return what became of one part: still there, gone, or new."""
     return ("there" if before else "new") if bad else ("gone" if before else "-")

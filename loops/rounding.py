@@ -254,7 +254,7 @@ def _in_range(state: Tensor) -> bool:
 
 
 def _directional(function: Callable[[Tensor], Tensor], h: Tensor, tangent: Tensor) -> Tensor:
-    """The derivative of a function at h along a tangent, by central differences: no second derivative is asked for.
+    """Return the derivative of a function at h along a tangent, by central differences.
 
     The step is 1e-3 of the state's size: truncation and cancellation in float32 are then both near 1e-4.
     """
@@ -272,7 +272,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> float:
 
 
 def _predicted_gap(logits: Tensor, change: Tensor, targets: Tensor) -> float:
-    """The loss gap of a change of the logits, to second order."""
+    """Return the loss gap of a change of the logits, to second order."""
     p = logits.double().softmax(-1)
     dz = change.double()
     mean = (p * dz).sum(-1)

@@ -98,8 +98,8 @@ def exists(folder: str | os.PathLike[str]) -> bool:
 
 def steps(folder: str | os.PathLike[str]) -> dict[int, Path]:
     """Return the complete checkpoints in a run's folder, by step, oldest first."""
-    found = sorted(Path(folder).glob("step-*"))
-    return {int(path.name.removeprefix("step-").split(".")[0]): path for path in found}
+    folders = sorted(Path(folder).glob("step-*"))
+    return {int(path.name.removeprefix("step-").split(".")[0]): path for path in folders}
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], LoopedConfig, TrainState]:
