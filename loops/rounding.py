@@ -37,10 +37,10 @@ def _whole_numbers(bits: int) -> Callable[[Tensor], Tensor]:
     def rounded(weight: Tensor) -> Tensor:
         if weight.ndim < 2:  # gains, step sizes: kept as they are, as every published scheme does
             return weight
-        scale = weight.flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / largest
+        scale: Tensor = weight.flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / largest
         scale = scale.view(-1, *[1] * (weight.ndim - 1))
-        whole = (weight / scale).round().clamp(-largest, largest)
-        return whole.mul(scale)
+        whole: Tensor = (weight / scale).round().clamp(-largest, largest)
+        return whole * scale
 
     return rounded
 
