@@ -23,7 +23,7 @@ from ..models import checkpoint
 from ..models.data import Data
 from ..models.looped import ConcatenationInjection, LoopedTransformer
 from ..models.run_config import RunConfig
-from ..models.train import Training
+from ..models.train import Observer, Training
 from ..probes.probe import Probe, attach
 from ..runfile.run import Run
 from .replayable import Change
@@ -255,7 +255,7 @@ class ChangedTraining(Training):
     """A training whose weights are changed after each step of the optimizers."""
 
     def __init__(
-        self, model: LoopedTransformer, data: Any, config: RunConfig, probe: Probe, updates: Sequence[Update]
+        self, model: LoopedTransformer, data: Any, config: RunConfig, probe: Observer, updates: Sequence[Update]
     ) -> None:
         super().__init__(model, data, replace(config.train_config(), checkpoint_every=0), probe)
         self._updates = updates
