@@ -211,12 +211,21 @@ def report(
 
 @app.command(
     epilog="Exit codes: 0 passed, 1 a rule at or above --fail-on fired, 2 usage or rule-file error, 3 internal error, "
-    "4 unreadable or damaged run, 5 something that should have been judged was not. "
-    "Example: loopscope check runs/*.h5 --format json"
+    "4 unreadable or damaged run, 5 something that should have been judged was not. Examples: "
+    "loopscope check runs/*.h5 --format json · loopscope check runs/ --baseline baseline.json · "
+    "loopscope check runs/a.h5 --replay · loopscope check a.h5 b.h5 c.h5 --compare · "
+    "loopscope check out/trainer_state.json"
 )
 def check(
     context: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Run files, folders of them, patterns; or logs of other tools: trainer_state.json, TensorBoard, CSV, "
+            "JSONL, W&B offline. Those are judged by their loss only.",
+        ),
+    ],
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
     output: Annotated[
@@ -232,13 +241,33 @@ def check(
         int | None,
         typer.Option(min=1, help="Steps a run must have; an interrupted run that has them may pass."),
     ] = None,
+    at_step: Annotated[
+        int | None, typer.Option(min=0, help="Judge every run as if it had ended after this step.")
+    ] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Tell when each rule would have fired, how long before the loss.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Tell which of the runs is the odd one, and in what.")
+    ] = False,
+    baseline: Annotated[Path | None, typer.Option(help="Committed JSON to compare the runs with.")] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Learn --baseline from these runs, where all of them pass.")
+    ] = False,
 ) -> None:
     """Apply the rules to runs: the gate of a CI job."""
+    from .commands.check import Asked
     from .commands.check import check as check_command
 
-    debug = bool(context.obj and context.obj["debug"])
     code = check_command(
-        runs, rules=rules, fail_on=fail_on, output=output, reports=report or (), min_steps=min_steps, debug=debug
+        runs,
+        rules=rules,
+        fail_on=fail_on,
+        output=output,
+        reports=report or (),
+        min_steps=min_steps,
+        debug=bool(context.obj and context.obj["debug"]),
+        asked=Asked(at_step, replay, compare, baseline, update_baseline),
     )
     raise typer.Exit(0 if exit_zero else code)
 
