@@ -78,9 +78,11 @@ class Comparison:
             return []
         rows = {row.name: row for row in self.rows}
         told = []
-        for _, names in (each for each in self.odd if each[0] == run):
-            worst = max(names, key=lambda name: abs(rows[name].scores[run]))
-            said = "; ".join(f"{name} = {rows[name].values[run]:.4g}, {_others(rows[name], run)}" for name in names)
+        for _, quantities in (each for each in self.odd if each[0] == run):
+            worst = max(quantities, key=lambda name: abs(rows[name].scores[run]))
+            said = "; ".join(
+                f"{name} = {rows[name].values[run]:.4g}, {_others(rows[name], run)}" for name in quantities
+            )
             told.append(Finding(ODD_RUN, "odd-run", "warning", self.step, self.step, rows[worst].values[run],
                                 _middle(rows[worst], run), f"unlike the {len(self.runs) - 1} others: {said}",
                                 "compare its settings, its data and its machine with the others'", 1))  # fmt: skip
