@@ -68,9 +68,9 @@ class Comparison:
             return f"At step {self.step} the two runs {said}; of two runs nobody can say which is the odd one."
         if not self.odd:
             return f"At step {self.step} the {len(self.runs)} runs are alike in all that was compared."
-        run, names = self.odd[0]
+        run, quantities = self.odd[0]
         others = f"; {len(self.odd) - 1} more are odd, too" if len(self.odd) > 1 else ""
-        return f"At step {self.step} {self.runs[run]} is the odd one, in {', '.join(names)}{others}."
+        return f"At step {self.step} {self.runs[run]} is the odd one, in {', '.join(quantities)}{others}."
 
     def findings(self, run: int) -> list[Finding]:
         """Return what there is to tell of one run: that it is odd, and in what."""
