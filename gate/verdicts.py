@@ -72,7 +72,7 @@ class Verdicts:
         """Keep the verdict on a finished run of one file, where that is possible."""
         key, diagnosis = _key(), check.diagnosis
         alone = len(run.ranks) == 1 and run.info.get("world_size") in (None, 1)
-        if key is None or diagnosis is None or diagnosis.ending.state != "finished" or not alone:
+        if run.log or key is None or diagnosis is None or diagnosis.ending.state != "finished" or not alone:
             return
         with suppress(OSError, ValueError):
             about = {"configuration": dict(check.configuration), "commit": check.commit}

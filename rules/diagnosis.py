@@ -96,10 +96,13 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
     end = ending(run)
     about = completeness(run, end, min_steps=min_steps)
     judged = judge(run, load_rules() if rules is None else rules)
+    unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
     if any(finding.rule == "LS000" for finding in about):
-        unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
         said = next(finding.message for finding in about if finding.rule == "LS000")
         seen = RunRegimes(unknown, "unknown", math.nan, f"{said}.")
+    elif run.log:
+        seen = RunRegimes(unknown, "unknown", math.nan, f"Loss only: {run.log} log, in which the loop was not seen.")
+        about += unjudged(judged.judgements)
     else:
         seen = read_regimes(run)
         about += unjudged(judged.judgements)
