@@ -43,7 +43,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     model = Net()
     opt = torch.optim.AdamW(model.parameters(), lr=a.lr)
-    for step in range(a.steps):
+    for _ in range(a.steps):
         x = torch.randint(0, 64, (8, 17))
         x[:, 1:] = (x[:, :1] * 3 + torch.arange(1, 17)) % 64
         loss = F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
