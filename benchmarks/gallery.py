@@ -466,8 +466,8 @@ def gallery(
 ) -> dict[str, Any]:
     """Train and judge cases; returns what the golden file holds."""
     rows: dict[str, Any] = {}
-    for case in cases:
-        for seed in seeds:
+    for seed in seeds:
+        for case in cases:
             path = out / f"{case.name}-{seed}.h5"
             train(case, seed, path)
             said = judge(case, path)

@@ -93,7 +93,7 @@ def check(
 
 
 def _learn(baseline: Path, result: GateResult) -> None:
-    """Learn a baseline from runs that pass; what is said goes to standard error, so that a format stays whole."""
+    """Learn a baseline from runs that pass; what was learned goes to standard error, so that a format stays whole."""
     if result.exit_code:
         complain(f"{baseline}: not changed, because not all runs pass")
         return

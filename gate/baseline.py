@@ -208,12 +208,12 @@ def update(path: Path, runs: Sequence[Path], commit: str) -> str:
 def _learned(runs: Sequence[Run], commit: str) -> Entry:
     """Return the entry of runs of one configuration."""
     of_each = [levels(run) for run in runs]
-    names = [name for name in BY_NAME if all(math.isfinite(found.get(name, math.nan)) for found in of_each)]
-    limits = {name: _limit(expected(BY_NAME[name], [found[name] for found in of_each])) for name in names}
+    names = [name for name in BY_NAME if all(math.isfinite(own.get(name, math.nan)) for own in of_each)]
+    limits = {name: _limit(expected(BY_NAME[name], [own[name] for own in of_each])) for name in names}
     said = [
         {"path": run.path.as_posix(), "commit": str(run.info.get("commit") or commit)[:64],
-         "levels": {name: _short(found[name]) for name in names}}
-        for run, found in zip(runs, of_each, strict=True)
+         "levels": {name: _short(own[name]) for name in names}}
+        for run, own in zip(runs, of_each, strict=True)
     ]  # fmt: skip
     return Entry(configuration_of(runs[0].info), len(runs[0]), said, limits)
 

@@ -58,7 +58,7 @@ def check_runs(
         replay: Have reports tell when each rule would have fired, and how long before the loss.
         side_by_side: Compare the runs with each other.
         baseline: A baseline file to compare them with.
-        on_failure: Told of a defect of ours that cost a run its verdict, while its traceback is at hand.
+        on_failure: Called with a defect of ours that cost a run its verdict, while its traceback is at hand.
 
     Raises:
         RuleError: The rule file is not valid, or names a series that none of the runs has.

@@ -2,7 +2,7 @@
 
 Runs are compared at the last step that all of them have. A run is odd in a quantity where its level lies outside of
 what the others lead one to expect of one more run (`levels.expected`). Of two runs nobody can say which is the odd one;
-they differ, and that is said.
+the report says that they differ.
 
 Not covered: why. What the configurations of the runs differ in is listed beside it.
 """
@@ -115,9 +115,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
     step = min((int(run["step"][-1]) for run in runs), default=0)
     of_each = [levels(run, step) for run in runs]
     rows = [
-        _row(name, [found.get(name, math.nan) for found in of_each])
+        _row(name, [own.get(name, math.nan) for own in of_each])
         for name in BY_NAME
-        if sum(name in found for found in of_each) > 1
+        if sum(name in own for own in of_each) > 1
     ]
     odd = {}
     for number in range(len(runs)):

@@ -133,24 +133,24 @@ def _recording(path: Path) -> Item | None:
         return Item(kind, str(path), "log", problem=f"larger than {_LOG_BYTES >> 20} MiB; check it by name")
     try:
         with open_run(path) as run:
-            found = diagnose(run, load_rules())
+            diagnosis = diagnose(run, load_rules())
             steps, log = len(run), run.log
     except RunFileError as error:
         if path.suffix in (".csv", ".tsv", ".jsonl", ".ndjson") and "no loss under a known name" in str(error):
             return None  # data, most likely
         return Item(kind, str(path), "cannot be read", problem=str(error).removeprefix(f"{path}: "))
     reasons: dict[str, list[str]] = {}
-    for each in found.judgements:
+    for each in diagnosis.judgements:
         if each.state != "judged":
             reasons.setdefault(each.reason, []).append(each.rule)
-    whole = f"run file, {steps} steps, {found.ending.state}: loop and loss"
+    whole = f"run file, {steps} steps, {diagnosis.ending.state}: loop and loss"
     what = f"{log} log, {steps} steps: loss only" if log else whole
-    gaps = "; ".join(finding.message for finding in found.findings if finding.gap and finding.severity == "error")
+    gaps = "; ".join(finding.message for finding in diagnosis.findings if finding.gap and finding.severity == "error")
     return Item(
         kind,
         str(path),
         what,
-        judged=tuple(each.rule for each in found.judgements if each.state == "judged"),
+        judged=tuple(each.rule for each in diagnosis.judgements if each.state == "judged"),
         not_judged=tuple((reason, tuple(rules)) for reason, rules in reasons.items()),
         problem="" if not gaps else f"exit code 5 as it is: {gaps}",
         remedy=(f"loopscope check {path}",),

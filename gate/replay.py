@@ -1,7 +1,7 @@
 """When each rule would have fired, had somebody watched, and how long before the loss showed the trouble.
 
-Rules look back only, so that what they say at the end of a run of a step is what they said at that step. What is said
-of the end itself (a run that is unstable there, evidence that is missing) has no earlier step.
+Rules look back only, so that what they say at the end of a run of a step is what they said at that step. What the gate
+says of the end itself (a run that is unstable there, evidence that is missing) has no earlier step.
 
 Not covered: a run that recovered: it was unstable for a while, and a rule that held for too short a time never fired.
 """
@@ -51,9 +51,9 @@ def lead_words(finding: Finding) -> str:
     return f"{steps} before the loss" if lead > 0 else f"{steps} after the loss"
 
 
-def sentence(found: Sequence[Alarm]) -> str:
+def sentence(fired: Sequence[Alarm]) -> str:
     """Say when the run would have been stopped first."""
-    first = next((alarm for alarm in found if alarm.finding.severity == "error"), None)
+    first = next((alarm for alarm in fired if alarm.finding.severity == "error"), None)
     if first is None:
         return "no rule of severity error would have fired"
     return f"{first.finding.rule} would have fired first, at step {first.finding.step}, {first.words}"

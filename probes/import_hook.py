@@ -55,7 +55,7 @@ def site_folder(folder: Path) -> Path:
 
 
 def arm() -> None:
-    """Install the hooks as soon as this process has imported torch; without an order in the environment, do nothing."""
+    """Install the hooks as soon as this process has imported torch, where the environment orders it."""
     if ORDER not in os.environ:
         return
     tell("armed", python=sys.executable)
@@ -103,7 +103,7 @@ class _Loader(importlib.abc.Loader):
         return self._own.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module, then install the hooks; what goes wrong there is told and costs the process nothing."""
+        """Run the module, then install the hooks; a failure there goes into the report and no further."""
         self._own.exec_module(module)
         if module.__spec__ is not None:
             module.__spec__.loader = self._own

@@ -7,7 +7,7 @@ recording is closed and the process ends as by ``sys.exit(0)``.
 
 Only public places of torch are used or wrapped: ``nn.Module.__call__`` until a loop was found, ``autograd.backward``,
 ``clip_grad_norm_``, ``GradScaler.scale``, ``Optimizer.zero_grad``, and the global hook after optimizer steps. Whatever
-goes wrong here is told and costs the training nothing but the recording.
+goes wrong here goes into the report, and costs the training nothing but the recording.
 
 Not covered: optimizers that are none of torch's; a loss that is given to ``torch.autograd.grad``.
 """

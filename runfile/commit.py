@@ -40,13 +40,13 @@ def _of(git: Path) -> str:
     homes = [git, (git / _text(shared).strip()).resolve()] if shared.is_file() else [git]
     for home in homes:
         if (home / name).is_file():
-            found = _text(home / name).strip()
-            return found if _HASH.fullmatch(found) else ""
+            commit = _text(home / name).strip()
+            return commit if _HASH.fullmatch(commit) else ""
         if (home / "packed-refs").is_file():
             lines = (line.split(" ") for line in _text(home / "packed-refs").splitlines())
-            found = next((line[0] for line in lines if line[1:] == [name]), "")
-            if _HASH.fullmatch(found):
-                return found
+            commit = next((line[0] for line in lines if line[1:] == [name]), "")
+            if _HASH.fullmatch(commit):
+                return commit
     return ""
 
 

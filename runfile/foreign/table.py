@@ -169,17 +169,17 @@ def _rows(path: Path, records: Iterable[Record], names: Mapping[str, str]) -> It
     row: dict[str, float] = {}
     count = 0
     for record in records:
-        found = {column: record.values[name] for column, name in names.items() if name in record.values}
-        if "step" in names and "step" not in found:
+        given = {column: record.values[name] for column, name in names.items() if name in record.values}
+        if "step" in names and "step" not in given:
             continue  # of no step: a summary at the end, a line about the machine
-        step = _step(record.where, found["step"]) if "step" in names else float(count)
+        step = _step(record.where, given["step"]) if "step" in names else float(count)
         if row and row["step"] != step:
             yield row
             row = {}
         count += 1
         if count > MOST_ROWS:
             raise LogError(f"{plain(path)}: more than {MOST_ROWS:,} records; log more rarely, or cut the file")
-        row = {**row, **found, "step": step}
+        row = {**row, **given, "step": step}
     if row:
         yield row
 

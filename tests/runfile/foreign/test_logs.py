@@ -290,7 +290,7 @@ def test_names_are_normalised():
     assert [normal(name) for name in given] == ["grad_norm", "loss", "train"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["csv", "jsonl", "json", "tfevents", "wandb"]), st.data())
 def test_any_bytes_are_a_log_or_one_line(tmp_path_factory, kind, data):
     folder = tmp_path_factory.mktemp("f")
