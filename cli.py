@@ -312,6 +312,26 @@ def smoke(
 
 
 @app.command(
+    epilog="Exit codes: 0 passed, 1 a check at or above --fail-on warned, 2 usage, 5 no loop was found or no check "
+    "could look. Example: loopscope lint run.toml · loopscope lint my_project.models:build --lr 1e-3"
+)
+def lint(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG|MODULE:FACTORY", help="A TOML file of a run, or what builds a model."),
+    ],
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the configuration's.")] = None,
+    loops: Annotated[int | None, typer.Option(min=1, help="Loops at test time.")] = None,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
+    output: Annotated[Literal["text", "json"], typer.Option("--format", help="What is printed.")] = "text",
+) -> None:
+    """Say what is known to go wrong with a loop like this, before any training."""
+    from .commands.lint import lint as body
+
+    raise typer.Exit(body(target, lr=lr, loops=loops, fail_on=fail_on, output=output))
+
+
+@app.command(
     epilog="Sends notifications through apprise where LOOPSCOPE_NOTIFY holds the URLs of services. "
     "Example: loopscope watch runs/ --until-finished"
 )

@@ -71,6 +71,7 @@ def test_train_can_inspect_the_full_loop(tmp_path):
         "repair",
         "doctor",
         "smoke",
+        "lint",
     ],
 )
 def test_every_command_has_help_with_an_example(command):

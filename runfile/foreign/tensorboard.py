@@ -92,7 +92,7 @@ def _records(path: Path, content: bytes) -> Iterator[Record]:
 
 def _places(path: Path, content: bytes) -> list[tuple[int, int]]:
     """Return where the content of every record starts and ends."""
-    places = []
+    places: list[tuple[int, int]] = []
     at = 0
     while at + _HEAD <= len(content):
         (size,) = struct.unpack_from("<Q", content, at)
@@ -177,5 +177,5 @@ def _tensor(message: bytes) -> float | None:
     held = content or numbers
     if form is None or len(held) != struct.calcsize(form):
         return None
-    value: float = struct.unpack(form, held)[0]
-    return value
+    scalar: float = struct.unpack(form, held)[0]
+    return scalar
