@@ -24,7 +24,7 @@ from .find import find_site
 from .hooks import LoopHooks
 from .neutral import Look, on_the_side, start_streams
 from .python_state import PythonState
-from .site import LoopSite, LoopSiteError, Part, Place, argument, unwrap
+from .site import LoopSite, LoopSiteError, argument, unwrap, with_argument
 from .writes import memory_of
 
 Step = Callable[[Tensor], Tensor]
@@ -199,9 +199,9 @@ class _Interception:
         if self.calls != self.loops or self.state is None or self.site.state_argument is None:
             return None
         self.keeps_gradients.begin()
-        args, kwargs = _replaced(args, kwargs, self.site.state_argument, self.state)
+        args, kwargs = with_argument(args, kwargs, self.site.state_argument, self.state)
         if self.e is not None and self.site.input_argument is not None:
-            args, kwargs = _replaced(args, kwargs, self.site.input_argument, self.e)
+            args, kwargs = with_argument(args, kwargs, self.site.input_argument, self.e)
         return args, kwargs
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -309,16 +309,3 @@ def _logits(output: Any) -> Tensor | None:
     elif not isinstance(output, Tensor):
         output = getattr(output, "logits", None)
     return output if isinstance(output, Tensor) and output.ndim > 1 else None
-
-
-def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a module with one of them exchanged."""
-    if isinstance(place, Part):
-        whole = argument(args, kwargs, place.argument)
-        value = torch.cat([whole[..., : place.start], value, whole[..., place.stop :]], dim=-1)
-        place = place.argument
-    if isinstance(place, str):
-        return args, kwargs | {place: value}
-    return (*args[:place], value, *args[place + 1 :]), kwargs

@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -335,7 +336,7 @@ class Probe:
             done = self._watch.pass_of_fixed_batch(step, last=last)
             if done is not None:
                 self._probed = step
-                self._sender.send_pass(step, done)
+                self._sender.send_pass(step, done, partial(self._watch.compare_a_bar, step, last=last))
         except Exception as error:
             self._lose_loop(error)
 
