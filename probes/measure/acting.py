@@ -162,7 +162,8 @@ def _difference(a_bar: Tensor, before: Tensor, after: Tensor, one: Tensor, other
     if setting.enabled:
         allowed = max(allowed, 2 * torch.finfo(setting.dtype).eps)
     size = act(h).norm() + act(g).norm() + u.norm() + v.norm()
-    return (v - u - act(g - h)).norm() / (allowed * size)
+    difference: Tensor = (v - u - act(g - h)).norm() / (allowed * size)
+    return difference
 
 
 def _copied(value: Any) -> Any:

@@ -324,6 +324,22 @@ def test_a_model_compiled_in_place_needs_a_batch_and_says_so(demo_model, tmp_pat
         assert run["depth"].tolist() == [3] * 12 and len(run.probe_steps) == 0
 
 
+class Summed(nn.Module):
+    """A loop without buffers, found from a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.head = nn.Embedding(256, 8), nn.Linear(8, 8), nn.Linear(8, 256)
+        self.inject = nn.Linear(16, 8, bias=False)
+
+    def forward(self, tokens, num_loops=3):
+        e = self.embed(tokens)
+        h = torch.zeros_like(e)
+        for _ in range(num_loops):
+            h = torch.tanh(self.block(self.inject(torch.cat([h, e], dim=-1))))
+        return self.head(h)
+
+
 def to_empty(model):
     model.to_empty(device="cpu")
     for parameter in model.parameters():
@@ -331,7 +347,7 @@ def to_empty(model):
 
 
 def assigned(model):
-    model.load_state_dict(models.build("demo", injection="addition").state_dict(), assign=True)
+    model.load_state_dict(Summed().state_dict(), assign=True)
 
 
 def one_by_one(model):
@@ -344,7 +360,7 @@ def one_by_one(model):
 @pytest.mark.parametrize("fill", [to_empty, assigned, one_by_one])
 def test_a_model_without_values_is_watched_as_soon_as_it_has_some(fill, tokens, tmp_path):
     with torch.device("meta"):
-        model = models.build("demo", injection="addition")
+        model = Summed()
     with loopscope.attach(model, tmp_path / "a.h5") as probe:
         probe.step(loss=3.0)  # nothing can run yet
         fill(model)
@@ -352,7 +368,7 @@ def test_a_model_without_values_is_watched_as_soon_as_it_has_some(fill, tokens, 
             probe.step(loss=model(tokens, num_loops=3).logsumexp(-1).mean())
     with open_run(tmp_path / "a.h5") as run:
         assert np.isfinite(run["loss"]).all() and run["depth"].tolist()[2:] == [3.0, 3.0]
-        assert np.isnan(run["depth"][:2]).all() and (run["a_bar_radius"][2:] == 1).all()
+        assert np.isnan(run["depth"][:2]).all() and (run["a_bar_radius"][2:] > 0).all()
         assert [event.kind for event in run.events if event.severity != "note"] == []
         assert ending(run).lost_from is None and "loop_awaited" in [event.kind for event in run.events]
 
