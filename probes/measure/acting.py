@@ -48,7 +48,7 @@ class Autocast:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A block in which this setting holds."""
+        """Hold this setting for a block."""
         if not torch.amp.is_autocast_available(self.device):
             yield
             return
@@ -96,7 +96,7 @@ class SeenInjection:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """A block in which the calls of the injection are seen; each such block begins anew."""
+        """See the calls of the injection in a block; each such block begins anew."""
         self._first = self._second = None
         if self._site.a_bar is None or self._site.state_argument is None:
             yield

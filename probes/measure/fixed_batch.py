@@ -79,7 +79,7 @@ class FixedBatch:
         self._training: Autocast | None = None  # under which training calls the model
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keeps the beginning of a training batch, given the arguments of a forward; not where there is a batch.
+        """Keep the beginning of a training batch, given the arguments of a forward; not where there is a batch.
 
         Call it as training calls the model: the autocast that holds then is kept too.
         """
@@ -101,7 +101,7 @@ class FixedBatch:
     def run(
         self, tap: LoopTap, *, token_steps: bool = False, together: Callable[[], bool] | None = None
     ) -> Pass | None:
-        """Runs the batch at depth 2·μ_rec and records its loop; training notices nothing.
+        """Run the batch at depth 2·μ_rec and record its loop; training notices nothing.
 
         Args:
             tap: The tap of the loop.

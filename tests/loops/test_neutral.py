@@ -16,7 +16,7 @@ import loopscope
 import numpy as np
 import pytest
 import torch
-from loopscope.loops.neutral import LookError, looking, on_the_side, quietly
+from loopscope.loops.neutral import LookError, all_quietly, looking, on_the_side, quietly
 from loopscope.loops.same_state import differences
 from loopscope.loops.site import LoopSite, LoopSiteError
 from loopscope.models.acting import (
@@ -37,7 +37,7 @@ STEPS = 50
 
 
 def trained(kind: type[Looped], path: Path | None = None, preset: str = "watch") -> tuple[list[Any], Looped]:
-    """Losses, random states and the model after the steps; looked at where there is a path, in every way under `study`."""
+    """Losses, random states and the model after the steps; looked at where there is a path, fully under `study`."""
     model = made(kind)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02, momentum=0.5)
     probe = None
@@ -102,6 +102,23 @@ def test_a_reading_that_acts_is_made_quiet_and_any_other_is_left_alone() -> None
         return plain.inject.weight
 
     assert quietly(plain, weight) is weight
+
+
+def test_readings_tried_out_together_are_judged_one_by_one() -> None:
+    model = made(Spectral)
+
+    def embedding() -> Tensor:
+        return model.embed.weight
+
+    def broken() -> Tensor:
+        raise RuntimeError("no such matrix")
+
+    before = model.inject.parametrizations.weight[0]._u.clone()
+    reads = all_quietly(model, {"a_bar": lambda: model.inject.weight, "b_bar": embedding, "c_out": broken})
+    assert reads["b_bar"] is embedding and reads["c_out"] is broken
+    reads["a_bar"]()
+    assert torch.equal(model.inject.parametrizations.weight[0]._u, before)
+    assert all_quietly(model, reads) == reads  # what was tried out once is not tried again
 
 
 class Numbers(Looped):

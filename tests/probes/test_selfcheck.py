@@ -6,6 +6,18 @@ import sys
 
 import pytest
 import torch
+from loopscope.commands.selfcheck import check_acting_models
+from loopscope.models.acting import (
+    AuxiliaryLosses,
+    BufferAverage,
+    CountedDepth,
+    EmaSwap,
+    Fused,
+    LazyCache,
+    Lora,
+    MaxNorm,
+    SwapsMemory,
+)
 from loopscope.probes import LoopSite
 from loopscope.probes.measure import reduction as reduction_module
 from loopscope.probes.measure import tap as tap_module
@@ -27,16 +39,16 @@ def check(make_model, **settings):
 
 @pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
 def test_a_healthy_model_passes(checkpointing, demo_model):
-    found = check(lambda: demo_model(activation_checkpointing=checkpointing))
-    assert found.passed, found.text()
-    assert (found.same_losses, found.same_parameters, found.same_random) == (True, True, True)
-    assert found.difference == 0
-    assert found.loops_recorded == found.loops_run > 3
-    assert found.norm_error < 1e-6
-    assert found.graphs == (0, 0)
-    assert found.step_seconds > 0
-    assert "PASS" in found.text()
-    assert json.loads(json.dumps(found.as_dict()))["passed"] is True
+    report = check(lambda: demo_model(activation_checkpointing=checkpointing))
+    assert report.passed, report.text()
+    assert (report.same_losses, report.same_parameters, report.same_random) == (True, True, True)
+    assert report.difference == 0
+    assert report.loops_recorded == report.loops_run > 3
+    assert report.norm_error < 1e-6
+    assert report.graphs == (0, 0)
+    assert report.step_seconds > 0
+    assert "PASS" in report.text()
+    assert json.loads(json.dumps(report.as_dict()))["passed"] is True
 
 
 def test_a_model_of_the_users_own_with_accumulation_and_a_compiled_body():
@@ -60,7 +72,7 @@ def test_a_model_of_the_users_own_with_accumulation_and_a_compiled_body():
                 h = self.inject(h)
             return self.head(h)
 
-    found = selfcheck(
+    report = selfcheck(
         Toy,
         batch_of,
         lambda model, tokens: sum(loss_of(model, part) for part in tokens.split(1)),
@@ -68,22 +80,22 @@ def test_a_model_of_the_users_own_with_accumulation_and_a_compiled_body():
         steps=3,
         timed=1,
     )
-    assert found.passed, found.text()
-    assert found.loops_run == found.loops_recorded == 12
-    assert found.graph_breaks == (0, 0)
-    assert found.graphs[1] >= found.graphs[0] > 0
-    assert found.overhead == found.overhead  # every timed step was watched, in graphs of its own
-    assert "graph breaks: 0" in found.text()
+    assert report.passed, report.text()
+    assert report.loops_run == report.loops_recorded == 12
+    assert report.graph_breaks == (0, 0)
+    assert report.graphs[1] >= report.graphs[0] > 0
+    assert report.overhead == report.overhead  # every timed step was watched, in graphs of its own
+    assert "graph breaks: 0" in report.text()
 
 
 def test_a_probe_that_draws_random_numbers_is_found_out(demo_model, monkeypatch):
     honest = reduction_module.EagerReduction.add
     monkeypatch.setattr(reduction_module.EagerReduction, "add", lambda *args: (torch.rand(()), honest(*args))[1])
-    found = check(demo_model)
-    assert not found.passed
-    assert not found.same_random
-    assert "the random state differs with the probe" in found.problems
-    assert "FAIL" in found.text()
+    report = check(demo_model)
+    assert not report.passed
+    assert not report.same_random
+    assert "the random state differs with the probe" in report.problems
+    assert "FAIL" in report.text()
 
 
 def test_a_probe_that_measures_wrongly_or_not_at_all_is_found_out(demo_model, monkeypatch):
@@ -91,19 +103,74 @@ def test_a_probe_that_measures_wrongly_or_not_at_all_is_found_out(demo_model, mo
     monkeypatch.setattr(
         reduction_module.EagerReduction, "add", lambda self, state, *where: honest(self, 1.01 * state, *where)
     )
-    found = check(demo_model)
-    assert [problem.split(" by ")[0] for problem in found.problems] == ["recorded norms are off"]
-    assert found.norm_error == pytest.approx(0.01, rel=1e-3)
+    report = check(demo_model)
+    assert [problem.split(" by ")[0] for problem in report.problems] == ["recorded norms are off"]
+    assert report.norm_error == pytest.approx(0.01, rel=1e-3)
     monkeypatch.setattr(tap_module.LoopTap, "_see", lambda self, *seen: None)
-    found = check(demo_model)
-    assert found.loops_recorded == 0
-    assert any(problem.startswith("0 loops recorded where") for problem in found.problems)
+    report = check(demo_model)
+    assert report.loops_recorded == 0
+    assert any(problem.startswith("0 loops recorded where") for problem in report.problems)
+
+
+class Counting(nn.Module):
+    """Keeps a running mean and a count beside a loop that is stated, and the output depends on neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.head = nn.Embedding(256, 8), nn.Linear(8, 8), nn.Linear(8, 256)
+        self.mean, self.calls, self.kept = nn.Buffer(torch.zeros(8)), 0, []
+
+    def forward(self, tokens, num_loops=3):
+        h = self.embed(tokens)
+        self.calls += 1
+        self.mean.lerp_(h.detach().mean((0, 1)), 0.1)
+        self.kept.append(num_loops)
+        for _ in range(num_loops):
+            h = torch.tanh(self.block(h))
+        return self.head(h)
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [(None, []), ("python_state.PythonState.rewind", ["calls", "kept"]), ("writes.Writes.undo", ["mean"])],
+)
+def test_what_a_look_leaves_behind_is_found_out(broken, named, monkeypatch):
+    """Losses and parameters are the same all the while: only what the model holds besides tells."""
+    site = LoopSite(body="block", after="head", depth_argument="num_loops", mean_depth=3)
+    if broken is not None:
+        monkeypatch.setattr(f"loopscope.loops.{broken}", lambda self: False)
+        monkeypatch.setattr("loopscope.loops.neutral._verify", lambda *args, **kwargs: None)
+    found = selfcheck(Counting, batch_of, loss_of, site=site, steps=4, timed=1)
+    assert found.same_losses and found.same_parameters and found.looks == 2
+    assert found.passed == (broken is None) and set(named) <= {name.split(".")[0] for name in found.differing}
+    assert all(name in found.text() for name in named)
+
+
+@pytest.mark.parametrize(
+    ("broken", "kinds"),
+    [
+        ("python_state.PythonState.rewind", [CountedDepth, AuxiliaryLosses, LazyCache]),
+        ("writes.Writes.undo", [BufferAverage, MaxNorm, SwapsMemory]),
+        ("neutral._may_act", [Lora, EmaSwap, Fused]),
+    ],
+)
+def test_models_that_act_are_not_the_same_where_a_look_leaves_a_trace(broken, kinds, monkeypatch):
+    assert [check.differing for check in check_acting_models(kinds, steps=4)] == [()] * 3
+    assert all(check.looks for check in check_acting_models(kinds[:1], steps=4))
+    monkeypatch.setattr("loopscope.loops.neutral._verify", lambda *args, **kwargs: None)
+    if broken == "neutral._may_act":  # flags are then set by the user's own methods
+        monkeypatch.setattr("loopscope.loops.neutral._evaluate", lambda model: model.eval())
+        monkeypatch.setattr("loopscope.loops.python_state.PythonState.rewind", lambda self: False)
+        monkeypatch.setattr("loopscope.loops.writes.Writes.undo", lambda self: None)
+    else:
+        monkeypatch.setattr(f"loopscope.loops.{broken}", lambda self: False)
+    assert all(check.differing for check in check_acting_models(kinds, steps=4))
 
 
 def test_the_command_reports_and_exits_with_zero():
     command = [sys.executable, "-m", "loopscope.cli", "selfcheck", "--device", "cpu", "--precision", "bf16", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["passed"] is True
-    assert found["same_parameters"] is True
+    report = json.loads(done.stdout)
+    assert report["passed"] is True
+    assert report["same_parameters"] is True
