@@ -22,7 +22,8 @@ from .measure.inside import InsideTap
 from .measure.internals import graphs_compiled
 from .measure.matrices import STEPS_PER_NORM, MatrixReader
 from .measure.sums import LoopSums
-from .measure.tap import LoopTap
+from .measure.tap import LoopTap, Report
+from .measure.variable_tap import VariableTap
 from .notices import Notices
 from .random_states import random_states
 from .row_sender import LoopPart
@@ -90,7 +91,7 @@ class LoopWatch:
 
     def _follow(self, step: int) -> None:
         """Go on with the modules that training has put in the place of those that were watched."""
-        names = {"body": self._site.body, "after": self._site.after, "output": self._site.output}
+        names = self._site.modules
         if changed := [repr(names[role]) for role in self.tap.follow()]:
             had, what = self._site.a_bar is not None, ""
             if had and not self._is_by_hand_alone() and not self._together.sharded:
@@ -137,6 +138,7 @@ class LoopWatch:
             random=self._random,
             values={} if full_loop is None else full_loop.values,
             arrays={} if full_loop is None else full_loop.arrays,
+            variables=self.tap.variables.part() if isinstance(self.tap, VariableTap) and self.tap.enabled else (),
         )
 
     def pass_of_fixed_batch(self, step: int, *, last: bool) -> Pass | None:
@@ -245,6 +247,13 @@ class LoopWatch:
 def sums_on(device: torch.device) -> LoopSums:
     """Return the sums of a step's forwards, empty."""
     return LoopSums(LOOP_ROWS, device, reduction_for(device))
+
+
+def tap_on(model: nn.Module, site: LoopSite, device: torch.device, report: Report) -> LoopTap:
+    """Return the hooks that fit a site, with sums where the model computes."""
+    if site.variables:
+        return VariableTap(model, site, lambda: sums_on(device), report)
+    return LoopTap(model, site, sums_on(device), report)
 
 
 @torch.no_grad()

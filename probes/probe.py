@@ -41,10 +41,9 @@ from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.ending import PROBE_LOST
 from ..runfile.open import open_run
 from ..runfile.rank_names import rank_of, rank_path
-from .loop_watch import LoopWatch, sums_on
+from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
 from .measure.group import PATIENCE_AT_END, Together
-from .measure.tap import LoopTap
 from .mirrors import Mirror
 from .notices import Notices, log, one_line
 from .numbers import Numbers, accepted, wrong_names
@@ -200,7 +199,7 @@ class Probe:
 
     def _begin(self, model: nn.Module, own: nn.Module, site: LoopSite, batch: FixedBatch) -> None:
         """Begin to watch the loop."""
-        tap = LoopTap(own, site, sums_on(_device_of(own)), self._tell)
+        tap = tap_on(own, site, _device_of(own), self._tell)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
         self._watch = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)

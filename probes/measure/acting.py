@@ -89,8 +89,7 @@ class SeenInjection:
     """
 
     def __init__(self, model: nn.Module, site: LoopSite, training: Autocast | None) -> None:
-        self._site, self._training = site, training
-        self._module = model.get_submodule(site.body)
+        self._model, self._site, self._training = model, site, training
         self._first: _FirstCall | None = None
         self._second: Tensor | None = None
 
@@ -101,7 +100,8 @@ class SeenInjection:
         if self._site.a_bar is None or self._site.state_argument is None:
             yield
             return
-        handle = self._module.register_forward_pre_hook(Hook(self._see), prepend=True, with_kwargs=True)
+        module = self._model.get_submodule(self._site.body)
+        handle = module.register_forward_pre_hook(Hook(self._see), prepend=True, with_kwargs=True)
         try:
             yield
         finally:
@@ -133,12 +133,12 @@ class SeenInjection:
         a_bar = self._site.a_bar().detach()
         if self._second.shape != before.shape or is_spread(a_bar) or a_bar.is_meta:
             return None
-        setting = first.autocast
+        module, setting = self._model.get_submodule(self._site.body), first.autocast
         if self._training is not None and self._training.enabled:
             setting = self._training
         with setting.held():
             one, other = (
-                state_in(self._module(*args, **kwargs))
+                state_in(module(*args, **kwargs))
                 for args, kwargs in (
                     (first.args, first.kwargs),
                     with_argument(first.args, first.kwargs, place, self._second),
