@@ -378,7 +378,7 @@ def test_a_loop_that_cannot_be_watched_once_it_has_values_is_lost_and_numbers_go
         model = models.build("demo")
     with loopscope.attach(model, tmp_path / "a.h5") as probe:
         to_empty(model)
-        monkeypatch.setattr("loopscope.probes.probe.LoopTap", lambda *args: 1 / 0)
+        monkeypatch.setattr("loopscope.probes.probe.tap_on", lambda *args: 1 / 0)
         for _ in range(3):
             probe.step(loss=3.0)
     with open_run(tmp_path / "a.h5") as run:
