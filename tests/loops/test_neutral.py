@@ -25,7 +25,7 @@ from loopscope.probes.schedule import PRESETS
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-D, VOCABULARY, STEPS = 8, 16, 50
+D, VOCABULARY, STEPS = 8, 16, 30
 
 
 class Block(nn.Module):
