@@ -129,6 +129,11 @@ class UntilStep:
         """Return a number per pass and loop."""
         return self._source.probe(name)[: self._passes]
 
+    def variable(self, number: int, name: str) -> tuple[Index, Series]:
+        """Return a number of a variable over its steps and updates."""
+        steps, values = self._source.variable(number, name)
+        return steps[steps <= self._step], values[steps <= self._step]
+
     def spectra(self) -> tuple[Index, NDArray[np.complex128]]:
         """Return eigenvalues over time."""
         steps, values = self._source.spectra()

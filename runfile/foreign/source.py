@@ -138,6 +138,10 @@ class LogSource:
         """Return no passes."""
         return np.empty((0, 0))
 
+    def variable(self, number: int, name: str) -> tuple[Index, Series]:
+        """Return no steps."""
+        return np.empty(0, np.int64), np.empty((0, 0))
+
     def spectra(self) -> tuple[Index, NDArray[np.complex128]]:
         """Return no spectra."""
         return np.empty(0, np.int64), np.empty((0, 0), np.complex128)
