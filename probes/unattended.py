@@ -32,6 +32,7 @@ from .import_hook import MODEL, order, tell
 from .probe import Probe, attach
 
 MOST_TRIES: Final = 8  # modules in which a loop is looked for
+PATIENCE: Final = 10  # optimizer steps after which a training without a loop is given up
 LARGE_PART: Final = 0.5  # of the parameters of the outermost module: what a module inside it must have to be looked at
 
 
@@ -111,6 +112,8 @@ class Unattended:
         """
         if self._ended:
             _leave()  # something caught the end of the training
+        if self._probe is None:
+            self._give_up()
         if self._probe is None or not self._is_clock(optimizer):
             return
         loss = torch.stack(self._losses).sum() if self._losses else None
@@ -122,6 +125,18 @@ class Unattended:
         if self._done >= self._steps:
             self.close()
             tell("stopped", steps=self._done)
+            raise Finished(0)
+
+    def _give_up(self) -> None:
+        """End a training in which no loop was found after some steps: nobody waits for its end.
+
+        Raises:
+            Finished: It was the last step.
+        """
+        self._done += 1
+        if self._done >= min(PATIENCE, self._steps) and self._tried:
+            self._ended = True
+            tell("stopped", steps=0)
             raise Finished(0)
 
     def close(self) -> None:
@@ -178,7 +193,7 @@ class Unattended:
         except Exception as error:
             tell("refused", model=name, error=f"{type(error).__name__}: {error}")
             return
-        self._probe = probe
+        self._probe, self._done = probe, 0
         self._parameters = {id(parameter) for parameter in module.parameters()}
         atexit.register(self.close)
         tell("attached", model=name, out=str(probe.path))
