@@ -69,7 +69,8 @@ class Comparison:
         if not self.odd:
             return f"At step {self.step} the {len(self.runs)} runs are alike in all that was compared."
         run, quantities = self.odd[0]
-        others = f"; {len(self.odd) - 1} more are odd, too" if len(self.odd) > 1 else ""
+        more = len(self.odd) - 1
+        others = f"; {more} more {'is' if more == 1 else 'are'} odd, too" if more else ""
         return f"At step {self.step} {self.runs[run]} is the odd one, in {', '.join(quantities)}{others}."
 
     def findings(self, run: int) -> list[Finding]:
@@ -144,11 +145,12 @@ def _row(name: str, values: Sequence[float]) -> Row:
 
 
 def _different(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
-    """Return the settings in which runs differ."""
+    """Return the settings in which the runs that have any differ."""
     settings = [{name: str(value)[:80] for name, value in flat(run.info.get("config"))} for run in runs]
     names = sorted({name for each in settings for name in each})
     rows = {name: tuple(each.get(name, "") for each in settings) for name in names}
-    differ = [name for name, values in rows.items() if len(set(values)) > 1]
+    known = [number for number, each in enumerate(settings) if each]
+    differ = [name for name, values in rows.items() if len({values[number] for number in known}) > 1]
     return {name: rows[name] for name in differ[:MOST_DIFFERENCES]}
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -171,6 +170,8 @@ def student_quantile(part: float, freedom: int) -> float:
     >>> round(student_quantile(0.975, 10), 3)
     2.228
     """
+    from statistics import NormalDist  # only where runs are compared: a check of one run starts without it
+
     z = NormalDist().inv_cdf(part)
     terms = (
         (z**3 + z) / 4,

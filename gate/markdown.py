@@ -61,7 +61,7 @@ def _head(result: GateResult) -> Iterator[str]:
     """Yield the verdict and a table of the runs."""
     words = [run.verdict(result.fail_on) for run in result.runs]
     counts = ", ".join(f"{words.count(word)} {said}" for word, said in _COUNTED.items() if word in words)
-    yield f"## {SYMBOLS[result.verdict]} loopscope: {result.verdict}{result.limits} ({counts or 'no runs'})"
+    yield f"## {SYMBOLS[result.verdict]} loopscope: {result.verdict} ({counts or 'no runs'}){result.limits}"
     yield ""
     yield "| | run | verdict | steps | ρ(A̅) | loss | first finding |"
     yield "|---|---|---|---:|---:|---|---|"

@@ -30,8 +30,9 @@ class Alarm:
 
 def alarms(diagnosis: Diagnosis) -> list[Alarm]:
     """Return what fired while the run went on, first step first."""
-    fired = [each for each in diagnosis.findings if each.state == "fired" and not each.gap and each.severity != "note"]
-    return [Alarm(each, lead_words(each)) for each in fired if each.rule != "LS003"]
+    rules = {judgement.rule for judgement in diagnosis.judgements}
+    fired = [each for each in diagnosis.findings if each.rule in rules and each.state == "fired"]
+    return [Alarm(each, lead_words(each)) for each in fired if each.severity != "note"]
 
 
 def lead_words(finding: Finding) -> str:

@@ -111,6 +111,7 @@ class _Loader(importlib.abc.Loader):
         try:
             from .unattended import install
 
-            install()
+            said = order()
+            install(Path(said["out"]), int(said["steps"]), os.environ.get(MODEL, ""), tell)
         except Exception as error:
             tell("failed", error=f"{type(error).__name__}: {error}")

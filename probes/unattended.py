@@ -22,18 +22,24 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from .import_hook import MODEL, order, tell
 from .probe import Probe, attach
 
 MOST_TRIES: Final = 8  # modules in which a loop is looked for
 PATIENCE: Final = 10  # optimizer steps after which a training without a loop is given up
 LARGE_PART: Final = 0.5  # of the parameters of the outermost module: what a module inside it must have to be looked at
+
+
+class Tell(Protocol):
+    """Takes note of what happens, for the command that waits."""
+
+    def __call__(self, what: str, **more: Any) -> None:
+        """Take a word and what belongs to it."""
 
 
 class Finished(SystemExit):
@@ -47,10 +53,11 @@ class Unattended:
         out: The run file.
         steps: Optimizer steps that are recorded.
         named: ``module:object`` of the model; empty: the first one in which a loop is found.
+        tell: Told of what happens, by a word and further values.
     """
 
-    def __init__(self, out: Path, steps: int, named: str = "") -> None:
-        self._out, self._steps, self._named = out, steps, named
+    def __init__(self, out: Path, steps: int, named: str, tell: Tell) -> None:
+        self._out, self._steps, self._named, self._tell = out, steps, named, tell
         self._probe: Probe | None = None
         self._clock: weakref.ref[Optimizer] | None = None  # the optimizer that ends a step
         self._parameters: set[int] = set()
@@ -124,7 +131,7 @@ class Unattended:
         self._done += 1
         if self._done >= self._steps:
             self.close()
-            tell("stopped", steps=self._done)
+            self._tell("stopped", steps=self._done)
             raise Finished(0)
 
     def _give_up(self) -> None:
@@ -136,7 +143,7 @@ class Unattended:
         self._done += 1
         if self._done >= min(PATIENCE, self._steps) and self._tried:
             self._ended = True
-            tell("stopped", steps=0)
+            self._tell("stopped", steps=0)
             raise Finished(0)
 
     def close(self) -> None:
@@ -149,7 +156,7 @@ class Unattended:
             self._probe.close()
         else:
             self._probe.close(finished=False, reason=f"the command failed: {type(error).__name__}: {error}")
-        tell("closed", steps=self._done)
+        self._tell("closed", steps=self._done)
 
     # -- behind it ------------------------------------------------------------------------------------------------
 
@@ -188,15 +195,15 @@ class Unattended:
             except LoopSiteError:
                 probe = attach(module, self._out, probe_batch=Call(args, kwargs))
         except LoopSiteError as error:
-            tell("no loop", model=name, error=str(error))
+            self._tell("no loop", model=name, error=str(error))
             return
         except Exception as error:
-            tell("refused", model=name, error=f"{type(error).__name__}: {error}")
+            self._tell("refused", model=name, error=f"{type(error).__name__}: {error}")
             return
         self._probe, self._done = probe, 0
         self._parameters = {id(parameter) for parameter in module.parameters()}
         atexit.register(self.close)
-        tell("attached", model=name, out=str(probe.path))
+        self._tell("attached", model=name, out=str(probe.path))
 
     def _is_clock(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer ends a step: the first one that has parameters of the model does."""
@@ -209,10 +216,9 @@ class Unattended:
         return True
 
 
-def install() -> None:
-    """Watch this process as the environment orders; called once, after torch was imported."""
-    said = order()
-    watched = Unattended(Path(said["out"]), int(said["steps"]), os.environ.get(MODEL, ""))
+def install(out: Path, steps: int, named: str, tell: Tell) -> None:
+    """Watch this process; called once, after torch was imported. The arguments are those of `Unattended`."""
+    watched = Unattended(out, steps, named, tell)
     _watch_calls(watched)
     _wrap(torch.autograd, "backward", watched, lambda seen, args, kwargs: seen.backward(
         args[0] if args else kwargs.get("tensors", ())))  # fmt: skip
@@ -274,7 +280,6 @@ def _trained(module: nn.Module) -> int:
 
 def _leave() -> None:
     """End the process at once: the recording is closed, and what should have ended it was caught."""
-    tell("left")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
