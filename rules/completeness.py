@@ -68,7 +68,7 @@ def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
 
 
 def unseen_loop(rules: Sequence[Rule], judgements: Sequence[Judgement], verdict: Regime) -> list[Finding]:
-    """Return that nothing was said about the loop: no rule that reads it was judged, and no regime is known.
+    """Return that nothing is known about the loop: no rule that reads it was judged, and no regime could be read.
 
     A run of which only the loss was judged is one whose loop nobody watched.
 
