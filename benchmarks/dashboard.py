@@ -19,7 +19,8 @@ import waitress
 from loopscope.dashboard.app import create_app
 from loopscope.dashboard.index import CONFIG_KEY, RunIndex
 from loopscope.dashboard.opened import OpenRun
-from loopscope.dashboard.panels import PANELS, Ask, drawn
+from loopscope.dashboard.panel import Ask, drawn
+from loopscope.dashboard.panels import PANELS
 from loopscope.dashboard.summary import RunTable
 from loopscope.dashboard.tabs import all_tabs
 from loopscope.runfile.writer import RunWriter

@@ -97,7 +97,11 @@ def shell(pages: list[Page]) -> dmc.MantineProvider:
     counted = list(dict.fromkeys(["ticked", *(page.counts for page in pages if page.counts)]))
     header = html.Header(
         [
-            dcc.Link(["loop", html.Span("scope")], href="/", className="ls-brand"),
+            dcc.Link(
+                [html.Img(src="/assets/icon.svg", alt="loopscope"), html.Span(["loop", html.B("scope")])],
+                href="/",
+                className="ls-brand",
+            ),
             html.Nav([_link(page) for page in pages if page.link], className="ls-nav"),
             html.Span(id="light", role="status", className="ls-light"),
             dmc.ColorSchemeToggle(

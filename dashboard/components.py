@@ -90,12 +90,22 @@ def problem(title: str, text: str) -> html.Section:
     return html.Section(body, className="ls-card ls-problem ls-unreadable")
 
 
-def rows_table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "") -> html.Table:
-    """Return a plain table; its first column holds the names of its rows."""
+def rows_table(
+    head: Sequence[Any], rows: Sequence[Sequence[Any]], *, caption: str = "", wide: bool = False
+) -> html.Div:
+    """Return a plain table; its first column holds the names of its rows.
+
+    Args:
+        head: Names of its columns.
+        rows: Its cells.
+        caption: What stands above it.
+        wide: Whether no cell is broken into lines; either way, what does not fit is scrolled to.
+    """
     top = [html.Caption(caption)] if caption else []
     columns = html.Thead(html.Tr([html.Th(word, scope="col") for word in head]))
     body = [html.Tr([html.Th(row[0], scope="row"), *[html.Td(cell) for cell in row[1:]]]) for row in rows]
-    return html.Table([*top, columns, html.Tbody(body)], className="ls-rows")
+    table = html.Table([*top, columns, html.Tbody(body)], className="ls-rows")
+    return html.Div(table, className="ls-scroll ls-wide" if wide else "ls-scroll")
 
 
 def panel(one: Panel, chart: Any, csv: str) -> html.Section:

@@ -6,6 +6,7 @@ switching between dark and light needs no new figure.
 
 from typing import Any, Final
 
+import numpy as np
 import plotly.graph_objects as go
 
 from .colours import GRID, INK
@@ -80,19 +81,20 @@ def figure(*, x: str, y: str, subtitle: str = "", legend: bool = True, revision:
         "separators": ".,",
     }
     chart = go.Figure(layout=layout)
-    if subtitle:
+    if subtitle:  # a title of plotly's gives way to colour bars, upwards and out of sight
         chart.add_annotation(
-            text=subtitle,
-            xref="paper",
-            yref="paper",
-            x=0,
-            y=1,
-            xanchor="left",
-            yanchor="bottom",
-            yshift=LINE + 2,  # above the legend or the colour bar
-            showarrow=False,
-            font={"size": 12},
-        )
+            name="subtitle", text=subtitle, showarrow=False, font={"size": 12}, xref="paper", x=0, xanchor="left",
+            yref="paper", y=1, yanchor="bottom", yshift=chart.layout.margin.t - LINE,
+        )  # fmt: skip
+    return chart
+
+
+def headroom(chart: go.Figure, pixels: float) -> go.Figure:
+    """Give a figure more room above its plot, or less; the subtitle stays at the top, above legend and colour bar."""
+    chart.layout.margin.t += pixels
+    for one in chart.layout.annotations:
+        if one.name == "subtitle":
+            one.yshift += pixels
     return chart
 
 
@@ -119,7 +121,7 @@ def over_steps(chart: go.Figure, view: View, selected: float | None, span: View 
     chart.update_xaxes(ticklabeloverflow="allow")
     if sum(trace.showlegend is not False for trace in chart.data) <= 1 and chart.layout.showlegend:
         chart.layout.showlegend = False  # the title says it
-        chart.layout.margin.t -= LINE
+        headroom(chart, -LINE)
     chart.layout.shapes = [_cursor(selected), *chart.layout.shapes]  # assigned: an update would merge item by item
     chart.layout.meta = {"over_steps": True}
     return chart
@@ -138,6 +140,26 @@ def _cursor(selected: float | None) -> dict[str, Any]:
         "visible": selected is not None,
         "line": {"color": INK, "width": 1.5, "dash": "dot"},
     }
+
+
+def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Return places on a logarithmic axis that spans two positive numbers, and their labels, each a whole number.
+
+    Plotly's own labels say 2 and 5 for 0.02 and 0.05.
+
+    >>> log_ticks(0.003, 0.05)
+    ([0.002, 0.005, 0.01, 0.02, 0.05, 0.1], ['0.002', '0.005', '0.01', '0.02', '0.05', '0.1'])
+    >>> log_ticks(1e-9, 1e9)[1]
+    ['1e-9', '1e-6', '0.001', '1', '1000', '1e6', '1e9']
+    """
+    bottom, top = np.floor(np.log10(low)), np.ceil(np.log10(high))
+    powers = np.arange(bottom, top + 1)
+    if top - bottom <= 3:
+        at = np.ravel(np.outer(10.0 ** powers, [1, 2, 5]))
+        at = at[(at >= 0.5 * low) & (at <= 2 * high)]
+    else:
+        at = 10.0 ** powers[:: int(np.ceil((top - bottom) / 7))]
+    return [float(f"{one:.3g}") for one in at], [f"{one:g}".replace("e-0", "e-").replace("e+0", "e") for one in at]
 
 
 def note(chart: go.Figure, text: str) -> go.Figure:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import colours
 from .figures import log_axis
-from .frame import LINE, empty, figure, note
+from .frame import LINE, empty, figure, headroom, note
 
 Array = NDArray[np.float64]
 FAR: Final = 1.5
@@ -71,9 +71,7 @@ def loop_profile(
     broken = [int(np.argmax(~np.isfinite(one.state))) for one, _ in passes if _stops_being_finite(one.state)]
     if broken:
         note(chart, f"▲ the state is not finite from loop {min(broken)} on")
-    if laws:  # their names fill a second line of the legend
-        chart.layout.margin.t += LINE
-        chart.layout.annotations[0].yshift += LINE
+    headroom(chart, 8 + (LINE + 8) * bool(laws))  # subscripts make lines taller; laws take a second one
     return chart.update_layout(hovermode="x unified", xaxis={"rangemode": "tozero", "tickformat": "d"})
 
 
@@ -149,6 +147,7 @@ def spectrum(
     subtitle = subtitle or f"step {step:,.0f}, " + (
         "one value" if eigenvalues.size == 1 else f"the {eigenvalues.size} leading"
     )
+    subtitle += " · logarithmic outside" if far else ""
     chart = figure(x="real part", y="imaginary part", subtitle=subtitle, revision=revision)
     for radius in _rings(largest) if far else (1.0,):
         _add_ring(chart, radius)
@@ -167,8 +166,6 @@ def spectrum(
         update(range=[-reach, reach], constrain="domain", zeroline=True, zerolinecolor=colours.GRID)
         if far:
             update(tickvals=[-1, 0, 1])
-    if far:
-        note(chart, "outside the unit circle, distances are logarithmic")
     return chart.update_layout(yaxis={"scaleanchor": "x"})
 
 

@@ -247,7 +247,8 @@ def _dropped(ask: Ask) -> go.Figure:
         ask.line("rows_dropped", "rows dropped so far", colours.RATIO),
         ask.line("nonfinite", "numbers not finite", colours.FULL_LOOP),
     ]
-    return figures.lines(lines, y="count", nothing="No count was recorded.", **ask.over_steps)
+    chart = figures.lines(lines, y="count", nothing="No count was recorded.", **ask.over_steps)
+    return chart.update_yaxes(rangemode="tozero")
 
 
 _PANELS: Final = (

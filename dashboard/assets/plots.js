@@ -143,8 +143,17 @@
     }
   });
 
-  /* Every drawn plot says in one line what it shows. */
+  /* A finger on a plot scrolls the page: plotly would take it for the drag of a mouse. A tap still is a click. */
+  document.addEventListener("touchstart", (event) => {
+    if (event.target.closest && event.target.closest(".js-plotly-plot")) event.stopPropagation();
+  }, { capture: true, passive: true });
+
+  /* Every drawn plot says in one line what it shows; a table that is wider than its place can be scrolled by keyboard. */
   const describe = () => {
+    for (const place of document.querySelectorAll(".ls-scroll")) {
+      if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
+      else place.removeAttribute("tabindex");
+    }
     for (const graph of document.querySelectorAll(".js-plotly-plot")) {
       const said = graph.layout && graph.layout.meta && graph.layout.meta.summary;
       if (said && graph.getAttribute("aria-label") !== said) {

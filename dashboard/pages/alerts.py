@@ -62,7 +62,7 @@ def _body(chosen: list[str]) -> tuple[list[Any], str]:
     count = f"{len(wanted):,} of this kind, {known}" + (f"; the first {LISTED}" if len(wanted) > LISTED else "") + "."
     head = ("severity", "run", "step", "what", "before the loss", "message", "")
     version = str(hash((tuple(wanted), tuple(sorted((run, *keys) for run, keys in seen.items())))))
-    grid = html.Div(components.rows_table(head, rows), className="ls-scroll ls-alerts")
+    grid = html.Div(components.rows_table(head, rows), className="ls-alerts")
     return [html.P(count, className="ls-dim"), grid], version
 
 

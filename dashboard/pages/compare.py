@@ -87,9 +87,7 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
     head: Any = ("setting", *[dcc.Link(entry.name, href=f"/run/{entry.id}") for entry, _ in there])
     grid: Any = html.P("Nothing differs.")
     if changed:
-        grid = html.Div(
-            components.rows_table(head, [(name, *values) for name, values in changed]), className="ls-scroll"
-        )
+        grid = components.rows_table(head, [(name, *values) for name, values in changed], wide=True)
     parts.append(html.Section([html.H2("What differs"), grid], className="ls-card"))
     return parts
 

@@ -60,7 +60,7 @@ def layout(**asked: Any) -> html.Div:
             html.H2("Discretisation rules side by side"),
             html.P("Shaded: where the rule is stable. Marks: ΔA of the channels.", className="ls-dim"),
             html.Div([_scheme_card(name, chart) for name, chart in schemes.items()], className="ls-schemes"),
-            html.Div(_rules_table(sandbox), id="explorer-rules", className="ls-scroll"),
+            html.Div(_rules_table(sandbox), id="explorer-rules"),
         ],
         className="ls-card ls-for ls-for-parcae",
     )
@@ -219,7 +219,7 @@ def _verdict(found: Explored) -> list[Any]:
     return [said, html.Div(badges, className="ls-badges ls-dim")]
 
 
-def _rules_table(sandbox: Sandbox) -> html.Table:
+def _rules_table(sandbox: Sandbox) -> html.Div:
     """Return the numbers of the discretisation rules."""
     rows = [
         (
