@@ -112,8 +112,7 @@ def over_steps(chart: go.Figure, view: View, selected: float | None, span: View 
     chart.update_xaxes(exponentformat="none", separatethousands=True, hoverformat=",d")
     chart.update_xaxes(spikethickness=1, spikecolor=INK, spikedash="solid")  # the line under the pointer
     if view is None and span is not None:
-        room = max(0.012 * (span[1] - span[0]), 0.5)
-        view = (span[0] - room, span[1] + room)
+        view = whole_range(span)
     if view is None:
         chart.update_xaxes(autorange=True)
     else:
@@ -125,6 +124,16 @@ def over_steps(chart: go.Figure, view: View, selected: float | None, span: View 
     chart.layout.shapes = [_cursor(selected), *chart.layout.shapes]  # assigned: an update would merge item by item
     chart.layout.meta = {"over_steps": True}
     return chart
+
+
+def whole_range(span: tuple[float, float]) -> tuple[float, float]:
+    """Return the range that shows a whole run, from its first to its last step, with some room.
+
+    >>> whole_range((0.0, 1000.0))
+    (-12.0, 1012.0)
+    """
+    room = max(0.012 * (span[1] - span[0]), 0.5)
+    return span[0] - room, span[1] + room
 
 
 def _cursor(selected: float | None) -> dict[str, Any]:
@@ -155,7 +164,7 @@ def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     bottom, top = np.floor(np.log10(low)), np.ceil(np.log10(high))
     powers = np.arange(bottom, top + 1)
     if top - bottom <= 3:
-        at = np.ravel(np.outer(10.0 ** powers, [1, 2, 5]))
+        at = np.ravel(np.outer(10.0**powers, [1, 2, 5]))
         at = at[(at >= 0.5 * low) & (at <= 2 * high)]
     else:
         at = 10.0 ** powers[:: int(np.ceil((top - bottom) / 7))]

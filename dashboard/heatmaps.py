@@ -221,8 +221,8 @@ def _add_cells(
                 z=np.where(broken, 1.0, np.nan).astype(np.float32),
                 colorscale=[[0, red], [1, red]],
                 showscale=False,
-                name="",
-                hovertemplate=f"{where}<br>not finite",
+                name="not finite",
+                hovertemplate=f"{where}<br>not finite<extra></extra>",
                 **axes,
             )
         )

@@ -3,7 +3,7 @@
 Not covered: the loop over training (`figures`, `heatmaps`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -126,6 +126,7 @@ def spectrum(
     revision: str = "",
     subtitle: str = "",
     full: NDArray[np.complex128] | None = None,
+    landscape: Callable[[float, bool], tuple[Array, Array]] | None = None,
 ) -> go.Figure:
     """Eigenvalues of A̅ in the complex plane with the unit circle, equal axes, coloured by regime.
 
@@ -136,6 +137,8 @@ def spectrum(
         revision: See `frame.figure`.
         subtitle: What stands above it instead of the step.
         full: Eigenvalues of the full loop to draw over them, finite.
+        landscape: Gives, for half the side of the square that is drawn and whether it is logarithmic outside the
+            circle, places along a side and log10 of the height over them: its contours are drawn.
     """
     eigenvalues = eigenvalues[np.isfinite(eigenvalues)]
     if step is None or eigenvalues.size == 0:
@@ -147,7 +150,7 @@ def spectrum(
     subtitle = subtitle or f"step {step:,.0f}, " + (
         "one value" if eigenvalues.size == 1 else f"the {eigenvalues.size} leading"
     )
-    subtitle += " · logarithmic outside" if far else ""
+    subtitle += " · log outside" if far else ""
     chart = figure(x="real part", y="imaginary part", subtitle=subtitle, revision=revision)
     for radius in _rings(largest) if far else (1.0,):
         _add_ring(chart, radius)
@@ -162,11 +165,32 @@ def spectrum(
     if beside.size:
         chart.add_trace(_full_loop_trace(beside, far))
     reach = 1.12 * float(drawn_radius(max(1.0, largest)) if far else max(1.0, largest))
+    if landscape is not None:
+        _add_contours(chart, *landscape(reach, far))
     for update in (chart.update_xaxes, chart.update_yaxes):
         update(range=[-reach, reach], constrain="domain", zeroline=True, zerolinecolor=colours.GRID)
         if far:
             update(tickvals=[-1, 0, 1])
     return chart.update_layout(yaxis={"scaleanchor": "x"})
+
+
+def _add_contours(chart: go.Figure, places: Array, heights: Array) -> None:
+    """Draw the contours of pseudospectra, below everything else: half a power of ten apart."""
+    chart.add_trace(
+        go.Contour(
+            x=places,
+            y=places,
+            z=heights.astype(np.float32),
+            name="pseudospectra",
+            showscale=False,
+            colorscale=[[0, colours.NORM], [1, colours.NORM]],
+            contours={"start": -3, "end": -0.5, "size": 0.5, "coloring": "lines", "showlabels": True,
+                      "labelfont": {"size": 9, "color": colours.INK}, "labelformat": ".1f"},
+            line={"width": 1},
+            hovertemplate="an eigenvalue where A̅ changes by 10<sup>%{z:.1f}</sup><extra></extra>",
+        )
+    )  # fmt: skip
+    chart.data = (chart.data[-1], *chart.data[:-1])
 
 
 def drawn_radius(modulus: Any) -> Any:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..rules.diagnosis import diagnose
+from ..rules.rule_files import load_rules
 from ..runfile.ending import Ending, ending
 from ..runfile.flights import Flight, find_flights
 from ..runfile.open import open_run
@@ -29,6 +31,9 @@ QUICK_ROWS: Final = 20_000
 """A run of up to so many rows is judged while its page waits; a longer one behind the page."""
 
 T = TypeVar("T")
+
+
+_rules = cache(load_rules)
 
 
 class Table(NamedTuple):
@@ -106,6 +111,7 @@ class OpenRun:
     def drawing(self, part: str) -> Iterator[None]:
         """Hold the run for one part of drawing it, and note how long that takes."""
         with self._lock:
+            self.tracks.trim()
             began = time.perf_counter()
             yield
             self._took[part] = time.perf_counter() - began
@@ -141,7 +147,7 @@ class OpenRun:
             if self._story is not None and self._story_of == self.version:
                 return self._story
             began, version = time.monotonic(), self.version
-            made = tell(self.run, diagnose(self.run), self.settings())
+            made = tell(self.run, diagnose(self.run, _rules()), self.settings())
             now = time.monotonic()
             self._story, self._story_of = made, version
             self._story_due = now + DIAGNOSIS_REST * (now - began)
@@ -172,6 +178,15 @@ class OpenRun:
     def spectra(self) -> tuple[NDArray[np.int64], NDArray[np.complex128]]:
         """Return the recorded eigenvalues of A̅: steps ``(K,)`` and values ``(K, E)``, NaN padded."""
         return self._keep("spectra", self.run.spectra)
+
+    def array_at(self, name: str, step: float | None) -> tuple[float, NDArray[Any]] | None:
+        """Return the last array of a name recorded at or before a step, and its step; None where there is none."""
+        steps = self.array_steps(name)
+        row = -1 if step is None else int(np.searchsorted(steps, step, side="right")) - 1
+        if row < 0:
+            return None
+        _, (found,) = self.run.arrays(name, slice(row, row + 1))
+        return float(steps[row]), found
 
     def array_steps(self, name: str) -> NDArray[np.int64]:
         """Return the steps at which arrays of a name were recorded; none where there are none of them."""

@@ -3,6 +3,7 @@
 Not covered: which panels there are (`panels`).
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ from .text import plain
 Columns = Mapping[str, NDArray[Any]]
 EVERY_STEP: Final = "training"
 FIXED_BATCH: Final = "fixed"
+
+
+def batch_of(text: str) -> str:
+    """Read whose loops are shown out of an address."""
+    return EVERY_STEP if text == EVERY_STEP else FIXED_BATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class Panel:
         numbers: Names of recorded numbers that its CSV holds, or a function that gives the columns.
         at_step: Whether it shows the selected step rather than all of them.
         height: Pixels.
+        whole: Whether a live run's page gets it whole when it changed, rather than what is new in it.
     """
 
     name: str
@@ -85,6 +92,7 @@ class Panel:
     numbers: tuple[str, ...] | Callable[[Ask], Columns] = field(default=())
     at_step: bool = False
     height: int = 230
+    whole: bool = False
 
 
 def drawn(panel: Panel, ask: Ask) -> go.Figure:
@@ -97,8 +105,10 @@ def drawn(panel: Panel, ask: Ask) -> go.Figure:
     except Exception as error:  # whatever a hostile file brings about costs its own panel, never the page
         logging.getLogger(__name__).warning("panel %s cannot be drawn", panel.name, exc_info=True)
         chart = empty(f"This cannot be drawn: {type(error).__name__}: {plain(error, 120)}")
-    meta = dict(chart.layout.meta or {})
-    return chart.update_layout(meta={**meta, "summary": f"{panel.title}. {summary(chart)}"})
+    meta = {**(chart.layout.meta or {}), "summary": f"{panel.title}. {summary(chart)}"}
+    if panel.whole:
+        meta["version"] = hashlib.sha256(str(chart.to_plotly_json()["data"]).encode()).hexdigest()[:16]
+    return chart.update_layout(meta=meta)
 
 
 def summary(chart: go.Figure) -> str:

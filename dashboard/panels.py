@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from ..dynamics.regime import LTI_TOLERANCE, LYAPUNOV_TOLERANCE
-from ..runfile.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP
+from ..runfile.layout import BLOCK_NORM, GRADIENT_NORM, JACOBIAN_EIGENVALUES, TOKEN_MAP
 from . import colours, figures, heatmaps, loop_figures
 from .depth_curves import depth_curves
 from .downsample import columns, visible
@@ -184,8 +184,18 @@ def spectrum_at(held: OpenRun, step: float | None) -> tuple[float | None, NDArra
 
 
 def _spectrum(ask: Ask) -> go.Figure:
-    """Draw the eigenvalues of the selected step."""
-    return loop_figures.spectrum(*spectrum_at(ask.held, ask.at), tolerance=LTI_TOLERANCE, revision=ask.revision)
+    """Draw the eigenvalues of the selected step: of A̅, and as crosses those of the full loop."""
+    step, values = spectrum_at(ask.held, ask.at)
+    known = ask.held.array_at(JACOBIAN_EIGENVALUES, ask.at)
+    full = known[1].astype(np.complex128).ravel() if known is not None else np.empty(0, np.complex128)
+    full = full[np.isfinite(full)]
+    count = int(np.isfinite(values).sum())
+    words = f"step {step:,.0f}: {count} of A̅" if step is not None else ""
+    if known is not None and full.size:
+        words += f", × {full.size} of the full loop" + ("" if known[0] == step else f" at step {known[0]:,.0f}")
+    return loop_figures.spectrum(
+        step, values, tolerance=LTI_TOLERANCE, revision=ask.revision, subtitle=words, full=full
+    )
 
 
 def _spectrum_columns(ask: Ask) -> Columns:
@@ -198,14 +208,13 @@ def _spectrum_columns(ask: Ask) -> Columns:
 
 def _tokens(ask: Ask) -> go.Figure:
     """Draw the map over tokens of the selected step."""
-    steps = ask.held.array_steps(TOKEN_MAP)
-    row = -1 if ask.at is None else int(np.searchsorted(steps, ask.at, side="right")) - 1
-    if row < 0:
+    known = ask.held.array_at(TOKEN_MAP, ask.at)
+    if known is None:
         return empty("No map over tokens was recorded up to this step.", remedy=heatmaps.STUDY)
-    _, (found,) = ask.held.run.arrays(TOKEN_MAP, slice(row, row + 1))
+    step, found = known
     if found.ndim != 3:
         return empty(f"The map over tokens has the shape {found.shape}; expected loops, sequences, tokens.")
-    return heatmaps.token_map(float(steps[row]), found.astype(np.float64), revision=ask.revision)
+    return heatmaps.token_map(step, found.astype(np.float64), revision=ask.revision)
 
 
 def _depths(ask: Ask) -> go.Figure:
@@ -284,6 +293,7 @@ _PANELS: Final = (
             "event": np.array([mark.text for mark in marks(ask.held)]),
         },
         height=150,
+        whole=True,
     ),
     Panel(
         "state",
@@ -355,8 +365,9 @@ _PANELS: Final = (
     ),
     Panel(
         "spectrum",
-        "Eigenvalues of A̅",
-        "How the injection multiplies in each direction: outside the unit circle it amplifies, inside it forgets.",
+        "Eigenvalues",
+        "How the injection multiplies in each direction: outside the unit circle it amplifies, inside it forgets. "
+        "Crosses: the same of the full loop, blocks included, at the state it visits.",
         "Anything outside the circle.",
         _spectrum,
         _spectrum_columns,

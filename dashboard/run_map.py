@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..runfile.layout import PROBE_DERIVED
 from .boundary import Boundary, boundaries
 from .opened import OpenRun
 from .settings import flat
@@ -42,8 +43,10 @@ def numbers_of(held: OpenRun) -> dict[str, float]:
     for name in held.run.names:
         if name in NOT_PLACES:
             continue
-        placed[f"last.{shown(name, 80)}"] = held.last(name)
-        values = held.run[name]
+        values = held.run.series(name)[1] if name in PROBE_DERIVED else held.run[name]
+        values = values[~np.isnan(values)]
+        if len(values):
+            placed[f"last.{shown(name, 80)}"] = float(values[-1])
         values = values[np.isfinite(values)]
         if len(values):
             placed[f"largest.{shown(name, 80)}"] = float(values.max())
@@ -133,7 +136,9 @@ def architecture(row: Row) -> str:
 def edges(placed: Sequence[Place]) -> list[Boundary]:
     """Return where along the horizontal axis each architecture becomes unstable; runs of no verdict are left out."""
     told = [one for one in placed if one.architecture and one.regime != "unknown"]
-    return boundaries([one.architecture for one in told], [one.x for one in told], [one.regime == "unstable" for one in told])
+    return boundaries(
+        [one.architecture for one in told], [one.x for one in told], [one.regime == "unstable" for one in told]
+    )
 
 
 def quantities(rows: Iterable[Row], numbers: Mapping[str, Mapping[str, float]]) -> list[str]:

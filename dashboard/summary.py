@@ -16,6 +16,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ from .alerts import alerts_of
 from .downsample import thin
 from .index import Entry, RunIndex
 from .opened import OpenRun
+from .reading import Helper, helpers_for
 from .run_map import numbers_of
 from .story import as_json
 from .text import shown
@@ -161,20 +163,50 @@ class RunTable:
         """Read runs as long as somebody asks: those being written first, then the small ones."""
         while time.monotonic() - self._asked < IDLE_SECONDS:
             todo = [entry for entry in self.index.entries() if entry.id in self._rows and self._needs(entry)]
-            for entry in sorted(todo, key=_order):
-                if time.monotonic() - self._asked > IDLE_SECONDS:
-                    break
-                self._read(entry)
+            self._read_some(deque(sorted(todo, key=_order)))
             if not todo:
                 self._save()
             self._wake.clear()
             self._wake.wait(1.0)
         self._save()
 
-    def _read(self, entry: Entry) -> None:
+    def _read_some(self, waiting: deque[Entry]) -> None:
+        """Read runs, with helpers where there are many."""
+        helpers = [
+            threading.Thread(target=self._read_with_helper, args=(waiting,), name="loopscope rows helper", daemon=True)
+            for _ in range(helpers_for(len(waiting)))
+        ]
+        for helper in helpers:
+            helper.start()
+        self._read_from(waiting)
+        for helper in helpers:
+            helper.join()
+
+    def _read_with_helper(self, waiting: deque[Entry]) -> None:
+        """Read runs with the help of a process."""
+        try:
+            helper = Helper()
+        except OSError:
+            return
+        try:
+            self._read_from(waiting, helper)
+        finally:
+            helper.close()
+
+    def _read_from(self, waiting: deque[Entry], helper: Helper | None = None) -> None:
+        """Read runs as long as some wait and somebody asks."""
+        while time.monotonic() - self._asked < IDLE_SECONDS:
+            try:
+                entry = waiting.popleft()
+            except IndexError:
+                return
+            self._read(entry, helper)
+
+    def _read(self, entry: Entry, helper: Helper | None = None) -> None:
         """Read one run and fill its row in."""
         stamp, began = _stamp(entry), time.monotonic()
-        cells = self._cells(entry)
+        alone = helper is not None and not entry.fault and not is_held(entry.path)
+        cells = (helper.cells(entry.path) if helper is not None and alone else None) or self._cells(entry)
         now = time.monotonic()
         if cells["state"] == "live":
             self._due[entry.id] = now + max(LIVE_SECONDS, LIVE_REST * (now - began))
@@ -190,7 +222,9 @@ class RunTable:
         try:
             if not entry.fault and is_held(entry.path):
                 return cells_of(self.index.open(entry))
-            return _once(entry, cells_of)
+            if entry.fault:
+                raise RunFileError(f"{shown(entry.path)}: {entry.fault}")
+            return read_once(entry.path, cells_of)
         except RunFileError as error:
             fault = shown(error).removeprefix(f"{shown(entry.path)}: ")  # the row names the run already
         except Exception as error:  # whatever a hostile file brings about costs its own row, never the page
@@ -244,11 +278,13 @@ def identity(entry: Entry) -> Row:
     return {"id": entry.id, "name": entry.name, "path": shown(entry.path), "href": f"/run/{entry.id}"}
 
 
-def _once(entry: Entry, make: Callable[[OpenRun], Row]) -> Row:
-    """Open a run for one question only."""
-    if entry.fault:
-        raise RunFileError(f"{shown(entry.path)}: {entry.fault}")
-    held = OpenRun(entry.path)
+def read_once(path: Path, make: Callable[[OpenRun], Row]) -> Row:
+    """Open a run for one question only.
+
+    Raises:
+        RunFileError: The file is no run, is damaged, or has gone.
+    """
+    held = OpenRun(path)
     try:
         return make(held)
     finally:

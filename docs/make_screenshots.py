@@ -20,15 +20,19 @@ from playwright.sync_api import Browser, sync_playwright
 RUN = "concatenation-lr0.05"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
 FEW = {"runs": "figures/dashboard-runs.png", "run-when": "figures/dashboard-when.png",
-       "run-where": "figures/dashboard-where.png"}  # fmt: skip
+       "run-where": "figures/dashboard-where.png", "map": "figures/dashboard-map.png"}  # fmt: skip
 DRAWN = "[...document.querySelectorAll('.dash-graph')].every(g => g.querySelector('.main-svg'))"
 READ = "!document.body.innerText.includes('reading…')"
 
 
-def addresses(run: str) -> dict[str, str]:
-    """Every page and tab by a name for its picture."""
+def addresses(runs: dict[str, str]) -> dict[str, str]:
+    """Every page and tab by a name for its picture, over runs by name."""
     pages = {page.name: page.path for page in all_pages() if page.link}
-    return pages | {f"run-{tab}": f"/run/{run}?tab={tab}" for tab in all_tabs()}
+    pages["compare"] = f"/compare?runs={','.join(runs.values())}"
+    pages["explorer-run"] = f"/explorer?kind=run&run={runs[RUN]}&contours=on&gain=0.3"
+    pages["explorer-story"] = "/explorer?kind=concatenation&norm=2.6&skew=10&loops=64&contours=on"
+    pages |= {"rule": "/rules/LS020", "missing": "/nowhere"}
+    return pages | {f"run-{tab}": f"/run/{runs[RUN]}?tab={tab}" for tab in all_tabs()}
 
 
 def picture(chrome: Browser, address: str, file: Path, *, width: int, scheme: str, whole: bool) -> None:
@@ -37,7 +41,7 @@ def picture(chrome: Browser, address: str, file: Path, *, width: int, scheme: st
     page = context.new_page()
     page.set_default_timeout(180_000)
     page.goto(address)
-    page.wait_for_selector(".ls-title")
+    page.wait_for_selector("main h1, main .ls-card")
     page.wait_for_function(DRAWN)
     page.wait_for_function(READ)
     page.wait_for_timeout(600)
@@ -51,10 +55,10 @@ def main(folder: Path, few: bool) -> None:
     server = waitress.create_server(app.server, host="127.0.0.1", port=0, threads=8)
     threading.Thread(target=server.run, daemon=True).start()
     base = f"http://127.0.0.1:{server.effective_port}"
-    (run,) = [entry.id for entry in app.server.config[CONFIG_KEY].entries() if entry.name == RUN]
+    runs = {entry.name: entry.id for entry in app.server.config[CONFIG_KEY].entries()}
     with sync_playwright() as playwright:
         chrome = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for name, address in addresses(run).items():
+        for name, address in addresses(runs).items():
             if few:
                 if name in FEW:
                     picture(chrome, base + address, folder / FEW[name], width=1160, scheme="light", whole=False)

@@ -144,6 +144,13 @@
     if (live()) grid.onFilterChanged();
   });
 
+  /* Enter in a cell of the table follows its link: the cell has the focus, not the link in it. */
+  document.addEventListener("keydown", (event) => {
+    const at = document.activeElement;
+    const link = event.key === "Enter" && at && at.classList.contains("ag-cell") && at.querySelector("a");
+    if (link) link.click();
+  });
+
   const dash = (window.dash_clientside = window.dash_clientside || {});
   /* The grid of this page, unless the reader has left it. */
   const live = () => (grid && !grid.isDestroyed() ? grid : null);

@@ -89,7 +89,7 @@ def _row(alert: Alert, seen: bool) -> tuple[Any, ...]:
         components.badge(alert.severity, glyph, alert.severity),
         dcc.Link(alert.run, href=alert.href),
         dcc.Link(f"{alert.step:,}", href=alert.href, title="open the run at this step"),
-        named,
+        named if alert.rule == "event" else html.Span(components.rule(alert.rule, alert.name)),
         lead_words(alert.lead),
         html.Span(alert.message, title=alert.message),
         button,

@@ -184,6 +184,7 @@ def register(app: Dash) -> None:
     app.clientside_callback(
         ClientsideFunction("loopscope", "address"), Output("map-mirrored", "data"), Input("map-query", "data")
     )
+
     @app.callback(
         Output("map-table", "children", allow_duplicate=True),
         Input("map-brushed", "data"),
