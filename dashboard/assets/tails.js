@@ -26,6 +26,7 @@
     }
     const grown = [];
     for (const part of news.traces || []) {
+      if (!part.y && !part.z) return false; /* a line that this page did not have when it was asked */
       const at = graph.data.findIndex((trace) => key(trace) === String(part.name ?? "") && (trace.type === "heatmap") === (part.z !== undefined));
       if (at < 0) return false;
       const trace = graph.data[at], x = plain(trace.x);

@@ -350,7 +350,6 @@ def test_a_live_plot_grows_at_its_end_and_is_drawn_once_per_look(screen, tmp_pat
         "window.drawn = {}; for (const graph of document.querySelectorAll('#steps .js-plotly-plot')) {"
         " const name = graph.closest('.ls-panel').id; window.drawn[name] = 0;"
         " graph.on('plotly_afterplot', () => window.drawn[name]++); }"
-        " const name = g.closest('.ls-panel').id; window.drawn[name] = 0; g.on('plotly_afterplot', () => window.drawn[name]++); })"
     )
     whole = []
     page.on("request", lambda one: '"type":"panel"}.figure' in (one.post_data or "") and whole.append(one.url))
