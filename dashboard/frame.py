@@ -173,17 +173,20 @@ def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
 
 def note(chart: go.Figure, text: str) -> go.Figure:
     """Write a remark into the lower left corner of the plot, where lines seldom are."""
+    return _write(chart, text, x=0.01, y=0.01, size=11, align="left")
+
+
+def _write(chart: go.Figure, text: str, *, size: int, **place: Any) -> go.Figure:
+    """Write text whose lower left corner is at a place of the plot, counted in its width and height."""
     return chart.add_annotation(
         text=text,
         xref="paper",
         yref="paper",
-        x=0.01,
-        y=0.01,
         xanchor="left",
         yanchor="bottom",
-        align="left",
         showarrow=False,
-        font={"size": 11},
+        font={"size": size},
+        **place,
     )
 
 
