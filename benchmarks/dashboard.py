@@ -74,7 +74,7 @@ def memory() -> float:
 
 
 def have(charts: dict[str, go.Figure]) -> dict[str, dict[str, float]]:
-    """What a page says it has of its plots: the last step of every line."""
+    """Return what a page says it has of its plots: the last step of every line."""
     return {
         name: {str(trace.name): float(trace.x[-1]) if len(trace.x) else -1.0 for trace in chart.data}
         for name, chart in charts.items()
