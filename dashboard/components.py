@@ -106,7 +106,9 @@ def finding_card(finding: Finding, lead: int | None) -> html.Article:
 def report_link(address: str) -> list[Any]:
     """Return the link that makes a report and keeps it as a file; nothing without an address."""
     words = "one HTML file with everything about it, to keep or to send"
-    return [html.A("report", href=address, download=True, title=words, className="ls-button")] if address else []
+    return (
+        [html.A("report", href=address, download="report.html", title=words, className="ls-button")] if address else []
+    )
 
 
 def problem(title: str, text: str) -> html.Section:

@@ -226,8 +226,8 @@ def _add_bands(chart: go.Figure, bottom: float, top: float, edges: tuple[float, 
         decades = float(np.log10(top / bottom))
         chart.update_yaxes(type="log", range=[np.log10(bottom), np.log10(top)])
         if decades < 1.6:
-            at, words = log_ticks(bottom, top)
-            chart.update_yaxes(tickvals=at, ticktext=words)
+            marks, words = log_ticks(bottom, top)
+            chart.update_yaxes(tickvals=marks, ticktext=words)
         else:
             chart.update_yaxes(dtick=max(1, round(decades / 5)))
     else:

@@ -152,7 +152,7 @@ def test_live_run_grows_and_polling_stops_at_the_end(client, tmp_path, training)
     served = client(tmp_path)
     one = run_id(served, "live")
     page = shown(served, "live")
-    assert find(page, "run-poll")["disabled"] is False and find(page, "bounds")["data"] == [0, 9]
+    assert find(page, "run-poll")["disabled"] is False and find(page, "bounds")["data"] == [0, 9, 0]
     state = {"run-id.data": one, "version.data": ""}
     first = served.fire("version.data", state)
     state["version.data"] = first["version"]["data"]
@@ -163,7 +163,7 @@ def test_live_run_grows_and_polling_stops_at_the_end(client, tmp_path, training)
     pretended.writer.flush()
     grown = served.fire("version.data", state)
     assert answered.keys().isdisjoint(grown)  # the plots are: they answer when they are drawn
-    assert grown["bounds"]["data"] == [0, 29] and grown["run-poll"]["disabled"] is False
+    assert grown["bounds"]["data"] == [0, 29, 0] and grown["run-poll"]["disabled"] is False
     pretended.writer.seal()
     pretended.writer.close()
     ended = served.fire("version.data", {**state, "version.data": grown["version"]["data"]})

@@ -65,5 +65,5 @@ def test_a_rule_is_shown_and_a_strange_one_is_refused_in_words(client, tmp_path)
     here = client(tmp_path)
     assert "injection-unstable" in str(here.page("/rules/LS020"))
     assert "No page about" in str(here.page("/rules/LS999"))
-    assert here.get("/rule-pictures/..%2Fsecret.svg").status_code == 404
+    assert here.get("/rule-pictures/.secret.svg").status_code == 404
     assert here.get("/rule-pictures/none.svg").status_code == 404
