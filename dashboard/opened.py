@@ -205,6 +205,16 @@ class OpenRun:
         """Return the flight recordings without their detail."""
         return self._keep("flights", lambda: find_flights(self.run))
 
+    def variable(self, name: str, variable: str) -> Table:
+        """Return one number per training step and update of one of the tensors that the loop carries."""
+        return self._keep(f"variable {variable} {name}", lambda: self._variable(name, variable))
+
+    def _variable(self, name: str, variable: str) -> Table:
+        """Read the updates of a variable; steps at which it was not recorded are left out."""
+        values = self.run.loops(name, variable=variable)
+        there = ~np.isnan(values).all(axis=1)
+        return Table(self.run["step"][there], values[there])
+
     def probe(self, name: str) -> Table:
         """Return one number per pass of the fixed batch and loop, infinite where a loop ran and it was not finite."""
         return self._keep(f"probe {name}", lambda: self._probe(name))

@@ -25,11 +25,17 @@ from .text import plain
 Columns = Mapping[str, NDArray[Any]]
 EVERY_STEP: Final = "training"
 FIXED_BATCH: Final = "fixed"
+VARIABLE: Final = "variable:"
+"""Before the name of one of the tensors that the loop carries: its own loops, of training steps."""
 
 
 def batch_of(text: str) -> str:
-    """Read whose loops are shown out of an address."""
-    return EVERY_STEP if text == EVERY_STEP else FIXED_BATCH
+    """Read whose loops are shown out of an address.
+
+    >>> batch_of("training"), batch_of("variable:z_H"), batch_of("<b>")
+    ('training', 'variable:z_H', 'fixed')
+    """
+    return text if text == EVERY_STEP or (text.startswith(VARIABLE) and len(text) < 100) else FIXED_BATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class Ask:
         held: The run.
         view: Visible range of steps; None for all.
         selected: Step of the cursor; None for the newest.
-        batch: ``fixed`` or ``training``: whose loops the heatmaps show.
+        batch: Whose loops the heatmaps show: ``fixed``, ``training``, or ``variable:`` and the name of a variable.
         revision: See `frame.figure`.
         against: Id of another run to compare the configuration with; empty for none.
     """
@@ -62,6 +68,12 @@ class Ask:
     def at(self) -> float | None:
         """The recorded step nearest to the selected one."""
         return resolve(self.held.run, self.selected)
+
+    @property
+    def variable(self) -> str:
+        """The variable whose own loops are shown; empty for the state as a whole, or where the run has no such one."""
+        name = self.batch.removeprefix(VARIABLE)
+        return name if self.batch.startswith(VARIABLE) and name in self.held.run.variables else ""
 
     def line(self, name: str, label: str, colour: str, **style: Any) -> figures.Track:
         """Return a recorded number as a line of a plot."""

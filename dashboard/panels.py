@@ -110,15 +110,19 @@ def _heatmap(name: str, symbol: str) -> Callable[[Ask], go.Figure]:
     def draw(ask: Ask) -> go.Figure:
         """Draw the number of the loops that the page asks for."""
         passes = ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps) > 0
+        what = "training steps"
         if passes:
             steps, values = ask.held.probe(name)
-            cells = columns(steps, values, ask.view)
+            cells, what = columns(steps, values, ask.view), "fixed batch"
+        elif ask.variable:
+            cells = columns(*ask.held.variable(name, ask.variable), ask.view)
+            what = f"{plain(ask.variable, 30)}, training steps"
         else:
             cells = ask.held.tracks.sheet(name, ask.view)
         return heatmaps.loop_heatmap(
             cells,
             symbol=symbol,
-            what="fixed batch" if passes else "training steps",
+            what=what,
             nothing="No loops were recorded.",
             remedy="The probe did not see the loop body run.",
             log=name != "step_cosine",
@@ -135,6 +139,10 @@ def _loop_columns(name: str) -> Callable[[Ask], Columns]:
         """Return the visible rows, one column for each loop."""
         if ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps):
             steps, values = ask.held.probe(name)
+            rows = visible(steps, ask.view)
+            steps, values = steps[rows], values[rows]
+        elif ask.variable:
+            steps, values = ask.held.variable(name, ask.variable)
             rows = visible(steps, ask.view)
             steps, values = steps[rows], values[rows]
         else:
