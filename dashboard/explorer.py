@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 KINDS: Final = ("addition", "concatenation", "parcae", "matrix", "run")
 SCHEMES: Final = {"mixture": mixture, "zoh": zoh, "euler": euler, "bilinear": bilinear}
 WIDEST: Final = 32
-GRID: Final = 25
+GRID: Final = 21
 """Points along a side of the square of pseudospectra; odd, so that the real axis is among them."""
 LARGEST: Final = 1e6  # of an entry of a matrix typed in
 LIMITS: Final[Mapping[str, tuple[float, float]]] = {

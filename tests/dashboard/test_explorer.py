@@ -148,7 +148,7 @@ def test_pseudospectra_are_those_of_the_matrix_where_they_are_drawn(far):
     reach = float(drawn_radius(4.5)) if far else 4.5
     places, logs = explorer.landscape(system, reach, far)
     assert logs.shape == (len(places), len(places)) and np.allclose(logs, logs[::-1])
-    for i, k in ((3, 20), (12, 12), (22, 7)):
+    for i, k in ((3, 16), (10, 10), (19, 7)):
         z = places[k] + 1j * places[i]
         if far and abs(z) > 1:
             z *= np.exp(abs(z) - 1) / abs(z)

@@ -252,7 +252,7 @@ def test_very_many_arrays_are_sent_in_bounded_size_and_only_new_ones_are_read(tm
         held.refresh()
         drawn(PANELS["blocks"], Ask(held))
         held.close()
-    assert max(sizes) < 300_000 and read == [1]
+    assert max(sizes) < 300_000 and [rows for rows in read if rows] == [1]
 
 
 def test_a_csv_holds_every_step_and_no_formula(client, runs):
