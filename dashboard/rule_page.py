@@ -58,10 +58,10 @@ def text_of(rule: str, docs: Path = DOCS) -> str:
 
 
 def _section(whole: str, rule: str) -> str:
-    r"""Return the part of a page whose heading names a rule.
+    r"""Return the part of a page whose heading names a rule, as a page of its own.
 
     >>> _section("# All\n## LS001 one\na\n### more\nb\n## LS002 two\nc", "LS001")
-    '## LS001 one\na\n### more\nb'
+    '# LS001 one\na\n## more\nb'
     """
     kept: list[str] = []
     depth = 0
@@ -72,7 +72,7 @@ def _section(whole: str, rule: str) -> str:
         if heading and not depth and rule in line:
             depth = len(heading[1])
         if depth:
-            kept.append(line)
+            kept.append(line[depth - 1 :] if heading else line)
     return "\n".join(kept)
 
 

@@ -162,5 +162,15 @@
       }
     }
   };
-  setInterval(describe, 1000);
+  /* What Dash's own controls say of themselves is not what they are: choices are no list box, and a field that only
+     holds a value cannot be reached. */
+  const mend = () => {
+    for (const option of document.querySelectorAll("label.dash-options-list-option[role]")) {
+      option.removeAttribute("role");
+      option.removeAttribute("aria-selected");
+    }
+    for (const list of document.querySelectorAll(".dash-options-list[role=listbox]")) list.setAttribute("role", "group");
+    for (const field of document.querySelectorAll("input[aria-hidden=true]:not([tabindex='-1'])")) field.tabIndex = -1;
+  };
+  setInterval(() => { describe(); mend(); }, 1000);
 })();

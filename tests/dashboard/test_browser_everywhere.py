@@ -13,7 +13,7 @@ from loopscope.dashboard.example import example_runs
 from loopscope.dashboard.index import CONFIG_KEY
 from loopscope.dashboard.tabs import all_tabs
 
-from .test_browser import Screen, chromium, pytestmark  # noqa: F401  (fixtures)
+from .test_browser import PATIENCE, Screen, chromium, pytestmark  # noqa: F401  (fixtures)
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 
@@ -68,7 +68,7 @@ def settled(shown: Screen, where: str) -> None:
     page.goto(shown.base + where)
     page.wait_for_selector("main h1, main .ls-card")
     shown.drawn()
-    page.wait_for_function("!document.querySelector('main').innerText.includes('reading…')")
+    page.wait_for_function("!document.querySelector('main').innerText.includes('reading…')", timeout=3 * PATIENCE)
     page.wait_for_function(
         "[...document.querySelectorAll('.js-plotly-plot')].every(g => g.getAttribute('aria-label') !== null)"
     )
@@ -111,11 +111,8 @@ def test_a_finger_on_a_plot_scrolls_the_page_and_a_tap_chooses_the_step(phone):
     page = phone.page
     box = page.locator("#panel-loss .nsewdrag").first.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    touch = page.context.new_cdp_session(page)
-    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
-    for moved in range(10, 130, 20):
-        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y - moved}]})
-    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    swipe = {"x": x, "y": y, "yDistance": -200, "gestureSourceType": "touch"}
+    page.context.new_cdp_session(page).send("Input.synthesizeScrollGesture", swipe)
     page.wait_for_function("window.scrollY > 60")
     range_of = "document.querySelector('#panel-loss .js-plotly-plot')._fullLayout.xaxis.range[1]"
     assert page.evaluate(range_of) > 199  # it was no zoom

@@ -47,7 +47,7 @@ def test_links_lead_to_other_rules_and_to_the_web():
 def test_the_page_of_a_rule_comes_before_the_page_about_all(tmp_path):
     (tmp_path / "rules").mkdir()
     (tmp_path / "rules.md").write_text("# Rules\n## LS020 one\nshort\n## LS021 two\nother\n")
-    assert text_of("LS020", tmp_path) == "## LS020 one\nshort"
+    assert text_of("LS020", tmp_path) == "# LS020 one\nshort"
     text_of.cache_clear()
     (tmp_path / "rules" / "LS020.md").write_text("# LS020\nlong")
     assert text_of("LS020", tmp_path) == "# LS020\nlong"
