@@ -132,7 +132,9 @@ def rows_table(
     columns = html.Thead(html.Tr([html.Th(word, scope="col") for word in head]))
     body = [html.Tr([html.Th(row[0], scope="row"), *[html.Td(cell) for cell in row[1:]]]) for row in rows]
     table = html.Table([*top, columns, html.Tbody(body)], className="ls-rows")
-    return html.Div(table, className="ls-scroll ls-wide" if wide else "ls-scroll")
+    return (
+        html.Div(table, className="ls-scroll ls-wide", tabIndex=0) if wide else html.Div(table, className="ls-scroll")
+    )
 
 
 def panel(one: Panel, chart: Any, csv: str) -> html.Section:

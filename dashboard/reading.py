@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from .row_cells import cells_of, read_once
+
 WORTH: Final = 24
 """So many runs that wait to be read are worth the start of a helper, which takes about a second."""
 MOST: Final = 3
@@ -66,8 +68,6 @@ def _environment() -> dict[str, str]:
 
 def main() -> None:
     """Answer paths with cells until there are no more."""
-    from .summary import cells_of, read_once
-
     with contextlib.suppress(OSError):
         os.nice(10)  # a training may run on this machine
     for line in sys.stdin.buffer:

@@ -170,6 +170,10 @@
       option.removeAttribute("aria-selected");
     }
     for (const list of document.querySelectorAll(".dash-options-list[role=listbox]")) list.setAttribute("role", "group");
+    for (const control of document.querySelectorAll(".ls-control")) {
+      const name = control.querySelector(".ls-control-name");
+      if (name) for (const part of control.querySelectorAll("[role=slider], input[type=number]")) part.setAttribute("aria-label", name.textContent);
+    }
     for (const field of document.querySelectorAll("input[aria-hidden=true]:not([tabindex='-1'])")) field.tabIndex = -1;
   };
   setInterval(() => { describe(); mend(); }, 1000);

@@ -60,7 +60,7 @@ def _body(chosen: list[str]) -> tuple[list[Any], str]:
         return [html.P(words)], words
     rows = [_row(one, one.key in seen[one.run_id]) for one in wanted[:LISTED]]
     count = f"{len(wanted):,} of this kind, {known}" + (f"; the first {LISTED}" if len(wanted) > LISTED else "") + "."
-    head = ("severity", "run", "step", "what", "before the loss", "message", "")
+    head = ("severity", "run", "step", "what", "before the loss", "message", "seen")
     version = str(hash((tuple(wanted), tuple(sorted((run, *keys) for run, keys in seen.items())))))
     grid = html.Div(components.rows_table(head, rows), className="ls-alerts")
     return [html.P(count, className="ls-dim"), grid], version

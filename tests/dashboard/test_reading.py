@@ -6,7 +6,8 @@ import pytest
 from loopscope.dashboard import reading, summary
 from loopscope.dashboard.index import RunIndex
 from loopscope.dashboard.reading import Helper
-from loopscope.dashboard.summary import RunTable, cells_of, read_once
+from loopscope.dashboard.row_cells import cells_of, read_once
+from loopscope.dashboard.summary import RunTable
 
 
 @pytest.fixture
