@@ -8,6 +8,7 @@ Not covered: what a tab holds (`tabs`), what a plot shows (`panels`).
 """
 
 import hashlib
+import logging
 import time
 from typing import Any, Final
 
@@ -57,6 +58,10 @@ def layout(
         return _page(entry, ask, all_tabs().get(tab) or next(iter(all_tabs().values())))
     except RunFileError as error:
         return html.Div([_title(entry.name, "unreadable"), components.problem("This run cannot be read", str(error))])
+    except Exception as error:  # whatever a hostile file brings about is said in words, never a blank page
+        logging.getLogger(__name__).warning("%s cannot be shown", shown(entry.path), exc_info=True)
+        words = f"{type(error).__name__}: {shown(error, 200)}"
+        return html.Div([_title(entry.name, "unreadable"), components.problem("This run cannot be shown", words)])
 
 
 def title(run_id: str = "", **_: Any) -> str:

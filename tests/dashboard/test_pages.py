@@ -365,3 +365,17 @@ def test_losses_that_are_not_finite_do_not_break_the_table(client, tmp_path):
         for step, loss in enumerate((3.0, float("nan"), float("inf"))):
             writer.append_step({"step": step, "loss": loss, "nonfinite": float(step > 0)})
     assert filled(client(tmp_path))["nan"]["loss"] == "inf"
+
+
+def test_a_file_that_is_written_over_in_place_is_a_sentence_and_then_the_other_run(client, tmp_path, write_run):
+    write_run(tmp_path / "a.h5", steps=30)
+    other = write_run(tmp_path / "elsewhere" / "b.h5", steps=20).read_bytes()
+    served = client(tmp_path / "a.h5")
+    one = served.index.entries()[0].id
+    assert "30 steps" in str(served.page(f"/run/{one}"))
+    (tmp_path / "a.h5").write_bytes(other)  # as `cp` does: the same file with other content
+    said = [str(served.page(f"/run/{one}")) for _ in range(2)]
+    assert (
+        all("20 steps" in page or "cannot be" in page for page in said)
+        and served.get(f"/alive?run={one}").status_code == 200
+    )
