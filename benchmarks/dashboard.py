@@ -76,7 +76,12 @@ def memory() -> float:
 def have(charts: dict[str, go.Figure]) -> dict[str, dict[str, float]]:
     """Return what a page says it has of its plots: the last step of every line."""
     return {
-        name: {str(trace.name): float(trace.x[-1]) if len(trace.x) else -1.0 for trace in chart.data}
+        name: {
+            str(trace.name): float(chart.layout.meta["until"] if trace.type == "heatmap" else trace.x[-1])
+            if len(trace.x)
+            else -1.0
+            for trace in chart.data
+        }
         for name, chart in charts.items()
     }
 
@@ -101,6 +106,8 @@ def long_run(training: Training, path: Path) -> None:
             held.refresh()
             ask = Ask(held, batch="training")
             news = {name: tail(PANELS[name], ask, lines) for name, lines in ends.items()}
+            for name, parts in news.items():  # as the page does once it has drawn them
+                ends[name] |= {part["name"]: part["x"][-1] for part in parts.get("traces", ()) if part["x"]}
             at = [drawn(PANELS[name], ask).to_json() for name in tab.panels if PANELS[name].at_step]
             sent = len(json.dumps(news)) + sum(map(len, at))
             ticks.append(time.process_time() - began)

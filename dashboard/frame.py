@@ -111,7 +111,9 @@ def over_steps(chart: go.Figure, view: View, selected: float | None, span: View 
     """
     chart.update_xaxes(exponentformat="none", separatethousands=True, hoverformat=",d")
     chart.update_xaxes(spikethickness=1, spikecolor=INK, spikedash="solid")  # the line under the pointer
+    meta: dict[str, Any] = {"over_steps": True}
     if view is None and span is not None:
+        meta["until"] = span[1]
         view = whole_range(span)
     if view is None:
         chart.update_xaxes(autorange=True)
@@ -122,7 +124,7 @@ def over_steps(chart: go.Figure, view: View, selected: float | None, span: View 
         chart.layout.showlegend = False  # the title says it
         headroom(chart, -LINE)
     chart.layout.shapes = [_cursor(selected), *chart.layout.shapes]  # assigned: an update would merge item by item
-    chart.layout.meta = {"over_steps": True}
+    chart.layout.meta = meta
     return chart
 
 

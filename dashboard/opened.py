@@ -150,6 +150,7 @@ class OpenRun:
             made = tell(self.run, diagnose(self.run, _rules()), self.settings())
             now = time.monotonic()
             self._story, self._story_of = made, version
+            self.tracks.trim()  # the rules look at everything
             self._story_due = now + DIAGNOSIS_REST * (now - began)
             return made
 

@@ -63,6 +63,8 @@
           let last = x.length - 1;
           while (last >= 0 && (x[last] === null || Number.isNaN(x[last]))) last -= 1;
           lines[key(trace)] = last >= 0 ? Number(x[last]) : -1;
+          /* The last column of a map stands for steps up to the newest one there was. */
+          if (trace.type === "heatmap" && last >= 0) lines[key(trace)] = Math.max(lines[key(trace)], (graph.layout.meta && graph.layout.meta.until) || -1);
         }
         found[id.name] = lines;
       }

@@ -18,6 +18,8 @@ def have(chart) -> dict[str, float]:
     for trace in chart.data:
         steps = np.asarray(trace.x, float)
         ends[str(trace.name)] = float(steps[-1]) if len(steps) else -1.0
+        if trace.type == "heatmap" and len(steps):
+            ends[str(trace.name)] = max(ends[str(trace.name)], float(chart.layout.meta["until"]))
     return ends
 
 
