@@ -186,6 +186,16 @@ def processor_seconds() -> float:
     return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
+def fresh_page(chrome: Any, moved: list[float]) -> Any:
+    """Return a page of a browser that has seen nothing yet; ``moved[0]`` counts the bytes it is sent."""
+    page = chrome.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
+    protocol = page.context.new_cdp_session(page)
+    protocol.send("Network.enable")
+    protocol.on("Network.loadingFinished", lambda event: moved.__setitem__(0, moved[0] + event["encodedDataLength"]))
+    return page
+
+
 def browser(training: Training, folder: Path) -> None:
     """Measure what a first load and a second page move, how long a click takes, and how soon new rows are there."""
     from playwright.sync_api import sync_playwright
@@ -197,21 +207,16 @@ def browser(training: Training, folder: Path) -> None:
     (identifier,) = [entry.id for entry in app.server.config[CONFIG_KEY].entries() if entry.name == "long"]
     with sync_playwright() as playwright:
         chrome = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        page = chrome.new_context(viewport={"width": 1280, "height": 900}).new_page()
-        page.set_default_timeout(120_000)
         moved = [0.0]
-        protocol = page.context.new_cdp_session(page)
-        protocol.send("Network.enable")
-        protocol.on(
-            "Network.loadingFinished", lambda event: moved.__setitem__(0, moved[0] + event["encodedDataLength"])
-        )
-        for what, address in (("Runs", "/"), ("run page", f"/run/{identifier}"), ("Runs again", "/")):
+        for what, address in (("run page, first", f"/run/{identifier}"), ("Runs, first", "/"), ("Runs again", "/")):
+            if not what.endswith("again"):
+                page = fresh_page(chrome, moved)
             moved[0], began = 0.0, time.perf_counter()
             page.goto(base + address)
             page.wait_for_selector(".ag-row" if address == "/" else "#panel-events .main-svg")
             took = time.perf_counter() - began
             page.wait_for_timeout(1500)
-            print(f"{what:11s} {took:5.2f} s wall, {moved[0] / 1e6:.2f} MB moved")
+            print(f"{what:15s} {took:5.2f} s wall, {moved[0] / 1e6:.2f} MB moved")
         moved[0] = 0.0
         page.locator("a.ls-run", has_text="long").click()
         began = time.perf_counter()

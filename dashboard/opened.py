@@ -116,6 +116,10 @@ class OpenRun:
             yield
             self._took[part] = time.perf_counter() - began
 
+    def time_anew(self) -> None:
+        """Forget how long drawing took: a page begins to draw what is new."""
+        self._took.clear()
+
     @property
     def took(self) -> float:
         """Seconds that drawing this run took the last time."""

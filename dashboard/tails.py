@@ -17,7 +17,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from .frame import whole_range
+from .frame import traces_only, whole_range
 from .panel import Ask, Panel, drawn
 from .steps import bounds
 
@@ -46,7 +46,8 @@ def tail(panel: Panel, ask: Ask, have: Have) -> dict[str, Any]:
         return said | {"version": meta["version"], "summary": meta["summary"]}
     steps = [step for step in have.values() if step >= 0]
     start = max(min(steps), max(steps) - FARTHEST) if steps else -math.inf
-    chart = drawn(panel, replace(ask, view=(start, math.inf)))
+    with traces_only():
+        chart = drawn(panel, replace(ask, view=(start, math.inf)))
     traces = [_new(trace, have.get(str(trace.name))) for trace in chart.data]
     return said | {"traces": [trace for trace in traces if trace is not None]}
 

@@ -373,6 +373,7 @@ def _tails(have: Any, run_id: str, batch: str) -> Any:
     except RunFileError:
         return no_update
     known = have if isinstance(have, dict) else {}
+    ask.held.time_anew()
     panels = {name: lines for name, lines in known.items() if name in PANELS and isinstance(lines, dict)}
     return {"panels": {name: tail(PANELS[name], ask, lines) for name, lines in panels.items()}}
 

@@ -18,7 +18,8 @@ from .. import components
 from ..colours import REGIME_COLOURS
 from ..index import current_index
 from ..polling import Clock
-from ..summary import Row, RunTable, default_cache
+from ..row_cells import Row
+from ..summary import RunTable, default_cache
 from . import Page
 
 POLL_MS: Final = 2000
