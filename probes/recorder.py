@@ -37,13 +37,14 @@ from ..rules.rule_files import Rule
 from ..runfile.arrays import info_bytes
 from ..runfile.ending import STEPS_MISSING
 from ..runfile.flights import FlightStep
-from ..runfile.layout import A_BAR, INFO_LATER, Event, Severity
+from ..runfile.layout import INFO_LATER, Event, Severity
 from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
 from .alerts import Alerts
 from .measure.sums import loop_means
 from .mirrors import Mirror, Mirrors
+from .kept_spectra import EIGENVALUES_KEPT, KeptSpectra
 from .notices import Notices, one_line
 from .schedule import EXACT_WIDTH
 
@@ -54,9 +55,6 @@ ROWS_PER_FLUSH = 100
 SECONDS_PER_FLUSH = 0.5  # the most a kill can cost
 FLUSH_PATIENCE = 10.0  # seconds a checkpoint waits for a disk that hangs
 CLOSE_PATIENCE = 30.0  # seconds that the end of a run waits for a disk on which nothing moves
-EIGENVALUES_KEPT = 64
-MATRIX_WIDTH = 64  # up to it A̅ itself is kept, at few steps: to look at it, and to go on from it, without the training
-MATRIX_LATER = 1.1  # each of those steps is so many times the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +227,7 @@ class Recorder:
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
         self._tracked_steps = array("q")  # the step of every update of the trackers
         self._written_exact: tuple[int, Estimate] | None = None
-        self._matrix_due = -math.inf
+        self._spectra = KeptSpectra()
         arguments = (info, tuple(scalars), resume, overwrite)
         # HDF5 handles live and die in the thread that uses them.
         self._thread = threading.Thread(target=self._run, args=arguments, name="loopscope-recorder", daemon=True)
@@ -475,15 +473,8 @@ class Recorder:
             if wide:  # solved exactly in this step: the interval has no width
                 values |= dict.fromkeys(("a_bar_radius_lower", "a_bar_radius_upper"), values["a_bar_radius"])
             if record.spectrum:
-                writer.append_spectrum(record.step, eigenvalues[:EIGENVALUES_KEPT])
-                self._keep_matrix(writer, record.step, a_bar)
+                self._spectra.write(writer, record.step, a_bar, eigenvalues)
         return values
-
-    def _keep_matrix(self, writer: RunWriter, step: int, a_bar: NDArray[np.generic]) -> None:
-        """Write a small A̅ down, at steps that get rarer."""
-        if a_bar.ndim and a_bar.shape[-1] <= MATRIX_WIDTH and step >= self._matrix_due:
-            self._matrix_due = max(step + 1.0, MATRIX_LATER * step)
-            writer.append_array(step, A_BAR, a_bar.astype(np.float32))
 
     def _tracked(self, a_bar: NDArray[np.generic], step: int) -> dict[str, float]:
         """Return the radius and norm of a wide A̅ from those of the step before; what did not converge is left out.

@@ -111,8 +111,12 @@ def test_a_finger_on_a_plot_scrolls_the_page_and_a_tap_chooses_the_step(phone):
     page = phone.page
     box = page.locator("#panel-loss .nsewdrag").first.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    swipe = {"x": x, "y": y, "yDistance": -200, "gestureSourceType": "touch"}
-    page.context.new_cdp_session(page).send("Input.synthesizeScrollGesture", swipe)
+    touch = page.context.new_cdp_session(page)
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    for moved in range(15, 200, 15):
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y - moved}]})
+        page.wait_for_timeout(20)
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     page.wait_for_function("window.scrollY > 60")
     range_of = "document.querySelector('#panel-loss .js-plotly-plot')._fullLayout.xaxis.range[1]"
     assert page.evaluate(range_of) > 199  # it was no zoom
