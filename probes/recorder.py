@@ -42,9 +42,9 @@ from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
 from .alerts import Alerts
+from .kept_spectra import EIGENVALUES_KEPT, KeptSpectra
 from .measure.sums import loop_means
 from .mirrors import Mirror, Mirrors
-from .kept_spectra import EIGENVALUES_KEPT, KeptSpectra
 from .notices import Notices, one_line
 from .schedule import EXACT_WIDTH
 

@@ -11,13 +11,13 @@ from urllib.parse import urlencode
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
+from ...rules.lead import RISE, WINDOW
 from .. import components, map_figures
 from ..boundary import Boundary
 from ..frame import graph_config
 from ..panel import summary
 from ..polling import Clock
 from ..run_map import FIRST, RADII, Place, Survival, edges, label, places, quantities, quantity, survival
-from ..story import RISE, WINDOW
 from ..text import number
 from . import Page
 from .runs import current_table
