@@ -236,6 +236,8 @@ def register(app: Dash) -> None:
     _CLOCK.register(app)
     _register_follow(app)
     _register_draw(app)
+    _register_plots(app)
+    _register_growth(app)
     _register_browser(app)
 
 
@@ -274,7 +276,7 @@ def _register_follow(app: Dash) -> None:
 
 
 def _register_draw(app: Dash) -> None:
-    """Add what draws: a tab when it is chosen, plots over steps, plots and words of the selected step."""
+    """Add what draws a tab when it is chosen, and plots and words of the selected step."""
 
     @app.callback(
         Output("tab-body", "children"),
@@ -288,40 +290,6 @@ def _register_draw(app: Dash) -> None:
             return body(_ask(*kept), all_tabs()[tab])
         except RunFileError as error:
             return components.problem("This run cannot be read any more", str(error))
-
-    @app.callback(
-        Output(_PANEL, "figure"),
-        _CLOCK.answered("plots"),
-        Input("redraw", "data"),
-        Input("view", "data"),
-        Input("batch", "data"),
-        State(_PANEL, "id"),
-        _CLOCK.asked,
-        *[State(name, "data") for name in ("run-id", "selected", "against")],
-        prevent_initial_call=True,
-    )
-    def draw(redraw: Any, view: Any, batch: str, ids: list[dict[str, str]], asked: int, *kept: Any) -> tuple[Any, int]:
-        """Draw plots over steps whole: what cannot grow, another visible range, or loops of another batch."""
-        run_id, selected, against = kept
-        grown = set(ctx.triggered_prop_ids.values()) == {"redraw"}
-        wanted = {str(name) for name in (redraw or {}).get("panels", ())} if grown else None
-        return _figures(ids, run_id, view, selected, batch, against, wanted), asked
-
-    @app.callback(
-        Output("tails", "data"),
-        _CLOCK.answered("plots", allow_duplicate=True),
-        Input("have", "data"),
-        _CLOCK.asked,
-        *[State(name, "data") for name in ("run-id", "batch")],
-        prevent_initial_call=True,
-    )
-    def grow(have: dict[str, Any], asked: int, run_id: str, batch: str) -> tuple[Any, Any]:
-        """Send what is new in the plots; nothing where the reader looks at an earlier stretch."""
-        if have.get("past") and not have.get("anew"):
-            return no_update, asked
-        if have.get("anew") or have.get("zoomed"):
-            return {"whole": True}, no_update
-        return _tails(have.get("panels"), run_id, batch), no_update
 
     @app.callback(
         Output(_PANEL_AT, "figure"),
@@ -366,6 +334,44 @@ def _register_draw(app: Dash) -> None:
         return (no_update, no_update, asked) if mark == said else (made, mark, asked)
 
 
+def _register_plots(app: Dash) -> None:
+    """Add what draws plots over steps: whole ones, and what is new in those that are there."""
+
+    @app.callback(
+        Output(_PANEL, "figure"),
+        _CLOCK.answered("plots"),
+        Input("redraw", "data"),
+        Input("view", "data"),
+        Input("batch", "data"),
+        State(_PANEL, "id"),
+        _CLOCK.asked,
+        *[State(name, "data") for name in ("run-id", "selected", "against")],
+        prevent_initial_call=True,
+    )
+    def draw(redraw: Any, view: Any, batch: str, ids: list[dict[str, str]], asked: int, *kept: Any) -> tuple[Any, int]:
+        """Draw plots over steps whole: what cannot grow, another visible range, or loops of another batch."""
+        run_id, selected, against = kept
+        grown = set(ctx.triggered_prop_ids.values()) == {"redraw"}
+        wanted = {str(name) for name in (redraw or {}).get("panels", ())} if grown else None
+        return _figures(ids, run_id, view, selected, batch, against, wanted), asked
+
+    @app.callback(
+        Output("tails", "data"),
+        _CLOCK.answered("plots", allow_duplicate=True),
+        Input("have", "data"),
+        _CLOCK.asked,
+        *[State(name, "data") for name in ("run-id", "batch")],
+        prevent_initial_call=True,
+    )
+    def grow(have: dict[str, Any], asked: int, run_id: str, batch: str) -> tuple[Any, Any]:
+        """Send what is new in the plots; nothing where the reader looks at an earlier stretch."""
+        if have.get("past") and not have.get("anew"):
+            return no_update, asked
+        if have.get("anew") or have.get("zoomed"):
+            return {"whole": True}, no_update
+        return _tails(have.get("panels"), run_id, batch), no_update
+
+
 def _tails(have: Any, run_id: str, batch: str) -> Any:
     """Return what is new in the panels that a page has; nothing where the run has gone."""
     try:
@@ -391,8 +397,8 @@ def _figures(
     return [drawn(PANELS[one["name"]], ask) if one["name"] in names else no_update for one in ids]
 
 
-def _register_browser(app: Dash) -> None:
-    """Add what happens in the browser alone: choosing a step and a tab, sharing a zoom, keeping the address."""
+def _register_growth(app: Dash) -> None:
+    """Add what tells the server how far plots go, and adds to them what comes back."""
     app.clientside_callback(
         ClientsideFunction("loopscope", "have"),
         Output("have", "data"),
@@ -412,6 +418,10 @@ def _register_browser(app: Dash) -> None:
         State(_PANEL, "id"),
         prevent_initial_call=True,
     )
+
+
+def _register_browser(app: Dash) -> None:
+    """Add what happens in the browser alone: choosing a step and a tab, sharing a zoom, keeping the address."""
     app.clientside_callback(
         ClientsideFunction("loopscope", "zoom"),
         Output("view", "data"),
