@@ -266,6 +266,31 @@ def watch(
     raise typer.Exit(code)
 
 
+@app.command(
+    epilog="Exit codes of a test: 0 none fired, 1 one did, 2 usage or rule-file error, 4 unreadable run, 5 no data. "
+    "Example: loopscope rules test loopscope.toml runs/"
+)
+def rules(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID | test FILE RUN... | validate FILE...]", help="What to do; default: list them."),
+    ] = None,
+    rules: Annotated[
+        Path | None, typer.Option(help="TOML file that changes or adds rules; default: the project's.")
+    ] = None,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails a test.")] = "error",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the rules, explain one, or try a rule file on runs.
+
+    Without --rules, those of loopscope.toml or of [tool.loopscope] in pyproject.toml are used, found from the working
+    directory up.
+    """
+    from .commands.rules import rules as rules_command
+
+    raise typer.Exit(rules_command(words or [], file=rules, fail_on=fail_on, as_json=as_json))
+
+
 @app.command(epilog="Example: loopscope describe my_project.models:build_model")
 def describe(
     factory: Annotated[

@@ -12,6 +12,7 @@ from ..gate.github import publish
 from ..gate.trends import DRAWN, with_trends
 from ..runfile.layout import Severity
 from .output import say, show_traceback
+from .rules import rule_file
 
 
 def check(
@@ -37,7 +38,7 @@ def check(
     """
     result = check_runs(
         runs,
-        rules_file=rules,
+        rules_file=rule_file(rules),
         fail_on=fail_on,
         min_steps=min_steps,
         on_failure=(lambda path, error: show_traceback(error)) if debug else None,

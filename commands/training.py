@@ -24,6 +24,7 @@ from ..probes.probe import Probe, attach
 from ..probes.schedule import Preset
 from .output import say
 from .progress import step_progress
+from .rules import rule_file
 
 CHECKPOINT_EVERY: Final = 50  # steps, where a run does not say
 INTERRUPTED: Final = 130  # the exit code of a command that Ctrl-C ended
@@ -62,6 +63,7 @@ def train_and_report(
         probes: Record the loop.
         **options: As `train_run` takes them.
     """
+    rules = rule_file(rules)
     run = flags.over(with_checkpoints(load_run_config(config) if config else RunConfig()))
     total = run.train_config().steps
     with step_progress(total) as report:

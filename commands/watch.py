@@ -18,6 +18,7 @@ from ..gate.watch import Look, Watch, alerts
 from ..rules.rule_files import load_rules
 from ..runfile.layout import Severity
 from ..runfile.text import plain
+from .rules import rule_file
 
 STYLES: Final = {"stable": "dodger_blue1", "marginal": "orange3", "unstable": "red", "unknown": "dim"}
 NEWEST: Final = 8  # alerts shown
@@ -43,7 +44,7 @@ def watch(
     """
     send = services(os.environ)
     notifier = None if send is None else Notifier(send)
-    follower = Watch(paths, load_rules(rules), fail_on=fail_on, interval=interval)
+    follower = Watch(paths, load_rules(rule_file(rules)), fail_on=fail_on, interval=interval)
     console = Console()
     newest: list[str] = []
     try:

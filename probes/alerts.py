@@ -84,13 +84,17 @@ class Alerts:
             self._replay(step)
         events = self._detector.update(step, time, measured, loops)
         known = {**values, **self._detector.derived, **derived_from_loops(loops)}
-        events += self._judged(lambda rules: rules.add(step, known, time=time))
+        events += self._judged(lambda rules: rules.add(step, known, time=time, loops=loops))
         kept = None if flight is None else replace(flight, step=step, loops=loops, scalars=values)
         self._tell(writer, events, kept)
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
         """Takes a pass of the probe batch."""
         self._judged(lambda rules: rules.add_pass(loops))
+
+    def idle(self, writer: RunWriter, now: float) -> None:
+        """Looks at the clock while no row comes."""
+        self._tell(writer, self._judged(lambda rules: rules.idle(now)))
 
     def judge(self, writer: RunWriter, *, ended: bool = False) -> None:
         """Has the rules judge what they have so far."""

@@ -5,13 +5,14 @@ the next one has come, because the passes of the probe batch belong to the step 
 `judging.judge` finds in the file: both drive the same `Firing` over the same series.
 
 Not covered: rules over nothing but what the detectors watch (`detectors.WATCHED`), which speak of every single spike;
-notes, which are nobody's alarm; rows that no longer count after a rollback without a resume: what they had begun ends.
+notes, which are nobody's alarm; rules that are not about this run; rows that no longer count after a rollback without a resume: what they had begun ends.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -21,11 +22,13 @@ from ..runfile.layout import PROBE_DERIVED, Event, Severity
 from ..runfile.ratios import late_ratios
 from ..runfile.reader import Run
 from .detectors import WATCHED
-from .expression import Series
+from .expression import Evaluator, Series
 from .findings import Finding
+from .grammar import loop_entry
 from .judging import Firing, finding, turning_rows
 from .rule_files import Rule
-from .series import constants, series_of
+from .scope import Said, why_not
+from .series import SECONDS, constants, entries_of, series_of
 
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
 
@@ -48,9 +51,15 @@ class LiveRules:
 
     def __init__(self, rules: Iterable[Rule], info: Mapping[str, Any], names: Iterable[str]) -> None:
         audible = (rule for rule in rules if rule.severity != "note" and not rule.expr.names <= WATCHED)
-        self._firing = {rule.id: (rule, Firing(rule)) for rule in audible}
+        said = Said(info)
+        self._rules = tuple(rule for rule in audible if not why_not(rule.only, rule.except_, said))
+        self._followed = [_Followed(rule) for rule in self._rules]
         self._constants = constants(info)
-        self._names = {name for rule, _ in self._firing.values() for name in rule.expr.names} - self._constants.keys()
+        self._names = {name for rule in self._rules for name in rule.expr.names} - self._constants.keys()
+        self._entries = [name for name in self._names if loop_entry(name) is not None]
+        self._last_time = math.nan  # of a row of this process
+        self._last_step = -1
+        self._idle: set[str] = set()  # rules that were told of while no row came
         self._known = dict.fromkeys(self._names, math.nan)  # the last values
         self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
@@ -61,19 +70,31 @@ class LiveRules:
         found = {name: series_of(run, name, steps) for name in self._names}
         self._past = {"step": steps} | {name: values for name, values in found.items() if values is not None}
 
-    def add(self, step: int, values: Mapping[str, float], *, time: float = math.nan) -> list[Event]:
+    def add(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        time: float = math.nan,
+        loops: NDArray[np.float32] | None = None,
+    ) -> list[Event]:
         """Takes the row of a step; the alerts of earlier rows, where it is time to judge them.
 
         Args:
             step: Training step.
             values: What was recorded, by name.
             time: Unix seconds.
+            loops: The loops of the step, ``(T + 1, 4)`` as ``LOOP_COLUMNS``.
         """
         if self._past:
             self._replay(step)
         if self._rows and step <= self._rows[-1][0]:
             self._forget()
         self._learn(values)
+        self._learn({SECONDS: time - self._last_time})
+        if loops is not None and self._entries:
+            self._learn(entries_of(self._entries, loops))
+        self._last_time, self._last_step = time, step
         self._rows.append((float(step), time, dict(self._known)))
         return self.judge() if len(self._rows) > BLOCK else []
 
@@ -102,14 +123,31 @@ class LiveRules:
             if not math.isnan(values[name]) or name in WATCHED:
                 self._known[name] = values[name]
 
+    def idle(self, now: float) -> list[Event]:
+        """Alerts of rules over ``seconds`` while no row comes; each once, until the next row.
+
+        Args:
+            now: Unix seconds.
+        """
+        waiting = [each for each in self._followed if SECONDS in each.rule.expr.names and not each.rule.hold]
+        if not waiting or math.isnan(self._last_time) or self._rows[:-1]:
+            return []
+        known = {**self._constants, **{name: np.array(value) for name, value in self._known.items()}}
+        known[SECONDS] = np.array(now - self._last_time)
+        steps, events = np.array([self._last_step + 1.0]), []
+        for each in waiting:
+            if each.rule.id not in self._idle and (found := each.would_fire(steps, known)) is not None:
+                self._idle.add(each.rule.id)
+                events.append(_event(each.rule, replace(found, step=self._last_step), now))
+        return events
+
     def _fired(self, steps: Series, times: Series, env: Mapping[str, Series]) -> Iterable[Event]:
         """Alerts of a stretch of rows, rule by rule."""
-        for rule, firing in self._firing.values():
-            given = {name: values for name, values in {**self._constants, **env}.items() if name in rule.expr.names}
-            holds = np.broadcast_to(rule.expr.holds(given), steps.shape)
-            for row in turning_rows(holds, steps, rule.hold, since=firing.since):
-                if firing.update(steps[row], holds[row]):
-                    yield _event(rule, finding(rule, steps, row, given, since=firing.since), times[row])
+        told, self._idle = self._idle, set()
+        for each in self._followed:
+            for row, found in each.update(steps, {**self._constants, **env}):
+                if each.rule.id not in told:
+                    yield _event(each.rule, found, times[row])
 
     def _replay(self, step: int) -> None:
         """Lets the rules go through what the resumed run had recorded before this step, and says nothing of it."""
@@ -125,7 +163,31 @@ class LiveRules:
     def _forget(self) -> None:
         """Begins anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
         self._rows = []
-        self._firing = {name: (rule, Firing(rule)) for name, (rule, _) in self._firing.items()}
+        self._followed = [_Followed(rule) for rule in self._rules]
+
+
+class _Followed:
+    """One rule, and what it remembers of the rows so far."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._evaluator, self._firing = Evaluator(rule.expr), Firing(rule)
+
+    def update(self, steps: Series, series: Mapping[str, Series]) -> Iterable[tuple[int, Finding]]:
+        """Take rows; yield those at which the rule fires."""
+        outcome = self._evaluator.update(steps, series)
+        holds = outcome.truth.yes
+        for row in turning_rows(holds, steps, self.rule.hold, since=self._firing.since):
+            if self._firing.update(steps[row], holds[row]):
+                yield row, finding(self.rule, steps, row, outcome, since=self._firing.since)
+
+    def would_fire(self, steps: Series, series: Mapping[str, Series]) -> Finding | None:
+        """Return what would be said if this row came now; nothing is remembered of it."""
+        before = self._evaluator.state()
+        outcome = self._evaluator.update(steps, series)
+        self._evaluator.restore(before)
+        holds = bool(outcome.truth.yes[0])
+        return finding(self.rule, steps, 0, outcome, since=float(steps[0])) if holds else None
 
 
 def _event(rule: Rule, found: Finding, time: float) -> Event:

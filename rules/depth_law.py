@@ -1,0 +1,78 @@
+"""When a training begins to run its loop to other depths than before: a change of the law that depths are drawn from.
+
+A depth is *odd* where it lies outside of the last `REFERENCE` usual ones by more than a quarter of their range; of a run
+at one fixed depth, any other depth is. The law has *changed* where `ODD` of the last `RECENT` depths were odd. The
+losses of odd steps say little of the training: a deeper or shallower loop has another loss.
+
+Not covered: a law that changes slowly. The usual depths follow it, and nothing is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+REFERENCE: Final = 48  # usual depths that a depth is compared with
+WARM_UP: Final = 16  # depths before any is odd
+RECENT: Final = 16
+ODD: Final = 8
+MARGIN: Final = 0.25  # of the range of the usual depths
+
+USUAL, IS_ODD, CHANGED = 0, 1, 2
+
+
+class DepthLaw:
+    """Follows the depths of a run.
+
+    >>> law = DepthLaw()
+    >>> found = [law.update(depth) for depth in [8.0] * 30 + [16.0] * 10]
+    >>> found[30:], found.index(CHANGED)
+    ([1, 1, 1, 1, 1, 1, 1, 2, 0, 0], 37)
+    """
+
+    def __init__(self) -> None:
+        self._usual: deque[float] = deque(maxlen=REFERENCE)
+        self._recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)  # depths, and whether each was odd
+        self._odd = 0  # of the recent ones
+
+    def update(self, depth: float) -> int:
+        """Return whether the depth of a step is `USUAL`, `IS_ODD`, or the one at which the law has `CHANGED`."""
+        if math.isnan(depth):
+            return USUAL
+        odd = False
+        if len(self._usual) >= WARM_UP:
+            low, high = min(self._usual), max(self._usual)
+            margin = MARGIN * (high - low)
+            odd = not low - margin <= depth <= high + margin
+        if len(self._recent) == RECENT:
+            self._odd -= self._recent[0][1]
+        self._recent.append((depth, odd))
+        self._odd += odd
+        if not odd:
+            self._usual.append(depth)
+            return USUAL
+        if self._odd < ODD:
+            return IS_ODD
+        self._usual = deque((value for value, was_odd in self._recent if was_odd), maxlen=REFERENCE)
+        self._recent.clear()
+        self._odd = 0
+        return CHANGED
+
+    def update_many(self, depths: Iterable[float]) -> NDArray[np.int8]:
+        """Return what `update` would for each depth in turn."""
+        values = np.asarray(depths, dtype=np.float64)
+        found = np.zeros(len(values), dtype=np.int8)
+        known = values[~np.isnan(values)]
+        if len(known) > REFERENCE and (known == known[0]).all() and not self._usual:  # the same depth throughout
+            kept = known[-REFERENCE:].tolist()
+            self._usual.extend(kept)
+            self._recent.extend((value, False) for value in kept[-RECENT:])
+            return found
+        for row, depth in enumerate(values.tolist()):
+            found[row] = self.update(depth)
+        return found
