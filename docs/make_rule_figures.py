@@ -100,16 +100,31 @@ def cases() -> dict[str, Case]:
         "LS023": Case("a_bar_radius", {"loss": loss(), "a_bar_radius": radius}, np.ones(STEPS), limit=1),
         "LS030": Case("residual_ratio", {"loss": loss()}, ramp(0.7, 1.4), limit=1.1),
         "LS031": Case("residual_ratio", {"loss": loss()}, ramp(0.6, 1.05), limit=0.97),
-        "LS032": Case("last_state_norm", {"loss": loss()}, loops=lambda step: loop(0.7, math.exp(max(0, step - 80) / 15))),
+        "LS032": Case("last_state_norm", {"loss": loss()}, loops=lambda step: loop(0.7, grown(step - 80, 15))),
         "LS033": Case("residual_norm[-1]", {"loss": loss()}, loops=lambda step: loop(0.8 + step / 300)),
         "LS034": Case("tokens[1]", {"loss": loss()}, loops=halting),
-        "LS040": Case("lyapunov_max", {"loss": loss(), "lyapunov_max": ramp(-0.2, 0.15),
-                                       "jacobian_radius": ramp(0.8, 1.2), "full_loop_seconds": np.ones(STEPS)},
-                      limit=0.05),  # fmt: skip
-        "LS050": Case("c_out_gain", {"loss": loss(1500), "c_out_gain": ramp(1.0, 0.2, 1500),
-                                     "full_loop_seconds": np.ones(1500)}),  # fmt: skip
-        "LS051": Case("last_state_norm", {"loss": loss(400)[200:]}, loops=lambda step: loop(0.7, math.exp(max(0, step - 100) / 25))),
-    }  # fmt: skip
+        "LS040": Case(
+            "lyapunov_max",
+            {
+                "loss": loss(),
+                "lyapunov_max": ramp(-0.2, 0.15),
+                "jacobian_radius": ramp(0.8, 1.2),
+                "full_loop_seconds": np.ones(STEPS),
+            },
+            limit=0.05,
+        ),
+        "LS050": Case(
+            "c_out_gain", {"loss": loss(1500), "c_out_gain": ramp(1.0, 0.2, 1500), "full_loop_seconds": np.ones(1500)}
+        ),
+        "LS051": Case(
+            "last_state_norm", {"loss": loss(400)[200:]}, loops=lambda step: loop(0.7, grown(step - 100, 25))
+        ),
+    }
+
+
+def grown(steps: int, time: float) -> float:
+    """How much something has grown since it began to."""
+    return math.exp(max(0, steps) / time)
 
 
 def halting(step: int) -> Array:
@@ -180,13 +195,15 @@ def svg(rule: Rule, case: Case, steps: Array, values: Array, finding: Finding) -
     parts.append(text(LEFT - 6, y(high) + 4, f"{high:.3g}", "end") + text(LEFT - 6, y(low) + 4, f"{low:.3g}", "end"))
     parts.append(text(LEFT, HEIGHT - 10, "0") + text(WIDTH - RIGHT, HEIGHT - 10, f"step {steps[-1]:.0f}", "end"))
     frame = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">'
     return "\n".join([head, f"<title>{escape(rule.id)} firing</title>", frame, *parts, "</svg>", ""])
 
 
 def text(left: float, top: float, said: str, anchor: str = "start") -> str:
     """Return a line of text."""
-    return f'<text x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}" fill="#24292f">{escape(said)}</text>'
+    return (
+        f'<text x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}" font-size="12" fill="#24292f">{escape(said)}</text>'
+    )
 
 
 def main() -> None:

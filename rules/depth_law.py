@@ -1,7 +1,7 @@
 """When a training begins to run its loop to other depths than before: a change of the law that depths are drawn from.
 
-A depth is *odd* where it lies outside of the last `REFERENCE` usual ones by more than a quarter of their range; of a run
-at one fixed depth, any other depth is. The law has *changed* where `ODD` of the last `RECENT` depths were odd. The
+A depth is *odd* where it lies outside of the last `REFERENCE` usual ones by more than a quarter of their range; of a
+run at one fixed depth, any other depth is. The law has *changed* where `ODD` of the last `RECENT` depths were odd. The
 losses of odd steps say little of the training: a deeper or shallower loop has another loss.
 
 Not covered: a law that changes slowly. The usual depths follow it, and nothing is said.

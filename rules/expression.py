@@ -5,8 +5,8 @@ values, after Kleene: what was not recorded is NaN, a comparison with NaN is nei
 ``not`` of unknown is unknown. So a rule can fire only on data. ``recorded(name)`` asks whether there is a value, and is
 always known.
 
-An expression may look back over steps (``windows``). Then its rows come in order to an `Evaluator`, as many at a time as
-there are: live a few, afterwards all of them, with the same result.
+An expression may look back over steps (``windows``). Then its rows come in order to an `Evaluator`, as many at a time
+as there are: live a few, afterwards all of them, with the same result.
 
 Not covered: what a series is (``series``); how long a condition must hold (``judging``).
 

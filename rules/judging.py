@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runfile.reader import Run
-from .expression import Evaluator, Outcome, Series, Truth
+from .expression import Evaluator, Outcome, Series
 from .findings import Finding, Judgement
 from .rule_files import Rule
 from .scope import Said, why_not

@@ -5,7 +5,8 @@ the next one has come, because the passes of the probe batch belong to the step 
 `judging.judge` finds in the file: both drive the same `Firing` over the same series.
 
 Not covered: rules over nothing but what the detectors watch (`detectors.WATCHED`), which speak of every single spike;
-notes, which are nobody's alarm; rules that are not about this run; rows that no longer count after a rollback without a resume: what they had begun ends.
+notes, which are nobody's alarm; rules that are not about this run; rows that no longer count after a rollback without a
+resume: what they had begun ends.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def page(rule: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """Return what stands below a heading of a page, to the next one; empty where it is not there.
+    r"""Return what stands below a heading of a page, to the next one; empty where it is not there.
 
     >>> section("# A\\n## Default\\nx = 1\\n## Source\\nnone", "Default")
     'x = 1'

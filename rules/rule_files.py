@@ -34,6 +34,8 @@ LONGEST_FILE: Final = 1 << 20  # bytes
 MOST_RULES: Final = 1000  # of a file: each keeps some memory while training runs
 Action = Literal["record", "flight", "notify", "callback", "stop"]
 ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
+EVERY_RUN: Final = Scope()  # of ``only``
+NO_RUN: Final = Scope()  # of ``except``
 DEFAULT_ACTIONS: Final[tuple[Action, ...]] = ("record", "flight", "notify", "callback")
 """What is done when a rule fires in training, where it does not say: everything but to stop the training."""
 MOST_STEPS: Final = 10**9
@@ -76,8 +78,8 @@ class Rule:
     keep_firing_for: int = 50
     message: str = "{value} against {threshold}"
     remedy: str = ""
-    only: Scope = Scope()
-    except_: Scope = Scope()
+    only: Scope = EVERY_RUN
+    except_: Scope = NO_RUN
     actions: tuple[Action, ...] = DEFAULT_ACTIONS
     place: Place | None = field(default=None, compare=False)
 
@@ -94,8 +96,8 @@ class Rule:
 def load_rules(path: Path | None = None) -> list[Rule]:
     """Return the shipped rules, changed and extended by a file of the user's.
 
-    In the file, a ``[[rule]]`` with a shipped id changes the fields it names; ``enabled = false`` removes the rule. Of a
-    ``pyproject.toml``, the rules are ``[[tool.loopscope.rule]]``.
+    In the file, a ``[[rule]]`` with a shipped id changes the fields it names; ``enabled = false`` removes the rule.
+    Of a ``pyproject.toml``, the rules are ``[[tool.loopscope.rule]]``.
 
     Raises:
         RuleError: The file is not valid.

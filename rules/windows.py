@@ -5,8 +5,8 @@ says nothing before the series is known for N steps. ``ratio`` and ``delta`` com
 functions remember more than a window: ``ewma`` is an exponential mean with the weight 2 / (N + 1) for each step, and
 ``cusum`` adds up by how much the series is above a level K, and never falls below 0.
 
-Rows come many at a time or one at a time, and the numbers are the same bit for bit: what a row gives depends on the rows
-of its window alone, in an order that is counted from that row back. What a window keeps is bounded by its length, and
+Rows come many at a time or one at a time, and the numbers are the same bit for bit: what a row gives depends on the
+rows of its window alone, in an order that is counted from that row back. What a window keeps is bounded by its length, and
 goes to JSON and back (`Memory.state`).
 
 Not covered: windows in seconds. A row that was not recorded is not made up.

@@ -54,7 +54,8 @@ def test_one_rule_is_explained_by_its_page(capsys):
 def test_a_rule_that_is_set_otherwise_says_how_and_text_of_the_file_is_harmless(capsys, tmp_path):
     file = tmp_path / "own.toml"
     file.write_text(
-        '[[rule]]\nid = "LS020"\nfor = 50\n[[rule]]\nid = "M"\nexpr = "loss > 9"\nremedy = "a\\u001b[31mb\\n::error::x"\n'
+        '[[rule]]\nid = "LS020"\nfor = 50\n[[rule]]\nid = "M"\nexpr = "loss > 9"\n'
+        'remedy = "a\\u001b[31mb\\n::error::x"\n'
     )
     code, out, _ = run(capsys, "LS020", "--rules", file)
     assert code == 0 and "for = 50" in out

@@ -11,8 +11,14 @@ from loopscope.rules.rule_files import RuleError, load_rules, refuse_unknown_set
 from loopscope.rules.scope import Said, Scope, why_not
 from loopscope.runfile.open import open_run
 
-INFO = {"model": "Looped", "preset": "watch", "config": {"model": {"injection": "concatenation", "width": 32, "tied": True},
-                                                           "train": {"lr": 0.05, "model": "other"}}}  # fmt: skip
+INFO = {
+    "model": "Looped",
+    "preset": "watch",
+    "config": {
+        "model": {"injection": "concatenation", "width": 32, "tied": True},
+        "train": {"lr": 0.05, "model": "other"},
+    },
+}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -65,7 +66,7 @@ def test_rows_in_pieces_with_kills_between_say_what_all_rows_at_once_say(text, r
     whole = Evaluator(expression).update(steps, given_series)
     evaluator = Evaluator(expression)
     pieces = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         kept = json.loads(json.dumps(evaluator.state()))  # the process is killed here and another goes on
         evaluator = Evaluator(expression)
         evaluator.restore(kept)
