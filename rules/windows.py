@@ -6,8 +6,8 @@ functions remember more than a window: ``ewma`` is an exponential mean with the 
 ``cusum`` adds up by how much the series is above a level K, and never falls below 0.
 
 Rows come many at a time or one at a time, and the numbers are the same bit for bit: what a row gives depends on the
-rows of its window alone, in an order that is counted from that row back. What a window keeps is bounded by its length, and
-goes to JSON and back (`Memory.state`).
+rows of its window alone, in an order that is counted from that row back. What a window keeps is bounded by its length,
+and goes to JSON and back (`Memory.state`).
 
 Not covered: windows in seconds. A row that was not recorded is not made up.
 
