@@ -114,11 +114,14 @@ def train(
         ),
     ] = "watch",
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
+    stop_on: Annotated[
+        list[str] | None, typer.Option(help="A rule or a severity that stops the training; may be given several times.")
+    ] = None,
 ) -> None:
     """Train one looped model with probes on.
 
     Ctrl-C and SIGTERM save a checkpoint and leave a run file that reads as interrupted; --resume goes on from there,
-    and after a kill from the last checkpoint.
+    and after a kill from the last checkpoint. A training that a rule stops ends with exit code 1.
     """
     from .commands.training import TrainFlags, train_and_report
 
@@ -133,6 +136,7 @@ def train(
         probes=probes,
         measure=measure,
         rules=rules,
+        stop_on=stop_on or (),
     )
     raise typer.Exit(code)
 

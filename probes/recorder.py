@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,6 +171,16 @@ class Recorder:
     def waiting(self) -> int:
         """Return how many records were handed over and not written yet."""
         return self._queue.qsize()
+
+    @property
+    def stop(self) -> Event | None:
+        """The first event whose rule stops the training."""
+        return self._alerts.stop
+
+    def heard(self) -> Iterator[Event]:
+        """Yield the alerts that the training thread has not been told of."""
+        while self._alerts.heard:
+            yield self._alerts.heard.popleft()
 
     def put(self, record: Record) -> None:
         """Hand over a record; drop it when the thread is behind."""

@@ -15,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, get_args
@@ -157,6 +157,31 @@ def _folders_from(start: Path) -> list[Path]:
         if (home := Path.home()) in folders:
             return folders[: folders.index(home) + 1]
     return [start]
+
+
+def stopping_on(rules: Sequence[Rule], which: Sequence[str]) -> list[Rule]:
+    """Return the rules, of which some stop a training besides what else they do.
+
+    Args:
+        rules: As `load_rules` gives them.
+        which: Ids of rules, and severities, from which on all do.
+
+    Raises:
+        RuleError: There is no such rule or severity.
+
+    >>> [rule.id for rule in stopping_on(load_rules(), ["LS001", "LS010"]) if "stop" in rule.actions]
+    ['LS001', 'LS010']
+    """
+    ids = {rule.id for rule in rules}
+    for word in which:
+        if word not in ids and word not in SEVERITIES:
+            raise RuleError(f"stop on {plain(word)}: no rule and no severity; severities are {', '.join(SEVERITIES)}")
+        if word == "note" or any(rule.id == word and rule.severity == "note" for rule in rules):
+            raise RuleError(f"stop on {plain(word)}: a note is not looked for while training runs")
+    least = min((SEVERITIES.index(word) for word in which if word in SEVERITIES), default=len(SEVERITIES))
+    stops = {rule.id for rule in rules if rule.id in which or SEVERITIES.index(rule.severity) >= least}
+    return [replace(rule, actions=(*rule.actions, "stop")) if rule.id in stops and "stop" not in rule.actions else rule
+            for rule in rules]  # fmt: skip
 
 
 def refuse_unknown_series(rules: Iterable[Rule], known: Iterable[str]) -> None:
