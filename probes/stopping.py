@@ -2,8 +2,8 @@
 
 A rule stops nothing unless its ``actions`` hold ``stop``. Then the ranks of a distributed training tell each other in
 every step whether one of theirs has fired: one number, reduced by MAX on the CPU. It is waited for one step later, when
-it has long arrived, because the ranks have met for their gradients meanwhile. So all of them raise in the same step, and
-none is left alone in a collective of the training. Where no rule may stop there is nothing of this.
+it has long arrived, because the ranks have met for their gradients meanwhile. So all of them raise in the same step,
+and none is left alone in a collective of the training. Where no rule may stop there is nothing of this.
 
 Not covered: ranks that take different numbers of steps. One that waits for another longer than `PATIENCE` goes on alone,
 and says so.
