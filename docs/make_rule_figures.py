@@ -99,7 +99,9 @@ def cases() -> dict[str, Case]:
         "LS022": Case("a_bar_radius", {"loss": loss(), "a_bar_radius": np.ones(STEPS)}, limit=1, learned=False),
         "LS023": Case("a_bar_radius", {"loss": loss(), "a_bar_radius": radius}, np.ones(STEPS), limit=1),
         "LS030": Case("residual_ratio", {"loss": loss()}, ramp(0.7, 1.4), limit=1.1),
-        "LS031": Case("residual_ratio", {"loss": loss()}, ramp(0.6, 1.05), limit=0.97),
+        "LS031": Case(
+            "residual_ratio", {"loss": loss(), "a_bar_radius": np.full(STEPS, 0.9)}, ramp(0.6, 1.05), limit=0.97
+        ),
         "LS032": Case("last_state_norm", {"loss": loss()}, loops=lambda step: loop(0.7, grown(step - 80, 15))),
         "LS033": Case("residual_norm[-1]", {"loss": loss()}, loops=lambda step: loop(0.8 + step / 300)),
         "LS034": Case("tokens[1]", {"loss": loss()}, loops=halting),

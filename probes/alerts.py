@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..rules.detectors import EventDetector
+from ..rules.detectors import SPOKEN_FOR, EventDetector
 from ..rules.live_rules import LiveRules
 from ..rules.loss_series import SOURCES
 from ..rules.rule_files import DEFAULT_ACTIONS, Action, Rule
@@ -32,8 +32,6 @@ from .flight_recorder import FlightRecorder
 
 log = logging.getLogger("loopscope")
 
-RULE_OF: Final = {"non_finite": "LS001", "loss_spike": "LS010", "depth_changed": "LS016"}
-"""The rules whose actions hold for the events of the detectors."""
 MOST_HEARD: Final = 256  # alerts that wait for the training thread; older ones are dropped
 
 
@@ -164,8 +162,8 @@ class Alerts:
         if self._has(event, "callback"):
             self.heard.append(event)
         if self.stop is None and self._has(event, "stop"):
-            self.stop = replace(event, kind=RULE_OF.get(event.kind, event.kind))
+            self.stop = replace(event, kind=SPOKEN_FOR.get(event.kind, event.kind))
 
     def _has(self, event: Event, action: Action) -> bool:
         """Whether something is done about an event."""
-        return action in self._actions.get(RULE_OF.get(event.kind, event.kind), DEFAULT_ACTIONS)
+        return action in self._actions.get(SPOKEN_FOR.get(event.kind, event.kind), DEFAULT_ACTIONS)

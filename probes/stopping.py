@@ -5,8 +5,8 @@ every step whether one of theirs has fired: one number, reduced by MAX on the CP
 it has long arrived, because the ranks have met for their gradients meanwhile. So all of them raise in the same step,
 and none is left alone in a collective of the training. Where no rule may stop there is nothing of this.
 
-Not covered: ranks that take different numbers of steps. One that waits for another longer than `PATIENCE` goes on alone,
-and says so.
+Not covered: ranks that take different numbers of steps. One that waits for another longer than `PATIENCE` goes on
+alone, and says so.
 """
 
 from __future__ import annotations

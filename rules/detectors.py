@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,8 @@ from ..runfile.layout import Event, Severity
 from .loss_series import SOURCES, LossSeries
 from .spikes import SPIKE
 
-WATCHED = frozenset(
-    {"nonfinite", "loss_zscore", "scaler_settling", "depth_change"}
-)  # what events of this module are about, as rules name it
+SPOKEN_FOR: Final = {"non_finite": "LS001", "loss_spike": "LS010", "depth_changed": "LS016"}
+"""The rules that the events of this module are about."""
 
 
 class EventDetector:

@@ -4,9 +4,9 @@ Rows are judged a few at a time (`BLOCK`), which makes their cost too small to m
 the next one has come, because the passes of the probe batch belong to the step before them. What fires here is what
 `judging.judge` finds in the file: both drive the same `Firing` over the same series.
 
-Not covered: rules over nothing but what the detectors watch (`detectors.WATCHED`), which speak of every single spike;
-notes, which are nobody's alarm; rules that are not about this run; rows that no longer count after a rollback without a
-resume: what they had begun ends.
+Not covered: rules that the detectors speak for (`detectors.SPOKEN_FOR`), which tell of every single spike; notes, which
+are nobody's alarm; rules that are not about this run; rows that no longer count after a rollback without a resume: what
+they had begun ends.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from ..runfile.layout import PROBE_DERIVED, Event, Severity
 from ..runfile.ratios import late_ratios
 from ..runfile.reader import Run
-from .detectors import WATCHED
+from .detectors import SPOKEN_FOR
 from .expression import Evaluator, Series
 from .findings import Finding
 from .grammar import loop_entry
 from .judging import Firing, finding, turning_rows
 from .rule_files import Rule
 from .scope import Said, why_not
-from .series import SECONDS, constants, entries_of, series_of
+from .series import LOSS_DERIVED, SECONDS, constants, entries_of, series_of
 
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
 
@@ -51,7 +51,7 @@ class LiveRules:
     """
 
     def __init__(self, rules: Iterable[Rule], info: Mapping[str, Any], names: Iterable[str]) -> None:
-        audible = (rule for rule in rules if rule.severity != "note" and not rule.expr.names <= WATCHED)
+        audible = (rule for rule in rules if rule.severity != "note" and rule.id not in SPOKEN_FOR.values())
         said = Said(info)
         self._rules = tuple(rule for rule in audible if not why_not(rule.only, rule.except_, said))
         self._followed = [_Followed(rule) for rule in self._rules]
@@ -61,6 +61,7 @@ class LiveRules:
         self._last_time = math.nan  # of a row of this process
         self._last_step = -1
         self._idle: set[str] = set()  # rules that were told of while no row came
+        self._told: set[tuple[str, float]] = set()  # and the row that then came, in which they are not told of again
         self._known = dict.fromkeys(self._names, math.nan)  # the last values
         self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
@@ -96,6 +97,8 @@ class LiveRules:
         if loops is not None and self._entries:
             self._learn(entries_of(self._entries, loops))
         self._last_time, self._last_step = time, step
+        if self._idle:
+            self._told, self._idle = {(rule, float(step)) for rule in self._idle}, set()
         self._rows.append((float(step), time, dict(self._known)))
         return self.judge() if len(self._rows) > BLOCK else []
 
@@ -121,7 +124,7 @@ class LiveRules:
     def _learn(self, values: Mapping[str, float]) -> None:
         """Keeps what was recorded; a series that was not keeps what it had last."""
         for name in self._names & values.keys():
-            if not math.isnan(values[name]) or name in WATCHED:
+            if not math.isnan(values[name]) or name in LOSS_DERIVED:
                 self._known[name] = values[name]
 
     def idle(self, now: float) -> list[Event]:
@@ -144,10 +147,9 @@ class LiveRules:
 
     def _fired(self, steps: Series, times: Series, env: Mapping[str, Series]) -> Iterable[Event]:
         """Alerts of a stretch of rows, rule by rule."""
-        told, self._idle = self._idle, set()
         for each in self._followed:
             for row, found in each.update(steps, {**self._constants, **env}):
-                if each.rule.id not in told:
+                if (each.rule.id, steps[row]) not in self._told:
                     yield _event(each.rule, found, times[row])
 
     def _replay(self, step: int) -> None:

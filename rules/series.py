@@ -175,6 +175,8 @@ def _never(run: Run, name: str) -> Missing:
         return Missing("no data", f"the full loop was measured and never gave {name}")
     if name in PROBE_DERIVED:
         return _no_pass(run, name)
+    if name in STEP_DERIVED or loop_entry(name) is not None:  # a run without loops is told of as such
+        return Missing("not applicable", "no loop was recorded")
     if name in _OPTIONAL:
         return Missing("not applicable", f"{name} was never recorded")
     return Missing("no data", f"{name} was never recorded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -22,7 +23,7 @@ TEXTS = ("message", "remedy")
 def figures():
     spec = importlib.util.spec_from_file_location("make_rule_figures", ROOT / "docs" / "make_rule_figures.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up
     spec.loader.exec_module(module)
     return module
 
