@@ -15,10 +15,43 @@ from loopscope.rules.rule_files import MOST_RULES, Rule, RuleError, load_rules
 
 WORDS = [
     *"()[],+-*/<>`",
-    *["<=", ">=", "==", "!=", "and", "or", "not", "loss", "x", "state_norm", "tokens", "recorded", "abs", "clip", "max", "min", "mean", "median", "slope", "ratio", "delta"],
-    *["ewma", "cusum", "0", "1", "7", "-1", "0.5", "1e300", "1e999", "99999999999", "10000", "True", "lambda", "if", "\\", "#", "'", '"', "é", "ｌoss"],
+    *(
+        "<=",
+        ">=",
+        "==",
+        "!=",
+        "and",
+        "or",
+        "not",
+        "loss",
+        "x",
+        "state_norm",
+        "tokens",
+        "recorded",
+        "abs",
+        "clip",
+        "max",
+    ),
+    *(
+        "min",
+        "mean",
+        "median",
+        "slope",
+        "ratio",
+        "delta",
+        "ewma",
+        "cusum",
+        "0",
+        "1",
+        "7",
+        "-1",
+        "0.5",
+        "1e300",
+        "1e999",
+    ),
+    *("99999999999", "10000", "True", "lambda", "if", "\\", "#", "'", '"', "é", "ｌoss"),
     *("\x00", "\n", "\u202e", "9" * 400, "`a b`"),
-]  # fmt: skip
+]
 ROWS = 40
 SERIES = np.random.default_rng(0).choice([math.nan, math.inf, -math.inf, 0.0, 1.0, -2.5, 1e308, 1e-308], ROWS)
 
