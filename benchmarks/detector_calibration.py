@@ -30,7 +30,7 @@ LONG = 100_000
 
 
 def fired_at(rule: Rule, columns: dict[str, np.ndarray]) -> list[int]:
-    """Steps at which a rule of the loss fires on columns as a run file has them."""
+    """Return the steps at which a rule of the loss fires on columns as a run file has them."""
     series = LossSeries().replay(columns)
     steps = np.arange(float(len(columns["loss"])))
     holds = Evaluator(rule.expr).update(steps, {name: series[name] for name in rule.expr.names}).truth.yes

@@ -53,7 +53,7 @@ class Case:
 
 
 def loop(ratio: float, size: float = 1.0, loops: int = 12, tokens: Array | None = None) -> Array:
-    """Loops whose steps change by a ratio."""
+    """Return loops whose steps change by a ratio."""
     steps = size * ratio ** np.arange(loops)
     state = size + np.concatenate([[0.0], np.cumsum(steps)])
     cosine = np.concatenate([[math.nan], np.ones(loops - 1), [math.nan]])
@@ -62,23 +62,23 @@ def loop(ratio: float, size: float = 1.0, loops: int = 12, tokens: Array | None 
 
 
 def at(steps: int = STEPS) -> Array:
-    """The steps of a run."""
+    """Return the steps of a run."""
     return np.arange(float(steps))
 
 
 def loss(steps: int = STEPS, noise: float = 0.02) -> Array:
-    """A loss that falls."""
+    """Return a loss that falls."""
     draw = np.random.default_rng(0)
     return (2.2 + 1.5 * np.exp(-at(steps) / 40)) * (1 + noise * draw.standard_normal(steps))
 
 
 def ramp(low: float, high: float, steps: int = STEPS) -> Array:
-    """A straight line."""
+    """Return a straight line."""
     return np.linspace(low, high, steps)
 
 
 def cases() -> dict[str, Case]:
-    """A run for each rule."""
+    """Return a run for each rule."""
     late = at() >= 120
     radius = ramp(0.8, 1.25)
     return {
@@ -125,12 +125,12 @@ def cases() -> dict[str, Case]:
 
 
 def grown(steps: int, time: float) -> float:
-    """How much something has grown since it began to."""
+    """Return how much something has grown since it began to."""
     return math.exp(max(0, steps) / time)
 
 
 def halting(step: int) -> Array:
-    """Loops of a model that halts earlier and earlier."""
+    """Return the loops of a model that halts earlier and earlier."""
     going = max(0.0, 1 - step / 110)
     return loop(0.8, tokens=256 * np.concatenate([[1.0], going ** np.arange(1, 13)]))
 

@@ -39,7 +39,7 @@ class Alerts:
     """Watches the rows of one run.
 
     Args:
-        path: The run file, for what is said.
+        path: The run file, for messages.
         rules: What an alert is besides spikes and numbers that are not finite.
 
     Attributes:
@@ -59,12 +59,12 @@ class Alerts:
         self._aloud = True
 
     def begin(self, info: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Makes ready for a new run with these step columns."""
+        """Get ready for a new run with these step columns."""
         self._aloud = not info.get("rank")
         self._rules = LiveRules(self._given, info, (*names, *STEP_DERIVED))
 
     def resume(self, run: Run) -> None:
-        """Goes on where a run was interrupted; its rows before the first new one count."""
+        """Go on where a run was interrupted; its rows before the first new one count."""
         self._aloud = not run.info.get("rank")
         self._rules = LiveRules(self._given, run.info, run.names)
         self._rules.resume(run)
@@ -80,7 +80,7 @@ class Alerts:
         *,
         measured: Mapping[str, float],
     ) -> None:
-        """Takes the row of a step that was just written.
+        """Take the row of a step that was just written.
 
         Args:
             writer: Of the run file.
@@ -99,25 +99,25 @@ class Alerts:
         self._tell(writer, events, kept)
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
-        """Takes a pass of the probe batch."""
+        """Take a pass of the probe batch."""
         self._judged(lambda rules: rules.add_pass(loops))
 
     def idle(self, writer: RunWriter, now: float) -> None:
-        """Looks at the clock while no row comes."""
+        """Look at the clock while no row comes."""
         self._tell(writer, self._judged(lambda rules: rules.idle(now)))
 
     def judge(self, writer: RunWriter, *, ended: bool = False) -> None:
-        """Has the rules judge what they have so far."""
+        """Have the rules judge what they have so far."""
         self._tell(writer, self._judged(lambda rules: rules.judge(ended=ended)))
 
     def _replay(self, step: int) -> None:
-        """Brings the detector to where it was before this step, the first after a resume."""
+        """Bring the detector to where it was before this step, the first after a resume."""
         past, self._past = self._past, {}
         count = int(np.searchsorted(past["step"], step))
         self._detector.replay({name: values[:count] for name, values in past.items()})
 
     def _judged(self, judge: Callable[[LiveRules], list[Event] | None]) -> list[Event]:
-        """What the rules say."""
+        """Return the events that the rules give."""
         if self._rules is None:
             return []
         try:
@@ -128,7 +128,7 @@ class Alerts:
             return []
 
     def _tell(self, writer: RunWriter, events: Sequence[Event], step: FlightStep | None = None) -> None:
-        """Writes events, says the worst of them aloud, and keeps the steps around an alert.
+        """Write events, say the worst of them aloud, and keep the steps around an alert.
 
         Args:
             writer: Of the run file.
@@ -158,12 +158,12 @@ class Alerts:
             log.exception("loopscope: the flight recorder failed and is off; recording to %s goes on", self._path)
 
     def _tell_training(self, event: Event) -> None:
-        """Leaves an event for the training thread where its rule asks for that."""
+        """Leave an event for the training thread where its rule asks for that."""
         if self._has(event, "callback"):
             self.heard.append(event)
         if self.stop is None and self._has(event, "stop"):
             self.stop = replace(event, kind=SPOKEN_FOR.get(event.kind, event.kind))
 
     def _has(self, event: Event, action: Action) -> bool:
-        """Whether something is done about an event."""
+        """Return whether something is done about an event."""
         return action in self._actions.get(SPOKEN_FOR.get(event.kind, event.kind), DEFAULT_ACTIONS)

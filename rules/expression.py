@@ -197,7 +197,7 @@ class Evaluator:
             window.restore(kept)
 
     def _truth(self, node: Condition) -> Truth:
-        """Value of a condition."""
+        """Return the value of a condition."""
         match node:
             case Joined(word, parts):
                 yes, no = self._truth(parts[0])
@@ -224,7 +224,7 @@ class Evaluator:
                 return Truth((value != 0) & known, (value == 0) & known)
 
     def _quantity(self, node: Quantity) -> Series:
-        """Value of a number; NaN where one of its series was not recorded."""
+        """Return the value of a number; NaN where one of its series was not recorded."""
         match node:
             case Number(value):
                 return np.full(len(self._steps), value)

@@ -441,5 +441,5 @@ class _Parser:
 
 
 def _quoted(text: str) -> str:
-    """The expression in quotes, cut where it is long."""
+    """Return the expression in quotes, cut where it is long."""
     return repr(text if len(text) <= 80 else text[:80] + "…")

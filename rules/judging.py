@@ -1,8 +1,8 @@
 """Judges a run by rules: where each fires, whether one is about to, and on how many steps it could be decided.
 
 A rule fires when its condition has held for its number of steps. One that holds at the last row and has not held for
-long enough is pending, and is told as a warning: how the run went on nobody knows. A rule that could not be decided at
-all, or not to the end of the run, is said to be so.
+long enough is pending and gives a warning: nobody knows how the run went on. A rule that could not be decided at
+all, or not to the end of the run, is listed as such.
 
 Not covered: conditions over several runs; what is judged of every run without a rule (``completeness``).
 """
@@ -65,10 +65,10 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
         env = {name: series[name] for name in rule.expr.names}
         outcome = Evaluator(rule.expr).update(steps, env)
         truth = outcome.truth
-        found = _apply(rule, steps, outcome)
-        findings += [found] if found is not None else []
+        fired = _apply(rule, steps, outcome)
+        findings += [fired] if fired is not None else []
         decided = steps[truth.yes | truth.no]
-        if found is not None:
+        if fired is not None:
             why = Missing("judged", "")
         else:
             gone = {name: absent[name] for name in sorted(rule.expr.names)}
@@ -161,7 +161,7 @@ def _undecided(rule: Rule, env: Mapping[str, Series], steps: Series) -> Missing:
 
 
 def finding(rule: Rule, steps: Series, row: int, outcome: Outcome, *, since: float, episodes: int = 1) -> Finding:
-    """Return what is said of a rule that fires at one of these rows."""
+    """Return the finding of a rule that fires at one of these rows."""
     value, threshold = outcome.first_comparison(row)
     return Finding(
         rule=rule.id,

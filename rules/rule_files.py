@@ -240,13 +240,13 @@ class _Table:
         raise RuleError(f"{plain(self.places.get(key, self.start))}: rule {plain(self.id)}: {plain(why)}")
 
     def over(self, shipped: _Table | None) -> _Table:
-        """This table with what it does not name taken from the shipped one."""
+        """Return this table, with missing keys taken from the shipped one."""
         below = {"name": self.id.lower(), "severity": "error"} if shipped is None else shipped.fields
         places = {} if shipped is None else shipped.places
         return _Table(self.id, {**below, **self.fields}, {**places, **self.places}, self.start)
 
     def rule(self) -> Rule:
-        """The rule, every field checked."""
+        """Return the rule, every field checked."""
         known = ({entry.name for entry in fields(Rule)} - {"hold", "place", "except_"}) | {"for", "except", "enabled"}
         for key in sorted(self.fields.keys() - known):
             self.refuse(key, f"unknown field {key}; known: {', '.join(sorted(known))}")
@@ -276,7 +276,7 @@ class _Table:
         )
 
     def _scope(self, key: str) -> Scope:
-        """What a run must say of itself, checked."""
+        """Return what a run must say of itself, checked."""
         given = self.fields.get(key, {})
         said = (
             'must be a table such as { injection = "concatenation" }, of texts, numbers, true, false, or lists of them'
@@ -290,7 +290,7 @@ class _Table:
         return Scope.of(given)
 
     def _actions(self) -> tuple[Action, ...]:
-        """What is done when it fires, checked."""
+        """Return what is done when it fires, checked."""
         given = self.fields.get("actions", list(DEFAULT_ACTIONS))
         known = isinstance(given, list) and all(isinstance(each, str) and each in ACTIONS for each in given)
         self._check("actions", known, f"must be a list of {', '.join(ACTIONS)}")
@@ -309,17 +309,17 @@ class _Table:
 
 
 def _shipped() -> list[_Table]:
-    """The rules that come with loopscope, as written."""
+    """Return the rules that come with loopscope, as written."""
     return _tables("rules.toml", resources.files(__package__).joinpath("rules.toml").read_text(encoding="utf-8"))
 
 
 def _own(path: Path) -> list[_Table]:
-    """The rules of a file of the user's, as written."""
+    """Return the rules of a file of the user's, as written."""
     return _tables(str(path), _text(path), PROJECT if path.name == "pyproject.toml" else "")
 
 
 def _text(path: Path) -> str:
-    """The text of a rule file."""
+    """Return the text of a rule file."""
     try:
         with path.open("rb") as file:
             content = file.read(LONGEST_FILE + 1)
@@ -332,7 +332,7 @@ def _text(path: Path) -> str:
 
 
 def _tables(file: str, text: str, inside: str = "") -> list[_Table]:
-    """The ``[[rule]]`` tables of a text, with ids that are there once each.
+    """Return the ``[[rule]]`` tables of a text, with ids that are there once each.
 
     Args:
         file: Its name, for errors.
@@ -387,14 +387,14 @@ def _refuse_duplicates(tables: Sequence[_Table]) -> None:
 
 
 def _syntax_error(file: str, said: str) -> str:
-    """A message of tomllib, which ends in "(at line 3, column 5)", with the place first."""
+    """Return a message of tomllib, which ends in "(at line 3, column 5)", with the place first."""
     where = re.search(r" \(at line (\d+), column (\d+)\)$", said)
     at = f"{file}:{where[1]}:{where[2]}" if where else file
     return f"{plain(at)}: cannot be read as a rule file: {plain(said[: where.start()] if where else said)}"
 
 
 def _shown(value: object) -> str:
-    """A value of a rule file in an error: short, and never a number of 400 digits."""
+    """Return a value of a rule file in an error: short, and never a number of 400 digits."""
     try:
         shown = repr(value)
     except ValueError:  # an integer of more than 4300 digits
