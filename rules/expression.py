@@ -235,8 +235,8 @@ class Evaluator:
             case Arithmetic(sign, left, right):
                 return np.asarray(_ARITHMETIC[sign](self._quantity(left), self._quantity(right)))
             case Bounded(of, limits):
-                value = self._quantity(of)
-                return np.abs(value) if limits is None else np.clip(value, *limits)
+                unbounded = self._quantity(of)
+                return np.abs(unbounded) if limits is None else np.clip(unbounded, *limits)
             case Window(of=of, number=number):
                 return self._windows[number].update(self._steps, self._quantity(of))
 
