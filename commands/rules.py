@@ -169,7 +169,7 @@ def _test(file: Path, paths: Sequence[Path], *, fail_on: Severity, as_json: bool
         shown = {"version": VERSION, "file": str(file), "fail_on": fail_on, "exit_code": code}
         say(json.dumps({**shown, "runs": [_run_as_json(each) for each in tried]}, indent=2, allow_nan=False))
         return code
-    rows = [("run", "rule", "severity", "judged", "fired", "times", "lead")]
+    rows: list[tuple[str, ...]] = [("run", "rule", "severity", "judged", "fired", "times", "lead")]
     for each in tried:
         rows += [_row(each, judgement) for judgement in each.judgements]
     say(_table(rows))
