@@ -23,6 +23,8 @@ RECENT: Final = 16
 ODD: Final = 8
 MARGIN: Final = 0.25  # of the range of the usual depths
 
+_ROWS_AT_ONCE: Final = 1 << 14
+
 USUAL, IS_ODD, CHANGED = 0, 1, 2
 
 
@@ -39,6 +41,7 @@ class DepthLaw:
         self._usual: deque[float] = deque(maxlen=REFERENCE)
         self._recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)  # depths, and whether each was odd
         self._odd = 0  # of the recent ones
+        self._calm = 0  # usual depths in a row, counted to `REFERENCE`: from there on they are all that is remembered
 
     def update(self, depth: float) -> int:
         """Return whether the depth of a step is `USUAL`, `IS_ODD`, or the one at which the law has `CHANGED`."""
@@ -53,6 +56,7 @@ class DepthLaw:
             self._odd -= self._recent[0][1]
         self._recent.append((depth, odd))
         self._odd += odd
+        self._calm = 0 if odd else min(self._calm + 1, REFERENCE)
         if not odd:
             self._usual.append(depth)
             return USUAL
@@ -66,13 +70,35 @@ class DepthLaw:
     def update_many(self, depths: Iterable[float]) -> NDArray[np.int8]:
         """Return what `update` would for each depth in turn."""
         values = np.asarray(depths, dtype=np.float64)
+        known = np.flatnonzero(~np.isnan(values))
+        given = values[known]
+        said = np.zeros(len(given), dtype=np.int8)
+        at = 0
+        while at < len(given):
+            usual = self._usual_ahead(given[at : at + _ROWS_AT_ONCE])
+            if usual:
+                at += usual
+            else:
+                said[at] = self.update(float(given[at]))
+                at += 1
         found = np.zeros(len(values), dtype=np.int8)
-        known = values[~np.isnan(values)]
-        if len(known) > REFERENCE and (known == known[0]).all() and not self._usual:  # the same depth throughout
-            kept = known[-REFERENCE:].tolist()
-            self._usual.extend(kept)
-            self._recent.extend((value, False) for value in kept[-RECENT:])
-            return found
-        for row, depth in enumerate(values.tolist()):
-            found[row] = self.update(depth)
+        found[known] = said
         return found
+
+    def _usual_ahead(self, given: NDArray[np.float64]) -> int:
+        """Take the depths up to the next odd one, many at once where nothing but the last usual ones counts.
+
+        Returns:
+            How many were taken; 0 where they have to be taken one by one.
+        """
+        if self._calm < REFERENCE:
+            return 0
+        values = np.concatenate([np.array(self._usual), given])
+        windows = np.lib.stride_tricks.sliding_window_view(values, REFERENCE)[:-1]
+        low, high = windows.min(axis=1), windows.max(axis=1)
+        margin = MARGIN * (high - low)
+        odd = ~((low - margin <= given) & (given <= high + margin))
+        count = int(np.argmax(odd)) if odd.any() else len(given)
+        self._usual.extend(given[max(0, count - REFERENCE) : count].tolist())
+        self._recent.extend((depth, False) for depth in given[max(0, count - RECENT) : count].tolist())
+        return count

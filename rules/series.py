@@ -173,6 +173,8 @@ def _never(run: Run, name: str) -> Missing:
     if name in _FULL_LOOP:
         if "full_loop_seconds" not in run.names or not np.isfinite(run["full_loop_seconds"]).any():
             return Missing("not applicable", "the full loop was not measured; the preset inspect measures it")
+        if name == "c_out_gain":
+            return Missing("not applicable", "the loop has no known read-out")
         return Missing("no data", f"the full loop was measured and never gave {name}")
     if name in PROBE_DERIVED:
         return _no_pass(run, name)

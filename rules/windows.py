@@ -106,18 +106,54 @@ class _Last:
         rows = np.arange(before, len(steps))
         if self._function == "median":
             found = _medians(values, first, rows)
-        elif self._function in ("max", "min"):
-            best = np.fmax if self._function == "max" else np.fmin
-            found = _fold(best, values, rows, rows - first + 1)
-        else:
+        elif self._function == "slope":
             count, total, age, square, product = _moments(steps, values, rows, rows - first + 1)
-            if self._function == "mean":
-                found = total / count
-            else:
-                spread = count * square - age * age  # of whole numbers, so that it is exactly 0 for one value
-                found = (count * product - age * total) / np.where(spread > 0, spread, np.nan)
+            spread = count * square - age * age  # of whole numbers, so that it is exactly 0 for one value
+            found = (count * product - age * total) / np.where(spread > 0, spread, np.nan)
+        else:
+            found = self._folded(rows, first)
         full = self._known_since <= here - self._length + 1
         return np.where(full, found, np.nan)
+
+    def _folded(self, rows: Rows, first: Rows) -> Floats:
+        """Return the largest, the smallest or the mean known value of each window."""
+        values, steps = self._values, self._steps
+        without_gaps = steps[-1] - steps[0] == len(steps) - 1
+        combine = {"max": np.fmax, "min": np.fmin, "mean": np.add}[self._function]
+
+        def fold(of: Floats, nothing: float) -> Floats:
+            if without_gaps:  # windows that begin before the run say nothing anyway, so that all may be as long
+                return _fold_alike(combine, of, int(rows[0]), self._length, nothing)
+            return _fold(combine, of, rows, rows - first + 1)
+
+        if self._function != "mean":
+            return fold(values, math.nan)
+        known = ~np.isnan(values)
+        return fold(np.where(known, values, 0.0), 0.0) / fold(known.astype(np.float64), 0.0)
+
+
+def _fold_alike(combine: np.ufunc, values: Floats, first: int, length: int, nothing: float) -> Floats:
+    """Return what `_fold` does where every stretch is as long, for the rows from ``first`` on, many times as fast.
+
+    Args:
+        combine: A ufunc of two.
+        values: ``(n,)``.
+        first: The first row asked for.
+        length: How many values each stretch has.
+        nothing: Stands before the first value, and changes nothing.
+    """
+    block = np.concatenate([np.full(max(0, length - 1 - first), nothing), values])
+    count, end, size = len(values) - first, len(block), 1
+    found: Floats | None = None
+    while size <= length:
+        if length & size:
+            part = block[end - count : end]
+            found = part if found is None else combine(found, part)
+            end -= size
+        if 2 * size <= length:
+            block = np.concatenate([block[:size], combine(block[size:], block[:-size])])
+        size *= 2
+    return values[first:] if found is None else found
 
 
 def _fold(combine: np.ufunc, values: Floats, rows: Rows, lengths: Rows) -> Floats:
@@ -129,10 +165,13 @@ def _fold(combine: np.ufunc, values: Floats, rows: Rows, lengths: Rows) -> Float
         rows: Where each stretch ends.
         lengths: How many values each has, at least 1.
     """
-    found, at, size, block = np.full(len(rows), np.nan), rows.copy(), 1, values
+    found, begun = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
+    at, size, block = rows.copy(), 1, values
     while size <= int(lengths.max(initial=0)):
         take = (lengths & size) > 0
-        found[take] = combine(found[take], block[at[take]])
+        part = block[at[take]]
+        found[take] = np.where(begun[take], combine(found[take], part), part)
+        begun |= take
         at = at - np.where(take, size, 0)
         block = np.concatenate([block[:size], combine(block[size:], block[:-size])]) if size < len(block) else block
         size *= 2
@@ -204,15 +243,19 @@ class _ExponentialMean:
     def update(self, steps: Floats, values: Floats) -> Floats:
         """Take rows and return the mean at each."""
         found = []
+        level, last, keep, once = self._level, self._last, self._keep, 1.0 - self._keep
         for step, value in zip(steps.tolist(), values.tolist(), strict=True):
-            if math.isfinite(value):
-                if math.isnan(self._level):
-                    self._since, self._level = step, value
+            if value - value == 0.0:  # finite
+                if last == step - 1.0:
+                    level += once * (value - level)
+                elif last == last:
+                    level += (1.0 - keep ** (step - last)) * (value - level)
                 else:
-                    self._level += (1.0 - self._keep ** (step - self._last)) * (value - self._level)
-                self._last = step
-            found.append(self._level if step - self._since >= self._length - 1 else math.nan)
-        return np.array(found)
+                    self._since, level = step, value
+                last = step
+            found.append(level)
+        self._level, self._last = level, last
+        return np.where(steps - self._since >= self._length - 1, found, np.nan)
 
     def state(self) -> dict[str, Any]:
         """Return what is remembered."""
@@ -237,10 +280,14 @@ class _CumulativeSum:
     def update(self, steps: Floats, values: Floats) -> Floats:
         """Take rows and return the sum at each."""
         found = []
+        total, level = self._sum, self._level
         for value in values.tolist():
-            if math.isfinite(value):
-                self._sum = max(0.0, (0.0 if math.isnan(self._sum) else self._sum) + value - self._level)
-            found.append(self._sum)
+            if value - value == 0.0:  # finite
+                total = (total if total == total else 0.0) + value - level
+                if total < 0.0:
+                    total = 0.0
+            found.append(total)
+        self._sum = total
         return np.array(found)
 
     def state(self) -> dict[str, Any]:
