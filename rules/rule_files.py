@@ -41,7 +41,6 @@ DEFAULT_ACTIONS: Final[tuple[Action, ...]] = ("record", "flight", "notify", "cal
 MOST_STEPS: Final = 10**9
 
 PROJECT: Final = "tool.loopscope"
-_PROJECT_TABLE: Final = re.compile(r"^\s*\[+\s*tool\s*\.\s*[\"']?loopscope\b|^\s*\[tool\][^\[]*^\s*loopscope\b", re.M)
 _IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")  # 32 bytes: a kind of event
 _NUMBER: Final = re.compile(r"\{([^{}]*)\}")
 _LONGEST_TEXT: Final = 1000
@@ -139,11 +138,24 @@ def find_rule_file(start: Path) -> Path | None:
     for folder in _folders_from(start):
         if (own := folder / "loopscope.toml").is_file():
             return own
-        project = folder / "pyproject.toml"
-        with suppress(RuleError):  # a file that cannot be read says nothing of loopscope
-            if project.is_file() and _PROJECT_TABLE.search(_text(project)):
-                return project
+        if _speaks_of_loopscope(project := folder / "pyproject.toml"):
+            return project
     return None
+
+
+def _speaks_of_loopscope(project: Path) -> bool:
+    """Return whether a pyproject.toml has the table ``tool.loopscope``, whatever else is in it."""
+    try:
+        text = _text(project) if project.is_file() else ""
+    except RuleError:  # a file that cannot be read says nothing of loopscope
+        return False
+    if "loopscope" not in text:
+        return False
+    try:
+        tools = tomllib.loads(text).get("tool")
+    except (ValueError, RecursionError):  # told of when its rules are read, where there are any
+        return PROJECT in text
+    return isinstance(tools, dict) and "loopscope" in tools
 
 
 def _folders_from(start: Path) -> list[Path]:
