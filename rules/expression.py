@@ -229,7 +229,8 @@ class Evaluator:
             case Number(value):
                 return np.full(len(self._steps), value)
             case Name(name):
-                return np.broadcast_to(np.asarray(self._series[name], dtype=np.float64), self._steps.shape)
+                values = np.asarray(self._series[name], dtype=np.float64)
+                return values if values.shape == self._steps.shape else np.broadcast_to(values, self._steps.shape)
             case Negative(of):
                 return -self._quantity(of)
             case Arithmetic(sign, left, right):

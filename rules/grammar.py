@@ -35,6 +35,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple, NoReturn
 
 LONGEST: Final = 2000  # characters of an expression
@@ -148,6 +149,7 @@ Quantity = Number | Name | Negative | Arithmetic | Bounded | Window
 Condition = Recorded | Compare | Not | Joined | Quantity
 
 
+@lru_cache(maxsize=1024)
 def loop_entry(name: str) -> tuple[str, int] | None:
     """Return of which series and of which loop a name is, or None where it names no loop.
 

@@ -184,6 +184,8 @@ class _Followed:
         """Take rows; yield those at which the rule fires."""
         outcome = self._evaluator.update(steps, series)
         holds = outcome.truth.yes
+        if math.isnan(self._firing.since) and not holds.any():
+            return  # nothing begins and nothing ends
         for row in turning_rows(holds, steps, self.rule.hold, since=self._firing.since):
             if self._firing.update(steps[row], holds[row]):
                 yield row, finding(self.rule, steps, row, outcome, since=self._firing.since)
