@@ -35,7 +35,7 @@ from .train_config import FREE_ON_RESUME, TrainConfig
 
 log = logging.getLogger("loopscope")
 
-__all__ = ["NullObserver", "Observer", "Progress", "TrainConfig", "TrainResult", "train"]
+__all__ = ["NullObserver", "Observer", "Progress", "TrainConfig", "TrainResult", "Training", "train"]
 
 
 class Observer(Protocol):
@@ -163,7 +163,7 @@ def train(
     """
     if resume and checkpoint_path is None:
         raise ValueError("resume: expected a checkpoint_path to resume from, found None")
-    run = _Run(model, data, config, observer or NullObserver())
+    run = Training(model, data, config, observer or NullObserver())
     if resume and checkpoint_path is not None and checkpoint.exists(checkpoint_path):
         run.restore(checkpoint_path)
     report = _Reports(run, on_progress or (lambda progress: None))
@@ -213,7 +213,7 @@ class _Stop(threading.Event):
 class _Reports:
     """Tells about progress now and then, with rates since the last time."""
 
-    def __init__(self, run: _Run, tell: Callable[[Progress], None]) -> None:
+    def __init__(self, run: Training, tell: Callable[[Progress], None]) -> None:
         self.run, self.tell = run, tell
         self.began = self.last = time.monotonic()
         self.tokens = run.tokens
@@ -236,8 +236,17 @@ class _Reports:
         self.tell(Progress(run.step, steps, loss, run.tokens, now - self.began, rate, used, evaluation))
 
 
-class _Run:
-    """The state of a run and its verbs: advance by one step, evaluate, save, restore."""
+class Training:
+    """The state of a run and its verbs: advance by one step, evaluate, save, restore.
+
+    `train` is what runs it to its end; whoever wants single steps, to run them again or otherwise, takes them here.
+
+    Args:
+        model: Put into training mode.
+        data: Batches by number.
+        config: The run.
+        observer: Told about every step.
+    """
 
     def __init__(self, model: LoopedTransformer, data: Data, config: TrainConfig, observer: Observer) -> None:
         self.model, self.data, self.config, self.observer = model.train(), data, config, observer
@@ -264,11 +273,15 @@ class _Run:
                 losses.append(self._micro_batch(i))
         self.loss = distributed.mean(torch.stack(losses).sum())
         grad_norm = distributed.whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.update_weights()
         self.tokens += config.batch_size * self.data.sequence_length * self._micro_batches()
         self.observer.step(step=self.step, loss=self.loss, grad_norm=grad_norm, lr=lr, tokens=self.tokens)
         self.step += 1
+
+    def update_weights(self) -> None:
+        """Let the optimizers use the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def _micro_batches(self) -> int:
         """Return the number of micro-batches of a step over all ranks."""
@@ -315,15 +328,23 @@ class _Run:
             config=self._identity(),
         )
         if distributed.rank() == 0:
-            checkpoint.save(folder, weights, self.model.config, state)
+            checkpoint.save(folder, weights, self.model.config, state, keep=self.config.keep_checkpoints)
         distributed.wait()
 
-    def restore(self, folder: str | os.PathLike[str]) -> None:
-        """Continue where the newest checkpoint stopped."""
+    def restore(self, folder: str | os.PathLike[str], *, same: bool = True) -> None:
+        """Continue where a checkpoint stopped, the newest one in a run's folder.
+
+        Args:
+            folder: A run's checkpoint folder, or one step inside it.
+            same: Refuse a checkpoint of another run; without, its weights and moments must only fit.
+
+        Raises:
+            ValueError: The checkpoint is of another run.
+        """
         weights, model_config, state = checkpoint.load(folder)
         changed = _first_difference(asdict(self.model.config), asdict(model_config))
         changed = changed or _first_difference(self._identity(), state["config"])
-        if changed:
+        if changed and same:
             raise ValueError(f"{folder}: {changed}; resume with the same settings or give another checkpoint_path")
         layout = self.model.state_dict()
         self.model.load_state_dict({name: distributed.shard_like(t, layout[name]) for name, t in weights.items()})
