@@ -38,13 +38,13 @@ USAGE: Final = "expected nothing, the id of a rule, 'test FILE RUN…', or 'vali
 
 
 def rule_file(given: Path | None) -> Path | None:
-    """Return the rule file to use: the one given, or the project's, of which it is said where it is."""
+    """Return the rule file to use: the one given, or the project's, and say where that is."""
     if given is not None:
         return given
-    found = find_rule_file(Path.cwd())
-    if found is not None:
-        complain(f"rules of {found}")
-    return found
+    project = find_rule_file(Path.cwd())
+    if project is not None:
+        complain(f"rules of {project}")
+    return project
 
 
 def rules(words: Sequence[str], *, file: Path | None, fail_on: Severity, as_json: bool) -> int:
@@ -232,22 +232,22 @@ def _row(tried: _Tried, judgement: Judgement) -> tuple[str, ...]:
     head = (str(tried.path), judgement.rule, judgement.severity)
     if judgement.state != "judged":
         return (*head, f"{judgement.state}: {judgement.reason}", "", "", "")
-    found = tried.findings.get(judgement.rule)
+    fired = tried.findings.get(judgement.rule)
     steps = f"{judgement.steps} steps"
-    if found is None:
+    if fired is None:
         return (*head, steps, "-", "", "")
-    if found.state == "pending":
-        return (*head, steps, f"pending, {found.held} of {found.hold} steps", "", "")
+    if fired.state == "pending":
+        return (*head, steps, f"pending, {fired.held} of {fired.hold} steps", "", "")
     lead = tried.leads[judgement.rule]
-    return (*head, steps, f"step {found.step}", str(found.episodes), "-" if lead is None else f"{lead} steps")
+    return (*head, steps, f"step {fired.step}", str(fired.episodes), "-" if lead is None else f"{lead} steps")
 
 
 def _run_as_json(tried: _Tried) -> dict[str, Any]:
     """Return what rules say of one run for JSON."""
-    said = [{**judgement.as_dict(), "finding": found.as_dict() if found is not None else None,
+    said = [{**judgement.as_dict(), "finding": fired.as_dict() if fired is not None else None,
              "lead": tried.leads.get(judgement.rule)}
             for judgement in tried.judgements
-            for found in [tried.findings.get(judgement.rule)]]  # fmt: skip
+            for fired in [tried.findings.get(judgement.rule)]]  # fmt: skip
     return {"path": str(tried.path), "error": tried.error or None, "rules": said}
 
 

@@ -2,8 +2,8 @@
 
 Detectors speak of every spike of the loss and every number that stops being finite, rules of their conditions. What is
 done about such an event are the actions of its rule (`rule_files.ACTIONS`): it goes into the run file, the worst of
-them to the log as well (rank 0's), the flight recorder writes the steps around it, and the training thread is told of
-it in its next step. The rows of the run do not depend on any of this: a part that fails is switched off and said to be.
+them to the log as well (rank 0's), the flight recorder writes the steps around it, and the training thread takes it
+in its next step. The rows of the run do not depend on any of this: a part that fails is switched off and said to be.
 
 Not covered: sending an alert anywhere but to the log; what the training thread does (`probe`, `stopping`).
 """

@@ -403,10 +403,10 @@ class Probe:
 
 def _project_rules() -> Path | None:
     """Return the rule file of the project that is trained in."""
-    found = find_rule_file(Path.cwd())
-    if found is not None:
-        log.info("loopscope: rules of %s", found)
-    return found
+    project = find_rule_file(Path.cwd())
+    if project is not None:
+        log.info("loopscope: rules of %s", project)
+    return project
 
 
 def _device_of(model: nn.Module) -> torch.device:

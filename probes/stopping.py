@@ -48,7 +48,7 @@ class Stopping:
     Args:
         rules: The rules of the run.
         path: The run file, this rank's.
-        notices: Where it is said that ranks are apart.
+        notices: Take the warning that ranks are apart.
     """
 
     def __init__(self, rules: Iterable[Rule], path: Path, notices: Notices) -> None:

@@ -4,7 +4,7 @@ A depth is *odd* where it lies outside of the last `REFERENCE` usual ones by mor
 run at one fixed depth, any other depth is. The law has *changed* where `ODD` of the last `RECENT` depths were odd. The
 losses of odd steps say little of the training: a deeper or shallower loop has another loss.
 
-Not covered: a law that changes slowly. The usual depths follow it, and nothing is said.
+Not covered: a law that changes slowly. The usual depths follow it, and no event tells of it.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class DepthLaw:
             else:
                 said[at] = self.update(float(given[at]))
                 at += 1
-        found = np.zeros(len(values), dtype=np.int8)
-        found[known] = said
-        return found
+        every = np.zeros(len(values), dtype=np.int8)
+        every[known] = said
+        return every
 
     def _usual_ahead(self, given: NDArray[np.float64]) -> int:
         """Take the depths up to the next odd one, many at once where nothing but the last usual ones counts.

@@ -259,7 +259,7 @@ class _Passing:
 
 def _memories(tree: Tree) -> list[Memory]:
     """Return an empty memory for each window of a tree, by number."""
-    found: dict[int, Memory] = {}
+    memories: dict[int, Memory] = {}
     waiting: list[Condition] = [tree.root]
     while waiting:
         match waiting.pop():
@@ -268,10 +268,10 @@ def _memories(tree: Tree) -> list[Memory]:
             case Compare(_, left, right) | Arithmetic(_, left, right):
                 waiting += [left, right]
             case Window(of=of, number=number) as window:
-                found[number] = memory(window)
+                memories[number] = memory(window)
                 waiting.append(of)
             case Not(of) | Negative(of) | Bounded(of, _):
                 waiting.append(of)
             case _:
                 pass
-    return [found[number] for number in range(tree.windows)]
+    return [memories[number] for number in range(tree.windows)]

@@ -98,7 +98,7 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A number kept between two limits; ``abs`` is told by its limits being None."""
+    """A number kept between two limits; of ``abs`` the limits are None."""
 
     of: Quantity
     limits: tuple[float, float] | None
@@ -325,9 +325,9 @@ class _Parser:
             self._next()
             name = f"{name}[{self._index()}]"
             self._expect("]")
-        found = Name(name, word.at)
-        self.names.append(found)
-        return found
+        series = Name(name, word.at)
+        self.names.append(series)
+        return series
 
     def _index(self) -> int:
         """Read which loop is meant."""

@@ -60,8 +60,8 @@ class LiveRules:
         self._entries = [name for name in self._names if loop_entry(name) is not None]
         self._last_time = math.nan  # of a row of this process
         self._last_step = -1
-        self._idle: set[str] = set()  # rules that were told of while no row came
-        self._told: set[tuple[str, float]] = set()  # and the row that then came, in which they are not told of again
+        self._idle: set[str] = set()  # rules that have alerted while no row came
+        self._told: set[tuple[str, float]] = set()  # and the row that then came, in which they do not again
         self._known = dict.fromkeys(self._names, math.nan)  # the last values
         self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
@@ -144,17 +144,17 @@ class LiveRules:
         known[SECONDS] = np.array(now - self._last_time)
         steps, events = np.array([self._last_step + 1.0]), []
         for each in waiting:
-            if each.rule.id not in self._idle and (found := each.would_fire(steps, known)) is not None:
+            if each.rule.id not in self._idle and (fired := each.would_fire(steps, known)) is not None:
                 self._idle.add(each.rule.id)
-                events.append(_event(each.rule, replace(found, step=self._last_step), now))
+                events.append(_event(each.rule, replace(fired, step=self._last_step), now))
         return events
 
     def _fired(self, steps: Series, times: Series, env: Mapping[str, Series]) -> Iterable[Event]:
         """Yield the alerts of a stretch of rows, rule by rule."""
         for each in self._followed:
-            for row, found in each.update(steps, {**self._constants, **env}):
+            for row, fired in each.update(steps, {**self._constants, **env}):
                 if (each.rule.id, steps[row]) not in self._told:
-                    yield _event(each.rule, found, times[row])
+                    yield _event(each.rule, fired, times[row])
 
     def _replay(self, step: int) -> None:
         """Let the rules go through what the resumed run recorded before this step, without reporting it."""

@@ -40,5 +40,5 @@ def section(text: str, heading: str) -> str:
     >>> section("# A\\n## Default\\nx = 1\\n## Source\\nnone", "Default")
     'x = 1'
     """
-    found = re.search(rf"^## {re.escape(heading)}[ \t]*\n(.*?)(?=^## |\Z)", text, re.S | re.M)
-    return found[1].strip() if found else ""
+    parts = re.search(rf"^## {re.escape(heading)}[ \t]*\n(.*?)(?=^## |\Z)", text, re.S | re.M)
+    return parts[1].strip() if parts else ""

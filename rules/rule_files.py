@@ -122,7 +122,7 @@ def rules_named_in(path: Path) -> list[str]:
     Raises:
         RuleError: The file is not valid.
     """
-    load_rules(path)  # every mistake is told of before any use
+    load_rules(path)  # every mistake comes out before any use
     return [table.id for table in _own(path) if table.fields.get("enabled", True)]
 
 

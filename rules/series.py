@@ -72,15 +72,15 @@ def entries_of(names: Iterable[str], loops: NDArray[np.float32]) -> dict[str, fl
         names: Any names; those of no loop are left out.
         loops: ``(T + 1, 4)`` as ``LOOP_COLUMNS``.
     """
-    found = {}
+    entries = {}
     for name in names:
         entry = loop_entry(name)
         if entry is not None:
             series, index = entry
             row = index if index >= 0 else len(loops) + index - PER_LOOP[series]
             inside = 0 <= row < len(loops)
-            found[name] = float(loops[row, LOOP_COLUMNS.index(series)]) if inside else math.nan
-    return found
+            entries[name] = float(loops[row, LOOP_COLUMNS.index(series)]) if inside else math.nan
+    return entries
 
 
 def _recorded(run: Run, name: str) -> tuple[NDArray[np.int64], Series]:
@@ -178,7 +178,7 @@ def _never(run: Run, name: str) -> Missing:
         return Missing("no data", f"the full loop was measured and never gave {name}")
     if name in PROBE_DERIVED:
         return _no_pass(run, name)
-    if name in STEP_DERIVED or loop_entry(name) is not None:  # a run without loops is told of as such
+    if name in STEP_DERIVED or loop_entry(name) is not None:  # `completeness` tells of a run without loops
         return Missing("not applicable", "no loop was recorded")
     if name in _OPTIONAL:
         return Missing("not applicable", f"{name} was never recorded")

@@ -75,10 +75,10 @@ class _Last:
         if math.isnan(self._known_since):
             known = np.flatnonzero(~np.isnan(values))
             self._known_since = float(steps[known[0]]) if len(known) else math.nan
-        found = self._numbers(before)
+        numbers = self._numbers(before)
         keep = max(0, int(np.searchsorted(self._steps, steps[-1] + 1 - self._length, side="right")) - 1)
         self._steps, self._values = self._steps[keep:].copy(), self._values[keep:].copy()
-        return found
+        return numbers
 
     def state(self) -> dict[str, Any]:
         """Return what is remembered."""
@@ -105,15 +105,15 @@ class _Last:
             return values[before:] / then if self._function == "ratio" else values[before:] - then
         rows = np.arange(before, len(steps))
         if self._function == "median":
-            found = _medians(values, first, rows)
+            numbers = _medians(values, first, rows)
         elif self._function == "slope":
             count, total, age, square, product = _moments(steps, values, rows, rows - first + 1)
             spread = count * square - age * age  # of whole numbers, so that it is exactly 0 for one value
-            found = (count * product - age * total) / np.where(spread > 0, spread, np.nan)
+            numbers = (count * product - age * total) / np.where(spread > 0, spread, np.nan)
         else:
-            found = self._folded(rows, first)
+            numbers = self._folded(rows, first)
         full = self._known_since <= here - self._length + 1
-        return np.where(full, found, np.nan)
+        return np.where(full, numbers, np.nan)
 
     def _folded(self, rows: Rows, first: Rows) -> Floats:
         """Return the largest, the smallest or the mean known value of each window."""
@@ -144,16 +144,16 @@ def _fold_alike(combine: np.ufunc, values: Floats, first: int, length: int, noth
     """
     block = np.concatenate([np.full(max(0, length - 1 - first), nothing), values])
     count, end, size = len(values) - first, len(block), 1
-    found: Floats | None = None
+    numbers: Floats | None = None
     while size <= length:
         if length & size:
             part = block[end - count : end]
-            found = part if found is None else combine(found, part)
+            numbers = part if numbers is None else combine(numbers, part)
             end -= size
         if 2 * size <= length:
             block = np.concatenate([block[:size], combine(block[size:], block[:-size])])
         size *= 2
-    return values[first:] if found is None else found
+    return values[first:] if numbers is None else numbers
 
 
 def _fold(combine: np.ufunc, values: Floats, rows: Rows, lengths: Rows) -> Floats:
@@ -165,17 +165,17 @@ def _fold(combine: np.ufunc, values: Floats, rows: Rows, lengths: Rows) -> Float
         rows: Where each stretch ends.
         lengths: How many values each has, at least 1.
     """
-    found, begun = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
+    numbers, begun = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
     at, size, block = rows.copy(), 1, values
     while size <= int(lengths.max(initial=0)):
         take = (lengths & size) > 0
         part = block[at[take]]
-        found[take] = np.where(begun[take], combine(found[take], part), part)
+        numbers[take] = np.where(begun[take], combine(numbers[take], part), part)
         begun |= take
         at = at - np.where(take, size, 0)
         block = np.concatenate([block[:size], combine(block[size:], block[:-size])]) if size < len(block) else block
         size *= 2
-    return found
+    return numbers
 
 
 def _moments(steps: Floats, values: Floats, rows: Rows, lengths: Rows) -> Floats:
@@ -190,17 +190,17 @@ def _moments(steps: Floats, values: Floats, rows: Rows, lengths: Rows) -> Floats
     known = ~np.isnan(values)
     size, nothing = 1, np.zeros(len(values))
     block = np.stack([known.astype(np.float64), np.where(known, values, 0.0), nothing, nothing, nothing])
-    found, at = np.zeros((5, len(rows))), rows.copy()
+    numbers, at = np.zeros((5, len(rows))), rows.copy()
     ends = steps[rows]
     while size <= int(lengths.max(initial=0)):
         take = (lengths & size) > 0
-        found[:, take] += _aged(block[:, at[take]], steps[at[take]] - ends[take])
+        numbers[:, take] += _aged(block[:, at[take]], steps[at[take]] - ends[take])
         at = at - np.where(take, size, 0)
         if size < len(values):
             older = _aged(block[:, :-size], steps[:-size] - steps[size:])
             block = np.concatenate([block[:, :size], block[:, size:] + older], axis=1)
         size *= 2
-    return found
+    return numbers
 
 
 def _aged(block: Floats, by: Floats) -> Floats:
@@ -212,7 +212,7 @@ def _aged(block: Floats, by: Floats) -> Floats:
 def _medians(values: Floats, first: Rows, rows: Rows) -> Floats:
     """Return the median of the known values from ``first`` to each row, by a window that is kept in order."""
     ordered: list[float] = []
-    found = []
+    numbers = []
     left = int(first[0]) if len(first) else 0
     taken, given = left, values.tolist()
     for start, row in zip(first.tolist(), rows.tolist(), strict=True):
@@ -224,8 +224,8 @@ def _medians(values: Floats, first: Rows, rows: Rows) -> Floats:
                 del ordered[bisect_left(ordered, value)]
         taken, left = row + 1, start
         count = len(ordered)
-        found.append(0.5 * (ordered[(count - 1) // 2] + ordered[count // 2]) if count else math.nan)
-    return np.array(found)
+        numbers.append(0.5 * (ordered[(count - 1) // 2] + ordered[count // 2]) if count else math.nan)
+    return np.array(numbers)
 
 
 class _ExponentialMean:
@@ -242,7 +242,7 @@ class _ExponentialMean:
 
     def update(self, steps: Floats, values: Floats) -> Floats:
         """Take rows and return the mean at each."""
-        found = []
+        numbers = []
         level, last, keep, once = self._level, self._last, self._keep, 1.0 - self._keep
         for step, value in zip(steps.tolist(), values.tolist(), strict=True):
             if value - value == 0.0:  # finite
@@ -253,9 +253,9 @@ class _ExponentialMean:
                 else:
                     self._since, level = step, value
                 last = step
-            found.append(level)
+            numbers.append(level)
         self._level, self._last = level, last
-        return np.where(steps - self._since >= self._length - 1, found, np.nan)
+        return np.where(steps - self._since >= self._length - 1, numbers, np.nan)
 
     def state(self) -> dict[str, Any]:
         """Return what is remembered."""
@@ -279,16 +279,16 @@ class _CumulativeSum:
 
     def update(self, steps: Floats, values: Floats) -> Floats:
         """Take rows and return the sum at each."""
-        found = []
+        numbers = []
         total, level = self._sum, self._level
         for value in values.tolist():
             if value - value == 0.0:  # finite
                 total = (total if total == total else 0.0) + value - level
                 if total < 0.0:
                     total = 0.0
-            found.append(total)
+            numbers.append(total)
         self._sum = total
-        return np.array(found)
+        return np.array(numbers)
 
     def state(self) -> dict[str, Any]:
         """Return what is remembered."""
