@@ -37,7 +37,7 @@ def page(rule: str) -> str:
 def section(text: str, heading: str) -> str:
     r"""Return what stands below a heading of a page, to the next one; empty where it is not there.
 
-    >>> section("# A\\n## Default\\nx = 1\\n## Source\\nnone", "Default")
+    >>> section("# A\n## Default\nx = 1\n## Source\nnone", "Default")
     'x = 1'
     """
     parts = re.search(rf"^## {re.escape(heading)}[ \t]*\n(.*?)(?=^## |\Z)", text, re.S | re.M)
