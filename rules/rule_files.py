@@ -196,12 +196,16 @@ def stopping_on(rules: Sequence[Rule], which: Sequence[str]) -> list[Rule]:
             for rule in rules]  # fmt: skip
 
 
-def refuse_unknown_series(rules: Iterable[Rule], known: Iterable[str]) -> None:
+def refuse_unknown_series(
+    rules: Iterable[Rule], known: Iterable[str], lacking: str = "no run has", remedy: str = ""
+) -> None:
     """Refuse rules over names that nobody records, which are misspelt: such a rule could never fire.
 
     Args:
         rules: As `load_rules` gives them.
         known: Every name that a rule can read in any of the runs at hand.
+        lacking: Which runs these are, as it is said of a name.
+        remedy: What helps where no known name is near; by default the known ones are listed.
 
     Raises:
         RuleError: A rule names something else; the message gives the nearest known name.
@@ -217,9 +221,9 @@ def refuse_unknown_series(rules: Iterable[Rule], known: Iterable[str]) -> None:
                 at = "" if rule.place is None else f"{rule.place.moved(rule.expr.offset_of(name))}: "
                 raise RuleError(f"{at}rule {rule.id}: {name} has a value for each loop; write {name}[-1] for the last")
             near = get_close_matches(name, sorted(names), 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(names))}"
+            hint = f"did you mean {near[0]}?" if near else remedy or f"known: {', '.join(sorted(names))}"
             at = "" if rule.place is None else f"{rule.place.moved(rule.expr.offset_of(name))}: "
-            raise RuleError(f"{at}rule {rule.id}: no run has a series {name!r}; {hint}")
+            raise RuleError(f"{at}rule {rule.id}: {lacking} a series {name!r}; {hint}")
 
 
 def refuse_unknown_settings(rules: Iterable[Rule], runs: Sequence[Said]) -> None:
