@@ -15,6 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from ..rules.findings import Finding
+from ..rules.pages import page
 from ..rules.rule_files import Rule
 from ..runfile.text import plain
 from .result import GateResult, RunCheck
@@ -65,8 +66,9 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "fullDescription": {"text": plain(rule.message)},
         "defaultConfiguration": {"level": LEVELS[rule.severity]},
     }
-    if rule.remedy:
-        described["help"] = {"text": plain(rule.remedy)}
+    text = page(rule.id)
+    if rule.remedy or text:
+        described["help"] = {"text": plain(rule.remedy or rule.name)} | ({"markdown": text} if text else {})
     return described
 
 

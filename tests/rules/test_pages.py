@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from loopscope.gate.check import check_runs
+from loopscope.gate.sarif import as_sarif
 from loopscope.rules.pages import page, page_name, section
 from loopscope.rules.rule_files import BUILT_IN, load_rules
 from loopscope.rules.series import KNOWN_NAMES
@@ -79,3 +82,11 @@ def test_the_pictures_are_those_that_the_script_draws(tmp_path):
 def test_a_page_is_asked_for_by_an_id_and_nothing_else():
     for name in ("../LS020", "LS020/../../x", "README", "", "LS999", "/etc/passwd"):
         assert page(name) == page_name(name) == ""
+
+
+def test_code_scanning_shows_the_page_of_each_rule(write_run):
+    path = write_run(loss=[2.0 + (step % 3) / 100 for step in range(60)])
+    log = json.loads(as_sarif(check_runs([path])))
+    shown = {rule["id"]: rule["help"] for rule in log["runs"][0]["tool"]["driver"]["rules"] if rule["id"] in RULES}
+    assert shown.keys() == RULES.keys()
+    assert all(shown[identifier]["markdown"] == page(identifier) and shown[identifier]["text"] for identifier in RULES)
