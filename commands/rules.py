@@ -13,7 +13,7 @@ from ..gate.result import FAILED, NOTHING, PASSED, UNREADABLE
 from ..rules.findings import Finding, Judgement
 from ..rules.judging import judge
 from ..rules.lead import loss_shows
-from ..rules.pages import page, page_name
+from ..rules.pages import by_itself, page, page_name
 from ..rules.rule_files import (
     BUILT_IN,
     SEVERITIES,
@@ -100,7 +100,7 @@ def _explain(identifier: str, rules: Sequence[Rule], *, as_json: bool) -> int:
         say(json.dumps({"version": VERSION, **known, "page_text": text}, indent=2))
         return PASSED
     if text:
-        _show_markdown(text)
+        _show_markdown(by_itself(text))
     if rule is not None and (not text or _differs(rule)):
         say("As it is set here:" if text else plain(f"{rule.id} {rule.name}"))
         say("\n".join(f"  {key} = {plain(json.dumps(value, ensure_ascii=False))}" for key, value in _settings(rule)))

@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from ..rules.findings import Finding
-from ..rules.pages import page
+from ..rules.pages import by_itself, page
 from ..rules.rule_files import Rule
 from ..runfile.text import plain
 from .result import GateResult, RunCheck
@@ -66,7 +66,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "fullDescription": {"text": plain(rule.message)},
         "defaultConfiguration": {"level": LEVELS[rule.severity]},
     }
-    text = page(rule.id)
+    text = by_itself(text) if (text := page(rule.id)) else ""
     if rule.remedy or text:
         described["help"] = {"text": plain(rule.remedy or rule.name)} | ({"markdown": text} if text else {})
     return described

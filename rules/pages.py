@@ -34,6 +34,16 @@ def page(rule: str) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
+def by_itself(text: str) -> str:
+    r"""Return a page for where its folder is not: without its picture, and links as their words alone.
+
+    >>> by_itself("see [LS010](LS010.md)\n\n## Firing\n\n![x](x.svg)\n")
+    'see LS010\n'
+    """
+    head = text.partition("\n## Firing\n")[0]
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", head).rstrip() + "\n"
+
+
 def section(text: str, heading: str) -> str:
     r"""Return what stands below a heading of a page, to the next one; empty where it is not there.
 
