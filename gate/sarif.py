@@ -66,9 +66,11 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "fullDescription": {"text": plain(rule.message)},
         "defaultConfiguration": {"level": LEVELS[rule.severity]},
     }
-    text = by_itself(text) if (text := page(rule.id)) else ""
-    if rule.remedy or text:
-        described["help"] = {"text": plain(rule.remedy or rule.name)} | ({"markdown": text} if text else {})
+    whole = page(rule.id)
+    if rule.remedy or whole:
+        described["help"] = {"text": plain(rule.remedy or rule.name)}
+    if whole:
+        described["help"]["markdown"] = by_itself(whole)
     return described
 
 
