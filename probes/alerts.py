@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -43,13 +43,12 @@ class Alerts:
         rules: What an alert is besides spikes and numbers that are not finite.
 
     Attributes:
-        heard: Events whose rules call back, for the training thread to take.
         stop: The first event whose rule stops the training, named by that rule; None where there is none.
     """
 
     def __init__(self, path: Path, rules: Sequence[Rule]) -> None:
         self._path, self._given = path, rules
-        self.heard: deque[Event] = deque(maxlen=MOST_HEARD)
+        self._heard: deque[Event] = deque(maxlen=MOST_HEARD)
         self.stop: Event | None = None
         self._actions = {rule.id: frozenset(rule.actions) for rule in rules}
         self._detector = EventDetector()
@@ -106,6 +105,11 @@ class Alerts:
     def add_pass(self, loops: NDArray[np.float32]) -> None:
         """Take a pass of the probe batch."""
         self._judged(lambda rules: rules.add_pass(loops))
+
+    def heard(self) -> Iterator[Event]:
+        """Yield the events whose rules call back, each once; for the training thread."""
+        while self._heard:
+            yield self._heard.popleft()
 
     def idle(self, writer: RunWriter, now: float) -> None:
         """Look at the clock while no row comes."""
@@ -165,7 +169,7 @@ class Alerts:
     def _tell_training(self, event: Event) -> None:
         """Leave an event for the training thread where its rule asks for that."""
         if self._has(event, "callback"):
-            self.heard.append(event)
+            self._heard.append(event)
         if self.stop is None and self._has(event, "stop"):
             self.stop = replace(event, kind=SPOKEN_FOR.get(event.kind, event.kind))
 

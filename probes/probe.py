@@ -203,8 +203,8 @@ class Probe:
         self._awaited: Callable[[], None] | None = None  # begins to watch a model that has no values yet
 
         def begin() -> None:
-            found = find_site(own, given, probe_batch)
-            self._begin(model, own, found, FixedBatch(own, found, _device_of(own), probe_batch))
+            located = find_site(own, given, probe_batch)
+            self._begin(model, own, located, FixedBatch(own, located, _device_of(own), probe_batch))
 
         if waits:
             self._awaited = begin
@@ -277,7 +277,7 @@ class Probe:
             message = f"step {self._step - 1} is not recorded: {one_line(error)}"
             self._notices.say(self._step - 1, "step_lost", message, trace=error)
         self._call_back()
-        if (stopped := self._stopping.check(self._step - 1, self._recorder.stop)) is not None:
+        if (stopped := self._stopping.check(self._step - 1, self._recorder.alerts.stop)) is not None:
             self._notices.say(self._step - 1, "stopped_by_rule", str(stopped), severity="error")
             self._end(str(stopped))
             raise stopped
@@ -344,7 +344,7 @@ class Probe:
 
     def _call_back(self) -> None:
         """Hand alerts to whoever asked for them; what goes wrong there is no matter of the training."""
-        for event in self._recorder.heard():
+        for event in self._recorder.alerts.heard():
             if self._on_alert is not None:
                 try:
                     self._on_alert(event)

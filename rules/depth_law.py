@@ -68,16 +68,20 @@ class DepthLaw:
         return CHANGED
 
     def update_many(self, depths: Iterable[float]) -> NDArray[np.int8]:
-        """Return what `update` would for each depth in turn."""
+        """Return what `update` would for each depth in turn, most of them many at a time."""
         values = np.asarray(depths, dtype=np.float64)
         known = np.flatnonzero(~np.isnan(values))
         given = values[known]
         said = np.zeros(len(given), dtype=np.int8)
+        odd = np.flatnonzero(self._odd_after_all(given))
         at = 0
         while at < len(given):
-            usual = self._usual_ahead(given[at : at + _ROWS_AT_ONCE])
-            if usual:
-                at += usual
+            following = int(np.searchsorted(odd, at))
+            end = int(odd[following]) if following < len(odd) else len(given)
+            if self._calm == REFERENCE and end > at:  # all that is remembered are the last depths
+                self._usual.extend(given[max(at, end - REFERENCE) : end].tolist())
+                self._recent.extend((depth, False) for depth in given[max(at, end - RECENT) : end].tolist())
+                at = end
             else:
                 said[at] = self.update(float(given[at]))
                 at += 1
@@ -85,20 +89,18 @@ class DepthLaw:
         every[known] = said
         return every
 
-    def _usual_ahead(self, given: NDArray[np.float64]) -> int:
-        """Take the depths up to the next odd one, many at once where nothing but the last usual ones counts.
-
-        Returns:
-            How many were taken; 0 where they have to be taken one by one.
-        """
-        if self._calm < REFERENCE:
-            return 0
-        values = np.concatenate([np.array(self._usual), given])
-        windows = np.lib.stride_tricks.sliding_window_view(values, REFERENCE)[:-1]
-        low, high = windows.min(axis=1), windows.max(axis=1)
-        margin = MARGIN * (high - low)
-        odd = ~((low - margin <= given) & (given <= high + margin))
-        count = int(np.argmax(odd)) if odd.any() else len(given)
-        self._usual.extend(given[max(0, count - REFERENCE) : count].tolist())
-        self._recent.extend((depth, False) for depth in given[max(0, count - RECENT) : count].tolist())
-        return count
+    def _odd_after_all(self, given: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which depths are odd where all the `REFERENCE` before are usual ones; elsewhere it says nothing."""
+        before = np.full(REFERENCE, np.nan)
+        before[REFERENCE - len(self._usual) :] = list(self._usual)
+        values = np.concatenate([before, given])
+        odd = np.zeros(len(given), dtype=bool)
+        for start in range(0, len(given), _ROWS_AT_ONCE):
+            here = given[start : start + _ROWS_AT_ONCE]
+            windows = np.lib.stride_tricks.sliding_window_view(
+                values[start : start + len(here) + REFERENCE - 1], REFERENCE
+            )
+            low, high = windows.min(axis=1), windows.max(axis=1)
+            margin = MARGIN * (high - low)
+            odd[start : start + len(here)] = ~((low - margin <= here) & (here <= high + margin))
+        return odd

@@ -186,7 +186,7 @@ def toml(value):
     return "{" + inside + "}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(TABLES, max_size=3), st.booleans())
 def test_any_tables_are_rules_or_a_rule_error_of_one_line(tmp_path_factory, tables, inside):
     path = tmp_path_factory.mktemp("t") / ("pyproject.toml" if inside else "r.toml")
