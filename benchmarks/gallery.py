@@ -511,9 +511,9 @@ def page(rows: Mapping[str, Any]) -> str:
         "# The fault gallery",
         "",
         f"{len(FAULTS)} faults, each planted in {seeds} small training{'s' if seeds > 1 else ''} (the demo model on "
-        f"the standard library's source, {STEPS} steps, fault at step {AT}), and {healthy} healthy twins, judged with "
-        "the shipped rules. Made by `benchmarks/gallery.py`; no threshold was chosen on these runs. A test trains some of "
-        "them again and compares them with the golden verdicts in `benchmarks/gallery.json`.",
+        f"the standard library's source, {STEPS} steps, fault at step {AT}), and {healthy} healthy twins. All were "
+        "judged with the shipped rules. Made by `benchmarks/gallery.py`; no threshold was chosen on these runs. A test "
+        "trains some of them again and compares them with the golden verdicts in `benchmarks/gallery.json`.",
         "",
         "## What is missed",
         "",
