@@ -192,7 +192,6 @@ class Recorder:
         mirrors: What every finished row is handed on to.
 
     Attributes:
-        alerts: What is worth an alarm, and what of it the training thread has to do.
         dropped: Rows that were lost on their way to the file.
         next_step: The step that comes after those in the file.
 
