@@ -35,12 +35,14 @@ from ..dynamics.linear.tracker import SpectralTracker
 from ..rules.detectors import non_finite
 from ..rules.rule_files import Rule
 from ..runfile.arrays import info_bytes
+from ..runfile.ending import STEPS_MISSING
 from ..runfile.flights import FlightStep
-from ..runfile.layout import INFO_LATER, Event
+from ..runfile.layout import INFO_LATER, Event, Severity
 from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
 from .alerts import Alerts
+from .kept_spectra import EIGENVALUES_KEPT, KeptSpectra
 from .measure.sums import loop_means
 from .mirrors import Mirror, Mirrors
 from .notices import Notices, one_line
@@ -53,7 +55,6 @@ ROWS_PER_FLUSH = 100
 SECONDS_PER_FLUSH = 0.5  # the most a kill can cost
 FLUSH_PATIENCE = 10.0  # seconds a checkpoint waits for a disk that hangs
 CLOSE_PATIENCE = 30.0  # seconds that the end of a run waits for a disk on which nothing moves
-EIGENVALUES_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,37 @@ class _Close:
     interrupted: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Continues:
+    """Where a recording is expected to go on.
+
+    Args:
+        step: The next step.
+        pace: Steps from one row to the next.
+        severity: How bad a gap is: the user may begin a recording in the middle of a training, and not go on there.
+    """
+
+    step: int
+    pace: int
+    severity: Severity
+
+    def gap_before(self, step: int) -> Event | None:
+        """Return that steps are missing before the first row, where they are."""
+        if step < self.step + self.pace:
+            return None
+        missing = f"steps {self.step} to {step - 1} are not in this file"
+        why = f"it ended at step {self.step - 1}" if self.step else "there was no file to go on in"
+        why = why if self.severity == "warning" else "recording began there"
+        message = f"{missing}: training went on at step {step}, and {why}"
+        return Event(step, time.time(), STEPS_MISSING, self.severity, float(step - self.step), message=message)
+
+
+def _pace(steps: NDArray[np.float64]) -> int:
+    """Return how many steps apart the last rows of a run are, at most."""
+    apart = np.diff(steps[-20:])
+    return max(1, int(apart.max())) if len(apart) else 1
+
+
 class Recorder:
     """Owns the run file of a live run.
 
@@ -186,14 +218,16 @@ class Recorder:
         self._handled = 0  # things taken from the queue, by which a wait tells a slow disk from one that hangs
         self._opened = threading.Event()
         self._error: Exception | None = None
-        self._alerts = Alerts(path, rules)
+        self.alerts = Alerts(path, rules)
         self._notices: Notices | None = None  # what this thread has to say, once there is a file
         self._may_seal = True
         self._was_finished = False
+        self._continues: _Continues | None = None  # until the first row has come
         self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
         self._tracked_steps = array("q")  # the step of every update of the trackers
         self._written_exact: tuple[int, Estimate] | None = None
+        self._spectra = KeptSpectra()
         arguments = (info, tuple(scalars), resume, overwrite)
         # HDF5 handles live and die in the thread that uses them.
         self._thread = threading.Thread(target=self._run, args=arguments, name="loopscope-recorder", daemon=True)
@@ -292,7 +326,8 @@ class Recorder:
         if resume and self.path.exists():
             with Run(self.path) as run:  # this rank's file alone, whatever lies beside it
                 self.next_step = int(run["step"][-1]) + 1 if len(run) else 0
-                self._alerts.resume(run)
+                self._continues = _Continues(self.next_step, _pace(run["step"]), "warning")
+                self.alerts.resume(run)
                 ranks = resumed_on(info.get("world_size"), run)
                 self._was_finished = run.state == "finished"
             writer = RunWriter.resume(self.path)
@@ -303,7 +338,8 @@ class Recorder:
         writer = RunWriter.create(
             self.path, info=info, scalars=scalars, eigenvalues=EIGENVALUES_KEPT, overwrite=overwrite
         )
-        self._alerts.begin(info, writer.names)
+        self.alerts.begin(info, writer.names)
+        self._continues = _Continues(0, 1, "warning" if resume else "note")
         return writer
 
     def _write_all(self, writer: RunWriter) -> None:
@@ -313,7 +349,7 @@ class Recorder:
             try:
                 item = self._queue.get(timeout=SECONDS_PER_FLUSH)
             except queue.Empty:
-                pass
+                self.alerts.idle(writer, time.time())
             else:
                 self._handled += 1
                 if isinstance(item, _Close):
@@ -324,10 +360,10 @@ class Recorder:
                 self._take(writer, item)
                 waiting += 1
             if waiting and (waiting >= ROWS_PER_FLUSH or time.monotonic() - flushed >= SECONDS_PER_FLUSH):
-                self._alerts.judge(writer)
+                self.alerts.judge(writer)
                 writer.flush()
                 waiting, flushed = 0, time.monotonic()
-        self._alerts.judge(writer, ended=True)
+        self.alerts.judge(writer, ended=True)
         # A finished run resumed in vain, by settings that its checkpoint refused say, is as finished as before.
         in_vain = self._was_finished and writer.rows == rows
         if item.interrupted and not in_vain:
@@ -356,7 +392,7 @@ class Recorder:
     def _take(self, writer: RunWriter, item: Record | Event | Learnt) -> None:
         """Write a record, an event or what was learnt; one that fails costs itself only."""
         if isinstance(item, Learnt):
-            self._alerts.learn(item.info)
+            self.alerts.learn(item.info)
             writer.append_array(item.step, INFO_LATER, info_bytes(item.info))
             return
         if isinstance(item, Event):
@@ -398,7 +434,7 @@ class Recorder:
         if record.is_probe:
             if loops is not None:
                 writer.append_probe(record.step, loops)
-                self._alerts.add_pass(loops)
+                self.alerts.add_pass(loops)
             return
         try:
             linear = self._linear(writer, record)
@@ -411,9 +447,14 @@ class Recorder:
             "nonfinite": float(len(non_finite(given, loops))),
             "rows_dropped": float(self.dropped + record.rows_cut),
         }
+        if self._continues is not None:
+            gap, self._continues = self._continues.gap_before(record.step), None
+            if gap is not None:
+                writer.append_event(gap)
+                log.log(logging.WARNING if gap.severity == "warning" else logging.INFO, "loopscope: %s", gap.message)
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
-        self._alerts.add(writer, given | extra, loops, record.flight, measured=given)
+        self.alerts.add(writer, given | extra, loops, record.flight, measured=given)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
         """Return the norms and eigenvalues of the matrices that came with a record."""
@@ -432,7 +473,7 @@ class Recorder:
             if wide:  # solved exactly in this step: the interval has no width
                 values |= dict.fromkeys(("a_bar_radius_lower", "a_bar_radius_upper"), values["a_bar_radius"])
             if record.spectrum:
-                writer.append_spectrum(record.step, eigenvalues[:EIGENVALUES_KEPT])
+                self._spectra.write(writer, record.step, a_bar, eigenvalues)
         return values
 
     def _tracked(self, a_bar: NDArray[np.generic], step: int) -> dict[str, float]:

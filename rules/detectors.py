@@ -1,4 +1,4 @@
-"""What is worth an event while training runs: a spike of the loss, a number that stopped being finite.
+"""What is worth an event while training runs: a spike of the loss, a number that stopped being finite, other depths.
 
 A detector sees the rows in order, on the recorder's thread, and speaks on the rising edge: once when a condition
 begins, not again until it has ended. After a resume it is fed the recorded rows first, so that it goes on where it was.
@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runfile.layout import Event, Severity
+from ..runfile.layout import Event
 from .loss_series import SOURCES, LossSeries
 from .spikes import SPIKE
 
-WATCHED = frozenset(
-    {"nonfinite", "loss_zscore", "scaler_settling"}
-)  # what events of this module are about, as rules name it
+SPOKEN_FOR: Final = {"non_finite": "LS001", "loss_spike": "LS010", "depth_changed": "LS016"}
+"""The rules that the events of this module are about."""
 
 
 class EventDetector:
@@ -39,6 +39,7 @@ class EventDetector:
         self._series = LossSeries()
         self._spiking = False
         self._broken: frozenset[str] = frozenset()
+        self._settling = False
 
     def update(
         self, step: int, time: float, values: Mapping[str, float], loops: NDArray[np.float32] | None = None
@@ -53,7 +54,8 @@ class EventDetector:
         """
         broken = frozenset(non_finite(values, loops))
         self.derived = self._series.update({**values, "nonfinite": float(len(broken))})
-        return self._loss_spike(step, time, values) + self._non_finite(step, time, values, broken)
+        events = self._loss_spike(step, time, values) + self._non_finite(step, time, values, broken)
+        return events + self._depth_changed(step, time, values)
 
     def replay(self, columns: Mapping[str, NDArray[np.float64]]) -> None:
         """Take the recorded rows of a run that goes on; they give no events.
@@ -76,16 +78,25 @@ class EventDetector:
         message = f"loss {loss:.4g} is {score:.1f} robust deviations above what was expected"
         return [Event(step, time, "loss_spike", "warning", score, SPIKE, message)]
 
+    def _depth_changed(self, step: int, time: float, values: Mapping[str, float]) -> list[Event]:
+        if not self.derived["depth_change"]:
+            return []
+        depth = values.get("depth", math.nan)
+        message = f"the loop runs to other depths than before, {depth:g} now: spikes of the loss are looked for anew"
+        return [Event(step, time, "depth_changed", "note", depth, message=message)]
+
     def _non_finite(self, step: int, time: float, values: Mapping[str, float], broken: frozenset[str]) -> list[Event]:
         """Return the event of numbers that have just stopped being finite."""
-        began, self._broken = sorted(broken - self._broken), broken
-        if not began:
+        if self.derived["scaler_settling"]:  # what lasts longer than that is news again
+            began, self._settling, self._broken = not self._settling, True, frozenset()
+            message = "the gradient norm is infinite while the loss scale of float16 settles; such steps are skipped"
+            event = Event(step, time, "grad_overflow", "note", values.get("grad_norm", math.nan), math.nan, message)
+            return [event] if began else []
+        names, self._broken, self._settling = sorted(broken - self._broken), broken, False
+        if not names:
             return []
-        message = f"not finite: {', '.join(began)}"
-        severity: Severity = "error"
-        if self.derived["scaler_settling"]:
-            message, severity = f"{message}, while the loss scale of float16 settles", "note"
-        return [Event(step, time, "non_finite", severity, values.get(began[0], math.nan), math.nan, message)]
+        message, value = f"not finite: {', '.join(names)}", values.get(names[0], math.nan)
+        return [Event(step, time, "non_finite", "error", value, math.nan, message)]
 
 
 def non_finite(values: Mapping[str, float], loops: NDArray[np.float32] | None) -> list[str]:
