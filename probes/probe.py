@@ -34,7 +34,7 @@ from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import looking
-from ..loops.site import LoopSite, unwrap
+from ..loops.site import LoopSite, LoopSiteError, unwrap
 from ..rules.rule_files import load_rules
 from ..runfile.ending import PROBE_LOST
 from ..runfile.rank_names import rank_of, rank_path
@@ -46,8 +46,9 @@ from .notices import Notices, log, one_line
 from .numbers import Numbers, accepted, wrong_names
 from .recorder import Recorder
 from .row_sender import LoopPart, RowSender
-from .run_info import run_info
+from .run_info import run_info, site_info
 from .schedule import Preset, find_preset
+from .seeker import Seeker, Timeline
 
 
 def attach(
@@ -150,34 +151,38 @@ class Probe:
             raise ValueError(wrong)
         own = unwrap(model)
         device = _device_of(own)
-        site = find_site(own, site, probe_batch)
-        for note in site.notes:
-            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
+        known, why_not = _site_or_why_not(own, site, probe_batch)
         self._preset = find_preset(preset)
-        batch = FixedBatch(own, site, device, probe_batch)
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        info = run_info(own, site, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
-        if site.a_bar is None and site.was_found:  # a model that said where its loop is, is not run
+        info = run_info(own, known, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
+        if known is not None and known.a_bar is None and known.was_found and not known.variables:  # a model that said where its loop is, is not run
             from ..loops.least_squares import linear_estimate
 
-            info["linear_estimate"] = linear_estimate(own, site, probe_batch)
+            info["linear_estimate"] = linear_estimate(own, known, probe_batch)
         self._recorder = Recorder(
             path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
         )
         self._step = self._recorder.next_step
         self._probed = -1  # the last step after which the fixed batch was run
-        self._closed = False
+        self._closed = self._waiting = False
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the one that is looked at
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
         self._sender = RowSender(self._recorder, self._notices)
-        tap = tap_on(own, site, device, self._tell)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
-        self._watch: LoopWatch | None = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
-        self._watch.prepare(self._step, 0)
+        self._watch: LoopWatch | None = None
+        self._seeker: Seeker | None = None
+        self._own, self._device, self._given = own, device, probe_batch
+        if known is not None:
+            self._watch_loop(known)
+        else:
+            self._seeker = Seeker(own, self._loop_found, self._say_waiting)
+            log.warning("loopscope: no loop of %s is known yet: the first training forward is looked at (%s)",
+                        type(own).__name__, one_line(why_not))  # fmt: skip
         atexit.register(self._at_exit)
 
     @property
@@ -317,9 +322,50 @@ class Probe:
         except Exception as error:
             self._lose_loop(error)
 
+    def _watch_loop(self, site: LoopSite) -> None:
+        """Begin to watch a loop."""
+        own = self._own
+        for note in site.notes:
+            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
+        batch = FixedBatch(own, site, self._device, self._given)
+        tap = tap_on(own, site, self._device, self._tell)
+        self._watch = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
+        self._watch.prepare(self._step, 0)
+
+    def _loop_found(self, site: LoopSite, timeline: Timeline | None) -> None:
+        """Begin to watch a loop that training has shown, with the forward that showed it."""
+        try:
+            self._watch_loop(site)
+            self._recorder.learn(self._step, site_info(site))
+            self._notices.say(self._step, "loop_found", f"a loop, {site.found}: {_in_words(site)}", severity="note")
+            if self._watch is None:
+                return
+            if self._call is not None:
+                self._watch.take_first(*self._call, self._step)
+            if timeline is not None and timeline.lost:
+                message = f"the loop of the forward that showed it is not recorded: {timeline.lost}"
+                self._notices.say(self._step, "state_missing", message, severity="note")
+            elif timeline is not None:
+                self._watch.tap.replay(timeline.moments)
+        except Exception as error:
+            self._lose_loop(error)
+        finally:
+            self._call = None
+            self._capture.remove()
+
+    def _say_waiting(self, why: str) -> None:
+        """Say that there is no loop yet."""
+        self._notices.say(self._step, "loop_awaited", f"no loop is recorded yet: {one_line(why)}", severity="note")
+        if not self._waiting:
+            log.warning("loopscope: no loop is recorded yet, and the probe waits for one: %s", why)
+        self._waiting = True
+
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
         if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
+            return
+        if self._seeker is not None:
+            self._seek(module, args, kwargs)
             return
         self._capture.remove()
         try:
@@ -340,9 +386,23 @@ class Probe:
         except Exception as error:
             self._lose_loop(error)
 
+    def _seek(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look for the loop in a training forward."""
+        assert self._seeker is not None
+        try:
+            self._call = args, kwargs
+            self._seeker.begin(module, args, kwargs)
+        except Exception as error:
+            self._seeker.stop()
+            self._capture.remove()
+            self._notices.say(self._step, PROBE_LOST, f"the loop could not be looked for: {one_line(error)}",
+                              severity="error", trace=error)  # fmt: skip
+
     def _detach(self, why: str) -> None:
         """Take the hooks off, and let ranks that would wait for this one know."""
         self._capture.remove()
+        if self._seeker is not None:
+            self._seeker.stop()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.tap.remove()
@@ -365,6 +425,26 @@ class Probe:
         self._detach(f"lost its probe in step {step}: {error!r}")
         message = f"the probe failed in step {step} and watches the loop no more: {one_line(error)}"
         self._notices.say(step, PROBE_LOST, message, severity="error", trace=error)
+
+
+def _site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | None) -> tuple[LoopSite | None, str]:
+    """Return where the loop is; where nobody has said so and nothing shows it, why not.
+
+    Raises:
+        LoopSiteError: It was said, or an example was given, and it does not fit.
+    """
+    try:
+        return find_site(model, site, example), ""
+    except LoopSiteError as error:
+        if site is not None or example is not None or callable(getattr(model, "loop_site", None)):
+            raise
+        return None, str(error)
+
+
+def _in_words(site: LoopSite) -> str:
+    """Return what of a loop is recorded."""
+    named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
+    return ", ".join(named) or f"the state that {site.body!r} receives"
 
 
 def _device_of(model: nn.Module) -> torch.device:

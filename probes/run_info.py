@@ -44,20 +44,14 @@ def _parameter_dtype(model: nn.Module) -> str | None:
     return max(sizes, key=sizes.__getitem__, default=None)
 
 
-def run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
+def run_info(model: nn.Module, site: LoopSite | None, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is true of the whole run."""
-    a_bar = site.a_bar() if site.a_bar is not None else None
-    structure = {0: "scaled identity", 1: "diagonal", 2: "dense"}
     return {
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_names": list(_with_norm(model)),
         "parameter_dtype": _parameter_dtype(model),
-        "site": site.describe(),
-        "variables": [variable.name for variable in site.variables],
-        "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
-        # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
-        "a_bar_learned": None if a_bar is None else a_bar.requires_grad,
+        **site_info(site),
         "preset": preset.name,
         "config": dict(config),
         "command": without_secrets(sys.argv),
@@ -66,6 +60,19 @@ def run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[s
         "device": str(next((p.device for p in model.parameters()), "cpu")),
         "host": platform.node(),
         "started": time.time(),
+    }
+
+
+def site_info(site: LoopSite | None) -> dict[str, Any]:
+    """Return what is true of a run because of where its loop is; None: that is not known yet."""
+    a_bar = site.a_bar() if site is not None and site.a_bar is not None else None
+    structure = {0: "scaled identity", 1: "diagonal", 2: "dense"}
+    return {
+        "site": None if site is None else site.describe(),
+        "variables": [] if site is None else [variable.name for variable in site.variables],
+        "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
+        # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
+        "a_bar_learned": None if a_bar is None else a_bar.requires_grad,
     }
 
 
