@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .call import Call, Input
+from .diagram import diagram
+from .lineage import Carried, LineageLoop, lineage_loops, marked_variables
 from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
-from .lineage import Carried, LineageLoop, diagram, lineage_loops, marked_variables
 from .site import BY_MARKS, LoopSite, LoopSiteError, Place
 from .trace import Event, example_tokens, trace
 
@@ -33,6 +34,7 @@ OF_ITS_OWN = (
     "call an nn.Identity of its own on the state once per period, and give site=LoopSite(body='<its name>', after='<a "
     "module that runs behind the loop>', output='<its name>', state_argument=None, shared=True)"
 )
+ELSEWHERE = "the same calls can be read as a loop that begins at another module"
 MOST_TRIED = 8  # arguments, and attributes, at a small forward each
 
 
@@ -100,7 +102,8 @@ def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
     if len(levels) == 1 and levels[0].site is not None and not levels[0].problem:
         return replace(levels[0].site, mean_depth=levels[0].loops)
     loops = lineage_loops(root)
-    if len(loops) == 1 and (site := _site_of_lineage(loops[0])) is not None:
+    certain = not any(level.problem == ELSEWHERE for level in levels)
+    if certain and len(loops) == 1 and (site := _site_of_lineage(loops[0])) is not None:
         return site
     raise LoopSiteError(_explanation(model, levels, loops, root))
 
@@ -111,9 +114,15 @@ def _site_of_lineage(loop: LineageLoop) -> LoopSite | None:
     if not variables:
         return None
     unseen = [carried for carried in loop.carried if carried.variable is None]
-    notes = [f"it also carries {_what(carried)}, which is not recorded{_advice(carried)}" for carried in unseen]
+    shapes = {carried.shape for carried in loop.carried if carried.variable is not None}
+    if any(carried.shape in shapes for carried in unseen):  # a state that nobody sees, and not what a solver remembers
+        return None
+    notes = [f"it also carries {_what(carried)}, not recorded{_advice(carried)}" for carried in unseen]
     return LoopSite(
-        variables=variables, mean_depth=loop.passes, found="discovered from parameters and data flow", notes=tuple(notes)
+        variables=variables,
+        mean_depth=loop.passes,
+        found="discovered from parameters and data flow",
+        notes=tuple(notes),
     )
 
 
@@ -146,8 +155,7 @@ def levels_of_trace(model: nn.Module, root: Event) -> list[Level]:
         readings = [_level(model, periods, turned, first) for turned in periods.turned(loop)]
         settled = [level for level in readings if not level.problem]
         if len(settled) > 1:
-            elsewhere = "the same calls can be read as a loop that begins at another module"
-            readings = [replace(level, problem=elsewhere) for level in settled]
+            readings = [replace(level, problem=ELSEWHERE) for level in settled]
         levels += (readings if len(settled) > 1 else settled) or readings[:1]
     return levels
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -94,11 +95,10 @@ def lineage_loops(root: Event) -> list[LineageLoop]:
         return []
     loops = []
     for start, period, count in _stretches(labels):
-        bounds = [uses[start + k * period] for k in range(count)]
-        end = uses[start + period * count - 1]
-        loop = _loop(flow, bounds, end)
-        if loop is not None:
-            loops.append(loop)
+        passes = [uses[start + k * period : start + (k + 1) * period] for k in range(count)]
+        readings = [_loop(flow, passes, returned=returned) for returned in (False, True)]
+        seen = [loop for loop in readings if loop is not None and any(each.variable for each in loop.carried)]
+        loops += seen[:1] or [loop for loop in readings[:1] if loop is not None]
     return loops
 
 
@@ -129,62 +129,12 @@ def _bits(number: int) -> Iterator[int]:
         number ^= low
 
 
-def diagram(root: Event) -> str:
-    """Return the calls of a forward in short: what repeats stands once, with how often.
-
-    >>> calls = [Event(name, None, {}, []) for name in "ababc"]
-    >>> diagram(Event("", None, {}, [], children=calls))
-    ''
-    """
-    counts = Counter(event.module for event in root.walk() if event.module is not None)
-    names = [event.name for event in _outermost(root, counts)]
-    return " → ".join(_folded(names))
-
-
-def _outermost(root: Event, counts: Counter[object]) -> Iterator[Event]:
-    """Yield calls of modules that learn, going into those that hold one called more often than they are."""
-    for child in root.children:
-        if child.module is None or not child.learns:
-            continue
-        inner = [e for e in child.walk() if e is not child and e.module is not None and e.learns]
-        if any(counts[e.module] > counts[child.module] for e in inner):
-            yield from _outermost(child, counts)
-        else:
-            yield child
-
-
-def _folded(names: list[str]) -> list[str]:
-    """Return a sequence with its repeats written once.
-
-    >>> _folded(list("xababaccy"))
-    ['x', '(a → b) ×2', 'a', 'c ×2', 'y']
-    """
-    size = 1
-    while size <= len(names) // 2:
-        out: list[str] = []
-        i, changed = 0, False
-        while i < len(names):
-            block, times = names[i : i + size], 1
-            while names[i + times * size : i + (times + 1) * size] == block:
-                times += 1
-            if times > 1 and len(block) == size:
-                text = " → ".join(block)
-                out.append(f"{text} ×{times}" if size == 1 else f"({text}) ×{times}")
-                i, changed = i + times * size, True
-            else:
-                out.append(names[i])
-                i += 1
-        names, size = out, 1 if changed else size + 1
-    return names
-
-
 def _flow(root: Event) -> _Flow:
     """Write a forward down as functions."""
     flow = _Flow()
 
     def visit(event: Event, owners: tuple[Event, ...]) -> None:
-        inside = [child for child in event.children]
-        for child in inside:
+        for child in event.children:
             if child.module is not None and any(e.module is None for e in child.walk()):
                 visit(child, (*owners, child))
             else:
@@ -291,17 +241,18 @@ def _stretches(labels: Sequence[int]) -> list[tuple[int, int, int]]:
     return [*_stretches(labels[:start]), (start, period, count), *rest]
 
 
-def _loop(flow: _Flow, bounds: list[int], end: int) -> LineageLoop | None:
-    """Return the loop whose passes begin at these uses of parameters; None where it carries nothing.
+def _loop(flow: _Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop | None:
+    """Return the loop of these passes; None where it carries nothing.
 
     Args:
         flow: The forward.
-        bounds: The first use of every pass.
-        end: The last use of the last.
+        passes: The uses of parameters of every pass.
+        returned: Whether the passes are told apart where most of what is alive was returned by modules, rather than
+            where the fewest values are alive.
     """
-    uses = [i for i in range(bounds[0], end + 1) if any(v.weights is not None for v in flow.events[i].reads)]
-    span = range(bounds[0], end + 1)
-    cuts = [_cut(flow, span, max(u for u in uses if u < bound), bound) for bound in bounds[1:]]
+    bounds = [uses[0] for uses in passes]
+    span = range(bounds[0], passes[-1][-1] + 1)
+    cuts = [_cut(flow, span, one[-1], other[0], returned) for one, other in pairwise(passes)]
     live = [sorted(_live(flow, span, cut), key=lambda key: flow.made[key]) for cut in cuts]
     inner = live[len(live) // 2 :] or live
     count = Counter(len(keys) for keys in inner).most_common(1)[0][0]
@@ -309,19 +260,19 @@ def _loop(flow: _Flow, bounds: list[int], end: int) -> LineageLoop | None:
         return None
     while len(live[-1]) < count:  # in the last passes, what nobody reads any more is joined to what goes on
         live.pop()
-    tracks = _tracks(flow, live)
+    tracks = _without_history(flow, _tracks(flow, live))
     names = tuple(dict.fromkeys(event.name for i in range(bounds[0], bounds[1]) for event in flow.owners[i][-1:]))
     body = _call_at(flow, bounds[0])
     return LineageLoop(_passes(tracks, len(bounds)), names, tuple(_carried(flow, tracks)), body)
 
 
 def _passes(tracks: list[_Track], blocks: int) -> int:
-    """Return how often all variables were updated."""
+    """Return how often all variables were updated; in the last pass some may be no longer alive."""
     return min([len(track.blocks) for track in tracks], default=blocks) if len(tracks) > 1 else blocks
 
 
-def _cut(flow: _Flow, span: range, low: int, high: int) -> int:
-    """Return where between two uses the fewest values are alive; of several such places, where the outermost modules return them."""
+def _cut(flow: _Flow, span: range, low: int, high: int, returned: bool) -> int:
+    """Return where between two uses the fewest values are alive, returned by the outermost modules."""
     depth: dict[int, int] = {}
     for owners in flow.owners:
         for level, call in enumerate(owners):
@@ -329,9 +280,10 @@ def _cut(flow: _Flow, span: range, low: int, high: int) -> int:
                 key = flow.key(call.writes[0])
                 depth[key] = min(depth.get(key, _UNRETURNED), level)
 
-    def cost(at: int) -> tuple[int, int, int]:
+    def cost(at: int) -> tuple[int, int, int, int]:
         live = _live(flow, span, at)
-        return len(live), sum(depth.get(key, _UNRETURNED) for key in live), at
+        seen = sum(key in depth for key in live)
+        return -seen if returned else 0, len(live), sum(depth.get(key, _UNRETURNED) for key in live), at
 
     return min(range(low + 1, high + 1), key=cost)
 
@@ -380,6 +332,26 @@ def _tracks(flow: _Flow, live: list[list[int]]) -> list[_Track]:
             holding.pop(key, None)
     steady = max((len(track.keys) for track in tracks), default=0)
     return [track for track in tracks if len(track.keys) > 1 or steady < 2]
+
+
+def _without_history(flow: _Flow, tracks: list[_Track]) -> list[_Track]:
+    """Return the variables, where a loop that goes on from its last few states is not taken for several.
+
+    There one place makes all of them, each takes the turn of the oldest, and none is handed back to where it was made.
+    """
+    makers = {_maker(flow, key) for track in tracks for key in track.keys}
+    order = sorted((block, number) for number, track in enumerate(tracks) for block in track.blocks)
+    turns = [number for _, number in order]
+    rotates = all(a == b for a, b in zip(turns, turns[len(tracks) :], strict=False))
+    if len(tracks) < 2 or len(makers) > 1 or not rotates:
+        return tracks
+    output = _returner(flow, [key for track in tracks for key in track.keys])
+    calls = [call for call in _calls(flow) if call.name == output and call.writes]
+    made = [flow.key(call.writes[0]) for call in calls]
+    if any(_own_argument(flow, calls, made, track) is not None for track in tracks):
+        return tracks
+    keys = {block: key for track in tracks for block, key in zip(track.blocks, track.keys, strict=True)}
+    return [_Track(sorted(keys), [keys[block] for block in sorted(keys)])]
 
 
 def _maker(flow: _Flow, key: int) -> tuple[Hashable, ...]:

@@ -282,7 +282,7 @@ class Recorder(TorchFunctionMode):
                 event.writes += [self._new(other) for other in self._living_aliases(tensor)]
         else:
             given = {id(value) for value in reads}
-            fresh = [tensor for tensor in tensors_in(output)]
+            fresh = tensors_in(output)
             if not fresh:
                 return output
             weights = _weights(name, reads, args, kwargs)
@@ -309,6 +309,12 @@ class Recorder(TorchFunctionMode):
     def _all(self, given: Any) -> list[Value]:
         return [self.value(tensor) for tensor in tensors_in(given)]
 
+    def _name(self, tensor: Tensor, code: CodeType, name: str) -> None:
+        """Note what the user's code calls a tensor."""
+        known = self._values.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            known[1].names.setdefault(code, name)
+
     def _line(self) -> Line | None:
         """Return the line of the user's code that is running, and take note of what it calls its tensors."""
         frame: FrameType | None = sys._getframe(2)
@@ -318,9 +324,11 @@ class Recorder(TorchFunctionMode):
             return None
         for name, held in frame.f_locals.items():
             if isinstance(held, Tensor):
-                known = self._values.get(id(held))
-                if known is not None and known[0]() is held:
-                    known[1].names.setdefault(frame.f_code, name)
+                self._name(held, frame.f_code, name)
+            elif type(held) in (list, tuple) and len(held) <= _SHORT:
+                for number, item in enumerate(held):
+                    if isinstance(item, Tensor):
+                        self._name(item, frame.f_code, f"{name}_{number}")
         return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code)
 
 
@@ -330,10 +338,11 @@ _NO_EVENTS = frozenset({"size", "dim", "numel", "is_floating_point", "stride", "
 def _writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
     """Return whether a function of this name writes into its first argument."""
     in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name == "__setitem__" or (name.startswith("__i") and name.endswith("__") and name not in _I_NAMES) \
-        or kwargs.get("out") is not None  # fmt: skip
+    augmented = name.startswith("__i") and name.endswith("__") and name not in _I_NAMES
+    return in_place or augmented or name == "__setitem__" or kwargs.get("out") is not None
 
 
+_SHORT = 16  # items of a list whose names are looked at
 _I_NAMES = frozenset({"__invert__", "__index__", "__int__", "__iter__"})
 
 

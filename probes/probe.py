@@ -157,7 +157,9 @@ class Probe:
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
         info = run_info(own, known, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
-        if known is not None and known.a_bar is None and known.was_found and not known.variables:  # a model that said where its loop is, is not run
+        if (
+            known is not None and known.a_bar is None and known.was_found and not known.variables
+        ):  # a model that said where its loop is, is not run
             from ..loops.least_squares import linear_estimate
 
             info["linear_estimate"] = linear_estimate(own, known, probe_batch)
@@ -182,7 +184,7 @@ class Probe:
         else:
             self._seeker = Seeker(own, self._loop_found, self._say_waiting)
             log.warning("loopscope: no loop of %s is known yet: the first training forward is looked at (%s)",
-                        type(own).__name__, one_line(why_not))  # fmt: skip
+                        type(own).__name__, first_line(why_not))  # fmt: skip
         atexit.register(self._at_exit)
 
     @property
@@ -355,7 +357,7 @@ class Probe:
 
     def _say_waiting(self, why: str) -> None:
         """Say that there is no loop yet."""
-        self._notices.say(self._step, "loop_awaited", f"no loop is recorded yet: {one_line(why)}", severity="note")
+        self._notices.say(self._step, "loop_awaited", f"no loop is recorded yet: {first_line(why)}", severity="note")
         if not self._waiting:
             log.warning("loopscope: no loop is recorded yet, and the probe waits for one: %s", why)
         self._waiting = True
@@ -445,6 +447,11 @@ def _in_words(site: LoopSite) -> str:
     """Return what of a loop is recorded."""
     named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
     return ", ".join(named) or f"the state that {site.body!r} receives"
+
+
+def first_line(text: str) -> str:
+    """Return the beginning of what may be a long explanation."""
+    return (text.strip().splitlines() or [""])[0][:200]
 
 
 def _device_of(model: nn.Module) -> torch.device:
