@@ -609,9 +609,11 @@ class TwoInTurn(nn.Module):
 
 def test_one_module_in_two_roles_is_never_offered_as_one_state(tmp_path):
     torch.manual_seed(0)
-    variables = discover(TwoInTurn(named=False)).variables
-    assert len(variables) == 2 and {variable.output for variable in variables} == {"net"}
-    # One of them can be had alone, behind an nn.Identity of its own.
+    with pytest.raises(LoopSiteError, match="several variables in turn") as refused:
+        discover(TwoInTurn(named=False))
+    assert "site=LoopSite(body='net'" not in str(refused.value)
+    assert "z = loopscope.mark(z, 'z') behind test_discovery.py" in str(refused.value)
+    # What the message advises works.
     model = TwoInTurn(named=True)
     site = LoopSite(body="answer", after="head", output="answer", state_argument=None, shared=True)
     with loopscope.attach(model, tmp_path / "run.h5", site=site) as probe:
