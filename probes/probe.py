@@ -21,10 +21,11 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,10 @@ from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, LoopSiteError, unwrap
-from ..rules.rule_files import load_rules
+from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
+from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.ending import PROBE_LOST
+from ..runfile.open import open_run
 from ..runfile.rank_names import rank_of, rank_path
 from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
@@ -49,6 +52,9 @@ from .row_sender import LoopPart, RowSender
 from .run_info import run_info, site_info
 from .schedule import Preset, find_preset
 from .seeker import Seeker, Timeline
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 
 def attach(
@@ -68,7 +74,8 @@ def attach(
     """Attach a probe to a looped model and records its training to one HDF5 file.
 
     Args:
-        model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call.
+        model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call. A
+            model on the meta device is watched from the step on that finds it with values.
         path: The run file; its folder is made when missing. In a process group of ``torch.distributed``, call this on
             every rank with the same path: rank N > 0 records to ``a.rankN.h5`` beside it, and `open_run` gives all
             ranks as one run.
@@ -94,8 +101,8 @@ def attach(
         LoopSiteError: The loop cannot be located.
         FileExistsError: The file is there and neither ``resume`` nor ``overwrite`` was given.
         OSError: The file cannot be written.
-        RuleError: The rule file is not valid.
-        ValueError: A scalar has a name that is taken, or the model is on the meta device.
+        RuleError: The rule file is not valid, or names a series that this run will not have.
+        ValueError: A scalar has a name that is taken, or the model has lazy modules.
 
     Example:
         >>> import tempfile, torch
@@ -146,20 +153,22 @@ class Probe:
         overwrite: bool,
         mirrors: Sequence[Mirror],
     ) -> None:
-        alerts = load_rules(rules)  # before anything that takes time: a rule file may be wrong
         if wrong := wrong_names(scalars):
             raise ValueError(wrong)
+        alerts = _rules_for(path if resume else None, rules, scalars)  # before anything that takes time
         own = unwrap(model)
-        device = _device_of(own)
+        _refuse_lazy(own)
+        given = site
         known, why_not = _site_or_why_not(own, site, probe_batch)
         self._preset = find_preset(preset)
+        batch = None if known is None else FixedBatch(own, known, _device_of(own), probe_batch)
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
         info = run_info(own, known, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
-        if (
-            known is not None and known.a_bar is None and known.was_found and not known.variables
-        ):  # a model that said where its loop is, is not run
+        waits = _is_without_values(own)
+        # A model that said where its loop is, is not run.
+        if known is not None and known.a_bar is None and known.was_found and not known.variables and not waits:
             from ..loops.least_squares import linear_estimate
 
             info["linear_estimate"] = linear_estimate(own, known, probe_batch)
@@ -173,19 +182,56 @@ class Probe:
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
         self._sender = RowSender(self._recorder, self._notices)
-        # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
-        self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
+        self._own, self._given = own, probe_batch
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
+        self._capture: RemovableHandle | None = None
         self._watch: LoopWatch | None = None
         self._seeker: Seeker | None = None
-        self._own, self._device, self._given = own, device, probe_batch
-        if known is not None:
-            self._watch_loop(known)
+        self._awaited: Callable[[], None] | None = None  # begins to watch a model that has no values yet
+
+        def begin() -> None:
+            self._capture_first(model)
+            self._begin(find_site(own, given, probe_batch))
+
+        if waits:
+            self._awaited = begin
+            message = "the model is on the meta device: its loop is watched from the step on that finds it with values"
+            self._notices.say(self._step, "loop_awaited", message, severity="note")
         else:
-            self._seeker = Seeker(own, self._loop_found, self._say_waiting)
-            log.warning("loopscope: no loop of %s is known yet: the first training forward is looked at (%s)",
-                        type(own).__name__, first_line(why_not))  # fmt: skip
+            self._capture_first(model)
+            if known is not None:
+                self._begin(known, batch)
+            else:
+                self._seeker = Seeker(own, self._loop_found, self._say_waiting)
+                what = "no loop of %s is known yet: the first training forward is looked at (%s)"
+                log.info("loopscope: " + what, type(own).__name__, first_line(why_not))
         atexit.register(self._at_exit)
+
+    def _capture_first(self, model: nn.Module) -> None:
+        """Hear of the first training forward."""
+        # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
+        self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
+
+    def _begin(self, site: LoopSite, batch: FixedBatch | None = None) -> None:
+        """Begin to watch a loop."""
+        own = self._own
+        for note in site.notes:
+            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
+        batch = batch or FixedBatch(own, site, _device_of(own), self._given)
+        tap = tap_on(own, site, _device_of(own), self._tell)
+        self._watch = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
+        self._watch.prepare(self._step, 0)
+
+    def _begin_awaited(self) -> None:
+        """Begin to watch a model that was attached without values, where it has them now."""
+        if self._awaited is None or _is_without_values(self._together.model):
+            return
+        begin, self._awaited = self._awaited, None
+        try:
+            begin()
+        except Exception as error:
+            message = f"the loop cannot be watched, now that the model has values: {one_line(error)}"
+            self._notices.say(self._step, PROBE_LOST, message, severity="error", trace=error)
 
     @property
     def path(self) -> Path:
@@ -295,6 +341,7 @@ class Probe:
         numbers = accepted(self._together.whole(given, step, forwards), step, self._notices)
         if self._preset.rows(step):
             self._send(step, numbers, began)
+        self._begin_awaited()
         if self._watch is not None:
             try:
                 self._watch.prepare(self._step, self._sender.waiting)
@@ -324,20 +371,10 @@ class Probe:
         except Exception as error:
             self._lose_loop(error)
 
-    def _watch_loop(self, site: LoopSite) -> None:
-        """Begin to watch a loop."""
-        own = self._own
-        for note in site.notes:
-            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
-        batch = FixedBatch(own, site, self._device, self._given)
-        tap = tap_on(own, site, self._device, self._tell)
-        self._watch = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
-        self._watch.prepare(self._step, 0)
-
     def _loop_found(self, site: LoopSite, timeline: Timeline | None) -> None:
         """Begin to watch a loop that training has shown, with the forward that showed it."""
         try:
-            self._watch_loop(site)
+            self._begin(site)
             self._recorder.learn(self._step, site_info(site))
             self._notices.say(self._step, "loop_found", f"a loop, {site.found}: {_in_words(site)}", severity="note")
             if self._watch is None:
@@ -352,8 +389,9 @@ class Probe:
         except Exception as error:
             self._lose_loop(error)
         finally:
-            self._call = None
-            self._capture.remove()
+            self._call, self._seeker = None, None
+            if self._capture is not None:
+                self._capture.remove()
 
     def _say_waiting(self, why: str) -> None:
         """Say that there is no loop yet."""
@@ -369,7 +407,8 @@ class Probe:
         if self._seeker is not None:
             self._seek(module, args, kwargs)
             return
-        self._capture.remove()
+        if self._capture is not None:
+            self._capture.remove()
         try:
             if self._watch is not None:
                 self._watch.take_first(args, kwargs, self._step)
@@ -384,7 +423,7 @@ class Probe:
             done = self._watch.pass_of_fixed_batch(step, last=last)
             if done is not None:
                 self._probed = step
-                self._sender.send_pass(step, done)
+                self._sender.send_pass(step, done, partial(self._watch.compare_a_bar, step, last=last))
         except Exception as error:
             self._lose_loop(error)
 
@@ -396,13 +435,14 @@ class Probe:
             self._seeker.begin(module, args, kwargs)
         except Exception as error:
             self._seeker.stop()
-            self._capture.remove()
             self._notices.say(self._step, PROBE_LOST, f"the loop could not be looked for: {one_line(error)}",
                               severity="error", trace=error)  # fmt: skip
 
     def _detach(self, why: str) -> None:
         """Take the hooks off, and let ranks that would wait for this one know."""
-        self._capture.remove()
+        self._awaited = None
+        if self._capture is not None:
+            self._capture.remove()
         if self._seeker is not None:
             self._seeker.stop()
         watch, self._watch = self._watch, None
@@ -455,17 +495,43 @@ def first_line(text: str) -> str:
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    """Return where a model computes.
+    """Return where a model computes."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _is_without_values(model: nn.Module) -> bool:
+    """Return whether a model is on the meta device: it has shapes, and memory comes later (``to_empty``)."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    """Refuse a model whose parameters have no shape yet, which cannot even be looked at.
 
     Raises:
-        ValueError: It has no data yet.
+        ValueError: It has lazy modules.
     """
-    parameters = list(model.parameters())
-    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         raise ValueError("the model has lazy modules that have no shape yet: call attach() after a first forward")
-    if any(parameter.is_meta for parameter in parameters):
-        raise ValueError("the model is on the meta device: call attach() after its parameters have memory (to_empty)")
-    return parameters[0].device if parameters else torch.device("cpu")
+
+
+def _rules_for(resumed: Path | None, rules: Path | None, scalars: Sequence[str]) -> list[Rule]:
+    """Return the rules that are judged while training runs; a name that no row can have is refused now.
+
+    Args:
+        resumed: The run file that is continued, where there is one: its own numbers are known too.
+        rules: The rule file.
+        scalars: The numbers that the user declares.
+    """
+    loaded = load_rules(rules)
+    known = {*KNOWN_NAMES, *scalars}
+    strange = [rule for rule in loaded if not rule.expr.names <= known]
+    if strange and resumed is not None and resumed.exists():
+        with open_run(resumed) as run:
+            known |= set(names_of(run))
+    refuse_unknown_series(
+        strange, known, "this run will not have", "declare numbers of your own: attach(scalars=[...])"
+    )
+    return loaded
 
 
 def _rank_and_world_size(path: Path) -> tuple[int, int | None]:
