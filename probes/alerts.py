@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from ..rules.detectors import EventDetector
 from ..rules.live_rules import LiveRules
 from ..rules.loss_series import SOURCES
-from ..rules.rule_files import Rule
+from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
+from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.flights import FlightStep, count_flights
 from ..runfile.layout import STEP_DERIVED, Event, derived_from_loops
+from ..runfile.open import open_run
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
 from .flight_recorder import FlightRecorder
@@ -142,3 +144,23 @@ class Alerts:
         except Exception:
             self._flight = None
             log.exception("loopscope: the flight recorder failed and is off; recording to %s goes on", self._path)
+
+
+def rules_for(resumed: Path | None, rules: Path | None, scalars: Sequence[str]) -> list[Rule]:
+    """Return the rules that are judged while training runs; a name that no row can have is refused now.
+
+    Args:
+        resumed: The run file that is continued, where there is one: its own numbers are known too.
+        rules: The rule file.
+        scalars: The numbers that the user declares.
+    """
+    loaded = load_rules(rules)
+    known = {*KNOWN_NAMES, *scalars}
+    strange = [rule for rule in loaded if not rule.expr.names <= known]
+    if strange and resumed is not None and resumed.exists():
+        with open_run(resumed) as run:
+            known |= set(names_of(run))
+    refuse_unknown_series(
+        strange, known, "this run will not have", "declare numbers of your own: attach(scalars=[...])"
+    )
+    return loaded

@@ -35,12 +35,10 @@ from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import looking
-from ..loops.site import LoopSite, LoopSiteError, unwrap
-from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
-from ..rules.series import KNOWN_NAMES, names_of
+from ..loops.site import LoopSite, unwrap
 from ..runfile.ending import PROBE_LOST
-from ..runfile.open import open_run
 from ..runfile.rank_names import rank_of, rank_path
+from .alerts import rules_for
 from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
 from .measure.group import PATIENCE_AT_END, Together
@@ -51,7 +49,7 @@ from .recorder import Recorder
 from .row_sender import LoopPart, RowSender
 from .run_info import run_info, site_info
 from .schedule import Preset, find_preset
-from .seeker import Seeker, Timeline
+from .seeker import Seeker, Timeline, first_line, in_words, site_or_why_not
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -155,11 +153,11 @@ class Probe:
     ) -> None:
         if wrong := wrong_names(scalars):
             raise ValueError(wrong)
-        alerts = _rules_for(path if resume else None, rules, scalars)  # before anything that takes time
+        alerts = rules_for(path if resume else None, rules, scalars)  # before anything that takes time
         own = unwrap(model)
         _refuse_lazy(own)
         given = site
-        known, why_not = _site_or_why_not(own, site, probe_batch)
+        known, why_not = site_or_why_not(own, site, probe_batch)
         self._preset = find_preset(preset)
         batch = None if known is None else FixedBatch(own, known, _device_of(own), probe_batch)
         if path.exists() and not (resume or overwrite):
@@ -376,7 +374,7 @@ class Probe:
         try:
             self._begin(site)
             self._recorder.learn(self._step, site_info(site))
-            self._notices.say(self._step, "loop_found", f"a loop, {site.found}: {_in_words(site)}", severity="note")
+            self._notices.say(self._step, "loop_found", f"a loop, {site.found}: {in_words(site)}", severity="note")
             if self._watch is None:
                 return
             if self._call is not None:
@@ -469,31 +467,6 @@ class Probe:
         self._notices.say(step, PROBE_LOST, message, severity="error", trace=error)
 
 
-def _site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | None) -> tuple[LoopSite | None, str]:
-    """Return where the loop is; where nobody has said so and nothing shows it, why not.
-
-    Raises:
-        LoopSiteError: It was said, or an example was given, and it does not fit.
-    """
-    try:
-        return find_site(model, site, example), ""
-    except LoopSiteError as error:
-        if site is not None or example is not None or callable(getattr(model, "loop_site", None)):
-            raise
-        return None, str(error)
-
-
-def _in_words(site: LoopSite) -> str:
-    """Return what of a loop is recorded."""
-    named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
-    return ", ".join(named) or f"the state that {site.body!r} receives"
-
-
-def first_line(text: str) -> str:
-    """Return the beginning of what may be a long explanation."""
-    return (text.strip().splitlines() or [""])[0][:200]
-
-
 def _device_of(model: nn.Module) -> torch.device:
     """Return where a model computes."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -512,26 +485,6 @@ def _refuse_lazy(model: nn.Module) -> None:
     """
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         raise ValueError("the model has lazy modules that have no shape yet: call attach() after a first forward")
-
-
-def _rules_for(resumed: Path | None, rules: Path | None, scalars: Sequence[str]) -> list[Rule]:
-    """Return the rules that are judged while training runs; a name that no row can have is refused now.
-
-    Args:
-        resumed: The run file that is continued, where there is one: its own numbers are known too.
-        rules: The rule file.
-        scalars: The numbers that the user declares.
-    """
-    loaded = load_rules(rules)
-    known = {*KNOWN_NAMES, *scalars}
-    strange = [rule for rule in loaded if not rule.expr.names <= known]
-    if strange and resumed is not None and resumed.exists():
-        with open_run(resumed) as run:
-            known |= set(names_of(run))
-    refuse_unknown_series(
-        strange, known, "this run will not have", "declare numbers of your own: attach(scalars=[...])"
-    )
-    return loaded
 
 
 def _rank_and_world_size(path: Path) -> tuple[int, int | None]:

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..loops.call import Call, tensors_in
+from ..loops.call import Call, Input, tensors_in
 from ..loops.discovery import discover, site_of_trace
+from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import LookError
 from ..loops.site import LoopSite, LoopSiteError
@@ -173,3 +174,28 @@ def _is_compiled(model: nn.Module) -> bool:
         if own and any("_torchdynamo_orig_callable" in getattr(each, "__dict__", ()) for each in held):
             return True
     return isinstance(model, torch.jit.ScriptModule)
+
+
+def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | None) -> tuple[LoopSite | None, str]:
+    """Return where the loop is; where nobody has said so and nothing shows it, why not.
+
+    Raises:
+        LoopSiteError: It was said, or an example was given, and it does not fit.
+    """
+    try:
+        return find_site(model, site, example), ""
+    except LoopSiteError as error:
+        if site is not None or example is not None or callable(getattr(model, "loop_site", None)):
+            raise
+        return None, str(error)
+
+
+def in_words(site: LoopSite) -> str:
+    """Return what of a loop is recorded."""
+    named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
+    return ", ".join(named) or f"the state that {site.body!r} receives"
+
+
+def first_line(text: str) -> str:
+    """Return the beginning of what may be a long explanation."""
+    return (text.strip().splitlines() or [""])[0][:200]
