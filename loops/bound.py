@@ -24,13 +24,13 @@ from .find import find_site
 from .hooks import LoopHooks, state_in
 from .neutral import Look, on_the_side, start_streams
 from .python_state import PythonState
-from .site import LoopSite, LoopSiteError, Place, argument, unwrap, with_argument
+from .site import LoopSite, LoopSiteError, Place, Variable, argument, unwrap, with_argument
 from .writes import memory_of
 
 Step = Callable[[Tensor], Tensor]
 
 
-class _ReachedError(Exception):
+class ReachedError(Exception):
     """Stops a forward where the loop has been left; carries the state."""
 
     def __init__(self, state: Tensor) -> None:
@@ -85,7 +85,16 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
     """
     inner = unwrap(model)
     place = find_site(inner, site, tokens)
-    if place.state_argument is None or place.shared:
+    whole = place.state_argument is not None and not place.shared
+    if place.variables or (place.output is not None and not whole):
+        from .joint import joint_loop
+
+        returned = (Variable(name="h", output=place.output, first=1),)
+        several = place if place.variables else LoopSite(variables=returned, mean_depth=place.mean_depth)
+        with joint_loop(inner, tokens, several, seed=seed) as joint:
+            yield joint
+        return
+    if not whole:
         raise LoopSiteError(
             f"the state of this loop does not enter it at one module ({place.body!r} is the first), so it can be "
             "watched but not linearised. Call an nn.Identity on the state at the top of the loop and name it as body"
@@ -113,13 +122,13 @@ class _Interception:
         self.final: Tensor | None = None
         self.catch = False
         self.seen: list[tuple[Tensor, Tensor | None]] = []
-        self.keeps_gradients = _KeepsGradients()
+        self.keeps_gradients = KeepsGradients()
         self.hooks = LoopHooks(model, site, enter=self._enter, after=self._leave)
-        self.repeats: _Repeats | None = None  # how forwards that leave something behind are made the same
+        self.repeats: Repeats | None = None  # how forwards that leave something behind are made the same
 
     def bind(self, look: Look) -> BoundLoop:
         """Run the model once to see h_0 and e, and make the functions."""
-        repeats = _Repeats(self.model, look)
+        repeats = Repeats(self.model, look)
         try:
             with torch.no_grad():
                 output = self._forward()
@@ -152,7 +161,7 @@ class _Interception:
             try:
                 with torch.set_grad_enabled(torch.is_grad_enabled()), self.keeps_gradients:
                     self._forward()
-            except _ReachedError as reached:
+            except ReachedError as reached:
                 return self._with_gradient(reached.state, h)
             except (LoopSiteError, NotImplementedError, torch.OutOfMemoryError):
                 raise
@@ -239,14 +248,14 @@ class _Interception:
             state = state_in(args[0]) if args else None
             if not isinstance(state, Tensor):
                 raise LoopSiteError(f"{self.site.after!r} receives no state at its first position: name another module")
-            raise _ReachedError(state)
+            raise ReachedError(state)
         if self.final is None:
             return None
         whole = args[0]
         return (type(whole)((self.final, *whole[1:])) if type(whole) in (tuple, list) else self.final, *args[1:])
 
 
-class _KeepsGradients(TorchFunctionMode):
+class KeepsGradients(TorchFunctionMode):
     """Lets a model's own ``torch.no_grad()`` do nothing between the state's entry and its exit.
 
     Models that truncate backpropagation run most of their loops without gradients; their loop is the same function.
@@ -273,7 +282,7 @@ class _KeepsGradients(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Repeats:
+class Repeats:
     """Makes every forward begin as the first one did, for models whose forwards leave something behind.
 
     What the first forward wrote to is exchanged for a copy in each later one: a graph may have saved it, and numbers in

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from ..loops.call import Call, Input, tensors_in
-from ..loops.discovery import discover, site_of_trace
 from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import LookError
@@ -131,6 +130,8 @@ class Seeker:
 
     def _settle(self, recorder: Recorder) -> None:
         """Say what a forward has shown."""
+        from ..loops.discovery import site_of_trace  # a model that says where its loop is loads none of it
+
         timeline, self._timeline = self._timeline, Timeline()
         try:
             site = site_of_trace(self._model, recorder.root.children[0])
@@ -143,6 +144,8 @@ class Seeker:
 
     def _look_aside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run a part of the batch on the side, where compiled parts run as they were written."""
+        from ..loops.discovery import discover
+
         try:
             site = discover(self._model, Call(args, kwargs).cut(2).kept())
         except (LoopSiteError, LookError) as error:
