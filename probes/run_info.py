@@ -7,12 +7,15 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..loops.site import LoopSite
+from ..runfile.rank_names import rank_of
 from .measure.internals import norms_of
 from .measure.sharded import own_part
 from .schedule import Preset
@@ -112,3 +115,25 @@ def _with_norm(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that have a norm: quantised ones have none."""
     kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     return {name: p for name, p in model.named_parameters() if p.dtype in kinds}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model computes."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuse a model whose parameters have no shape yet, which cannot even be looked at.
+
+    Raises:
+        ValueError: It has lazy modules.
+    """
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        raise ValueError("the model has lazy modules that have no shape yet: call attach() after a first forward")
+
+
+def rank_and_world_size(path: Path) -> tuple[int, int | None]:
+    """Return this process among those of ``torch.distributed``; without it, the rank of the path and no number."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return rank_of(path), None

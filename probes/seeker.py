@@ -26,6 +26,7 @@ from ..loops.hooks import Hook
 from ..loops.neutral import LookError
 from ..loops.site import LoopSite, LoopSiteError
 from ..loops.trace import Moment, Recorder
+from .notices import one_line
 
 MOST_BYTES = 256 << 20  # of tensors that are kept until a forward is over
 
@@ -90,6 +91,14 @@ class Seeker:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Look at the training forward that begins now, where that is due."""
+        try:
+            self._begin(module, args, kwargs)
+        except Exception as error:
+            self.stop()
+            self._waits(f"the loop cannot be looked for: {one_line(error)}")
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """As `begin`, and raises."""
         self._abandon()
         self._forwards += 1
         changed = self._calls != self._calls_then
@@ -135,7 +144,7 @@ class Seeker:
         timeline, self._timeline = self._timeline, Timeline()
         try:
             site = site_of_trace(self._model, recorder.root.children[0])
-        except LoopSiteError as error:
+        except Exception as error:  # of the search: training goes on
             self._waits(str(error))
             return
         self.stop()
