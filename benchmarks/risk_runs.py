@@ -27,6 +27,7 @@ from loopscope.probes.probe import Probe, attach
 from loopscope.probes.schedule import PRESETS
 from loopscope.runfile.layout import RunFileError
 from loopscope.runfile.open import open_run
+from numpy.typing import NDArray
 from torch import Tensor
 
 STEPS = 160
@@ -87,11 +88,25 @@ def text(seed: int) -> ByteText:
 
 
 @cache
+def byte_frequencies() -> NDArray[np.float64]:
+    """Return how often each byte is in the text."""
+    counts = np.bincount(text(0).batch(0, 20_000).numpy().ravel(), minlength=256)
+    return np.asarray(counts / counts.sum(), dtype=np.float64)
+
+
+@cache
 def unigram_entropy() -> float:
     """Return the entropy of single bytes of the text, in nats: what a model that ignores context can reach."""
-    counts = np.bincount(text(0).batch(0, 20_000).numpy().ravel(), minlength=256)
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
+    p = byte_frequencies()
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum())
+
+
+@cache
+def unigram_loss(seed: int, last: int) -> float:
+    """Return the loss of a model that counts bytes on the last batches of a run: they are harder for some seeds."""
+    p, size = byte_frequencies(), RunConfig(preset="demo").train_config().batch_size
+    batches = [text(seed).batch(step, size)[:, 1:].numpy() for step in range(STEPS - last, STEPS)]
+    return float(-np.log(np.maximum(p[np.concatenate(batches)], 1e-9)).mean())
 
 
 def at_a_quarter(step: int) -> bool:

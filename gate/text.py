@@ -7,6 +7,7 @@ Not covered: colours; a CI log shows none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..rules.diagnosis import Diagnosis
@@ -30,6 +31,8 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
         return
     found = run.diagnosis
     yield f"{word}  {plain(run.path)}  ({_steps(found)})  {plain(found.summary)}"
+    if not math.isnan(found.risk.value):
+        yield plain(f"{INDENT}{found.risk.sentence}")
     for finding in found.findings:
         yield from _of_finding(finding)
     yield from _not_judged(found)

@@ -20,6 +20,7 @@ from .completeness import completeness, unjudged, unstable_end
 from .findings import Finding, Judgement
 from .judging import judge
 from .regimes import RunRegimes, read_regimes
+from .risk import Risk, assess
 from .rule_files import Rule, load_rules
 
 
@@ -36,6 +37,7 @@ class Diagnosis:
         judgements: What each rule was judged on.
         ending: How the run ended.
         steps: Recorded steps.
+        risk: How likely the run is to be lost, as far as it is recorded, and which signals say so.
     """
 
     regimes: dict[str, Regime]
@@ -46,6 +48,7 @@ class Diagnosis:
     judgements: list[Judgement]
     ending: Ending
     steps: int
+    risk: Risk
 
     @property
     def evaluated(self) -> bool:
@@ -70,6 +73,7 @@ class Diagnosis:
             "regimes": dict(self.regimes),
             "verdict": self.verdict,
             "summary": self.summary,
+            "risk": self.risk.as_dict(),
             "findings": [finding.as_dict() for finding in self.findings],
             "judgements": [judgement.as_dict() for judgement in self.judgements],
             "skipped": self.skipped,
@@ -108,4 +112,5 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
         judgements=judged.judgements,
         ending=end,
         steps=len(run),
+        risk=assess(run),
     )

@@ -21,7 +21,7 @@ from ..runfile.reader import Run
 from .expression import Series, Truth
 from .findings import Finding, Judgement
 from .rule_files import Rule
-from .series import LOSS_DERIVED, Missing, constants, derived, missing, series_of
+from .series import LOSS_DERIVED, RISK, Missing, constants, derived, missing, series_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _could_fire(rule: Rule, fixed: Mapping[str, Series], names: Sequence[str]) -
 
 def _undecided(env: Mapping[str, Series]) -> Missing:
     """Return that a condition was unknown everywhere although its series were recorded."""
-    if early := sorted(LOSS_DERIVED & env.keys()):
+    if early := sorted((LOSS_DERIVED | {RISK}) & env.keys()):
         return Missing("not applicable", f"the run is too short for {', '.join(early)}")
     return Missing("no data", f"{', '.join(sorted(env))}: never known at one and the same step")
 

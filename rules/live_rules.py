@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,19 @@ from .expression import Series
 from .findings import Finding
 from .judging import Firing, finding, turning_rows
 from .rule_files import Rule
-from .series import constants, series_of
+from .risk import SOURCES, RunRisk, columns_of
+from .series import RISK, constants, series_of
 
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
+
+
+class _Row(NamedTuple):
+    """A row that is not judged yet."""
+
+    step: float
+    time: float
+    known: dict[str, float]  # the last value of every series
+    given: dict[str, float]  # what of the risk's sources the row itself brought
 
 
 class LiveRules:
@@ -52,13 +62,16 @@ class LiveRules:
         self._constants = constants(info)
         self._names = {name for rule, _ in self._firing.values() for name in rule.expr.names} - self._constants.keys()
         self._known = dict.fromkeys(self._names, math.nan)  # the last values
-        self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
+        self._rows: list[_Row] = []  # not judged yet
+        self._risk = RunRisk() if RISK in self._names else None
+        self._columns: dict[str, Series] = {}  # what its risk is made of
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
 
     def resume(self, run: Run) -> None:
         """Goes on where a run was interrupted; the rows before the first new one count."""
         steps = np.asarray(run["step"], dtype=np.float64)
         found = {name: series_of(run, name, steps) for name in self._names}
+        self._columns = columns_of(run) if self._risk is not None else {}
         self._past = {"step": steps} | {name: values for name, values in found.items() if values is not None}
 
     def add(self, step: int, values: Mapping[str, float], *, time: float = math.nan) -> list[Event]:
@@ -71,20 +84,23 @@ class LiveRules:
         """
         if self._past:
             self._replay(step)
-        if self._rows and step <= self._rows[-1][0]:
+        if self._rows and step <= self._rows[-1].step:
             self._forget()
         self._learn(values)
-        self._rows.append((float(step), time, dict(self._known)))
+        given = {name: values[name] for name in SOURCES if name in values} if self._risk is not None else {}
+        self._rows.append(_Row(float(step), time, dict(self._known), given))
         return self.judge() if len(self._rows) > BLOCK else []
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
         """Takes a pass of the probe batch, ``(T + 1, 4)`` as ``LOOP_COLUMNS``; it belongs to the row before it."""
-        if not self._names.isdisjoint(PROBE_DERIVED) and len(loops) > 1:
+        if not self._names.isdisjoint((*PROBE_DERIVED, RISK)) and len(loops) > 1:
             rows = loops.astype(np.float64)
             ratios = late_ratios(rows[None, :-1, 1], rows[None, :, 0])
-            self._learn({name: float(ratio[0]) for name, ratio in zip(PROBE_DERIVED, ratios, strict=True)})
+            measured = {name: float(ratio[0]) for name, ratio in zip(PROBE_DERIVED, ratios, strict=True)}
+            self._learn(measured)
             if self._rows:
-                self._rows[-1][2].update(self._known)
+                self._rows[-1].known.update(self._known)
+                self._rows[-1].given.update(measured)
 
     def judge(self, *, ended: bool = False) -> list[Event]:
         """Alerts of the rows that are complete; of all, when the run has ended."""
@@ -92,8 +108,10 @@ class LiveRules:
         self._rows = self._rows[len(ready) :]
         if not ready:
             return []
-        steps, times = (np.array([row[i] for row in ready]) for i in (0, 1))
-        env = {name: np.array([row[2].get(name, math.nan) for row in ready]) for name in self._known}
+        for row in ready if self._risk is not None else ():
+            row.known[RISK] = self._risk.update(row.given)
+        steps, times = np.array([row.step for row in ready]), np.array([row.time for row in ready])
+        env = {name: np.array([row.known.get(name, math.nan) for row in ready]) for name in self._known}
         return sorted(self._fired(steps, times, env), key=lambda event: event.step)
 
     def _learn(self, values: Mapping[str, float]) -> None:
@@ -121,10 +139,14 @@ class LiveRules:
             steps = past.pop("step")
             list(self._fired(steps, unknown, dict.fromkeys(self._known, unknown) | past))
             self._known.update({name: float(values[-1]) for name, values in past.items()})
+        if self._risk is not None:
+            self._risk.replay({name: values[:count] for name, values in self._columns.items()})
+            self._columns = {}
 
     def _forget(self) -> None:
         """Begins anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
         self._rows = []
+        self._risk = None if self._risk is None else RunRisk()
         self._firing = {name: (rule, Firing(rule)) for name, (rule, _) in self._firing.items()}
 
 

@@ -19,11 +19,13 @@ from ..runfile.reader import Run
 from .expression import Series
 from .findings import JudgementState
 from .loss_series import DERIVED, SOURCES, LossSeries
+from .risk import RunRisk, columns_of
 
 CONSTANTS: Final = frozenset({"a_bar_learned"})
 LOSS_DERIVED: Final = frozenset(DERIVED)
-_MADE_OF: Final = dict.fromkeys(DERIVED, "loss") | {"lr_zero": "lr", "scaler_settling": "nonfinite"}
-KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED})
+RISK: Final = "run_risk"
+_MADE_OF: Final = dict.fromkeys((*DERIVED, RISK), "loss") | {"lr_zero": "lr", "scaler_settling": "nonfinite"}
+KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, RISK})
 """What a rule can read of every run, besides the user's own numbers."""
 
 _LINEAR_PART: Final = frozenset({"a_bar_radius", "a_bar_norm", "a_bar_radius_error", "b_bar_norm", "injection_norm"})
@@ -51,6 +53,8 @@ def series_of(run: Run, name: str, steps: Series) -> Series | None:
     """Return a recorded or derived series at every step; ``None`` when the run does not know the name."""
     if name in LOSS_DERIVED:
         return derived(run)[name]
+    if name == RISK:
+        return RunRisk().replay(columns_of(run))
     try:
         recorded_at, values = run.series(name)
     except KeyError:
@@ -79,7 +83,7 @@ def constants(info: Mapping[str, Any]) -> dict[str, Series]:
 
 def names_of(run: Run) -> Iterable[str]:
     """Return every name that a rule can read of a run."""
-    return (*run.names, *CONSTANTS, *LOSS_DERIVED)
+    return (*run.names, *CONSTANTS, *LOSS_DERIVED, RISK)
 
 
 def missing(run: Run, name: str) -> Missing | None:

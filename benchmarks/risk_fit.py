@@ -1,0 +1,109 @@
+"""Fits limits, weights and constants of the risk on the calibration runs, none of the others.
+
+A signal counts from its lower quartile over the rows of healthy runs on, up to the 90 % quantile over those of lost
+ones. Weights are those of a logistic regression with a small ridge, kept at 0 or above; what gets next to none is left
+out and the rest fitted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from loopscope.rules.risk import BROKEN, Calibration, RunRisk, Term
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+Floats = NDArray[np.float64]
+COUNTS: Final = (16, 24, 40, 64, 96, 128)  # rows known when a run is judged, 10 % to 80 % of it
+RIDGE: Final = 0.2
+LEAST: Final = 0.15  # logits of a part worth keeping
+TERMS: Final = {
+    "loop": {
+        "loop": ("growth",),
+        "injection": ("radius",),
+        "weights": ("readout", "descent"),
+        "plateau": ("descent",),
+        "stall": ("stall", "descent"),
+        "rise": ("rise",),
+        "gradient": ("gradient",),
+    },
+    "loss": {
+        "plateau": ("descent",),
+        "stall": ("stall", "descent"),
+        "rise": ("rise",),
+        "gradient": ("gradient",),
+    },
+}
+"""Candidates of each basis."""
+
+
+def rows_of(runs: Sequence[Any], counts: Sequence[int] = COUNTS) -> tuple[dict[str, Floats], NDArray[np.bool_]]:
+    """Return the signals of all runs when so many rows are known, one run after the other, and which run is lost."""
+    drawn = [RunRisk().all_signals(run.columns) for run in runs]
+    at = np.array(counts) - 1
+    signals = {name: np.concatenate([each[name][at] for each in drawn]) for name in drawn[0]}
+    return signals, np.repeat([run.lost for run in runs], len(at))
+
+
+def limits(values: Floats, lost: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return where a signal begins to count and where it counts in full."""
+    known = ~np.isnan(values)
+    low, high = float(np.quantile(values[known & ~lost], 0.25)), float(np.quantile(values[known & lost], 0.9))
+    return round(low, 3), round(max(high, low + 0.05), 3)
+
+
+FIXED: Final = {"growth": (0.0, 0.4), "radius": (0.0, 1.4), "rise": (0.05, 0.3), "gradient": (0.2, 1.4), "stall": (-0.05, 0.0)}
+"""Limits that are not taken from quantiles but from what the numbers mean: a loop multiplies from 1 on, and so does ρ(A̅);
+a loss has risen for good at the limit of LS012."""
+
+
+def fit_basis(runs: Sequence[Any], candidates: dict[str, tuple[str, ...]]) -> Calibration:
+    """Return the calibration of one basis."""
+    signals, lost = rows_of(runs)
+    terms = []
+    for name, names in candidates.items():
+        pairs = [FIXED.get(each) or limits(signals[each], lost) for each in names]
+        terms.append(Term(name, names, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), 1.0))
+    while True:
+        constant, weights = regress(np.stack([term.extent(signals) for term in terms], axis=1), lost)
+        kept = [(t, w) for t, w in zip(terms, weights, strict=True) if w >= LEAST]
+        if len(kept) == len(terms):
+            made = (Term(t.name, t.signals, t.lower, t.upper, round(w, 2)) for t, w in kept)
+            return Calibration(round(constant, 2), tuple(made))
+        terms = [t for t, _ in kept]
+
+
+def regress(extents: Floats, lost: NDArray[np.bool_]) -> tuple[float, list[float]]:
+    """Return constant and weights of the logistic regression."""
+
+    def cost(parameters: Floats) -> tuple[float, Floats]:
+        logit = parameters[0] + extents @ parameters[1:]
+        p = 1 / (1 + np.exp(-logit))
+        loss = np.logaddexp(0, np.where(lost, -logit, logit)).mean() + RIDGE / len(lost) * (parameters[1:] ** 2).sum()
+        slope = np.concatenate([[np.mean(p - lost)], extents.T @ (p - lost) / len(lost)])
+        slope[1:] += 2 * RIDGE / len(lost) * parameters[1:]
+        return float(loss), slope
+
+    bounds = [(None, None)] + [(0.0, None)] * extents.shape[1]
+    found = minimize(cost, np.zeros(1 + extents.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(found[0]), [float(w) for w in found[1:]]
+
+
+def fit(runs: Sequence[Any]) -> str:
+    """Return the text of risk.toml."""
+    head = f"# Written by benchmarks/risk.py --calibrate from {len(runs)} runs; what it means: docs/risk.md.\n"
+    return head + "".join(as_toml(basis, fit_basis(runs, terms)) for basis, terms in TERMS.items())
+
+
+def as_toml(basis: str, made: Calibration) -> str:
+    """Return a calibration as TOML."""
+    lines = [f"\n[{basis}]", f"constant = {made.constant}"]
+    for term in made.terms:
+        lines += [
+            "", f"[[{basis}.part]]", f'name = "{term.name}"',
+            f"signals = [{', '.join(f'{chr(34)}{n}{chr(34)}' for n in term.signals)}]",
+            f"lower = {list(term.lower)}", f"upper = {list(term.upper)}", f"weight = {term.weight}",
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
