@@ -14,15 +14,14 @@ import argparse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from loopscope.rules import risk
 from loopscope.runfile.open import open_run
+from numpy.typing import NDArray
 from risk_fit import fit
 from risk_report import report
-from risk_runs import STEPS, Cell, train_missing, unigram_entropy
-from numpy.typing import NDArray
+from risk_runs import STEPS, Cell, train_missing, unigram_entropy, unigram_loss
 
 Floats = NDArray[np.float64]
 LAST = 20  # losses at the end

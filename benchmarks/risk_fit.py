@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from loopscope.rules.risk import BROKEN, Calibration, RunRisk, Term
+from loopscope.rules.risk import Calibration, RunRisk, Term
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
@@ -54,9 +54,15 @@ def limits(values: Floats, lost: NDArray[np.bool_]) -> tuple[float, float]:
     return round(low, 3), round(max(high, low + 0.05), 3)
 
 
-FIXED: Final = {"growth": (0.0, 0.4), "radius": (0.0, 1.4), "rise": (0.05, 0.3), "gradient": (0.2, 1.4), "stall": (-0.05, 0.0)}
-"""Limits that are not taken from quantiles but from what the numbers mean: a loop multiplies from 1 on, and so does ρ(A̅);
-a loss has risen for good at the limit of LS012."""
+FIXED: Final = {
+    "growth": (0.0, 0.4),
+    "radius": (0.0, 1.4),
+    "rise": (0.05, 0.3),
+    "gradient": (0.2, 1.4),
+    "stall": (-0.05, 0.0),
+}
+"""Limits that are not quantiles but what the numbers mean: a loop multiplies from 1 on, and so does ρ(A̅); a loss has
+risen for good at the limit of LS012."""
 
 
 def fit_basis(runs: Sequence[Any], candidates: dict[str, tuple[str, ...]]) -> Calibration:

@@ -1,9 +1,9 @@
 """The runs that the risk is calibrated on and reported on: four architectures, over widths, learning rates and seeds.
 
 Each run is our own training of the demo model with a probe on (preset `watch`; on even seeds also the full loop's
-Jacobian at 25 % of the run), recorded to one run file. The trainer's observer adds three numbers that no probe takes, to see what
-they are worth: the update-to-weight ratio, the cosine of successive gradients, and the curvature along the update in
-units in which 2 is the limit of a gradient step. Runs that are there already are kept.
+Jacobian at 25 % of the run), recorded to one run file. The trainer's observer adds three numbers that no probe takes,
+to see what they are worth: the update-to-weight ratio, the cosine of successive gradients, and the curvature along the
+update in units in which 2 is the limit of a gradient step. Runs that are there already are kept.
 
 Not covered: what is made of the runs (``risk.py``).
 """

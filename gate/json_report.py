@@ -29,5 +29,5 @@ def _run(run: RunCheck, result: GateResult) -> dict[str, Any]:
     if run.diagnosis is not None:
         return {**head, **run.diagnosis.as_dict(), "error": None}
     unknown = dict.fromkeys(("lti", "loop", "trajectory"), "unknown")
-    return {**head, "steps": 0, "ending": None, "regimes": unknown, "verdict": "unknown", "summary": run.error, "risk": None,
-            "findings": [], "judgements": [], "skipped": [], "error": run.error}  # fmt: skip
+    return {**head, "steps": 0, "ending": None, "regimes": unknown, "verdict": "unknown", "summary": run.error,
+            "risk": None, "findings": [], "judgements": [], "skipped": [], "error": run.error}  # fmt: skip

@@ -24,8 +24,8 @@ from .detectors import WATCHED
 from .expression import Series
 from .findings import Finding
 from .judging import Firing, finding, turning_rows
-from .rule_files import Rule
 from .risk import SOURCES, RunRisk, columns_of
+from .rule_files import Rule
 from .series import RISK, constants, series_of
 
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps

@@ -236,7 +236,7 @@ class RunRisk:
         Args:
             columns: `SOURCES` as recorded, each ``(rows,)``; a missing one was not recorded.
         """
-        drawn, values = self._replayed(columns)
+        _drawn, values = self._replayed(columns)
         return values
 
     def all_signals(self, columns: Mapping[str, ArrayLike]) -> dict[str, Floats]:
