@@ -19,13 +19,14 @@ Floats = NDArray[np.float64]
 COUNTS: Final = (16, 24, 40, 64, 96, 128)  # rows known when a run is judged, 10 % to 80 % of it
 RIDGE: Final = 0.2
 LEAST: Final = 0.15  # logits of a part worth keeping
+FLOORS: Final = {"loop": 4.5}
+"""Least weights set by hand: no calibration run lost nothing but its state, and such a run is lost by definition."""
 TERMS: Final = {
     "loop": {
         "loop": ("growth",),
-        "injection": ("radius",),
+        "injection": ("radius", "descent"),
         "weights": ("readout", "descent"),
         "plateau": ("descent",),
-        "stall": ("stall", "descent"),
         "rise": ("rise",),
         "gradient": ("gradient",),
     },
@@ -56,7 +57,7 @@ def limits(values: Floats, lost: NDArray[np.bool_]) -> tuple[float, float]:
 
 FIXED: Final = {
     "growth": (0.0, 0.4),
-    "radius": (0.0, 1.4),
+    "radius": (0.0, 0.4),
     "rise": (0.05, 0.3),
     "gradient": (0.2, 1.4),
     "stall": (-0.05, 0.0),
@@ -73,7 +74,8 @@ def fit_basis(runs: Sequence[Any], candidates: dict[str, tuple[str, ...]]) -> Ca
         pairs = [FIXED.get(each) or limits(signals[each], lost) for each in names]
         terms.append(Term(name, names, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), 1.0))
     while True:
-        constant, weights = regress(np.stack([term.extent(signals) for term in terms], axis=1), lost)
+        extents = np.stack([term.extent(signals) for term in terms], axis=1)
+        constant, weights = regress(extents, lost, [FLOORS.get(term.name, 0.0) for term in terms])
         kept = [(t, w) for t, w in zip(terms, weights, strict=True) if w >= LEAST]
         if len(kept) == len(terms):
             made = (Term(t.name, t.signals, t.lower, t.upper, round(w, 2)) for t, w in kept)
@@ -81,8 +83,8 @@ def fit_basis(runs: Sequence[Any], candidates: dict[str, tuple[str, ...]]) -> Ca
         terms = [t for t, _ in kept]
 
 
-def regress(extents: Floats, lost: NDArray[np.bool_]) -> tuple[float, list[float]]:
-    """Return constant and weights of the logistic regression."""
+def regress(extents: Floats, lost: NDArray[np.bool_], floors: Sequence[float]) -> tuple[float, list[float]]:
+    """Return constant and weights of the logistic regression, no weight below its floor."""
 
     def cost(parameters: Floats) -> tuple[float, Floats]:
         logit = parameters[0] + extents @ parameters[1:]
@@ -92,9 +94,23 @@ def regress(extents: Floats, lost: NDArray[np.bool_]) -> tuple[float, list[float
         slope[1:] += 2 * RIDGE / len(lost) * parameters[1:]
         return float(loss), slope
 
-    bounds = [(None, None)] + [(0.0, None)] * extents.shape[1]
+    bounds = [(None, None), *((floor, None) for floor in floors)]
     found = minimize(cost, np.zeros(1 + extents.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
     return float(found[0]), [float(w) for w in found[1:]]
+
+
+def left_out(runs: Sequence[Any], basis: str = "loop") -> list[Floats]:
+    """Return the risk of every row of each run, from a calibration on the runs of other widths and other seeds."""
+    found = []
+    made: dict[tuple[int, int], Calibration] = {}
+    for run in runs:
+        key = (run.cell.width, run.cell.seed)
+        if key not in made:
+            others = [each for each in runs if each.cell.width != key[0] and each.cell.seed != key[1]]
+            made[key] = fit_basis(others, TERMS[basis])
+        logits = made[key].logits(RunRisk().all_signals(run.columns))
+        found.append(np.nan_to_num(1 / (1 + np.exp(-logits))))
+    return found
 
 
 def fit(runs: Sequence[Any]) -> str:

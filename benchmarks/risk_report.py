@@ -11,6 +11,7 @@ from loopscope.rules.risk import RunRisk, carry
 from loopscope.rules.rule_files import load_rules
 from numpy.typing import NDArray
 from risk_baselines import auroc, gradient_norm, interval, lightning_finite, lightning_spike, llm_foundry, olmo
+from risk_fit import left_out
 from risk_runs import ARCHITECTURES, EARLY, LATE, STEPS
 
 Floats = NDArray[np.float64]
@@ -116,11 +117,11 @@ def held(risk: Floats, hold: int = HOLD) -> float:
 
 
 def thresholds(runs: Sequence[Any]) -> None:
-    """Print how high the risk of calibration runs went and stayed."""
-    peaks = [(held(risk_from()(run)), run.lost) for run in runs]
+    """Print how high the risk of calibration runs went and stayed, each judged by a calibration without its like."""
+    peaks = [(held(risk), run.lost) for risk, run in zip(left_out(runs), runs, strict=True)]
     healthy = sorted((peak for peak, lost in peaks if not lost), reverse=True)
     lost = sorted(peak for peak, lost in peaks if lost)
-    print(f"\ncalibration runs, largest risk held for {HOLD} steps: "
+    print(f"\ncalibration runs, left out, largest risk held for {HOLD} steps: "
           f"healthy {[round(p, 2) for p in healthy[:5]]}, lost {[round(p, 2) for p in lost[:5]]} …")  # fmt: skip
 
 

@@ -22,10 +22,12 @@ from ..models.run_config import RunConfig, load_run_config
 from ..models.train import Progress, TrainResult, train
 from ..probes.probe import Probe, attach
 from ..probes.schedule import Preset
+from ..runfile.ending import STOPPED_LOST
 from .output import say
 from .progress import step_progress
 
 CHECKPOINT_EVERY: Final = 50  # steps, where a run does not say
+LOST_RULE: Final = "LS071"  # the rule that says a run is lost
 INTERRUPTED: Final = 130  # the exit code of a command that Ctrl-C ended
 
 
@@ -87,6 +89,7 @@ def train_run(
     probes: bool = True,
     measure: str | Preset = "watch",
     rules: Path | None = None,
+    stop_lost: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Trains a model and records its loop to ``out``; under ``torchrun``, call it on all ranks.
@@ -101,6 +104,7 @@ def train_run(
         probes: Record the loop.
         measure: What the probe measures and when: ``watch``, ``inspect``, ``study``, or a preset of your own.
         rules: TOML file that changes or adds rules.
+        stop_lost: End the run early, with a checkpoint, when rule LS071 says that it is lost.
         on_progress: Told how far the run is.
 
     Returns:
@@ -129,13 +133,28 @@ def train_run(
                 observer=probe,
                 checkpoint_path=checkpoints,
                 resume=resume,
-                on_progress=on_progress,
+                on_progress=_until_lost(probe, on_progress) if probe is not None and stop_lost else on_progress,
             )
             if probe is not None and result.interrupted:
                 steps = config.train_config().steps
-                reason = f"stopped by {result.stopped_by or 'another rank'} after {result.step} of {steps} steps"
+                lost = probe.fired.get(LOST_RULE) if stop_lost else None
+                by = f"stopped by {result.stopped_by or 'another rank'}" if lost is None else STOPPED_LOST
+                why = "" if lost is None else f": {LOST_RULE} fired at step {lost}"
+                reason = f"{by} after {result.step} of {steps} steps{why}"
                 probe.close(finished=False, reason=reason)
         return result
+
+
+def _until_lost(probe: Probe, tell: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """Return a report of progress that stops the run, as Ctrl-C does, when its rules have said that it is lost."""
+
+    def told(progress: Progress) -> None:
+        if tell is not None:
+            tell(progress)
+        if LOST_RULE in probe.fired:
+            raise KeyboardInterrupt
+
+    return told
 
 
 def with_checkpoints(config: RunConfig) -> RunConfig:

@@ -47,6 +47,7 @@ class Alerts:
         self._flight: FlightRecorder | None = FlightRecorder()
         self._past: dict[str, NDArray[np.float64]] = {}  # columns of the run that is resumed
         self._aloud = True
+        self.fired: dict[str, int] = {}  # kinds of events so far, rules by their id, each with its first step
 
     def begin(self, info: Mapping[str, Any], names: Sequence[str]) -> None:
         """Makes ready for a new run with these step columns."""
@@ -123,6 +124,7 @@ class Alerts:
         """
         for event in events:
             writer.append_event(event)
+            self.fired.setdefault(event.kind, event.step)
             # A spike may be one of hundreds, and it may be nothing; what a rule calls an alert is worth a line.
             if self._aloud and (event.severity == "error" or event.kind != "loss_spike"):
                 more = f"`loopscope check {self._path}` says what to try"

@@ -181,6 +181,14 @@ class Probe:
         atexit.register(self._at_exit)
 
     @property
+    def fired(self) -> dict[str, int]:
+        """The rules that have fired while this probe watched, by id, with the step of their first alert.
+
+        Rows are judged some steps after they were recorded, so that an alert comes late by about twenty.
+        """
+        return self._recorder.fired
+
+    @property
     def path(self) -> Path:
         """The run file of this process."""
         return self._recorder.path

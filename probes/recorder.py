@@ -168,6 +168,11 @@ class Recorder:
             raise self._error
 
     @property
+    def fired(self) -> dict[str, int]:
+        """Return what detectors and rules have said in this process, each kind with its first step."""
+        return dict(self._alerts.fired)
+
+    @property
     def waiting(self) -> int:
         """Return how many records were handed over and not written yet."""
         return self._queue.qsize()

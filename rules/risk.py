@@ -39,7 +39,7 @@ GROWN: Final = ("a_bar_norm", "b_bar_norm", "c_out_norm")  # compared with their
 COMPARED: Final = ("loss", "grad_norm")  # compared with their levels half of the way back
 START: Final = 4  # first losses, of which the median is what a run began with
 SIGNALS: Final = {
-    "growth": "late loops of the fixed batch multiply step or state by {x:.2f}",
+    "growth": "each late loop of the fixed batch multiplies step and state by {x:.2f}",
     "radius": "ρ(A̅) is {x:.2f}",
     "readout": "the read-out matrix has grown {x:.1f}-fold since the start",
     "injection": "the matrices of the injection have grown {x:.1f}-fold since the start",
@@ -345,7 +345,9 @@ def signals(known: Mapping[str, Floats]) -> dict[str, Floats]:
     with np.errstate(invalid="ignore"):  # a loss near zero rises by much of itself and by little of what was gained
         unit = np.fmax(known["best"], (known["start"] - known["best"]) / 3)
         unit = np.where(unit > 0, unit, np.nan)
-    ratios = np.fmax(np.fmax(known["residual_ratio"], known["growth_ratio"]), known["jacobian_radius"])
+    both = np.minimum(known["residual_ratio"], known["growth_ratio"])  # NaN where one is not known
+    one = np.fmax(known["residual_ratio"], known["growth_ratio"])
+    ratios = np.where(np.isnan(both), np.where(np.isnan(one), known["jacobian_radius"], one), both)
     made = {
         "growth": log(ratios),
         "radius": log(known["a_bar_radius"]),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RUN_INTERRUPTED: Final = "run_interrupted"
 PROBE_LOST: Final = "probe_lost"
+STOPPED_LOST: Final = "stopped as lost"
+"""How the reason of a run begins that was ended early because its risk said that it was lost."""
 KILLED: Final = (
     "its process is gone and left no word: it was killed (SIGTERM, SIGKILL, out of memory), left by os._exit, or its "
     "disk or machine stopped"

@@ -235,7 +235,7 @@ def test_signals_name_what_they_are_of() -> None:
     followed = RunRisk()
     followed.replay(exploding())
     said = followed.explain().sentence
-    assert "multiply step or state by 3.00" in said and "ρ(A̅) is 3.00" in said
+    assert "multiplies step and state by 3.00" in said and "ρ(A̅) is 3.00" in said
     assert set(SIGNALS) <= set(signals(known_of(1)))
 
 
