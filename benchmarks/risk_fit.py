@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 Floats = NDArray[np.float64]
 COUNTS: Final = (16, 24, 40, 64, 96, 128)  # rows known when a run is judged, 10 % to 80 % of it
-RIDGE: Final = 0.2
+RIDGE: Final = 0.02
 LEAST: Final = 0.15  # logits of a part worth keeping
 FLOORS: Final = {"loop": 4.5}
 """Least weights set by hand: no calibration run lost nothing but its state, and such a run is lost by definition."""

@@ -108,8 +108,9 @@ class LiveRules:
         self._rows = self._rows[len(ready) :]
         if not ready:
             return []
-        for row in ready if self._risk is not None else ():
-            row.known[RISK] = self._risk.update(row.given)
+        if self._risk is not None:
+            for row in ready:
+                row.known[RISK] = self._risk.update(row.given)
         steps, times = np.array([row.step for row in ready]), np.array([row.time for row in ready])
         env = {name: np.array([row.known.get(name, math.nan) for row in ready]) for name in self._known}
         return sorted(self._fired(steps, times, env), key=lambda event: event.step)

@@ -76,7 +76,7 @@ class Risk:
 
     Attributes:
         value: The probability; NaN where fewer than `WINDOW` rows or no loss is known.
-        basis: ``loop`` or ``loss``: what was recorded, and therefore which calibration it is.
+        basis: ``loop``, or ``loss`` where only loss and gradient norm are recorded: which calibration it is.
         step: The step up to which rows were used; -1 for none.
         parts: What it is made of, the largest first.
         sentence: The same in one sentence.
@@ -241,8 +241,8 @@ class RunRisk:
 
     def all_signals(self, columns: Mapping[str, ArrayLike]) -> dict[str, Floats]:
         """Return the signals after each row instead, ``(rows,)`` each, NaN where not known; for calibrating."""
-        drawn, _ = self._replayed(columns)
-        return {name: spread(values, len(next(iter(columns.values())))) for name, values in drawn.items()}
+        drawn, values = self._replayed(columns)
+        return {name: spread(each, len(values)) for name, each in drawn.items()}
 
     def _replayed(self, columns: Mapping[str, ArrayLike]) -> tuple[dict[str, Floats], Floats]:
         """Return the signals where they are drawn, and the risk at every row."""
@@ -326,7 +326,7 @@ class RunRisk:
             parts.append(Part(BROKEN, x, x / whole, said))
         parts.sort(key=lambda part: -part.logits)
         why = "; ".join(f"{part.said} ({part.share:.0%})" for part in parts) or "nothing speaks for it"
-        known = "" if basis == "loop" else ", from the loss alone"
+        known = "" if basis == "loop" else " (no loop is recorded)"
         return Risk(self._value, basis, step, tuple(parts), f"Risk {self._value:.2f} of being lost{known}: {why}.")
 
     def _said(self, term: Term) -> str:

@@ -50,7 +50,7 @@ class Board:
             return 0
 
     def is_done(self, cell: Cell) -> bool:
-        """Return whether a cell's run has come to the end that the sweep asks for, or was stopped because it is lost."""
+        """Return whether a cell's run has come to the end that the sweep asks for, or was stopped as lost."""
         try:
             with open_run(self.path(cell)) as run:
                 recorded = int(run["step"][-1]) + 1 if len(run) else 0

