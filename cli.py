@@ -249,7 +249,7 @@ def check(
 
 
 @app.command(
-    epilog="People are told through apprise where LOOPSCOPE_NOTIFY holds the URLs of services. "
+    epilog="Sends notifications through apprise where LOOPSCOPE_NOTIFY holds the URLs of services. "
     "Example: loopscope watch runs/ --until-finished"
 )
 def watch(

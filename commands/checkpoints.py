@@ -74,7 +74,7 @@ class DepthCurve:
         return kept
 
     def as_dict(self) -> dict[str, Any]:
-        """The curve for JSON; None for what is not finite."""
+        """Return the curve for JSON; None for what is not finite."""
         law = self.law
         fitted = None if law is None else {
             "limit": law.limit, "amplitude": law.amplitude, "rate": law.rate, "identified": law.identified,
@@ -89,7 +89,7 @@ class DepthCurve:
         return plain
 
     def text(self) -> str:
-        """The curve for people."""
+        """Return the curve for people."""
         shown = {} if self.law is None else dict(zip(self.law.depths, self.law.residuals, strict=True))
         lines = [f"{'depth':>6} {'loss':>8}" + (f" {'law − loss':>11}" if shown else "")]
         for depth, loss in self.losses.items():
@@ -121,7 +121,7 @@ def linearize_checkpoint(
     device: str,
     progress: Callable[[str, float], None] | None = None,
 ) -> Linearization:
-    """Analyses the loop of a checkpoint on text.
+    """Analyse the loop of a checkpoint on text.
 
     Args:
         path: Checkpoint folder or run file.
@@ -147,7 +147,7 @@ def linearize_checkpoint(
 
 
 def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, device: str) -> DepthCurve:
-    """Evaluates a checkpoint at several test-time depths and fits the law of saturation.
+    """Evaluate a checkpoint at several test-time depths and fit the law of saturation.
 
     Args:
         path: Checkpoint folder or run file.
@@ -171,7 +171,7 @@ def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, devic
 
 @torch.no_grad()
 def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, int]:
-    """Safe depth of the answers of the training depth: predicted from twice that depth, and measured by running on."""
+    """Return the safe depth of the training depth's answers: predicted from twice that depth, and measured."""
     trained = model.config.mean_depth
     seen = 2 * trained
     horizon = max(HORIZON, 2 * seen)
@@ -198,13 +198,13 @@ def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, in
 
 
 def _answers(logits: Tensor) -> NDArray[np.int64]:
-    """The token chosen at every position; -1 where the logits are not finite."""
+    """Return the token chosen at every position; -1 where the logits are not finite."""
     finite = logits.isfinite().all(-1)
     return np.asarray(torch.where(finite, logits.argmax(-1), -1).cpu().numpy(), np.int64)
 
 
 def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
-    """The model of a checkpoint on its device, and the data of its run."""
+    """Return the model of a checkpoint on its device, and the data of its run."""
     folder = path if path.is_dir() else path.with_suffix(".checkpoint")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such checkpoint folder; give the one that `loopscope train` wrote")
@@ -227,7 +227,7 @@ def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
 
 
 def _bytes(path: Path, sequences: int, positions: int) -> Tensor:
-    """The first bytes of a file as ``(sequences, positions)`` tokens."""
+    """Return the first bytes of a file as ``(sequences, positions)`` tokens."""
     needed = sequences * positions
     content = path.read_bytes()[:needed]
     if len(content) < needed:

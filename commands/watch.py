@@ -21,7 +21,7 @@ from ..runfile.text import plain
 
 STYLES: Final = {"stable": "dodger_blue1", "marginal": "orange3", "unstable": "red", "unknown": "dim"}
 NEWEST: Final = 8  # alerts shown
-QUIET: Final = 60.0  # seconds without a row after which that is said
+QUIET: Final = 60.0  # seconds without a row after which the line says so
 
 
 def watch(

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from .adapters import adapted_site
-from .discovery import discover
 from .injection import verified
-from .neutral import quietly
+from .neutral import all_quietly
 from .site import BY_MODEL, LoopSite, LoopSiteError
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | None = None) -> LoopSite:
-    """Locates the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
+    """Locate the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
 
     Args:
         model: The user's module, unwrapped.
@@ -39,6 +37,9 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
     if site is None:
         site = _stated_site(model)
     if site is None:
+        from .adapters import adapted_site  # not needed where the model or the caller says where the loop is
+        from .discovery import discover
+
         site = adapted_site(model) or discover(model, example)
     modules = dict(model.named_modules())
     for role in ("body", "after", "output"):
@@ -54,12 +55,12 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
     if site.state_argument is None and site.output is None:
         raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
     given = {role: getattr(site, role) for role in ("a_bar", "b_bar", "c_out")}
-    quiet: dict[str, Any] = {role: quietly(model, read) for role, read in given.items() if read is not None}
+    quiet: dict[str, Any] = all_quietly(model, {role: read for role, read in given.items() if read is not None})
     return verified(model, replace(site, **quiet) if any(read is not given[n] for n, read in quiet.items()) else site)
 
 
 def _stated_site(model: nn.Module) -> LoopSite | None:
-    """The site a model states about itself, if it does."""
+    """Return the site a model states about itself, if it does."""
     state = getattr(model, "loop_site", None)
     if not callable(state):
         return None

@@ -3,7 +3,7 @@
 A `LoopSite` is the whole interface between a looped model and everything that measures it. A model of any origin may
 state its own with a method ``loop_site()`` that returns the keyword arguments of `LoopSite`, so that the model imports
 nothing of ours; the loops of some known models are described by ``adapters``; others are found by ``discovery``; and
-whatever cannot be found is told by hand.
+whatever cannot be found is given by hand.
 
 Not covered: models with several loops. They have one `LoopSite` each, and the user says which one is meant.
 """
@@ -101,12 +101,12 @@ class LoopSite:
         return self.depth_argument is not None or self.depth_attribute is not None
 
     def describe(self) -> dict[str, Any]:
-        """The site as plain values, for the run file: callables become whether they are there."""
+        """Return the site as plain values, for the run file; of a callable only whether it is there."""
         return {f.name: v if not callable(v := getattr(self, f.name)) else True for f in fields(self)}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel and ``torch.compile`` wrappers."""
+    """Return the user's own module inside DistributedDataParallel and ``torch.compile`` wrappers."""
     for _ in range(4):  # compile(DDP(compile(m))) is the deepest nesting anybody writes
         inner = getattr(model, "_orig_mod", None) or (getattr(model, "module", None) if _is_parallel(model) else None)
         if inner is None:
@@ -116,15 +116,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
-    """The tensor a module received at a position or under a keyword, or the channels of it that are meant."""
+    """Return the tensor a module received at a position or under a keyword, or the channels of it that are meant."""
     if isinstance(place, Part):
         return argument(args, kwargs, place.argument)[..., place.start : place.stop]
-    found: Tensor = kwargs[place] if isinstance(place, str) else args[place]
-    return found
+    tensor: Tensor = kwargs[place] if isinstance(place, str) else args[place]
+    return tensor
 
 
 def _is_parallel(model: nn.Module) -> bool:
-    """Whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
+    """Return whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
     return isinstance(model, DataParallel | DistributedDataParallel)

@@ -72,7 +72,7 @@ class TrainConfig:
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
         for name in ("betas", "eval_depths"):
             self._expect(name, isinstance(getattr(self, name), tuple | list), "a list of numbers")
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -96,16 +96,16 @@ class TrainConfig:
             self._expect(name, getattr(self, name) in (one, other), f"{one} or {other}")
 
     def _expect(self, name: str, fine: bool, expected: str) -> None:
-        """The one place where a bad field is reported."""
+        """Report a bad field; the one place that does."""
         if not fine:
             raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
 
 
 def _is_whole(value: object) -> bool:
-    """Whether a value from a file is an integer (``True`` is not)."""
+    """Return whether a value from a file is an integer (``True`` is not)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value from a file is a finite number."""
+    """Return whether a value from a file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

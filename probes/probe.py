@@ -33,7 +33,6 @@ from torch.nn.parameter import UninitializedParameter
 from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
-from ..loops.least_squares import linear_estimate
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
 from ..rules.rule_files import load_rules
@@ -162,6 +161,8 @@ class Probe:
         path.parent.mkdir(parents=True, exist_ok=True)
         info = run_info(own, site, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
         if site.a_bar is None and site.was_found:  # a model that said where its loop is, is not run
+            from ..loops.least_squares import linear_estimate
+
             info["linear_estimate"] = linear_estimate(own, site, probe_batch)
         self._recorder = Recorder(
             path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
@@ -289,6 +290,7 @@ class Probe:
         self._recorder.close(interrupted=interrupted, step=self._step - 1)
 
     def _end_step(self, given: Mapping[str, Any], began: float) -> None:
+        """Send the row of the step, run the fixed batch where it is due, and get ready for the next step."""
         step, self._step = self._step, self._step + 1
         forwards = self._watch.tap.forwards if self._watch is not None else 0
         self._together.begin(self._preset.name, step, forwards)
@@ -308,7 +310,7 @@ class Probe:
             self._lose_loop(error)
 
     def _send(self, step: int, numbers: Numbers, began: float) -> None:
-        """Send the row of a step, without its loop where that cannot be had."""
+        """Send the row of a step, without its loop where that could not be recorded."""
         part: LoopPart | None = None
         try:
             part = None if self._watch is None else self._watch.part(step)
@@ -318,7 +320,7 @@ class Probe:
             self._sender.send_step(step, Numbers(numbers.here) if part is not None else numbers, None, began)
 
     def _deliver_all(self) -> None:
-        """Wait for what is on its way; what cannot be had is dropped and counted."""
+        """Wait for what is on its way; what does not arrive is dropped and counted."""
         try:
             self._sender.deliver_all()
         except Exception as error:

@@ -2,7 +2,7 @@
 
 The training thread hands over records and never waits: the queue is bounded, and what does not fit is dropped and
 counted. Everything that takes time on the host (division, eigenvalues, detectors, HDF5) happens here. A failure of the
-file or of anything else in this thread is told in the log and, where it can, in the file; training goes on.
+file or of anything else in this thread goes to the log and, where possible, into the file; training goes on.
 
 A dense A̅ wider than `EXACT_WIDTH` is tracked from step to step (`SpectralTracker`, refreshed exactly in a further
 thread; 14 ms for both numbers at width 768 against 0.6 s exactly, on one core) and solved exactly in the steps whose
@@ -146,7 +146,7 @@ class Recorder:
         self.path = path
         self.dropped = 0
         self.next_step = 0
-        self._dropped_before = 0  # of rows dropped, those that a flush has told of
+        self._dropped_before = 0  # of rows dropped, those that a flush has reported
         self._queue: queue.Queue[Record | Event | _Flush | _Close] = queue.Queue(QUEUE_LENGTH)
         self._handled = 0  # things taken from the queue, by which a wait tells a slow disk from one that hangs
         self._opened = threading.Event()
@@ -232,6 +232,7 @@ class Recorder:
                 return
 
     def _run(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> None:
+        """Open the file and write until the end of the run; this is the thread."""
         try:
             writer = self._open(info, scalars, resume, overwrite)
         except Exception as error:
@@ -252,6 +253,7 @@ class Recorder:
             self._mirrors.close()
 
     def _open(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> RunWriter:
+        """Create the file, or continue it behind its last row."""
         if resume and self.path.exists():
             with Run(self.path) as run:  # this rank's file alone, whatever lies beside it
                 self.next_step = int(run["step"][-1]) + 1 if len(run) else 0
@@ -334,6 +336,7 @@ class Recorder:
             self._notices.say(step, "step_incomplete", message, cause=what, trace=error)
 
     def _write(self, writer: RunWriter, record: Record) -> None:
+        """Write the row of a step or of a pass; a part that cannot be computed costs that part."""
         loops: NDArray[np.float32] | None = None
         once: dict[str, float] = {}
         linear: dict[str, float] = {}
@@ -368,7 +371,7 @@ class Recorder:
         self._alerts.add(writer, given | extra, loops, record.flight, measured=given)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
-        """Norms and eigenvalues of the matrices that came with a record."""
+        """Return the norms and eigenvalues of the matrices that came with a record."""
         matrices = dict(record.matrices)
         a_bar = matrices.pop("a_bar", None)
         values = {f"{name}_norm": sigma_max(matrix) for name, matrix in matrices.items()}
@@ -388,7 +391,7 @@ class Recorder:
         return values
 
     def _tracked(self, a_bar: NDArray[np.generic], step: int) -> dict[str, float]:
-        """Radius and norm of a wide A̅ from those of the step before; what did not converge is left out.
+        """Return the radius and norm of a wide A̅ from those of the step before; what did not converge is left out.
 
         The interval of the radius is there at every step; an exact value is there with its own step once it arrives.
         """

@@ -152,7 +152,7 @@ class RowSender:
 
     Args:
         recorder: Who writes them.
-        notices: Where it is said that a number cannot be copied.
+        notices: Takes the message that a number cannot be copied.
     """
 
     def __init__(self, recorder: Recorder, notices: Notices) -> None:

@@ -3,7 +3,7 @@
 A run file is one HDF5 file. Its tables only grow; a row counts once a row of the ``commit`` table says so. The prose
 description, complete enough to write a reader in another language, is ``docs/run-file.md``.
 
-Not covered here: how bytes reach the disk (``writer``), how they are read (``reader``), what is done after a kill
+Not covered here: how bytes reach the disk (``writer``), how they are read (``file_source``), what is done after a kill
 (``handle``, ``repair``).
 """
 

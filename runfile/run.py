@@ -236,7 +236,7 @@ class Run:
         """Look for new rows; True when anything changed. Reads the commit row and, later on demand, only the tail.
 
         After a resume that went back, ``len`` can shrink and earlier entries change: compare ``generation``. A file
-        that was deleted, replaced by another run, or cut is said in ``events``.
+        that was deleted, replaced by another run, or cut gives one of the ``events``.
         """
         with LOCK:
             return self._source.refresh()
@@ -260,22 +260,22 @@ class Run:
         """Return a late-loop ratio of every probe pass, NaN where the trajectory was too short to have one."""
         residual, state = self.probe("residual_norm"), self.probe("state_norm")
         rows = np.count_nonzero(~np.isnan(self.probe("tokens")), axis=1)
-        found = np.full(len(rows), np.nan)
+        values = np.full(len(rows), np.nan)
         for n in np.unique(rows[rows > 1]):  # one group per depth of the probe pass: usually one
             at = rows == n
             ratios = late_ratios(residual[at, : n - 1], state[at, :n])
-            found[at] = ratios[PROBE_DERIVED.index(name)]
-        return found
+            values[at] = ratios[PROBE_DERIVED.index(name)]
+        return values
 
     def _on_steps(self, name: str) -> Series:
         """Spread a probe series over all steps, NaN where none was measured."""
         steps = self["step"]
-        found = np.full(len(steps), np.nan)
+        values = np.full(len(steps), np.nan)
         at = np.searchsorted(steps, self.probe_steps)
         known = at < len(steps)
         known[known] = steps[at[known]] == self.probe_steps[known]
-        found[at[known]] = self._ratios(name)[known]
-        return found
+        values[at[known]] = self._ratios(name)[known]
+        return values
 
     def _of_rank(self, rank: int, source: Source) -> Run:
         """Return one rank as a run of its own, the same object as long as its file is the same."""

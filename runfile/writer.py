@@ -1,7 +1,7 @@
 """Writes a run file: rows are staged in memory, flushed in order, and published by a commit row written last.
 
 A flush that returned True is an acknowledgement: what was appended before it survives ``kill -9``. Nothing raises
-because of the disk once the writer exists; on a failure it marks itself dead, counts the rows lost and says so once.
+because of the disk once the writer exists; on a failure it marks itself dead, counts the rows lost and logs it once.
 
 Not covered: power loss (the page cache is trusted while the run is live; sealing does wait for the disk), network file
 systems, and threads: one thread owns a writer.
@@ -271,15 +271,15 @@ class RunWriter:
 
     def append_spectrum(self, step: int, eigenvalues: ArrayLike) -> None:
         """Stage the eigenvalues of A̅ at a step: largest modulus first, as many as the run keeps, NaN where fewer."""
-        found = np.atleast_1d(np.asarray(eigenvalues, dtype=np.complex128)).ravel()
+        ordered = np.atleast_1d(np.asarray(eigenvalues, dtype=np.complex128)).ravel()
         if self._accepting():
             row = self._tables["spectra"].next()
             kept = (len(row) - 2) // 2
-            found = found[np.argsort(-np.abs(found), kind="stable")][:kept]
+            ordered = ordered[np.argsort(-np.abs(ordered), kind="stable")][:kept]
             row.fill(math.nan)
             row[:2] = int(step), self.generation
-            row[2 : 2 + len(found)] = found.real
-            row[2 + kept : 2 + kept + len(found)] = found.imag
+            row[2 : 2 + len(ordered)] = ordered.real
+            row[2 + kept : 2 + kept + len(ordered)] = ordered.imag
             self._dirty = True
 
     def append_event(self, event: Event) -> None:
@@ -360,7 +360,7 @@ class RunWriter:
         self.close()
 
     def close(self) -> None:
-        """Flush and close without ending the run, which then reads as interrupted. Harmless when repeated."""
+        """Flush and close without ending the run, which then reads as interrupted. A second call does nothing."""
         if self._closed:
             return
         if not self.flush() and not self.failure:
@@ -388,7 +388,7 @@ class RunWriter:
             self.close()
 
     def _accepting(self) -> bool:
-        """Whether a row can be staged: not dead, not closed, and not out of memory budget on a full disk."""
+        """Return whether a row can be staged: not dead, not closed, and not out of memory budget on a full disk."""
         return not (self.failure or self._closed) and self._tables["steps"].count < _KEEP_AT_MOST
 
     def _name_spare(self, name: str) -> int | None:
@@ -409,7 +409,7 @@ class RunWriter:
         return self._index[name]
 
     def _write_out(self) -> None:
-        """Bring every staged row into the file, then the commit row; the order is what makes a kill harmless."""
+        """Bring every staged row into the file, then the commit row: in this order a kill loses no committed row."""
         if self._unnamed:
             columns = self._handle.table("columns")
             for name in self._unnamed:
@@ -433,7 +433,7 @@ class RunWriter:
         return not gone
 
     def _enough_room(self, needed: int | None = None) -> bool:
-        """Whether the disk can take a flush; a failed write inside HDF5 can take the training process with it."""
+        """Return whether the disk can take a flush; a write that fails inside HDF5 can end the training process."""
         if needed is None:
             needed = 2 * sum(table.staged_bytes for table in self._tables.values())
         enough = free_bytes(self.path) >= needed + DISK_RESERVE
@@ -443,7 +443,7 @@ class RunWriter:
         return enough
 
     def _note_losses(self) -> None:
-        """Record in the file what was lost since this was said last."""
+        """Record in the file what was lost since the last such record."""
         if lost := self.rows_lost - self._lost_before:
             self._note_loss(
                 "rows_lost", lost, f"{lost} steps before this one were not recorded because the disk was full"
@@ -490,7 +490,7 @@ class RunWriter:
 
 
 def _after_fork_in_child() -> None:
-    """A forked child holds a copy of the writer that must never write."""
+    """Disarm the copy of a writer that a forked child holds: it must never write."""
     for writer in list(_WRITERS):
         if not writer._closed:
             writer.failure = "this process is a forked copy of the one that records"

@@ -56,7 +56,7 @@ Report = Callable[[str, str, Exception | None], None]
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 def _tap(order: Tensor, seen: list[Tensor], key: int, place: str, number: int) -> None:
-    """What a compiled graph calls where a hook is; ``order`` keeps the calls in order and is not changed."""
+    """Stand in a compiled graph where a hook is; ``order`` keeps the calls in order and is not changed."""
     tap = _TAPS.get(key)
     if tap is not None:
         tap.see(place, seen, number)
@@ -242,7 +242,7 @@ class LoopTap:
         self.report("state_missing", what, error)
 
     def _take(self, place: str, seen: list[Tensor], number: int) -> None:
-        """As `see`, and raises."""
+        """Do what `see` does, and raise its errors."""
         sums = self._target
         if place == "begin":
             self._begin_forward(seen, number)

@@ -66,10 +66,10 @@ def text(file: h5py.File, name: str) -> str:
     if not kind.is_variable_str() and kind.get_size() > _LONGEST_TEXT:
         raise Broken(f"attribute {name} is too long")
     said = file.attrs[name]
-    found = said if isinstance(said, str) else bytes(said).decode("utf-8", "replace")
-    if len(found) > _LONGEST_TEXT:
+    words = said if isinstance(said, str) else bytes(said).decode("utf-8", "replace")
+    if len(words) > _LONGEST_TEXT:
         raise Broken(f"attribute {name} is too long")
-    return found
+    return words
 
 
 def whole_number(file: h5py.File, name: str) -> int:
@@ -128,9 +128,9 @@ def _check_table(file: h5py.File, name: str, size: int) -> None:
 
 
 def _same(kind: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether HDF5's type is the one of a table; one that NumPy has no word for is not."""
+    """Return whether HDF5's type is the one of a table; one that NumPy has no word for is not."""
     try:
-        found: np.dtype[Any] = kind.dtype
+        stored: np.dtype[Any] = kind.dtype
     except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError, MemoryError):
         return False
-    return found == dtype and h5py.check_enum_dtype(found) is None
+    return stored == dtype and h5py.check_enum_dtype(stored) is None

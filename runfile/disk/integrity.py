@@ -167,7 +167,7 @@ def readable_rows(dataset: Any, size: int) -> int:
 
 
 def commits_whole(commits: Any, valid: int) -> bool:
-    """Whether the last of the ``valid`` leading commit rows is the newest.
+    """Return whether the last of the ``valid`` leading commit rows is the newest.
 
     A kill may leave room for one row that was never written; of several, rows were written that are gone now.
     """

@@ -77,7 +77,7 @@ def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> N
 
 
 def attributes_intact(file: h5py.File) -> bool:
-    """Whether it can be read which run this is and what the writer said about it."""
+    """Return whether it can be read which run this is and what the writer said about it."""
     try:
         read_info(file)
         return bool(text(file, "run_id"))

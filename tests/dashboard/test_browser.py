@@ -212,8 +212,10 @@ def test_findings_select_their_step(screen, runs):
     page = screen(runs).run("concatenation")
     link = page.locator(".ls-finding .ls-link").first
     step = int(re.search(r"[0-9]+", link.inner_text()).group())
+    assert "step=" not in page.url
     link.click()
     page.wait_for_url(re.compile(f"step={step}"))
+    sync_api.expect(page.locator("#step-input")).to_have_value(str(step), timeout=PATIENCE)
 
 
 def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewhere):

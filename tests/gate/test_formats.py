@@ -1,4 +1,4 @@
-"""Every report format: valid by its schema, harmless whatever text a file holds, within its limits."""
+"""Every report format: valid by its schema, safe whatever text a file holds, within its limits."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def run_check(findings: list[Finding], path: str = "runs/a.h5", summary: str = "
     ]
     end = Ending("finished", "", 49, None, "")
     risk = Risk(0.9, "loop", 49, (Part("loop", 4.0, 1.0, summary),), f"Risk 0.90 of being lost: {summary}")
-    found = Diagnosis(regimes, "unstable", 1.3, summary, findings, judgements, end, 50, risk)  # type: ignore[arg-type]
-    return RunCheck(Path(path), found, trends={"loss": sparkline([3.0, 2.0, 1.0])})
+    verdict = Diagnosis(regimes, "unstable", 1.3, summary, findings, judgements, end, 50, risk)  # type: ignore[arg-type]
+    return RunCheck(Path(path), verdict, trends={"loss": sparkline([3.0, 2.0, 1.0])})
 
 
 def result_of(*runs: RunCheck) -> GateResult:

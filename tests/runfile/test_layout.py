@@ -44,11 +44,11 @@ def test_rows_never_written_are_no_commits() -> None:
 def test_an_event_survives_packing_and_long_text_is_cut_between_characters() -> None:
     event = Event(7, 12.5, "loss_spike", "error", math.inf, 3.0, "ρ(A̅) " * 100)
     row = np.array([layout.pack_event(event, 2)], dtype=layout.EVENT_DTYPE)[0]
-    found = layout.unpack_event(row)
-    assert (found.step, found.time, found.kind, found.severity, found.value, found.threshold) == (
+    unpacked = layout.unpack_event(row)
+    assert (unpacked.step, unpacked.time, unpacked.kind, unpacked.severity, unpacked.value, unpacked.threshold) == (
         7, 12.5, "loss_spike", "error", math.inf, 3.0,
     )  # fmt: skip
-    assert event.message.startswith(found.message) and 236 < len(found.message.encode()) <= 240
+    assert event.message.startswith(unpacked.message) and 236 < len(unpacked.message.encode()) <= 240
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "loss", "state_norm", "residual_ratio"])

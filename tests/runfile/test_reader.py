@@ -36,10 +36,10 @@ def write_ragged(writer: RunWriter, steps: range, seed: int = 0) -> tuple[list[f
 
 def padded(profiles: list[np.ndarray], column: int) -> np.ndarray:
     """The slow twin of ``Run.loops``."""
-    found = np.full((len(profiles), max(len(rows) for rows in profiles)), np.nan)
+    table = np.full((len(profiles), max(len(rows) for rows in profiles)), np.nan)
     for i, rows in enumerate(profiles):
-        found[i, : len(rows)] = rows[:, column]
-    return found
+        table[i, : len(rows)] = rows[:, column]
+    return table
 
 
 @pytest.mark.parametrize("sealed", [False, True])

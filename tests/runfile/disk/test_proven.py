@@ -78,16 +78,18 @@ def expected_lengths(recorded: Recorded, table: str, first: int) -> dict[str, in
 def check_beginning(path: Path, recorded: Recorded, kept: dict[str, int]) -> None:
     """A repaired file holds just the first ``kept`` rows of each table and reads without complaint."""
     assert repair(path, in_place=True).found == "damaged"
-    found = tables(path)
-    assert {name: len(rows) for name, rows in found.items()} == kept
-    for name, rows in found.items():
+    kept_rows = tables(path)
+    assert {name: len(rows) for name, rows in kept_rows.items()} == kept
+    for name, rows in kept_rows.items():
         wanted = recorded[name][: kept[name]].copy()
         if name == "steps":
             wanted[:, kept["columns"] :] = np.nan
         assert rows.tobytes() == wanted.tobytes(), name
     with open_run(path) as run:
         assert run["loss"].shape == run["last_state_norm"].shape == run["step"].shape
-        assert run.probe("tokens").shape[0] == len(run.probe_steps) and len(run.spectra()[0]) <= len(found["spectra"])
+        assert run.probe("tokens").shape[0] == len(run.probe_steps) and len(run.spectra()[0]) <= len(
+            kept_rows["spectra"]
+        )
 
 
 @pytest.mark.parametrize("unwritten", ["zeros", "fill", "grown"])
