@@ -41,6 +41,8 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
         from .discovery import discover
 
         site = adapted_site(model) or discover(model, example)
+    if site.variables:
+        return _with_variables(model, site)
     modules = dict(model.named_modules())
     for role in ("body", "after", "output"):
         name = getattr(site, role)
@@ -57,6 +59,25 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
     given = {role: getattr(site, role) for role in ("a_bar", "b_bar", "c_out")}
     quiet: dict[str, Any] = all_quietly(model, {role: read for role, read in given.items() if read is not None})
     return verified(model, replace(site, **quiet) if any(read is not given[n] for n, read in quiet.items()) else site)
+
+
+def _with_variables(model: nn.Module, site: LoopSite) -> LoopSite:
+    """Check a site that names variables.
+
+    Raises:
+        LoopSiteError: Two have one name, or a module is not there.
+    """
+    modules, names = dict(model.named_modules()), [variable.name for variable in site.variables]
+    if len(set(names)) < len(names):
+        raise LoopSiteError(f"LoopSite(variables=...): two variables have one name, of {names}")
+    for variable in site.variables:
+        if variable.output is not None and variable.output not in modules:
+            known = ", ".join(n for n in modules if n and "." not in n) or "none"
+            raise LoopSiteError(
+                f"Variable({variable.name!r}, output={variable.output!r}): {type(model).__name__} has no module of "
+                f"that name; it has {known}"
+            )
+    return site
 
 
 def _stated_site(model: nn.Module) -> LoopSite | None:

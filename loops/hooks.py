@@ -82,6 +82,8 @@ class LoopHooks:
     ) -> None:
         modules = dict(model.named_modules())
         self._handles: list[RemovableHandle] = []
+        if site.variables:  # they are seen by `states.StateHooks`
+            enter = returned = after = None
         if begin is not None:
             self._handles.append(model.register_forward_pre_hook(Hook(begin), with_kwargs=True))
         if enter is not None:

@@ -54,6 +54,11 @@ class Alerts:
         self._aloud = not info.get("rank")
         self._rules = LiveRules(self._given, info, (*names, *STEP_DERIVED))
 
+    def learn(self, info: Mapping[str, Any]) -> None:
+        """Take note of what was learnt of the whole run after it began."""
+        if self._rules is not None:
+            self._rules.learn(info)
+
     def resume(self, run: Run) -> None:
         """Go on where a run was interrupted; its rows before the first new one count."""
         self._aloud = not run.info.get("rank")

@@ -38,10 +38,9 @@ from ..loops.site import LoopSite, unwrap
 from ..rules.rule_files import load_rules
 from ..runfile.ending import PROBE_LOST
 from ..runfile.rank_names import rank_of, rank_path
-from .loop_watch import LoopWatch, sums_on
+from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
 from .measure.group import PATIENCE_AT_END, Together
-from .measure.tap import LoopTap
 from .mirrors import Mirror
 from .notices import Notices, log, one_line
 from .numbers import Numbers, accepted, wrong_names
@@ -173,7 +172,7 @@ class Probe:
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
         self._sender = RowSender(self._recorder, self._notices)
-        tap = LoopTap(own, site, sums_on(device), self._tell)
+        tap = tap_on(own, site, device, self._tell)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached

@@ -67,6 +67,10 @@ class LiveRules:
         self._columns: dict[str, Series] = {}  # what its risk is made of
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
 
+    def learn(self, info: Mapping[str, Any]) -> None:
+        """Take note of what was learnt of the whole run after it began."""
+        self._constants |= {name: value for name, value in constants(info).items() if name in info}
+
     def resume(self, run: Run) -> None:
         """Go on where a run was interrupted; the rows before the first new one count."""
         steps = np.asarray(run["step"], dtype=np.float64)

@@ -9,6 +9,8 @@ Not covered: when they reach the disk (``writer``) and which of them are superse
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -40,6 +42,11 @@ def flat_bytes(name: str, values: ArrayLike) -> tuple[NDArray[np.uint8], NDArray
         raise ValueError(f"array {name!r} has {given.ndim} axes; expected {ARRAY_DIMENSIONS} at most, reshape it")
     array = np.asarray(given, dtype=dtype, order="C")
     return array.reshape(-1).view(np.uint8), array
+
+
+def info_bytes(info: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return what was learnt of a whole run as the array `INFO_LATER` holds it."""
+    return np.frombuffer(json.dumps(dict(info), default=str).encode(), dtype=np.uint8)
 
 
 def index_row(step: int, generation: int, end: int, name: str, array: NDArray[Any]) -> IndexRow:

@@ -92,6 +92,9 @@ class Source(Recording, Protocol):
     def probe(self, name: str) -> Series:
         """Return one of ``LOOP_COLUMNS`` over passes and loops."""
 
+    def variable(self, number: int, name: str) -> tuple[Index, Series]:
+        """One of ``VARIABLE_COLUMNS`` of a variable over its steps and updates, NaN behind shorter ones."""
+
     def spectra(self) -> tuple[Index, NDArray[np.complex128]]:
         """Return the eigenvalues over time: steps and a table, NaN padded."""
 

@@ -44,7 +44,7 @@ from .layout import (
     pack_event,
     wrong_scalar_name,
 )
-from .staging import CompoundTable, Table, count_nonfinite, loop_rows
+from .staging import COMPOUND, CompoundTable, Table, count_nonfinite, loop_rows, spectrum_row, variable_rows
 
 _LOG: Final = logging.getLogger("loopscope")
 _FLUSH_AT: Final = 1024  # staged steps that force a flush
@@ -86,9 +86,7 @@ class RunWriter:
         self.failure = ""
         self._lease, self._handle, self._last = lease, handle, commit
         self._tables = {
-            name: (CompoundTable if name in ("events", "array_index") else Table)(
-                handle.table(name), commit.lengths[name]
-            )
+            name: (CompoundTable if name in COMPOUND else Table)(handle.table(name), commit.lengths[name])
             for name in TABLES
             if name != "columns"
         }
@@ -97,9 +95,8 @@ class RunWriter:
         self._index = {bytes(name).decode("utf-8", "replace"): i for i, name in enumerate(encoded)}
         self._unnamed: list[str] = []  # names given since the last flush
         self._refused: set[str] = set()
-        self._loop_rows = commit.lengths["loops"]
-        self._probe_rows = commit.lengths["probe"]
-        self._array_bytes = commit.lengths["arrays"]
+        self._loop_rows, self._probe_rows = commit.lengths["loops"], commit.lengths["probe"]
+        self._array_bytes, self._variable_rows = commit.lengths["arrays"], commit.lengths["variables"]
         self._lost_before = self._arrays_lost_before = 0
         self._interrupted: Event | None = None
         self._finished = self._closed = self._starved = False
@@ -269,17 +266,21 @@ class RunWriter:
             self._tables["probe_index"].extend(np.array([[int(step), self.generation, self._probe_rows]]))
             self._dirty = True
 
+    def append_variable(self, step: int, variable: int, rows: ArrayLike) -> None:
+        """Stage what variable number ``variable`` of the loop did in a step, ``(updates + 1, 6)``."""
+        measured = variable_rows(variable, rows)
+        if self._accepting():
+            self._tables["variables"].extend(measured)
+            self._variable_rows += len(measured)
+            self._tables["variable_index"].extend([[int(step), self.generation, variable, self._variable_rows]])
+            self._dirty = True
+
     def append_spectrum(self, step: int, eigenvalues: ArrayLike) -> None:
         """Stage the eigenvalues of A̅ at a step: largest modulus first, as many as the run keeps, NaN where fewer."""
-        ordered = np.atleast_1d(np.asarray(eigenvalues, dtype=np.complex128)).ravel()
         if self._accepting():
             row = self._tables["spectra"].next()
-            kept = (len(row) - 2) // 2
-            ordered = ordered[np.argsort(-np.abs(ordered), kind="stable")][:kept]
-            row.fill(math.nan)
+            row[2:] = spectrum_row(eigenvalues, (len(row) - 2) // 2)
             row[:2] = int(step), self.generation
-            row[2 : 2 + len(ordered)] = ordered.real
-            row[2 + kept : 2 + kept + len(ordered)] = ordered.imag
             self._dirty = True
 
     def append_event(self, event: Event) -> None:
@@ -490,10 +491,9 @@ class RunWriter:
 
 
 def _after_fork_in_child() -> None:
-    """Disarm the copy of a writer that a forked child holds: it must never write."""
-    for writer in list(_WRITERS):
-        if not writer._closed:
-            writer.failure = "this process is a forked copy of the one that records"
+    """Let no forked copy of a writer write."""
+    for writer in (w for w in _WRITERS if not w._closed):
+        writer.failure = "this process is a forked copy of the one that records"
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

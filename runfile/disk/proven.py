@@ -10,6 +10,7 @@ from such a one, table by table:
 - ``loops``, ``probe``: means over some tokens, so that the last recorded row has a number of tokens;
 - ``spectra``: the step is finite and not everything is zero;
 - ``events``: there is a kind and one of three severities;
+- ``variables``: the pass of its last row is not zero; ``variable_index``: as ``probe_index``, of a few variables;
 - ``array_index``: there is a name, and kind and shape give just the bytes between its end and the one before;
 - ``arrays``: zeros at the end of the last array look like bytes that were not written: it does not count.
 
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import number_bytes, stored_bytes
-from ..layout import FIRST_COLUMNS, LARGEST_STEP, STEP_COLUMNS, TABLES, Severity
+from ..layout import FIRST_COLUMNS, LARGEST_STEP, MOST_VARIABLES, STEP_COLUMNS, TABLES, Severity
 from .integrity import READ_ERRORS
 
 Rows = NDArray[Any]
@@ -55,6 +56,7 @@ def proven_lengths(file: h5py.File, bound: dict[str, int], *, recorded: bool) ->
         kept["spectra"] = _leading(file["spectra"], bound["spectra"], _is_spectrum)
         kept["events"] = _leading(file["events"], bound["events"], _is_event)
     kept |= _arrays(file, bound, recorded)
+    kept |= _variables(file, bound, recorded)
     return {table: kept[table] for table in TABLES}
 
 
@@ -96,6 +98,21 @@ def _passes(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str,
 
     passes = _leading(file["probe_index"], bound["probe_index"], good)
     return {"probe_index": passes, "probe": int(file["probe_index"][passes - 1, 2]) if passes else 0}
+
+
+def _variables(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str, int]:
+    """Return how many variables of steps there are with all of their rows."""
+    if not bound["variable_index"]:
+        return {"variable_index": 0, "variables": 0}
+    rows = bound["variables"] if recorded else _last_given(file["variables"], bound["variables"])
+
+    def good(index: Rows) -> Flags:
+        known = (index[:, 2] >= 0) & (index[:, 2] < MOST_VARIABLES)
+        whole = _never_falls(index[:, 3]) & (index[:, 3] >= (0 if recorded else 1)) & (index[:, 3] <= rows) & known
+        return whole if recorded else whole & _is_generation(index[:, 1])
+
+    count = _leading(file["variable_index"], bound["variable_index"], good)
+    return {"variable_index": count, "variables": int(file["variable_index"][count - 1, 3]) if count else 0}
 
 
 def _arrays(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str, int]:

@@ -147,6 +147,25 @@ class MergedSource:
         steps, at, kept = self._keep("probe_steps", self._line_up_passes)
         return _merge_loops(name, lambda rank, n: self._members[rank].probe(n)[kept[rank]], at, len(steps))
 
+    def variable(self, number: int, name: str) -> tuple[Index, Series]:
+        """Return steps, and a number of one variable per step and update, over the tokens of all ranks that have it."""
+        kept = {
+            rank: outside(run.variable(number, "tokens")[0], self._gone[rank]) for rank, run in self._members.items()
+        }
+        own = {rank: run.variable(number, "tokens")[0][kept[rank]] for rank, run in self._members.items()}
+        steps = united(list(own.values()))
+        at: dict[int, Rows] = {rank: np.searchsorted(steps, each) for rank, each in own.items()}
+        if name in ("pass", "inner"):  # of the ranks that have a step, those of the longest
+            parts = widest([self._members[rank].variable(number, name)[1][kept[rank]] for rank in own])
+            table = np.full((len(steps), parts.shape[1]), np.nan)
+            for row, values in zip(np.concatenate([np.asarray(at[rank]) for rank in own]), parts, strict=True):
+                table[row] = np.fmax(table[row], values)
+            return steps.astype(np.int64), table
+        merged = _merge_loops(
+            name, lambda rank, n: self._members[rank].variable(number, n)[1][kept[rank]], at, len(steps)
+        )
+        return steps.astype(np.int64), merged
+
     def spectra(self) -> tuple[Index, NDArray[np.complex128]]:
         """Return eigenvalues of A̅ over time, at each step those of the rank with the largest radius."""
         steps, values = [], []

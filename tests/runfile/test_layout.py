@@ -13,6 +13,7 @@ from loopscope.runfile.layout import Commit, Event
 
 def test_every_recorded_and_derived_name_has_a_unit_and_a_meaning() -> None:
     names = {*layout.STEP_COLUMNS, *layout.LOOP_COLUMNS, *layout.STEP_DERIVED, *layout.PROBE_DERIVED}
+    names |= {*layout.VARIABLE_COLUMNS}
     assert names == set(layout.DESCRIPTIONS)
     assert all(meaning for _, meaning in layout.DESCRIPTIONS.values())
 

@@ -353,7 +353,7 @@ def test_a_reader_written_from_the_format_page_agrees(tmp_path: Path, sealed: bo
 import json, sys, zlib
 import h5py, numpy as np
 with h5py.File(sys.argv[1], "r", swmr=True, locking=False) as file:
-    assert file.attrs["format"] == "loopscope-run" and file.attrs["version"] <= 2
+    assert file.attrs["format"] == "loopscope-run" and file.attrs["version"] <= 3
     row = next(row for row in file["commit"][:][::-1] if row[-1] == zlib.crc32(row[:-1].astype("<i8").tobytes()))
     columns, loops, loop_end, steps = row[:4]
     index = file["array_index"][: row[9]]
