@@ -66,7 +66,6 @@ def report(calibrating: Sequence[Any], reported: Sequence[Any]) -> None:
     """Print everything."""
     for count, share in ((EARLY, "10 %"), (LATE, "25 %")):
         discrimination(reported, count, f"AUROC at {share} ({count} of {STEPS} rows), report runs")
-    discrimination([run for run in reported if run.kind != "state"], LATE, "the same at 25 %, without kind `state`")
     reliability(reported)
     thresholds(calibrating)
     alarms(reported)

@@ -38,6 +38,9 @@ SOURCES: Final = (
 GROWN: Final = ("a_bar_norm", "b_bar_norm", "c_out_norm")  # compared with their first values
 COMPARED: Final = ("loss", "grad_norm")  # compared with their levels half of the way back
 START: Final = 4  # first losses, of which the median is what a run began with
+FALLEN: Final = 0.85
+"""Where the loss has been this part of its start, the run began untrained. Before, or where a trained model goes on
+under a new file, how deep the loss has been says nothing."""
 SIGNALS: Final = {
     "growth": "each late loop of the fixed batch multiplies step and state by {x:.2f}",
     "radius": "ρ(A̅) is {x:.2f}",
@@ -348,6 +351,7 @@ def signals(known: Mapping[str, Floats]) -> dict[str, Floats]:
     both = np.minimum(known["residual_ratio"], known["growth_ratio"])  # NaN where one is not known
     one = np.fmax(known["residual_ratio"], known["growth_ratio"])
     ratios = np.where(np.isnan(both), np.where(np.isnan(one), known["jacobian_radius"], one), both)
+    descent = log_ratio(known["best"], known["start"])
     made = {
         "growth": log(ratios),
         "radius": log(known["a_bar_radius"]),
@@ -356,7 +360,7 @@ def signals(known: Mapping[str, Floats]) -> dict[str, Floats]:
             log_ratio(known["a_bar_norm"], known["first a_bar_norm"]),
             log_ratio(known["b_bar_norm"], known["first b_bar_norm"]),
         ),
-        "descent": log_ratio(known["best"], known["start"]),
+        "descent": np.where(descent > math.log(FALLEN), np.nan, descent),
         "stall": log_ratio(known["level loss"], known["before loss"]),
         "rise": log(1 + (known["level loss"] - known["best"]) / unit),
         "gradient": log_ratio(known["level grad_norm"], known["before grad_norm"]),

@@ -150,6 +150,13 @@ def test_what_is_lost_and_what_is_not_are_told_apart() -> None:
     assert gone.explain().parts[0].name == "loop"
 
 
+def test_a_trained_model_that_goes_on_under_a_new_file_is_not_taken_for_one_that_learned_nothing() -> None:
+    of = healthy() | {"a_bar_radius": np.full(200, 1.8)}  # held by its blocks
+    for fall in (0.0, 0.05, 0.12):
+        of["loss"] = 2.5 * (1 - fall * (1 - np.exp(-np.arange(200) / 15)))
+        assert np.nanmax(RunRisk().replay(of)) < 0.2
+
+
 def test_a_long_healthy_run_stays_without_risk() -> None:
     assert np.nanmax(RunRisk().replay(healthy(100_000))[400:]) < 0.2
 
