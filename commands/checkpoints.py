@@ -135,7 +135,7 @@ def linearize_checkpoint(
     Raises:
         ValueError: The checkpoint cannot be read, or the text is too short.
     """
-    model, data = _open(path, device)
+    model, data = open_checkpoint(path, device)
     sequences, positions = shape
     if text is None:
         tokens = next(data.held_out(sequences))[:, :positions]
@@ -158,15 +158,21 @@ def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, devic
     Raises:
         ValueError: The checkpoint cannot be read, or a depth is below 1.
     """
-    model, data = _open(path, device)
-    if not depths:
-        mean = model.config.mean_depth
-        depths = sorted({1, 2, 3, *(max(1, round(mean * share)) for share in (0.5, 0.75, 1, 1.5, 2, 3, 4))})
-    losses = loss_at_depths(model, data, depths, batches=batches)
+    model, data = open_checkpoint(path, device)
+    losses = loss_at_depths(model, data, depths or default_depths(model.config.mean_depth), batches=batches)
     finite = {depth: loss for depth, loss in losses.items() if np.isfinite(loss)}
     law = depth_law(list(finite), list(finite.values())) if len(finite) >= MIN_DEPTHS else None
     predicted, measured = _safe_depth(model, next(data.held_out(SEQUENCES))[:, :-1])
     return DepthCurve(losses, law, predicted, measured, predicted.horizon, model.config.mean_depth)
+
+
+def default_depths(mean: int) -> list[int]:
+    """Return numbers of loops from 1 to four times a mean training depth, in steps that grow.
+
+    >>> default_depths(8)
+    [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    """
+    return sorted({1, 2, 3, *(max(1, round(mean * share)) for share in (0.5, 0.75, 1, 1.5, 2, 3, 4))})
 
 
 @torch.no_grad()
@@ -203,7 +209,7 @@ def _answers(logits: Tensor) -> NDArray[np.int64]:
     return np.asarray(torch.where(finite, logits.argmax(-1), -1).cpu().numpy(), np.int64)
 
 
-def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
+def open_checkpoint(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
     """Return the model of a checkpoint on its device, and the data of its run."""
     folder = path if path.is_dir() else path.with_suffix(".checkpoint")
     if not folder.is_dir():

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import mark as front
 
 Seen = Callable[[str, Tensor, Tensor | None], Tensor | None]
-"""What is told of a mark: name, state, input. What it returns takes the state's place, if it is not None."""
+"""Takes a mark's name, state and input. What it returns takes the state's place, if it is not None."""
 
 
 class MarkWatcher:

@@ -41,7 +41,7 @@ class Seen(NamedTuple):
 class Roles:
     """Which variable a call of a module updates.
 
-    A module that updates one variable is easy. One that updates several in turn is told by what it receives: the
+    A module that updates one variable is easy. Where one updates several in turn, what it receives decides: the
     variable whose last value comes in where `Variable.argument` says. What comes in and is no value of a variable is
     the first value of the next variable that has none yet. Where the argument does not tell, the turn does.
 

@@ -8,7 +8,7 @@
             state.pt           optimizers, position, random state (tensors and plain values only)
 
 A step is written beside its place and renamed, then ``latest`` is replaced: a kill at any moment leaves a complete
-checkpoint behind. The newest step and the one before are kept.
+checkpoint behind. The newest steps are kept, as many as is asked for.
 """
 
 from __future__ import annotations
@@ -45,14 +45,22 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or does not fit; the message says which and what to do."""
 
 
-def save(folder: str | os.PathLike[str], weights: dict[str, Tensor], config: LoopedConfig, state: TrainState) -> Path:
-    """Write one step atomically and remove all but it and the one before.
+def save(
+    folder: str | os.PathLike[str],
+    weights: dict[str, Tensor],
+    config: LoopedConfig,
+    state: TrainState,
+    *,
+    keep: int = 2,
+) -> Path:
+    """Write one step atomically and remove old ones.
 
     Args:
         folder: The run's checkpoint folder; made when missing.
         weights: The model's state dict on any device.
         config: Configuration of the model.
         state: Everything else.
+        keep: How many steps stay, the one before among them; 0 for all.
 
     Returns:
         The folder of the step.
@@ -77,15 +85,21 @@ def save(folder: str | os.PathLike[str], weights: dict[str, Tensor], config: Loo
     _sync(pointer)
     pointer.replace(root / "latest")
     _sync(root)
-    for old in root.glob("step-*"):
-        if old.name not in (before, step.name):
-            shutil.rmtree(old, ignore_errors=True)
+    others = sorted(old for old in root.glob("step-*") if old.name not in (before, step.name))
+    for old in others[: max(len(others) - (keep - 2), 0)] if keep else []:
+        shutil.rmtree(old, ignore_errors=True)
     return step
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
     """Return whether the folder holds a complete checkpoint."""
     return (Path(folder) / "latest").is_file()
+
+
+def steps(folder: str | os.PathLike[str]) -> dict[int, Path]:
+    """Return the complete checkpoints in a run's folder, by step, oldest first."""
+    folders = sorted(Path(folder).glob("step-*"))
+    return {int(path.name.removeprefix("step-").split(".")[0]): path for path in folders}
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], LoopedConfig, TrainState]:

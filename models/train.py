@@ -35,7 +35,7 @@ from .train_config import FREE_ON_RESUME, TrainConfig
 
 log = logging.getLogger("loopscope")
 
-__all__ = ["NullObserver", "Observer", "Progress", "TrainConfig", "TrainResult", "train"]
+__all__ = ["NullObserver", "Observer", "Progress", "TrainConfig", "TrainResult", "Training", "train"]
 
 
 class Observer(Protocol):
@@ -163,12 +163,12 @@ def train(
     """
     if resume and checkpoint_path is None:
         raise ValueError("resume: expected a checkpoint_path to resume from, found None")
-    run = _Run(model, data, config, observer or NullObserver())
+    run = Training(model, data, config, observer or NullObserver())
     if resume and checkpoint_path is not None and checkpoint.exists(checkpoint_path):
         run.restore(checkpoint_path)
     report = _Reports(run, on_progress or (lambda progress: None))
     evaluations: dict[int, dict[int, float]] = {}
-    stopped, unrecorded = False, 0
+    stopped, unrecorded, held_back = False, 0, False
     with _stop_signals() as stop:
         while run.step < config.steps and not stopped:
             run.advance()
@@ -183,10 +183,15 @@ def train(
             stopped = asked and distributed.any_rank(stop.is_set(), run.device)
             due = config.checkpoint_every and run.step % config.checkpoint_every == 0
             if checkpoint_path is not None and (due or stopped or run.step == config.steps):
-                if run.observer.flush() is False:
-                    unrecorded = run.step
-                    log.warning("checkpoint of step %d: the run file lacks steps that it holds", run.step)
-                run.save(checkpoint_path)
+                lacks = distributed.any_rank(run.observer.flush() is False, run.device)
+                held_back = lacks and not held_back and not stopped and run.step < config.steps
+                if not held_back:
+                    unrecorded = run.step if lacks else 0
+                if lacks:
+                    said = "is left out, because" if held_back else "is written all the same, but"
+                    log.warning("the checkpoint of step %d %s the run file lacks steps before it", run.step, said)
+                if not held_back:
+                    run.save(checkpoint_path)
     return TrainResult(
         run.step,
         float(run.loss),
@@ -213,7 +218,7 @@ class _Stop(threading.Event):
 class _Reports:
     """Tells about progress now and then, with rates since the last time."""
 
-    def __init__(self, run: _Run, tell: Callable[[Progress], None]) -> None:
+    def __init__(self, run: Training, tell: Callable[[Progress], None]) -> None:
         self.run, self.tell = run, tell
         self.began = self.last = time.monotonic()
         self.tokens = run.tokens
@@ -236,8 +241,17 @@ class _Reports:
         self.tell(Progress(run.step, steps, loss, run.tokens, now - self.began, rate, used, evaluation))
 
 
-class _Run:
-    """The state of a run and its verbs: advance by one step, evaluate, save, restore."""
+class Training:
+    """The state of a run and its verbs: advance by one step, evaluate, save, restore.
+
+    `train` is what runs it to its end; whoever wants single steps, to run them again or otherwise, takes them here.
+
+    Args:
+        model: Put into training mode.
+        data: Batches by number.
+        config: The run.
+        observer: Told about every step.
+    """
 
     def __init__(self, model: LoopedTransformer, data: Data, config: TrainConfig, observer: Observer) -> None:
         self.model, self.data, self.config, self.observer = model.train(), data, config, observer
@@ -264,11 +278,15 @@ class _Run:
                 losses.append(self._micro_batch(i))
         self.loss = distributed.mean(torch.stack(losses).sum())
         grad_norm = distributed.whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.update_weights()
         self.tokens += config.batch_size * self.data.sequence_length * self._micro_batches()
         self.observer.step(step=self.step, loss=self.loss, grad_norm=grad_norm, lr=lr, tokens=self.tokens)
         self.step += 1
+
+    def update_weights(self) -> None:
+        """Let the optimizers use the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def _micro_batches(self) -> int:
         """Return the number of micro-batches of a step over all ranks."""
@@ -315,15 +333,23 @@ class _Run:
             config=self._identity(),
         )
         if distributed.rank() == 0:
-            checkpoint.save(folder, weights, self.model.config, state)
+            checkpoint.save(folder, weights, self.model.config, state, keep=self.config.keep_checkpoints)
         distributed.wait()
 
-    def restore(self, folder: str | os.PathLike[str]) -> None:
-        """Continue where the newest checkpoint stopped."""
+    def restore(self, folder: str | os.PathLike[str], *, same: bool = True) -> None:
+        """Continue where a checkpoint stopped, the newest one in a run's folder.
+
+        Args:
+            folder: A run's checkpoint folder, or one step inside it.
+            same: Refuse a checkpoint of another run; without, its weights and moments must only fit.
+
+        Raises:
+            ValueError: The checkpoint is of another run.
+        """
         weights, model_config, state = checkpoint.load(folder)
         changed = _first_difference(asdict(self.model.config), asdict(model_config))
         changed = changed or _first_difference(self._identity(), state["config"])
-        if changed:
+        if changed and same:
             raise ValueError(f"{folder}: {changed}; resume with the same settings or give another checkpoint_path")
         layout = self.model.state_dict()
         self.model.load_state_dict({name: distributed.shard_like(t, layout[name]) for name, t in weights.items()})

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from ..dynamics.regime import Regime
 from ..runfile.ending import Ending, ending
 from ..runfile.reader import Run
-from .completeness import completeness, unjudged, unstable_end
+from .completeness import completeness, unjudged, unseen_loop, unstable_end
 from .findings import Finding, Judgement
 from .judging import judge
+from .lead import LossTrouble
 from .regimes import RunRegimes, read_regimes
 from .risk import Risk, assess
 from .rule_files import Rule, load_rules
+
+Scope = Literal["loop", "loss only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Diagnosis:
         ending: How the run ended.
         steps: Recorded steps.
         risk: How likely the run is to be lost, as far as it is recorded, and which signals say so.
+        scope: ``loop``, or ``loss only``: a log of another tool, in which no loop was recorded.
     """
 
     regimes: dict[str, Regime]
@@ -49,6 +53,7 @@ class Diagnosis:
     ending: Ending
     steps: int
     risk: Risk
+    scope: Scope = "loop"
 
     @property
     def evaluated(self) -> bool:
@@ -68,6 +73,7 @@ class Diagnosis:
     def as_dict(self) -> dict[str, Any]:
         """Return the diagnosis for JSON, under the names of the ``check`` format."""
         return {
+            "scope": self.scope,
             "steps": self.steps,
             "ending": asdict(self.ending),
             "regimes": dict(self.regimes),
@@ -93,14 +99,18 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
     """
     end = ending(run)
     about = completeness(run, end, min_steps=min_steps)
-    judged = judge(run, load_rules() if rules is None else rules)
+    rules = load_rules() if rules is None else rules
+    judged = judge(run, rules)
+    unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
     if any(finding.rule == "LS000" for finding in about):
-        unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
         said = next(finding.message for finding in about if finding.rule == "LS000")
         seen = RunRegimes(unknown, "unknown", math.nan, f"{said}.")
+    elif run.log:
+        seen = RunRegimes(unknown, "unknown", math.nan, f"Loss only: {run.log} log, in which the loop was not seen.")
+        about += unjudged(judged.judgements)
     else:
         seen = read_regimes(run)
-        about += unjudged(judged.judgements)
+        about += [*unjudged(judged.judgements), *unseen_loop(rules, judged.judgements, seen.verdict)]
     about += unstable_end(run, seen.verdict, seen.sentence, [*about, *judged.findings])
     ranks = [finding.message for finding in about if finding.rule == "LS002"]
     return Diagnosis(
@@ -108,9 +118,18 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
         verdict=seen.verdict,
         radius=seen.radius,
         summary=" ".join([seen.sentence, *ranks]),
-        findings=sorted([*about, *judged.findings], key=lambda finding: finding.step),
+        findings=sorted(with_leads(run, [*about, *judged.findings]), key=lambda finding: finding.step),
         judgements=judged.judgements,
         ending=end,
         steps=len(run),
         risk=assess(run),
+        scope="loss only" if run.log else "loop",
     )
+
+
+def with_leads(run: Run, findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings with the step at which the loss of their run shows the trouble."""
+    if all(finding.gap for finding in findings):
+        return list(findings)
+    trouble = LossTrouble(run)
+    return [each if each.gap else replace(each, loss_step=trouble.first(each.since)) for each in findings]

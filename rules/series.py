@@ -33,8 +33,12 @@ _LINEAR_PART: Final = frozenset({"a_bar_radius", "a_bar_norm", "a_bar_radius_err
 _FULL_LOOP: Final = frozenset(
     {"jacobian_radius", "jacobian_norm", "lyapunov_max", "lyapunov_error", "c_out_gain", "full_loop_seconds"}
 )
+OF_THE_LOOP: Final = _LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED, "input_norm", "c_out_norm"}
+"""Series that say something about the stability of the loop; that it ran so many times is none."""
 _OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
 """Numbers that a trainer may give and a loop may have."""
+NO_LOOP: Final = "no loop in this log"
+"""Why a rule about the loop is not applicable to a log of another tool."""
 LONGEST_PAUSE: Final = 3.0
 """A series has stopped when the run goes on for so many times its longest pause ..."""
 SHORTEST_PAUSE: Final = 20
@@ -89,6 +93,8 @@ def names_of(run: Run) -> Iterable[str]:
 
 def missing(run: Run, name: str) -> Missing | None:
     """Return why a series is not there or ends before the run does; None where it is there to the end."""
+    if run.log and name in CONSTANTS:
+        return Missing("not applicable", NO_LOOP)
     if name in CONSTANTS:
         return None if run.info.get(name) is not None else Missing("not applicable", "the loop has no known A̅")
     source = _MADE_OF.get(name, name)
@@ -109,6 +115,8 @@ def _stopped(name: str, recorded_at: np.typing.NDArray[np.int64], end: int) -> M
 
 def _never(run: Run, name: str) -> Missing:
     """Return why a series was never recorded."""
+    if run.log and name not in _OPTIONAL:
+        return Missing("not applicable", NO_LOOP)
     if name in _LINEAR_PART and run.info.get("a_bar_learned") is None:
         return Missing("not applicable", "the loop has no known A̅")
     if name in _FULL_LOOP:

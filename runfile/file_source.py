@@ -35,7 +35,7 @@ FILE_EVENTS: Final = ("file_deleted", "file_replaced", "file_shortened", "run_re
 """Kinds of the events that a reader adds when the file at the path changed under it in more than its length."""
 
 
-_MOST_INFO: Final = 64  # of what was said later, the newest
+_MOST_INFO: Final = 64  # of what the writer added later, the newest
 LARGEST_INFO: Final = 8 << 20  # bytes
 
 
@@ -71,7 +71,7 @@ class FileSource:
         if rows != self._info_of:
             self._info_of = rows
             self._info_later = {}
-            with suppress(RunFileError):  # who asks for the arrays themselves is told
+            with suppress(RunFileError):  # a caller that reads the arrays themselves gets the error
                 for said in self._arrays.arrays(INFO_LATER, slice(-_MOST_INFO, None))[1]:
                     self._info_later |= _as_info(said)
         return self._tables.info | self._info_later if self._info_later else self._tables.info
@@ -87,6 +87,11 @@ class FileSource:
     def names(self) -> Sequence[str]:
         """Recorded numbers per step."""
         return tuple(self._tables.names)
+
+    @property
+    def log(self) -> str:
+        """No log of another tool."""
+        return ""
 
     @property
     def generation(self) -> int:

@@ -21,7 +21,8 @@ ARROWS: dict[str, set[str]] = {
     "gate": {"rules", "runfile", "dynamics"},
     "dashboard": {"rules", "runfile", "dynamics"},
     "sweeps": {"models", "probes", "runfile"},
-    "commands": {"dynamics", "models", "runfile", "loops", "rules", "probes", "gate", "dashboard", "sweeps"},
+    "causes": {"models", "probes", "rules", "runfile"},
+    "commands": {"dynamics", "models", "runfile", "loops", "rules", "probes", "gate", "dashboard", "sweeps", "causes"},
 }
 """What each folder may import, lazy imports and examples in docstrings included. docs/design.md says why."""
 EXAMPLES = {"loops": {"models"}, "probes": {"models", "runfile"}}
