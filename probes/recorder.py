@@ -219,6 +219,7 @@ class Recorder:
         self._opened = threading.Event()
         self._error: Exception | None = None
         self._alerts = Alerts(path, rules)
+        self.fired = self._alerts.fired  # what detectors and rules have said: each kind with its first step
         self._notices: Notices | None = None  # what this thread has to say, once there is a file
         self._may_seal = True
         self._was_finished = False
@@ -234,11 +235,6 @@ class Recorder:
         self._opened.wait()
         if self._error is not None:
             raise self._error
-
-    @property
-    def fired(self) -> dict[str, int]:
-        """Return what detectors and rules have said in this process, each kind with its first step."""
-        return dict(self._alerts.fired)
 
     @property
     def waiting(self) -> int:
