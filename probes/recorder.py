@@ -42,6 +42,7 @@ from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
 from .alerts import Alerts
+from .kept_spectra import EIGENVALUES_KEPT, KeptSpectra
 from .measure.sums import loop_means
 from .mirrors import Mirror, Mirrors
 from .notices import Notices, one_line
@@ -54,7 +55,6 @@ ROWS_PER_FLUSH = 100
 SECONDS_PER_FLUSH = 0.5  # the most a kill can cost
 FLUSH_PATIENCE = 10.0  # seconds a checkpoint waits for a disk that hangs
 CLOSE_PATIENCE = 30.0  # seconds that the end of a run waits for a disk on which nothing moves
-EIGENVALUES_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +228,7 @@ class Recorder:
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
         self._tracked_steps = array("q")  # the step of every update of the trackers
         self._written_exact: tuple[int, Estimate] | None = None
+        self._spectra = KeptSpectra()
         arguments = (info, tuple(scalars), resume, overwrite)
         # HDF5 handles live and die in the thread that uses them.
         self._thread = threading.Thread(target=self._run, args=arguments, name="loopscope-recorder", daemon=True)
@@ -473,7 +474,7 @@ class Recorder:
             if wide:  # solved exactly in this step: the interval has no width
                 values |= dict.fromkeys(("a_bar_radius_lower", "a_bar_radius_upper"), values["a_bar_radius"])
             if record.spectrum:
-                writer.append_spectrum(record.step, eigenvalues[:EIGENVALUES_KEPT])
+                self._spectra.write(writer, record.step, a_bar, eigenvalues)
         return values
 
     def _tracked(self, a_bar: NDArray[np.generic], step: int) -> dict[str, float]:
