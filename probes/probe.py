@@ -222,7 +222,7 @@ class Probe:
 
         Rows are judged some steps after they were recorded, so that an alert comes late by about twenty.
         """
-        return dict(self._recorder.fired)
+        return dict(self._recorder.alerts.fired)
 
     @property
     def path(self) -> Path:
