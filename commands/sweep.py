@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models.run_config import RunConfig
+from ..probes.stopping import LoopUnstable
 from ..rules.diagnosis import diagnose
 from ..runfile.ending import STOPPED_LOST
 from ..runfile.layout import RunFileError
@@ -28,11 +29,16 @@ from .training import train_run
 
 EngineName = Literal["processes", "ray", "slurm"]
 COPY = "sweep.toml"
+LOST_RULE = "LS071"  # the rule that says a run is lost
 
 
 def train_cell(out: Path, run: RunConfig, *, device: str, measure: str, stop_lost: bool = False) -> None:
     """Train one run of a sweep, going on where its checkpoint ends."""
-    train_run(out, run, device=device, resume=True, measure=measure, stop_lost=stop_lost)
+    lost = (LOST_RULE,) if stop_lost else ()
+    try:
+        train_run(out, run, device=device, resume=True, measure=measure, stop_on=lost)
+    except LoopUnstable:
+        return  # its file says so, and counts as done
 
 
 def sweep(

@@ -349,7 +349,7 @@ class Recorder:
             try:
                 item = self._queue.get(timeout=SECONDS_PER_FLUSH)
             except queue.Empty:
-                pass
+                self.alerts.idle(writer, time.time())
             else:
                 self._handled += 1
                 if isinstance(item, _Close):
