@@ -266,7 +266,7 @@ def chaotic_network(rng: np.random.Generator) -> tuple[Step, Array]:
         for _ in range(1000):
             before, h = h, np.tanh(h @ w)
         if np.linalg.norm(h - before, axis=1).min() > 0.1:
-            return lambda h, t: np.tanh(h @ w), start
+            return lambda h, t, w=w: np.tanh(h @ w), start
 
 
 @law("orbiting")
@@ -396,7 +396,7 @@ def report(found: dict[str, dict[tuple[str, int], tuple[float, float, float, flo
         worst = ", ".join(f"{name} in {state} {100 * share:.0f} %" for share, name, state in wrong[:8] if share > 0.05)
         print(
             f"T = {depth}: right {100 * every[:, 0].mean():.1f} %, undecided {100 * every[:, 1].mean():.1f} %, wrong "
-            f"{100 * abs(every[:, 2].mean()):.1f} %, of the growing loops falsely stable {100 * every[:, 3].max():.1f} % at worst"
+            f"{100 * abs(every[:, 2].mean()):.1f} %, growing yet stable {100 * every[:, 3].max():.1f} % at worst"
             + (f"; more than 5 % wrong: {worst}" if worst else "")
         )
 

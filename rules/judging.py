@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice, product
 
 import numpy as np
@@ -46,16 +47,17 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
     """
     steps = np.asarray(run["step"], dtype=np.float64)
     always = constants(run.info)
+    read = cache(run.series)  # several rules read the same series
     series: dict[str, Series] = dict(always)
     absent: dict[str, Missing | None] = {}
     findings, judgements = [], []
     for rule in rules:
         for name in rule.expr.names - absent.keys():
-            absent[name] = missing(run, name) if len(steps) else Missing("no data", "no step was recorded")
+            absent[name] = missing(run, name, read) if len(steps) else Missing("no data", "no step was recorded")
         if not series.keys() >= rule.expr.names & LOSS_DERIVED:
             series |= derived(run)  # all of them at once
         for name in rule.expr.names - series.keys():
-            values = series_of(run, name, steps)
+            values = series_of(run, name, steps, read)
             series[name] = np.full(len(steps), np.nan) if values is None else values
         env = {name: series[name] for name in rule.expr.names}
         truth = Truth(*(np.broadcast_to(side, steps.shape) for side in rule.expr.truth(env)))

@@ -9,10 +9,11 @@ Not covered: the conditions themselves (``expression``).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runfile.layout import PROBE_DERIVED, STEP_COLUMNS, STEP_DERIVED
 from ..runfile.reader import Run
@@ -40,6 +41,10 @@ FIRST_PAUSE: Final = 500
 """... or this many, where it was recorded only once and its pauses are not known."""
 
 
+Read = Callable[[str], tuple[NDArray[np.int64], Series]]
+"""Gives the steps at which a series was recorded and its values there, as ``Run.series``."""
+
+
 class Missing(NamedTuple):
     """Why a series cannot be read, or not to the end of the run."""
 
@@ -47,12 +52,19 @@ class Missing(NamedTuple):
     reason: str
 
 
-def series_of(run: Run, name: str, steps: Series) -> Series | None:
-    """Return a recorded or derived series at every step; ``None`` when the run does not know the name."""
+def series_of(run: Run, name: str, steps: Series, read: Read | None = None) -> Series | None:
+    """Return a recorded or derived series at every step; ``None`` when the run does not know the name.
+
+    Args:
+        run: The run.
+        name: A name of `names_of`.
+        steps: The steps.
+        read: ``run.series``, or what remembers its answers.
+    """
     if name in LOSS_DERIVED:
         return derived(run)[name]
     try:
-        recorded_at, values = run.series(name)
+        recorded_at, values = (read or run.series)(name)
     except KeyError:
         return None
     return _last_known(steps, np.asarray(recorded_at, dtype=np.float64), np.asarray(values, dtype=np.float64))
@@ -82,18 +94,24 @@ def names_of(run: Run) -> Iterable[str]:
     return (*run.names, *CONSTANTS, *LOSS_DERIVED)
 
 
-def missing(run: Run, name: str) -> Missing | None:
-    """Return why a series is not there or ends before the run does; None where it is there to the end."""
+def missing(run: Run, name: str, read: Read | None = None) -> Missing | None:
+    """Return why a series is not there or ends before the run does; None where it is there to the end.
+
+    Args:
+        run: The run.
+        name: A name of `names_of`.
+        read: As in `series_of`.
+    """
     if name in CONSTANTS:
         return None if run.info.get(name) is not None else Missing("not applicable", "the loop has no known A̅")
     source = _MADE_OF.get(name, name)
-    recorded_at = run.series(source)[0] if source in run.names else np.empty(0, dtype=np.int64)
+    recorded_at = (read or run.series)(source)[0] if source in run.names else np.empty(0, dtype=np.int64)
     if len(recorded_at):
         return _stopped(source, recorded_at, int(run["step"][-1]))
     return _never(run, source)
 
 
-def _stopped(name: str, recorded_at: np.typing.NDArray[np.int64], end: int) -> Missing | None:
+def _stopped(name: str, recorded_at: NDArray[np.int64], end: int) -> Missing | None:
     """Return that a series was not recorded any more long before the end."""
     last = int(recorded_at[-1])
     pause = LONGEST_PAUSE * int(np.diff(recorded_at).max()) if len(recorded_at) > 1 else FIRST_PAUSE

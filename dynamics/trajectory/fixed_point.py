@@ -191,6 +191,8 @@ def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
             return Search(h, residual, calls, True, "newton")
         delta, products = _solve(jacobian, f)
         calls += products
+        if delta is None:
+            return Search(h, residual, calls, False, "newton")
         size = 1.0
         while size > 1e-4:
             trial = h + size * delta
@@ -205,8 +207,11 @@ def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
     return Search(h, residual, calls, False, "newton")
 
 
-def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor, int]:
-    """``(I - J) δ = f`` by GMRES; δ and the products used."""
+def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor | None, int]:
+    """``(I - J) δ = f`` by GMRES; δ and the products used.
+
+    None where δ is so long that (I - J) δ is no more than the rounding of J δ, as at a drift, whose I - J is zero.
+    """
     used = 0
 
     def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -220,6 +225,8 @@ def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor, int]:
     right = f.double().cpu().numpy().reshape(-1)
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     solution, _ = gmres(operator, right, rtol=1e-4, restart=min(60, size), maxiter=2)
+    if np.linalg.norm(right) < ROUNDINGS * torch.finfo(f.dtype).eps * np.linalg.norm(solution):
+        return None, used
     return torch.as_tensor(solution.reshape(f.shape), dtype=f.dtype, device=f.device), used
 
 
@@ -305,15 +312,18 @@ def _is_rest(step: Step, point: FixedPoint, first: Tensor) -> bool:
     gap = float(np.abs(1 - point.multipliers).min())
     if point.residual <= ELSEWHERE * gap:
         return True
-    h, sizes = point.state, []
+    h, steps, half = point.state, [], PLAIN_FIRST // 2
     for _ in range(PLAIN_FIRST):
-        f = step(h) - h
-        sizes.append(_relative(f, h, first))
-        h = h + f
-    if sizes[-1] <= ROUNDINGS * torch.finfo(h.dtype).eps:
-        return True
-    rate = (sizes[-1] / sizes[0]) ** (1 / (PLAIN_FIRST - 1))
-    return bool(rate < 1 and sizes[-1] <= ELSEWHERE * (1 - rate))
+        steps.append(step(h) - h)
+        h = h + steps[-1]
+    sizes = torch.stack([_sizes(f) for f in steps[half:]])
+    scale = torch.maximum(_sizes(h), 1e-3 * first)
+    rate = (sizes[-1] / sizes[0]) ** (1 / (half - 1))
+    settles = (sizes[-1] == 0) | ((rate < 1) & (sizes[-1] <= ELSEWHERE * (1 - rate) * scale))
+    # Round-off goes nowhere; steps of that size in one direction are a drift.
+    there = _sizes(torch.stack(steps[half:]).sum(0)) < 0.5 * sizes.sum(0)
+    noise = (sizes[-1] <= ROUNDINGS * torch.finfo(h.dtype).eps * scale) & there
+    return bool((settles | noise).all())
 
 
 def _is_same(point: FixedPoint, search: Search, first: Tensor, tol: float) -> bool:

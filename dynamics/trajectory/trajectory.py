@@ -401,7 +401,7 @@ def _seen(window: Floats, cosine: Floats) -> tuple[Bools, Bools]:
     ever. Then they must have gone far. Without cosines that cannot be asked.
     """
     fitted = window.shape[1]
-    late = cosine[:, fitted // 2 :]
+    late = cosine[:, fitted // 3 :]
     swings = np.abs(late - late[:, -1:]).max(axis=1) > STEADY
     shrunk, grown = np.log(window.max(axis=1) / window[:, -1]), np.log(window[:, -1] / window.min(axis=1))
     settles = (shrunk > _visible(fitted)) & (~swings | (shrunk > FAR))
