@@ -6,12 +6,13 @@ SERVE ?= 1
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types unit clean help
+.PHONY: demo test lint types unit gpu clean help
 
 help:
 	@echo 'make demo            train nine small looped models, print the verdicts, serve the dashboard'
 	@echo 'make demo SERVE=0    the same without the dashboard'
 	@echo 'make test            lint, types and all tests'
+	@echo 'make gpu             what needs a CUDA device, in nine minutes; writes docs/gpu.md'
 	@echo 'make clean           remove the virtual environment and caches'
 
 demo: $(VENV)/.runtime
@@ -31,6 +32,10 @@ types: $(VENV)/.test
 unit: $(VENV)/.test
 	@$(BIN)/python tests/browser.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# PARCAE=/path/to/a/checkout measures the authors' code as well.
+gpu: $(VENV)/.test
+	$(BIN)/python benchmarks/gpu.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "loopscope needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'

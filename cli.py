@@ -244,7 +244,7 @@ def check(
 
 
 @app.command(
-    epilog="People are told through apprise where LOOPSCOPE_NOTIFY holds the URLs of services. "
+    epilog="Sends notifications through apprise where LOOPSCOPE_NOTIFY holds the URLs of services. "
     "Example: loopscope watch runs/ --until-finished"
 )
 def watch(
@@ -322,6 +322,50 @@ def depth(
     from .commands import analyses
 
     analyses.depth(checkpoint, depths, batches=batches, device=device, as_json=as_json)
+
+
+@app.command(epilog="Example: loopscope rounding runs/a.h5 --formats bf16,int8,int6 --depths 1,4,16,32")
+def rounding(
+    checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, or its checkpoint folder.")],
+    formats: Annotated[
+        str, typer.Option(help="Of the weights, with commas: bf16, int8, int6, int4.")
+    ] = "bf16,int8,int6",
+    depths: Annotated[str, typer.Option(help="Numbers of loops, with commas; default: up to 4 times the mean.")] = "",
+    sequences: Annotated[int, typer.Option(min=1, help="Held-out sequences the loss is taken on.")] = 16,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Loss gap in nats that counts as safe.")] = 0.02,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say which number format of the weights is safe at which depth.
+
+    Rounds the weights, and gives the loss gap against test-time depth: predicted from the Jacobians of the loop, and
+    measured beside it.
+    """
+    from .commands import rounding as body
+
+    body.rounding(checkpoint, formats, depths, sequences=sequences, tolerance=tolerance, device=device, as_json=as_json)
+
+
+@app.command(epilog="Example: loopscope explain runs/a.h5 --at 120")
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of loopscope train.")],
+    at: Annotated[int | None, typer.Option(help="Step of the alert; default: the first error, or warning.")] = None,
+    after: Annotated[int, typer.Option(min=0, help="Steps that are run after it.")] = 80,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for the replays; default: beside the run.")
+    ] = None,
+    rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
+    device: Device = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Find the cause of an alert by experiment.
+
+    Runs the steps around it again, unchanged first and then with one thing changed at a time: A_bar held, the rate
+    halved, the batches replaced, other norms. The cause is the one change that takes everything away.
+    """
+    from .commands import explain as body
+
+    body.explain(run, at=at, after=after, out=out, rules=rules, device=device, as_json=as_json)
 
 
 @app.command(epilog="Example: loopscope tokenize my-text/ -o corpora/mine --vocab-size 32768")

@@ -71,7 +71,7 @@ class OldPaths:
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        """Nothing: names are looked up when they are asked for."""
+        """Do nothing: names are looked up when they are asked for."""
 
 
 def install() -> None:

@@ -65,7 +65,7 @@ class Training:
 
 
 def memory() -> float:
-    """Most memory of this process so far, MB."""
+    """Return the most memory of this process so far, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

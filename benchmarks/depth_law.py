@@ -30,7 +30,7 @@ LAWS: dict[str, Callable[[np.random.Generator, Array], tuple[Array, float]]] = {
 
 
 def _with(limit: float, rest: Array, level: float | None = None) -> tuple[Array, float]:
-    """Losses and their true limit."""
+    """Return the losses and their true limit."""
     return (limit if level is None else level) + rest, limit
 
 
@@ -50,9 +50,9 @@ def main() -> None:
                 sure, held = 0, 0
                 for _ in range(options.draws):
                     losses, limit = draw(rng, t)
-                    found = depth_law(t, losses + noise * rng.normal(size=t.size))
-                    sure += found.identified
-                    held += found.identified and abs(found.limit - limit) <= 2 * found.quality.standard_errors["limit"]
+                    law = depth_law(t, losses + noise * rng.normal(size=t.size))
+                    sure += law.identified
+                    held += law.identified and abs(law.limit - limit) <= 2 * law.quality.standard_errors["limit"]
                 share = f"{100 * held / sure:.0f} %" if sure and np.isfinite(limit) else "no limit" if sure else "none"
                 print(f"| {name} | {label} | {noise:g} | {100 * sure / options.draws:.0f} % | {share} |")
 

@@ -27,7 +27,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def bound(model: Any, tokens: Tensor) -> tuple[Step, Tensor]:
-    """One loop of a model with everything but the state bound, and a first state."""
+    """Return one loop of a model with everything but the state bound, and a first state."""
     seen: list[tuple[Any, ...]] = []
 
     def keep(*inputs: Any) -> Tensor:
@@ -43,7 +43,7 @@ def bound(model: Any, tokens: Tensor) -> tuple[Step, Tensor]:
 
 
 def compare_with_dense() -> None:
-    """Both ways at n = 2048, each from a step to eigenvalues, best of three for the cheap one."""
+    """Compare both ways at n = 2048, each from a step to eigenvalues, best of three for the cheap one."""
     torch.manual_seed(0)
     model = build("demo", width=64, heads=2, mlp_width=128).eval().requires_grad_(False)
     step, state = bound(model, torch.randint(256, (1, 32)))
@@ -65,7 +65,7 @@ def compare_with_dense() -> None:
 
 
 def linearize(preset: str, device: str, tokens: int, loops: int, gain: float) -> None:
-    """A whole linearisation, with the time of every part."""
+    """Return a whole linearisation, with the time of every part."""
     torch.manual_seed(0)
     model = build(preset).eval().requires_grad_(False)
     for block in model.core:
@@ -75,7 +75,7 @@ def linearize(preset: str, device: str, tokens: int, loops: int, gain: float) ->
     step, state = bound(model, torch.randint(model.config.vocab_size, (1, tokens), device=device))
     sublayers = {"injection": model.injection, **{f"block {i}": block for i, block in enumerate(model.core)}}
     began = time.perf_counter()
-    found = linearize_loop(
+    result = linearize_loop(
         step,
         state,
         loops=loops,
@@ -91,15 +91,15 @@ def linearize(preset: str, device: str, tokens: int, loops: int, gain: float) ->
     )
     total = time.perf_counter() - began
     print(f"{preset}, {tokens} tokens, {loops} loops: {total:.1f} s in all")
-    print(found.verdict)
-    for name, reason in found.skipped.items():
+    print(result.verdict)
+    for name, reason in result.skipped.items():
         print(f"left out: {name}: {reason}")
-    for name, seconds in sorted(found.seconds.items(), key=lambda item: -item[1]):
+    for name, seconds in sorted(result.seconds.items(), key=lambda item: -item[1]):
         print(f"  {seconds:7.2f} s  {name}")
 
 
 def main() -> None:
-    """Reads the arguments, says on what it runs, and runs."""
+    """Read the arguments, say on what it runs, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["dense", "linearize"])
     parser.add_argument("--preset", default="parcae-140m")

@@ -2,7 +2,7 @@
 
     python benchmarks/merged_view.py [--ranks 8] [--rows 1000000] [--resumed]
 
-A child process writes the files, 8 loops per step, and goes on with 20 more steps on every rank whenever it is told
+A child process writes the files, 8 loops per step, and goes on with 20 more steps on every rank whenever it gets a line
 to; this process follows it. A tick is a refresh and then the numbers of a live view. ``--resumed`` has every rank go
 back by 100 steps half way, as after a kill. Prints one JSON object last.
 
@@ -66,14 +66,14 @@ def write(path: Path, ranks: int, rows: int, resumed: bool) -> None:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Processor time of one call: other work on the machine does not count."""
+    """Return the processor time of one call: other work on the machine does not count."""
     start = time.process_time()
     call()
     return 1e3 * (time.process_time() - start)
 
 
 def resident_megabytes() -> float:
-    """Memory of this process now."""
+    """Return the memory of this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
 

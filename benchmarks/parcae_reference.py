@@ -62,7 +62,7 @@ CASES = {
 
 
 def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights of one tensor: a chirp over the index (so that matrices have full rank) started by the name, float32.
+    """Return a tensor's weights: a chirp over the index (so that matrices have full rank) started by the name, float32.
 
     Matrices have entries of size 1/sqrt(columns) so that activations keep their size; embeddings 0.5; norms are near 1.
     """
@@ -78,7 +78,7 @@ def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def reference(checkout: Path, case: str) -> dict[str, np.ndarray]:
-    """Runs the authors' model of one case and returns everything the test needs."""
+    """Run the authors' model of one case and return everything the test needs."""
     sys.path.insert(0, str(checkout))
     from parcae_lm.models.parcae.config import ParcaeConfig
 
@@ -120,7 +120,7 @@ def reference(checkout: Path, case: str) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Writes one fixture per injection."""
+    """Write one fixture per injection."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="a checkout of sandyresearch/parcae")
     parser.add_argument("out", type=Path, help="folder for the fixtures")
@@ -128,9 +128,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for case in CASES:
         target = arguments.out / f"parcae_{case}.npz"
-        found = reference(arguments.checkout, case)
-        np.savez_compressed(target, **found)
-        print(f"{target}: {target.stat().st_size} bytes, logits of size {np.abs(found['logits']).mean():.3f}")
+        arrays = reference(arguments.checkout, case)
+        np.savez_compressed(target, **arrays)
+        print(f"{target}: {target.stat().st_size} bytes, logits of size {np.abs(arrays['logits']).mean():.3f}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time, "process": time
 
 
 def model_of(size: dict[str, Any]) -> LoopedTransformer:
-    """The model of a size."""
+    """Return the model of a size."""
     overrides = {key: value for key, value in size.items() if key not in ("batch", "length", "preset")}
     return build(size.get("preset", "demo"), injection="parcae", **overrides)
 
@@ -84,7 +84,7 @@ class Contender:
         self.after_step: Callable[[torch.Tensor, torch.Tensor], None] = lambda loss, norm: None
 
     def seconds(self, step: int) -> tuple[float, ...]:
-        """Clocks' times of one training step, its watching included, in the order of `CLOCKS`."""
+        """Return the clocks' times of one training step, its watching included, in the order of `CLOCKS`."""
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(256, (self.shape[0], self.shape[1] + 1), generator=generator).to(self.device)
         torch.manual_seed(step)
@@ -103,7 +103,7 @@ class Contender:
 
 
 def with_probe(contender: Contender, folder: Path) -> None:
-    """The probe as a user attaches it; notes the time of every ``probe.step``."""
+    """Return the probe as a user attaches it; notes the time of every ``probe.step``."""
     probe = attach(contender.model, folder / f"{contender.name}.h5", preset=contender.name)
     contender.calls = []  # type: ignore[attr-defined]
 
@@ -116,7 +116,7 @@ def with_probe(contender: Contender, folder: Path) -> None:
 
 
 def with_item_hooks(contender: Contender) -> None:
-    """What one writes first: every number read in every loop, kept in a list."""
+    """Return what one writes first: every number read in every loop, kept in a list."""
     model = contender.model
     rows: list[float] = []
     before: list[torch.Tensor] = []
@@ -140,7 +140,7 @@ def with_item_hooks(contender: Contender) -> None:
 
 
 def with_monitor(contender: Contender, *, optimizer: bool) -> None:
-    """End-of-loop norms, and the norms of every parameter, gradient, Adam moment and update where asked."""
+    """Note end-of-loop norms, and norms of parameters, gradients, Adam moments and updates where asked."""
     model = contender.model
     last: dict[str, torch.Tensor] = {}
 
@@ -157,7 +157,7 @@ def with_monitor(contender: Contender, *, optimizer: bool) -> None:
     def after_step(loss: torch.Tensor, norm: torch.Tensor) -> None:
         h, step = last["h"], last["h"] - last["before"]
         a_bar = model.injection.a_bar()
-        found = [
+        norms = [
             h.norm(dim=-1).mean(),
             h.std(),
             step.norm(dim=-1).mean(),
@@ -170,15 +170,15 @@ def with_monitor(contender: Contender, *, optimizer: bool) -> None:
         if optimizer:
             for parameter, state in contender.optimizer.state.items():
                 first, second = state["exp_avg"], state["exp_avg_sq"]
-                found += [parameter.norm(), first.norm(), second.norm(), (first / (second.sqrt() + 1e-8)).norm()]
-                found += [] if parameter.grad is None else [parameter.grad.norm()]
-        contender.numbers = torch.stack([x.detach().float() for x in found]).tolist()  # type: ignore[attr-defined]
+                norms += [parameter.norm(), first.norm(), second.norm(), (first / (second.sqrt() + 1e-8)).norm()]
+                norms += [] if parameter.grad is None else [parameter.grad.norm()]
+        contender.numbers = torch.stack([x.detach().float() for x in norms]).tolist()  # type: ignore[attr-defined]
 
     contender.after_step = after_step
 
 
 def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.device, folder: Path) -> dict[str, Any]:
-    """Steps of all contenders in turn; shares of a step as medians of the ratios of a round."""
+    """Time steps of all contenders in turn; shares of a step are medians of the ratios of a round."""
     plain, watch, study = (Contender(name, size, device) for name in ("plain", "watch", "study"))
     item, monitor, monitor_h = (Contender(name, size, device) for name in ("item", "monitor", "monitor-h"))
     with_probe(watch, folder)
@@ -202,7 +202,7 @@ def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.de
     calls = np.array(watch.calls[warmup:])  # type: ignore[attr-defined]
     plain_wall, plain_thread, _ = np.median(times["plain"], axis=0)
     whole = times["watch"][passes, 0] / times["plain"][passes, 0] - 1
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "due_step_share": float(np.median(whole)),
         "parameters": sum(p.numel() for p in plain.model.parameters()),
         "plain_ms": 1e3 * plain_wall,
@@ -221,12 +221,12 @@ def interleaved(size: dict[str, Any], rounds: int, warmup: int, device: torch.de
             # Standard error of a median: 1.25 sigma / sqrt(n), sigma from the quartiles.
             error = 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios))
             shares = {"median": middle, "low": low, "high": high, "error": error}
-            found["shares"].setdefault(one.name, {})[kind] = shares
-    return found
+            result["shares"].setdefault(one.name, {})[kind] = shares
+    return result
 
 
 def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[str, float]:
-    """The tap's own time per step in milliseconds, all hooks: not blurred by what the model's steps vary."""
+    """Return the tap's own time per step in milliseconds, all hooks: not blurred by what the model's steps vary."""
     from loopscope.loops.find import find_site
     from loopscope.probes.measure.tap import LoopTap
 
@@ -251,7 +251,7 @@ def taps_alone(size: dict[str, Any], device: torch.device, rounds: int) -> dict[
 
 
 def long_run(steps: int, folder: Path) -> dict[str, float]:
-    """``probe.step`` over a long run: its time, and what the process grew by. The model only runs forward, briefly."""
+    """Time ``probe.step`` over a long run, and what the process grew by. The model only runs forward, briefly."""
     model: LoopedTransformer = build("demo")
     calls, resident = [], []
     with attach(model, folder / "long.h5") as probe:
@@ -277,18 +277,18 @@ def long_run(steps: int, folder: Path) -> dict[str, float]:
 
 
 def device_bytes(loops: int) -> dict[str, int]:
-    """Bytes of the buffers of sums, which depend neither on the run's length nor on its depth."""
-    found = {"loops": loops}
+    """Return the bytes of the buffers of sums, which depend neither on the run's length nor on its depth."""
+    sizes = {"loops": loops}
     for kind, parts in (("eager", 1), ("fused", 256)):
         reduction = EagerReduction()
         reduction.parts = parts
         buffer = LoopSums(LOOP_ROWS, torch.device("cpu"), reduction)
-        found[kind] = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, torch.Tensor))
-    return found
+        sizes[kind] = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, torch.Tensor))
+    return sizes
 
 
 def _resident_bytes() -> int:
-    """Memory of this process."""
+    """Return the memory of this process."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096
 
@@ -299,7 +299,7 @@ def _wait(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description="Cost of watching every training step.")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all", help="all: toy and small")
     parser.add_argument("--rounds", type=int, default=60, help="steps of each contender that are timed")
@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     device = torch.device(options.device)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads, {device}",
         "torch": torch.__version__,
@@ -319,19 +319,19 @@ def main() -> None:
         for size in ON_CPU if options.size == "all" else [options.size]:
             (folder := Path(name) / size).mkdir()
             rounds = options.rounds * (5 if size == "toy" else 1)  # its steps are short
-            found[size] = interleaved(SIZES[size], rounds, options.warmup, device, folder)
-            found[size]["tap"] = taps_alone(SIZES[size], device, rounds)
+            results[size] = interleaved(SIZES[size], rounds, options.warmup, device, folder)
+            results[size]["tap"] = taps_alone(SIZES[size], device, rounds)
         if options.steps:
-            found["long run"] = long_run(options.steps, Path(name))
-    found["device bytes"] = device_bytes(64)
+            results["long run"] = long_run(options.steps, Path(name))
+    results["device bytes"] = device_bytes(64)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    print(f"{found['date']}, {found['machine']}, torch {found['torch']}, {LOOPS} loops")
+    print(f"{results['date']}, {results['machine']}, torch {results['torch']}, {LOOPS} loops")
     for size in SIZES:
-        if size not in found:
+        if size not in results:
             continue
-        row = found[size]
+        row = results[size]
         print(
             f"{size}: {row['parameters']:,} parameters, step without anything {row['plain_ms']:.1f} ms "
             f"(thread {row['plain_thread_ms']:.1f} ms)"
@@ -347,8 +347,8 @@ def main() -> None:
         print(f"  a probe batch pass {passes:.1%} of a step: {passes / 10:.1%} at first, {passes / 160:.2%} later")
         print(f"  watch in one step of 10, with the pass and the slow norms: {row['due_step_share']:+.1%}")
     for part in ("long run", "device bytes"):
-        if part in found:
-            print(f"{part}:", {key: round(value, 2) for key, value in found[part].items()})
+        if part in results:
+            print(f"{part}:", {key: round(value, 2) for key, value in results[part].items()})
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ TURNS = 5
 
 
 def percentile(seconds: list[float], share: float) -> float:
-    """Quantile in microseconds."""
+    """Return the quantile in microseconds."""
     return 1e6 * float(np.quantile(seconds, share))
 
 
 def values_of(step: int) -> dict[str, float]:
-    """30 scalars of one step."""
+    """Return 30 scalars of one step."""
     return {"loss": 1.0 / (1 + step), "lr": 1e-3} | {name: step + i for i, name in enumerate(SCALARS)}
 
 
@@ -60,7 +60,7 @@ class Ours:
         self.flushes.append(time.perf_counter() - start)
 
     def size(self) -> int:
-        """Bytes on disk."""
+        """Return the bytes on disk."""
         return self.path.stat().st_size
 
 
@@ -85,7 +85,7 @@ class TensorBoard:
         self.writer.flush()  # type: ignore[no-untyped-call]
 
     def size(self) -> int:
-        """Bytes on disk."""
+        """Return the bytes on disk."""
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
 
@@ -109,10 +109,10 @@ def measure(folder: Path, rows: int) -> dict[str, dict[str, float]]:
                     contender.flush()
             contender.flush()
             whole[contender.name] += time.perf_counter() - begin
-    found = {}
+    costs = {}
     for contender in contenders:
         times = calls[contender.name]
-        found[contender.name] = {
+        costs[contender.name] = {
             "append_p50_us": percentile(times, 0.5),
             "append_p99_us": percentile(times, 0.99),
             "per_step_with_flush_us": 1e6 * whole[contender.name] / rows,
@@ -121,13 +121,13 @@ def measure(folder: Path, rows: int) -> dict[str, dict[str, float]]:
         }
     ours = contenders[0]
     assert isinstance(ours, Ours)
-    found["loopscope"] |= {
+    costs["loopscope"] |= {
         "flush_p50_us": percentile(ours.flushes, 0.5),
         "flush_p99_us": percentile(ours.flushes, 0.99),
     }
     ours.writer.seal()
-    found["loopscope"]["bytes_per_row_sealed"] = ours.size() / rows
-    return found
+    costs["loopscope"]["bytes_per_row_sealed"] = ours.size() / rows
+    return costs
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -148,15 +148,15 @@ def opening(folder: Path, rows: int) -> dict[str, dict[str, float]]:
     for step in range(rows):
         writer.append_step({"step": step, "loss": losses[step], "lr": 1e-3}, profiles[step % 64])
     writer.close()
-    found = {"write": {"rows_per_s": rows / (time.perf_counter() - begin), "megabytes": path.stat().st_size / 1e6}}
+    times = {"write": {"rows_per_s": rows / (time.perf_counter() - begin), "megabytes": path.stat().st_size / 1e6}}
     for kind in ("live layout", "sealed"):
         if kind == "sealed":
             writer = RunWriter.resume(path)
-            found["seal"] = {"ms": milliseconds(writer.seal), "megabytes": path.stat().st_size / 1e6}
+            times["seal"] = {"ms": milliseconds(writer.seal), "megabytes": path.stat().st_size / 1e6}
         start = time.perf_counter()
         with open_run(path) as run:
             opened = 1e3 * (time.perf_counter() - start)
-            found[kind] = {
+            times[kind] = {
                 "open_ms": opened,
                 "loss_ms": milliseconds(lambda run=run: run["loss"]),  # type: ignore[misc]
                 "residual_norm_ms": milliseconds(lambda run=run: run.loops("residual_norm")),  # type: ignore[misc]
@@ -164,7 +164,7 @@ def opening(folder: Path, rows: int) -> dict[str, dict[str, float]]:
                 "refresh_ms": milliseconds(run.refresh),
             }
             assert len(run) == rows and np.array_equal(run["loss"], losses)
-    return found
+    return times
 
 
 def main() -> None:
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=1_000_000, help="steps of the longest run opened")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        found: dict[str, object] = {"recording": (recording := measure(Path(name), options.rows))}
+        results: dict[str, object] = {"recording": (recording := measure(Path(name), options.rows))}
         for contender, numbers in recording.items():
             print(contender, {key: round(value, 1) for key, value in numbers.items()})
         if "tensorboard" in recording:
@@ -182,13 +182,13 @@ def main() -> None:
                 key: recording["tensorboard"][key] / recording["loopscope"][key]
                 for key in ("append_p50_us", "append_p99_us", "per_step_with_flush_us", "bytes_per_row")
             }
-            found["tensorboard / loopscope"] = ratios
+            results["tensorboard / loopscope"] = ratios
             print("tensorboard / loopscope", {key: round(value, 1) for key, value in ratios.items()})
         for rows in sorted({100_000, options.long}):
-            found[f"opening {rows}"] = (times := opening(Path(name), rows))
+            results[f"opening {rows}"] = (times := opening(Path(name), rows))
             for kind, numbers in times.items():
                 print(f"{rows} steps, {kind}:", {key: round(value, 1) for key, value in numbers.items()})
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ LAST = 20  # steps averaged at the end
 
 
 def train_one(path: Path, injection: str, norm: str, lr: float, seed: int) -> None:
-    """Body of a worker process; a run that is there already is kept."""
+    """Train in a worker process; a run that is there already is kept."""
     import torch
     from loopscope.commands.training import train_run
     from loopscope.models.run_config import RunConfig
@@ -40,7 +40,7 @@ def train_one(path: Path, injection: str, norm: str, lr: float, seed: int) -> No
 
 
 def unigram_entropy() -> float:
-    """Entropy in nats of single bytes of the training text: what a model that ignores context can reach."""
+    """Return the entropy in nats of single bytes of the training text: what a model that ignores context can reach."""
     from loopscope.models import standard_library
 
     counts = np.bincount(standard_library(sequence_length=32).batch(0, 20_000).numpy().ravel(), minlength=256)
@@ -49,28 +49,28 @@ def unigram_entropy() -> float:
 
 
 def is_bad(loss: np.ndarray, entropy: float) -> bool:
-    """Whether a run went wrong, from its loss alone."""
+    """Return whether a run went wrong, from its loss alone."""
     smooth = np.convolve(loss, np.ones(LAST) / LAST, mode="valid")
     end = loss[-LAST:].mean()
     return bool(not np.isfinite(end) or end >= entropy or end > smooth.min() + 0.5)
 
 
 def shows_at(loss: np.ndarray) -> int | None:
-    """Step at which the loss first stands half a nat above its best so far; None when it never does."""
+    """Return the step at which the loss first stands half a nat above its best so far; None when it never does."""
     smooth = np.convolve(loss, np.ones(LAST) / LAST, mode="valid")
     risen = np.flatnonzero(smooth >= np.minimum.accumulate(smooth) + 0.5)
     return int(risen[0]) + LAST - 1 if len(risen) else None
 
 
 def _count(group: list[tuple[bool, dict[str, int]]], rule: str) -> str:
-    """Hits of the bad runs and alarms on the healthy ones."""
+    """Count the hits of the bad runs and alarms on the healthy ones."""
     hits = sum(bad and rule in fired for bad, fired in group)
     alarms = sum(not bad and rule in fired for bad, fired in group)
     return f"{hits}/{sum(bad for bad, _ in group)} +{alarms}"
 
 
 def main() -> None:
-    """Trains what is missing and prints the tables."""
+    """Train what is missing and print the tables."""
     from loopscope import diagnose, open_run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

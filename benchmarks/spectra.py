@@ -28,7 +28,7 @@ RATES = (0.003, 0.02)
 
 
 def drift(kind: str, rate: float, width: int, steps: int) -> Iterator[NDArray[np.float32]]:
-    """The matrices of one scenario, float32 as parameters are."""
+    """Return the matrices of one scenario, float32 as parameters are."""
     rng = np.random.default_rng(0)
     random = rng.normal(size=(width, width)) / np.sqrt(width)
     u, v = np.linalg.qr(rng.normal(size=(width, 2)))[0].T
@@ -50,7 +50,7 @@ def drift(kind: str, rate: float, width: int, steps: int) -> Iterator[NDArray[np
 
 
 def timed(times: list[float], work: Callable[[], float]) -> float:
-    """Value of the work; its seconds are appended."""
+    """Return the value of the work and append its seconds."""
     began = time.perf_counter()
     value = work()
     times.append(time.perf_counter() - began)
@@ -58,7 +58,7 @@ def timed(times: list[float], work: Callable[[], float]) -> float:
 
 
 def arpack(a: NDArray[np.float32]) -> float:
-    """Radius by ARPACK with the setting that does not stop on the wrong edge eigenvalue."""
+    """Return the radius by ARPACK with the setting that does not stop on the wrong edge eigenvalue."""
     try:
         return float(np.abs(eigs(a, k=6, ncv=40, return_eigenvectors=False)).max())
     except ArpackNoConvergence as stopped:

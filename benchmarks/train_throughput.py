@@ -43,7 +43,7 @@ def depths_of_step(model: LoopedTransformer, batch: int, step: int) -> torch.Ten
 
 
 def our_loss(model: LoopedTransformer, compiled: bool) -> Step:
-    """The loss of one step with our model."""
+    """Return the loss of one step with our model."""
     cross_entropy = torch.compile(F.cross_entropy) if compiled else F.cross_entropy
 
     def loss(inputs: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
@@ -54,7 +54,7 @@ def our_loss(model: LoopedTransformer, compiled: bool) -> Step:
 
 
 def their_loss(ours: LoopedTransformer, checkout: Path, device: torch.device, compiled: bool) -> tuple[Any, Step]:
-    """The authors' model with the same weights, and the loss of one step with it."""
+    """Return the authors' model with the same weights, and the loss of one step with it."""
     sys.path.insert(0, str(checkout))
     from parcae_lm.models.parcae.config import ParcaeConfig
 
@@ -69,9 +69,9 @@ def their_loss(ours: LoopedTransformer, checkout: Path, device: torch.device, co
 
     def loss(inputs: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
         model.step = step  # seeds their depths
-        found = called(inputs, labels=targets.contiguous())["loss"]
-        assert isinstance(found, torch.Tensor)
-        return found
+        value = called(inputs, labels=targets.contiguous())["loss"]
+        assert isinstance(value, torch.Tensor)
+        return value
 
     return model, loss
 
@@ -89,7 +89,7 @@ class Contender:
         self.peak_bytes = 0
 
     def round(self, steps: range, vocab: int, length: int) -> None:
-        """Runs some steps and notes the time of each, on average."""
+        """Run some steps and note the time of each, on average."""
         arguments = self.arguments
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -111,13 +111,13 @@ class Contender:
             self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated())
 
     def _wait(self) -> None:
-        """Until the device has done its work."""
+        """Wait until the device has done its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Alternating rounds of all contenders; the numbers as plain values."""
+    """Run alternating rounds of all contenders; the numbers come as plain values."""
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
@@ -159,7 +159,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints a table, or JSON."""
+    """Print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, nargs="?", help="a checkout of sandyresearch/parcae")
     parser.add_argument("--preset", default="parcae-tiny")
@@ -174,12 +174,12 @@ def main() -> None:
     parser.add_argument("--device", help="as torch names it (default: CUDA where there is one)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments)
+    measured = measure(arguments)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(measured, indent=2))
         return
-    print(f"{found['hardware']}, torch {found['torch']}, {found['date']}, {found['setting']}")
-    for name, row in found["results"].items():
+    print(f"{measured['hardware']}, torch {measured['torch']}, {measured['date']}, {measured['setting']}")
+    for name, row in measured["results"].items():
         used = f"{row['utilisation']:.1%}" if row["utilisation"] == row["utilisation"] else "peak not known"
         print(
             f"{name:10} {row['tokens_per_second']:12,.0f} tokens/s  {row['seconds_per_step'] * 1e3:8.1f} ms/step  "

@@ -49,12 +49,12 @@ def linear(kind: str, name: str, matrix: Callable[[np.random.Generator], Array],
 
 
 def basis(rng: np.random.Generator) -> Array:
-    """A random rotation."""
+    """Return a random rotation."""
     return np.asarray(np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0])
 
 
 def normal(*rates: float, spread: float = 0.0) -> Callable[[np.random.Generator], Array]:
-    """Symmetric matrices with these eigenvalues, each as often; the leading one varies by ``spread``."""
+    """Draw symmetric matrices with these eigenvalues, each as often; the leading one varies by ``spread``."""
 
     def draw(rng: np.random.Generator) -> Array:
         values = np.resize(rates, WIDTH) + spread * rng.uniform(-1, 1) * (
@@ -67,7 +67,7 @@ def normal(*rates: float, spread: float = 0.0) -> Callable[[np.random.Generator]
 
 
 def turning(rate: float, angle: float | tuple[float, float]) -> Callable[[np.random.Generator], Array]:
-    """Rotations by one angle or by angles drawn from a range, times a rate."""
+    """Draw rotations by one angle or by angles drawn from a range, times a rate."""
 
     def draw(rng: np.random.Generator) -> Array:
         angles = np.full(WIDTH // 2, angle) if isinstance(angle, float) else rng.uniform(*angle, WIDTH // 2)
@@ -81,13 +81,13 @@ def turning(rate: float, angle: float | tuple[float, float]) -> Callable[[np.ran
 
 
 def jordan(rate: float, size: int, coupling: float) -> Callable[[np.random.Generator], Array]:
-    """Jordan blocks of one rate."""
+    """Draw Jordan blocks of one rate."""
     a = rate * np.eye(WIDTH) + coupling * np.diag(np.where(np.arange(1, WIDTH) % size, 1.0, 0.0), 1)
     return lambda rng: a
 
 
 def dense(radius: float) -> Callable[[np.random.Generator], Array]:
-    """Random non-normal matrices of a radius."""
+    """Draw random non-normal matrices of a radius."""
 
     def draw(rng: np.random.Generator) -> Array:
         a = rng.normal(size=(WIDTH, WIDTH))
@@ -128,87 +128,87 @@ linear("exploding", "growth 1e15", normal(1e15))
 
 @law("settling")
 def tanh_block(rng: np.random.Generator) -> tuple[Step, Array]:
-    """0.5 h + e + a block that reads h through a norm."""
+    """Return 0.5 h + e + a block that reads h through a norm."""
     w, e = 0.5 * rng.normal(size=(WIDTH, WIDTH)) / 4, rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: 0.5 * h + e + np.tanh(normed(h) @ w), 0 * e
 
 
 @law("settling")
 def sphere_contraction(rng: np.random.Generator) -> tuple[Step, Array]:
-    """A normalised state that is pulled to its input."""
+    """Return a normalised state that is pulled to its input."""
     e = normed(rng.normal(size=(TOKENS, WIDTH)))
     return lambda h, t: normed(0.8 * h + e), normed(rng.normal(size=(TOKENS, WIDTH)))
 
 
 @law("settling")
 def like_t_to_the_minus_2(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The map h' = h - h² / 2 from above its fixed point 0: steps like t^-2."""
+    """Return the map h' = h - h² / 2 from above its fixed point 0: steps like t^-2."""
     return lambda h, t: h - h * np.abs(h) / 2, rng.uniform(0.5, 1, size=(TOKENS, WIDTH))
 
 
 @law("settling")
 def like_t_to_the_minus_1_5(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The map h' = h - h³ / 2: steps like t^-3/2."""
+    """Return the map h' = h - h³ / 2: steps like t^-3/2."""
     return lambda h, t: h - h**3 / 2, rng.uniform(0.5, 1, size=(TOKENS, WIDTH))
 
 
 @law("settling")
 def jump_then_0_85(rng: np.random.Generator) -> tuple[Step, Array]:
-    """A first loop that jumps by twenty times the rest."""
+    """Return a first loop that jumps by twenty times the rest."""
     e = rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: 0.85 * h + e * (20 if t == 0 else 3), 0 * e
 
 
 @law("settling")
 def far_rest_0_7(rng: np.random.Generator) -> tuple[Step, Array]:
-    """A fixed point of norm 1000, approached from near by."""
+    """Return a fixed point of norm 1000, approached from near by."""
     rest = 250 * rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: rest + 0.7 * (h - rest), rest + 40 * rng.normal(size=(TOKENS, WIDTH))
 
 
 @law("settling")
 def logistic_2_8(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The logistic map with an attracting fixed point of multiplier -0.8."""
+    """Return the logistic map with an attracting fixed point of multiplier -0.8."""
     return lambda h, t: 2.8 * h * (1 - h), rng.uniform(0.2, 0.8, size=(TOKENS, WIDTH))
 
 
 @law("drifting")
 def harmonic_steps(rng: np.random.Generator) -> tuple[Step, Array]:
-    """Steps like 1/t."""
+    """Return steps like 1/t."""
     e = rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: h + e / (t + 1), 0 * e
 
 
 @law("drifting")
 def root_steps(rng: np.random.Generator) -> tuple[Step, Array]:
-    """Steps like t^-1/2."""
+    """Return steps like t^-1/2."""
     e = rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: h + e / np.sqrt(t + 1), 0 * e
 
 
 @law("drifting")
 def polynomial_steps(rng: np.random.Generator) -> tuple[Step, Array]:
-    """Steps like t."""
+    """Return steps like t."""
     e = rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: h + e * (t + 1), 0 * e
 
 
 @law("drifting")
 def random_walk(rng: np.random.Generator) -> tuple[Step, Array]:
-    """Independent steps."""
+    """Return independent steps."""
     return lambda h, t: h + rng.normal(size=h.shape), 0 * rng.normal(size=(TOKENS, WIDTH))
 
 
 @law("drifting")
 def drift_from_afar(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The map h + e from a start of twenty times the step, so that the relative step is small."""
+    """Return the map h + e from a start of twenty times the step, so that the relative step is small."""
     e = rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: h + e, 20 * rng.normal(size=(TOKENS, WIDTH))
 
 
 @law("drifting")
 def drift_and_rotation(rng: np.random.Generator) -> tuple[Step, Array]:
-    """Half of the state turns, half of it drifts."""
+    """Return steps of which half of the state turns and half drifts."""
     a, e = turning(1.0, 1.5)(rng), rng.normal(size=(TOKENS, WIDTH))
     a[: WIDTH // 2], a[:, : WIDTH // 2] = 0, 0
     a[: WIDTH // 2, : WIDTH // 2] = np.eye(WIDTH // 2)
@@ -221,21 +221,21 @@ def drift_and_rotation(rng: np.random.Generator) -> tuple[Step, Array]:
 
 @law("drifting")
 def wobbling_drift(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The map h + e, each step off by a tenth."""
+    """Return the map h + e, each step off by a tenth."""
     e = rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: h + e * (1 + 0.1 * rng.normal(size=(TOKENS, 1))) + 0.1 * rng.normal(size=e.shape), 0 * e
 
 
 @law("drifting")
 def pre_norm_addition(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The map h + e + a block that reads h through a norm."""
+    """Return the map h + e + a block that reads h through a norm."""
     w, e = rng.normal(size=(WIDTH, WIDTH)) / 8, rng.normal(size=(TOKENS, WIDTH))
     return lambda h, t: h + e + np.tanh(normed(h) @ w), 0 * e
 
 
 @law("orbiting")
 def limit_cycle(rng: np.random.Generator) -> tuple[Step, Array]:
-    """A spiral out to a circle of radius 1 in every plane, half-way there."""
+    """Return a spiral out to a circle of radius 1 in every plane, half-way there."""
     a = turning(1.0, 1.1)(rng)
 
     def step(h: Array, t: int) -> Array:
@@ -247,19 +247,19 @@ def limit_cycle(rng: np.random.Generator) -> tuple[Step, Array]:
 
 @law("orbiting")
 def logistic_chaos(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The logistic map at 3.9."""
+    """Return the logistic map at 3.9."""
     return lambda h, t: 3.9 * h * (1 - h), rng.uniform(0.2, 0.8, size=(TOKENS, WIDTH))
 
 
 @law("orbiting")
 def logistic_2_cycle(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The logistic map at 3.3: an attracting cycle of two."""
+    """Return the logistic map at 3.3: an attracting cycle of two."""
     return lambda h, t: 3.3 * h * (1 - h), rng.uniform(0.2, 0.8, size=(TOKENS, WIDTH))
 
 
 @law("orbiting")
 def chaotic_network(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The tanh of a random matrix of gain 3; one in which a token comes to rest in the end is drawn again."""
+    """Return the tanh of a random matrix of gain 3; one in which a token comes to rest in the end is drawn again."""
     while True:
         w, start = 3 * rng.normal(size=(WIDTH, WIDTH)) / 4, rng.normal(size=(TOKENS, WIDTH))
         h = start
@@ -271,14 +271,14 @@ def chaotic_network(rng: np.random.Generator) -> tuple[Step, Array]:
 
 @law("orbiting")
 def rotation_on_the_sphere(rng: np.random.Generator) -> tuple[Step, Array]:
-    """A normalised state that turns."""
+    """Return a normalised state that turns."""
     a = turning(1.0, (0.8, 2.5))(rng)
     return lambda h, t: normed(1.5 * h @ a.T), normed(rng.normal(size=(TOKENS, WIDTH)))
 
 
 @law("exploding")
 def not_finite_late(rng: np.random.Generator) -> tuple[Step, Array]:
-    """A contraction whose state becomes NaN in its last third."""
+    """Return a contraction whose state becomes NaN in its last third."""
     e, share = rng.normal(size=(TOKENS, WIDTH)), rng.uniform(0.7, 0.95)
     step: Step = lambda h, t: 0.5 * h + e  # noqa: E731
     step.nan_at = share  # type: ignore[attr-defined]
@@ -287,17 +287,17 @@ def not_finite_late(rng: np.random.Generator) -> tuple[Step, Array]:
 
 @law("exploding")
 def quadratic_blow_up(rng: np.random.Generator) -> tuple[Step, Array]:
-    """The map h + h² / 10: faster than any exponential in the end."""
+    """Return the map h + h² / 10: faster than any exponential in the end."""
     return lambda h, t: h + h * np.abs(h) / 10, rng.uniform(1, 2, size=(TOKENS, WIDTH))
 
 
 def normed(h: Array) -> Array:
-    """Every token at length 1."""
+    """Return every token at length 1."""
     return np.asarray(h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-300))
 
 
 def rounded(h: Array, name: str) -> Array:
-    """The state as its type holds it."""
+    """Return the state as its type holds it."""
     if name == "float64":
         return h
     short = h.astype(np.float32)
@@ -335,7 +335,7 @@ def run(name: str, kind: str, seed: int) -> Recorded:
 
 
 def verdicts(name: str, state: str, seeds: range, depth: int) -> NDArray[np.str_]:
-    """Kind said of one loop at one depth, by seed."""
+    """Return the kind that is given to one loop at one depth, by seed."""
     runs = [run(name, state, seed) for seed in seeds]
     residual, cosine = (np.stack([getattr(r, what)[:depth] for r in runs]) for what in ("residual", "cosine"))
     norm = np.stack([r.state[: depth + 1] for r in runs])
@@ -346,17 +346,17 @@ def verdicts(name: str, state: str, seeds: range, depth: int) -> NDArray[np.str_
 
 
 def table(seeds: range, depths: tuple[int, ...]) -> dict[str, dict[tuple[str, int], tuple[float, float, float, float]]]:
-    """Shares of right, undecided, wrong and falsely stable verdicts by kind, type and depth."""
-    found: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]] = {}
+    """Return the shares of right, undecided, wrong and falsely stable verdicts by kind, type and depth."""
+    shares: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]] = {}
     for name, (truth, _) in LAWS.items():
-        found[name] = {}
+        shares[name] = {}
         for state in TYPES:
             for depth in depths:
                 said = verdicts(name, state, seeds, depth)
                 right, torn = (said == truth).mean(), (said == "undecided").mean()
                 falsely = (said == "settling").mean() if truth == "exploding" else 0.0
-                found[name][state, depth] = (right, torn, 1 - right - torn, falsely)
-    return found
+                shares[name][state, depth] = (right, torn, 1 - right - torn, falsely)
+    return shares
 
 
 def main() -> None:
@@ -374,12 +374,12 @@ def main() -> None:
         report(table(seeds, DEPTHS), full=options.full)
 
 
-def report(found: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]], *, full: bool) -> None:
+def report(shares: dict[str, dict[tuple[str, int], tuple[float, float, float, float]]], *, full: bool) -> None:
     """Print right / undecided / wrong in per cent: of all types together, or of each."""
     types = [(t,) for t in TYPES] if full else [TYPES]
     print("| loop | law | " + " | ".join(f"T = {d}" for d in DEPTHS) + " |")
     print("|---" * (2 + len(DEPTHS)) + "|")
-    for name, cells in found.items():
+    for name, cells in shares.items():
         for group in types:
             row = []
             for depth in DEPTHS:
@@ -389,9 +389,9 @@ def report(found: dict[str, dict[tuple[str, int], tuple[float, float, float, flo
             print(f"| {label} | {LAWS[name][0]} | " + " | ".join(row) + " |")
     print()
     for depth in DEPTHS:
-        every = np.array([cells[state, depth] for cells in found.values() for state in TYPES])
+        every = np.array([cells[state, depth] for cells in shares.values() for state in TYPES])
         wrong = sorted(
-            ((cells[state, depth][2], name, state) for name, cells in found.items() for state in TYPES), reverse=True
+            ((cells[state, depth][2], name, state) for name, cells in shares.items() for state in TYPES), reverse=True
         )
         worst = ", ".join(f"{name} in {state} {100 * share:.0f} %" for share, name, state in wrong[:8] if share > 0.05)
         print(

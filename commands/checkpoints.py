@@ -74,7 +74,7 @@ class DepthCurve:
         return kept
 
     def as_dict(self) -> dict[str, Any]:
-        """The curve for JSON; None for what is not finite."""
+        """Return the curve for JSON; None for what is not finite."""
         law = self.law
         fitted = None if law is None else {
             "limit": law.limit, "amplitude": law.amplitude, "rate": law.rate, "identified": law.identified,
@@ -89,7 +89,7 @@ class DepthCurve:
         return plain
 
     def text(self) -> str:
-        """The curve for people."""
+        """Return the curve for people."""
         shown = {} if self.law is None else dict(zip(self.law.depths, self.law.residuals, strict=True))
         lines = [f"{'depth':>6} {'loss':>8}" + (f" {'law − loss':>11}" if shown else "")]
         for depth, loss in self.losses.items():
@@ -121,7 +121,7 @@ def linearize_checkpoint(
     device: str,
     progress: Callable[[str, float], None] | None = None,
 ) -> Linearization:
-    """Analyses the loop of a checkpoint on text.
+    """Analyse the loop of a checkpoint on text.
 
     Args:
         path: Checkpoint folder or run file.
@@ -135,7 +135,7 @@ def linearize_checkpoint(
     Raises:
         ValueError: The checkpoint cannot be read, or the text is too short.
     """
-    model, data = _open(path, device)
+    model, data = open_checkpoint(path, device)
     sequences, positions = shape
     if text is None:
         tokens = next(data.held_out(sequences))[:, :positions]
@@ -147,7 +147,7 @@ def linearize_checkpoint(
 
 
 def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, device: str) -> DepthCurve:
-    """Evaluates a checkpoint at several test-time depths and fits the law of saturation.
+    """Evaluate a checkpoint at several test-time depths and fit the law of saturation.
 
     Args:
         path: Checkpoint folder or run file.
@@ -158,20 +158,26 @@ def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, devic
     Raises:
         ValueError: The checkpoint cannot be read, or a depth is below 1.
     """
-    model, data = _open(path, device)
-    if not depths:
-        mean = model.config.mean_depth
-        depths = sorted({1, 2, 3, *(max(1, round(mean * share)) for share in (0.5, 0.75, 1, 1.5, 2, 3, 4))})
-    losses = loss_at_depths(model, data, depths, batches=batches)
+    model, data = open_checkpoint(path, device)
+    losses = loss_at_depths(model, data, depths or default_depths(model.config.mean_depth), batches=batches)
     finite = {depth: loss for depth, loss in losses.items() if np.isfinite(loss)}
     law = depth_law(list(finite), list(finite.values())) if len(finite) >= MIN_DEPTHS else None
     predicted, measured = _safe_depth(model, next(data.held_out(SEQUENCES))[:, :-1])
     return DepthCurve(losses, law, predicted, measured, predicted.horizon, model.config.mean_depth)
 
 
+def default_depths(mean: int) -> list[int]:
+    """Return numbers of loops from 1 to four times a mean training depth, in steps that grow.
+
+    >>> default_depths(8)
+    [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    """
+    return sorted({1, 2, 3, *(max(1, round(mean * share)) for share in (0.5, 0.75, 1, 1.5, 2, 3, 4))})
+
+
 @torch.no_grad()
 def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, int]:
-    """Safe depth of the answers of the training depth: predicted from twice that depth, and measured by running on."""
+    """Return the safe depth of the training depth's answers: predicted from twice that depth, and measured."""
     trained = model.config.mean_depth
     seen = 2 * trained
     horizon = max(HORIZON, 2 * seen)
@@ -198,13 +204,13 @@ def _safe_depth(model: LoopedTransformer, tokens: Tensor) -> tuple[SafeDepth, in
 
 
 def _answers(logits: Tensor) -> NDArray[np.int64]:
-    """The token chosen at every position; -1 where the logits are not finite."""
+    """Return the token chosen at every position; -1 where the logits are not finite."""
     finite = logits.isfinite().all(-1)
     return np.asarray(torch.where(finite, logits.argmax(-1), -1).cpu().numpy(), np.int64)
 
 
-def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
-    """The model of a checkpoint on its device, and the data of its run."""
+def open_checkpoint(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
+    """Return the model of a checkpoint on its device, and the data of its run."""
     folder = path if path.is_dir() else path.with_suffix(".checkpoint")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such checkpoint folder; give the one that `loopscope train` wrote")
@@ -227,7 +233,7 @@ def _open(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
 
 
 def _bytes(path: Path, sequences: int, positions: int) -> Tensor:
-    """The first bytes of a file as ``(sequences, positions)`` tokens."""
+    """Return the first bytes of a file as ``(sequences, positions)`` tokens."""
     needed = sequences * positions
     content = path.read_bytes()[:needed]
     if len(content) < needed:

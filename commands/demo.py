@@ -22,14 +22,13 @@ from ..sweeps.grid import Cell
 from ..sweeps.processes import Processes
 from ..sweeps.progress import Board
 from ..sweeps.sweep import SweepProgress, failures, run_sweep
+from .output import REGIME_STYLES
 from .progress import terminal_bar
 
 INJECTIONS = ("addition", "concatenation", "parcae")
 SEEDS = (0, 1, 2)
 LEARNING_RATE = 0.05
 STEPS = 200
-
-STYLES = {"stable": "dodger_blue1", "marginal": "orange3", "unstable": "red", "unknown": "dim"}  # as the dashboard
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +119,17 @@ def _table(rows: list[tuple[DemoRun, tuple[Diagnosis, float]]]) -> Table:
         "reason": {"ratio": 1},
     }.items():
         table.add_column(name, **options)  # type: ignore[arg-type]
-    for run, (found, norm) in rows:
-        breach = found.first_breach
-        style = STYLES[found.verdict]
+    for run, (diagnosis, norm) in rows:
+        breach = diagnosis.first_breach
+        style = REGIME_STYLES[diagnosis.verdict]
         table.add_row(
             run.injection,
             str(run.seed),
-            f"[{style}]{found.verdict}[/]",
-            f"{found.radius:.3f}",
+            f"[{style}]{diagnosis.verdict}[/]",
+            f"{diagnosis.radius:.3f}",
             f"{norm:.3g}",
             f"{breach.rule} {breach.name}, step {breach.step}" if breach else "none",
-            found.summary,
+            diagnosis.summary,
             end_section=run.seed == SEEDS[-1],
         )
     return table

@@ -10,8 +10,12 @@ import os
 import sys
 import traceback
 from contextlib import suppress
+from typing import Final
 
 from ..runfile.text import plain
+
+# Of the terminal's 256 colours those nearest to `dashboard.colours`.
+REGIME_STYLES: Final = {"stable": "dodger_blue1", "marginal": "orange3", "unstable": "red", "unknown": "dim"}
 
 
 def say(text: str) -> None:

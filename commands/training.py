@@ -89,7 +89,7 @@ def train_run(
     rules: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Trains a model and records its loop to ``out``; under ``torchrun``, call it on all ranks.
+    """Train a model and record its loop to ``out``; under ``torchrun``, call it on all ranks.
 
     Args:
         out: The run file; checkpoints go to the folder ``<out without ending>.checkpoint`` beside it. Every rank
@@ -146,7 +146,7 @@ def with_checkpoints(config: RunConfig) -> RunConfig:
 
 
 def checked_device(name: str) -> str:
-    """The name of a device that is there, or ``auto``.
+    """Return the name of a device that is there, or ``auto``.
 
     Raises:
         ValueError: There is no such device here.

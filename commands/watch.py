@@ -18,10 +18,10 @@ from ..gate.watch import Look, Watch, alerts
 from ..rules.rule_files import load_rules
 from ..runfile.layout import Severity
 from ..runfile.text import plain
+from .output import REGIME_STYLES
 
-STYLES: Final = {"stable": "dodger_blue1", "marginal": "orange3", "unstable": "red", "unknown": "dim"}
 NEWEST: Final = 8  # alerts shown
-QUIET: Final = 60.0  # seconds without a row after which that is said
+QUIET: Final = 60.0  # seconds without a row after which the line says so
 
 
 def watch(
@@ -118,7 +118,7 @@ def _table(follower: Watch) -> Table:
             escape(plain(path)),
             state,
             str(look.steps),
-            f"[{STYLES[said.verdict]}]{said.verdict}[/]",
+            f"[{REGIME_STYLES[said.verdict]}]{said.verdict}[/]",
             radius,
             look.check.trends.get("loss", ""),
             escape(plain(f"{last.rule} {last.name}, step {last.step}")) if last else "",

@@ -112,6 +112,7 @@ def guard(server: Flask, access: Access) -> None:
 
     @server.before_request
     def check() -> Response | None:
+        """Let a request pass (None), refuse it, or turn the link with the token into a cookie."""
         if not access.knows(_host_name(request.host)):
             abort(403, "loopscope answers only to the address it was started on")
         if not access.token:
@@ -127,6 +128,7 @@ def guard(server: Flask, access: Access) -> None:
 
     @server.after_request
     def secure(response: Response) -> Response:
+        """Add the headers that bind the browser."""
         response.headers["Content-Security-Policy"] = CONTENT_POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"

@@ -24,7 +24,7 @@ from .story import Story
 from .text import shown
 
 KEPT_EVENTS: Final = 100
-"""Of one run; the worst and earliest first. A run that spikes at every step says so in its count."""
+"""Events of one run that are listed, the worst and earliest first; the rest is counted."""
 SEEN_FILE: Final = "loopscope-acknowledged.json"
 SEEN_BYTES: Final = 4 << 20
 ORDER: Final = ("error", "warning", "note")
@@ -32,8 +32,8 @@ _LOCK = threading.Lock()
 
 
 def alerts_of(held: OpenRun, story: Story) -> list[dict[str, Any]]:
-    """Return what was found in a run, JSON-ready: findings of the rules, then events of kinds that no rule told of."""
-    found = [
+    """Return the alerts of a run, JSON-ready: findings of the rules, then events of kinds that no rule reported."""
+    alerts = [
         _alert(finding.rule, finding.name, finding.severity, finding.step, story.lead(finding), finding.message)
         for finding in story.findings
     ]
@@ -43,11 +43,11 @@ def alerts_of(held: OpenRun, story: Story) -> list[dict[str, Any]]:
     events.sort(key=lambda event: (_place(event.severity), event.step))
     for event in events[:KEPT_EVENTS]:
         lead = None if story.loss_step is None else story.loss_step - event.step
-        found.append(_alert("event", event.kind, event.severity, event.step, lead, event.message))
+        alerts.append(_alert("event", event.kind, event.severity, event.step, lead, event.message))
     if len(events) > KEPT_EVENTS:
         more = f"{len(events) - KEPT_EVENTS:,} more events of this run are not listed"
-        found.append(_alert("event", "more_events", "note", events[-1].step, None, more))
-    return found
+        alerts.append(_alert("event", "more_events", "note", events[-1].step, None, more))
+    return alerts
 
 
 def _alert(rule: str, name: str, severity: str, step: int, lead: int | None, message: str) -> dict[str, Any]:

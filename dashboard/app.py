@@ -135,6 +135,7 @@ def _answer_alive(server: Flask) -> None:
 
     @server.get("/alive")
     def alive() -> Response:
+        """Say how a run is and how long ago it was written; nothing of an unknown one."""
         entry = current_index().find(request.args.get("run", ""))
         if entry is None:
             return jsonify({})

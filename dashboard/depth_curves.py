@@ -26,7 +26,7 @@ def depth_groups(names: tuple[str, ...]) -> dict[str, dict[int, str]]:
     for name in names:
         if name not in DESCRIPTIONS and (named := _NAMED.fullmatch(name)):
             groups.setdefault(named["stem"], {})[int(named["depth"])] = name
-    return {stem: dict(sorted(found.items())) for stem, found in groups.items() if len(found) > 1}
+    return {stem: dict(sorted(members.items())) for stem, members in groups.items() if len(members) > 1}
 
 
 def depth_curves(held: OpenRun) -> tuple[list[str], list[tuple[str, NDArray[np.float64]]], str]:

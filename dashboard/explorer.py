@@ -311,7 +311,7 @@ def _states(system: LTISystem, gain: float, loops: int) -> Floats:
 def _full_loop(system: LTISystem, gain: float, states: Floats) -> tuple[NDArray[np.complex128], float, float]:
     """Return eigenvalues of the full loop's Jacobian at the last state, log of their radius, and λ₁ of the late loops.
 
-    Without a block the full loop is A̅, of which all is said already.
+    Without a block the full loop is A̅, which the other figures show.
     """
     none = np.empty(0, np.complex128), math.nan, math.nan
     if gain <= 0 or not np.isfinite(states).all():

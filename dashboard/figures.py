@@ -118,7 +118,7 @@ def lines(
     tracks: Sequence[Track], *, y: str, nothing: str, remedy: str = "", log: bool = False, view: View = None,
     selected: float | None = None, span: View = None, edges: tuple[float, float] | None = None, revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Numbers over steps, each with the steps at which it was not finite marked along the top.
+    """Draw numbers over steps, each with the steps at which it was not finite marked along the top.
 
     Args:
         tracks: The lines; those without anything recorded are left out.
@@ -155,7 +155,7 @@ def gain(
     tracks: Sequence[Track], *, tolerance: float, view: View = None, selected: float | None = None, span: View = None,
     revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Factors per loop over steps, on the bands in which a loop is stable, marginal or unstable.
+    """Draw factors per loop over steps, on the bands in which a loop is stable, marginal or unstable.
 
     The axis is logarithmic where a factor leaves the neighbourhood of 1.
 
@@ -234,7 +234,7 @@ def events(
     marks: Sequence[Mark], flights: Sequence[Stretch], *, span: tuple[float, float], view: View = None,
     selected: float | None = None, revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Everything that was said while training, in lanes by severity: errors on top, flights as brackets at the bottom.
+    """Draw all events of training, in lanes by severity: errors on top, flights as brackets at the bottom.
 
     Args:
         marks: The events; of those in view, at most `EVENTS_SHOWN` a lane are drawn, spread over the range.
@@ -309,7 +309,7 @@ def curves(
     x: Sequence[str], rows: Sequence[tuple[str, Array]], *, x_name: str, y: str, nothing: str, remedy: str = "",
     revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Some curves over named places, such as the loss against test-time depth at a few steps.
+    """Draw curves over named places, such as the loss against test-time depth at a few steps.
 
     Args:
         x: Names of the places, in order.

@@ -81,18 +81,7 @@ def figure(*, x: str, y: str, subtitle: str = "", legend: bool = True, revision:
     }
     chart = go.Figure(layout=layout)
     if subtitle:
-        chart.add_annotation(
-            text=subtitle,
-            xref="paper",
-            yref="paper",
-            x=0,
-            y=1,
-            xanchor="left",
-            yanchor="bottom",
-            yshift=LINE + 2,  # above the legend or the colour bar
-            showarrow=False,
-            font={"size": 12},
-        )
+        _write(chart, subtitle, x=0, y=1, size=12, yshift=LINE + 2)  # above the legend or the colour bar
     return chart
 
 
@@ -142,17 +131,20 @@ def _cursor(selected: float | None) -> dict[str, Any]:
 
 def note(chart: go.Figure, text: str) -> go.Figure:
     """Write a remark into the lower left corner of the plot, where lines seldom are."""
+    return _write(chart, text, x=0.01, y=0.01, size=11, align="left")
+
+
+def _write(chart: go.Figure, text: str, *, size: int, **place: Any) -> go.Figure:
+    """Write text whose lower left corner is at a place of the plot, counted in its width and height."""
     return chart.add_annotation(
         text=text,
         xref="paper",
         yref="paper",
-        x=0.01,
-        y=0.01,
         xanchor="left",
         yanchor="bottom",
-        align="left",
         showarrow=False,
-        font={"size": 11},
+        font={"size": size},
+        **place,
     )
 
 

@@ -1,6 +1,6 @@
 """Figures whose colour is a norm on a logarithmic scale: loops, blocks or tokens over training steps.
 
-Arrays in, `plotly.graph_objects.Figure` out, as in `figures`. Norms have the unit 1 where nothing else is said. Shapes:
+Arrays in, `plotly.graph_objects.Figure` out, as in `figures`. Norms have the unit 1 unless stated. Shapes:
 N recorded steps, T loops, K blocks, n sequences of P tokens, C columns of a figure. NaN is "not recorded", drawn as a
 bare pane; infinite is "recorded and not finite", drawn in red.
 """
@@ -32,13 +32,13 @@ STUDY: Final = 'The preset "study" measures it: attach(…, preset="study").'
 
 
 def loop_heatmap(
-    found: Columns, *, symbol: str, what: str, nothing: str, remedy: str = "", log: bool = True, view: View = None,
+    shown: Columns, *, symbol: str, what: str, nothing: str, remedy: str = "", log: bool = True, view: View = None,
     selected: float | None = None, span: View = None, revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """One number of every loop of every step as a heatmap.
+    """Draw one number of every loop of every step as a heatmap.
 
     Args:
-        found: Columns of the picture: NaN where a loop did not run, infinite where it ran and was not finite.
+        shown: Columns of the picture: NaN where a loop did not run, infinite where it ran and was not finite.
         symbol: What the colour is.
         what: Which part of it the picture shows.
         nothing: What to say when nothing was recorded.
@@ -49,19 +49,19 @@ def loop_heatmap(
         span: First and last step of the run.
         revision: See `frame.figure`.
     """
-    if not np.any(~np.isnan(found.values)):
+    if not np.any(~np.isnan(shown.values)):
         return empty(nothing, remedy=remedy)
-    chart = _frame_of(found, what, "steps", x="step", revision=revision)
+    chart = _frame_of(shown, what, "steps", x="step", revision=revision)
     where = "step %{x:,} · loop %{y}"
     if log:
-        _log_colours(chart, found.values, symbol)
-        _add_cells(chart, found.steps, found.values.T, None, where, symbol)
+        _log_colours(chart, shown.values, symbol)
+        _add_cells(chart, shown.steps, shown.values.T, None, where, symbol)
     else:
         bar = _bar(symbol) | {"tickvals": [-1, 0, 1]}
         chart.update_layout(coloraxis={"colorscale": TURN, "cmin": -1, "cmax": 1, "colorbar": bar})
         cells = go.Heatmap(
-            x=found.steps,
-            z=found.values.T.astype(np.float32),
+            x=shown.steps,
+            z=shown.values.T.astype(np.float32),
             coloraxis="coloraxis",
             name="",
             hovertemplate=f"{where}<br>{symbol} = %{{z:.3f}}",
@@ -74,7 +74,7 @@ def gradient_heatmap(
     steps: Array, gradient: Array, *, view: View = None, selected: float | None = None, span: View = None,
     revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Norm of the loss's gradient in the state of every loop, over steps: does it grow or die on its way back?
+    """Draw the loss gradient's norm in the state of every loop, over steps: does it grow or die on its way back?
 
     Args:
         steps: Steps at which it was measured, shape ``(N,)``.
@@ -106,7 +106,7 @@ def block_heatmap(
     steps: Array, norms: Array, names: Sequence[str], *, view: View = None,
     selected: float | None = None, span: View = None, revision: str = "",
 ) -> go.Figure:  # fmt: skip
-    """Norm of the state after every block, over steps: where within one loop does it jump?
+    """Draw the norm of the state after every block, over steps: where within one loop does it jump?
 
     Args:
         steps: Steps at which it was measured, shape ``(N,)``.
@@ -123,18 +123,18 @@ def block_heatmap(
     """
     if not np.any(~np.isnan(norms)):
         return empty("No norm after a block was recorded.", remedy=STUDY)
-    found = columns(steps, norms, view)
-    chart = _frame_of(found, "first loop", "steps", x="step", revision=revision)
-    _log_colours(chart, found.values, "‖h‖")
-    _add_cells(chart, found.steps, found.values.T, names, "step %{x:,} · %{y}", "‖h‖")
+    shown = columns(steps, norms, view)
+    chart = _frame_of(shown, "first loop", "steps", x="step", revision=revision)
+    _log_colours(chart, shown.values, "‖h‖")
+    _add_cells(chart, shown.steps, shown.values.T, names, "step %{x:,} · %{y}", "‖h‖")
     over_steps(chart, view, selected, span)
-    shown = names[:: -(-len(names) // NAMES_SHOWN)]
-    chart.update_yaxes(title=None, type="category", tickvals=shown, ticktext=[_short(name) for name in shown])
+    named = names[:: -(-len(names) // NAMES_SHOWN)]
+    chart.update_yaxes(title=None, type="category", tickvals=named, ticktext=[_short(name) for name in named])
     return chart.update_yaxes(tickfont={"size": 9})
 
 
 def token_map(step: float | None, residual: Array, *, revision: str = "") -> go.Figure:
-    """Step norm of every token at every loop of one pass of the probe batch: which tokens settle, and when?
+    """Draw every token's step norm at every loop of one pass of the probe batch: which settle, and when?
 
     Args:
         step: Training step of the pass; None when there is none up to the selected step.
@@ -150,15 +150,15 @@ def token_map(step: float | None, residual: Array, *, revision: str = "") -> go.
     residual = np.where(np.isfinite(residual), residual, np.inf)  # every loop of the map ran
     count = residual.shape[1]
     tokens = rearrange(residual, "T n P -> P (n T)")
-    found = columns(np.arange(float(len(tokens))), tokens, limit=max(1, COLUMNS // count))
+    shown = columns(np.arange(float(len(tokens))), tokens, limit=max(1, COLUMNS // count))
     what = f"fixed batch, step {step:,.0f}" + (" · bare: exactly 0" if np.any(residual == 0) else "")
-    chart = _frame_of(found, what, "tokens", x="", revision=revision)
-    _log_colours(chart, found.values, "‖Δh‖")
+    chart = _frame_of(shown, what, "tokens", x="", revision=revision)
+    _log_colours(chart, shown.values, "‖Δh‖")
     axis = chart.layout.xaxis.to_plotly_json()
-    for i, pane in enumerate(rearrange(found.values, "C (n T) -> n T C", n=count)):
+    for i, pane in enumerate(rearrange(shown.values, "C (n T) -> n T C", n=count)):
         name = "" if i == 0 else str(i + 1)
         where = f"sequence {i + 1} · token %{{x}} · loop %{{y}}"
-        _add_cells(chart, found.steps, pane, None, where, "‖Δh‖", xaxis=f"x{name}")
+        _add_cells(chart, shown.steps, pane, None, where, "‖Δh‖", xaxis=f"x{name}")
         room = (1 + PANE_GAP) / count
         label = {"text": f"sequence {i + 1}", "standoff": 4, "font": {"size": 12}}
         domain = [i * room, (i + 1) * room - PANE_GAP]
@@ -178,12 +178,12 @@ def _short(name: str) -> str:
     return kept if kept == name else "…" + kept[-NAME_LENGTH:]
 
 
-def _frame_of(found: Columns, what: str, counted: str, *, x: str, revision: str) -> go.Figure:
+def _frame_of(shown: Columns, what: str, counted: str, *, x: str, revision: str) -> go.Figure:
     """Return a figure without cells; a phone may cut the end of its subtitle."""
-    if np.isinf(found.values).any():
+    if np.isinf(shown.values).any():
         what += " · red: not finite"
-    if found.per_column > 1:
-        what += f" · largest of {found.per_column:,} {counted} each"
+    if shown.per_column > 1:
+        what += f" · largest of {shown.per_column:,} {counted} each"
     chart = figure(x=x, y="loop t", subtitle=what, legend=False, revision=revision)
     chart.layout.margin.t += LINE  # for the colour bar
     return chart.update_layout(plot_bgcolor=colours.tint(colours.INK, 0.12))  # not recorded: a pane, not a colour

@@ -121,16 +121,16 @@ def _scan(root: Path) -> list[Entry]:
         fault = _fault(root, None)
         return [_entry(root, root.name, () if fault else tuple(rank_files(root).values()), fault)]
     home = os.path.realpath(root)
-    found: dict[Path, str] = {}
+    faults: dict[Path, str] = {}
     broken: list[Entry] = []
     for path, fault in _candidates(root):
-        found[path] = fault or _fault(path, home)
+        faults[path] = fault or _fault(path, home)
     others: dict[Path, list[Path]] = {}
-    for path, fault in found.items():
+    for path, fault in faults.items():
         if rank_of(path) and not fault and belongs(path):
             others.setdefault(run_path(path), []).append(path)
-    sound = separate_runs([path for path, fault in found.items() if not fault])
-    broken = [_entry(path, _relative(path, root), (), fault) for path, fault in found.items() if fault]
+    sound = separate_runs([path for path, fault in faults.items() if not fault])
+    broken = [_entry(path, _relative(path, root), (), fault) for path, fault in faults.items() if fault]
     return [_entry(path, _relative(path, root), tuple(others.get(path, ()))) for path in sound] + broken
 
 

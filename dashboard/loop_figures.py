@@ -49,7 +49,7 @@ _PASS_WORDS: Final = {"training": "training", "probe batch": "dotted: fixed batc
 def loop_profile(
     train: Profile | None, probe: Profile | None = None, laws: Sequence[Law] = (), *, revision: str = ""
 ) -> go.Figure:
-    """State norm and residual norm against the loop index, at one training step, with the law its steps follow.
+    """Draw state norm and residual norm against the loop index, at one training step, with the law of its steps.
 
     Args:
         train: The loops of the selected training step; None when that step has none.
@@ -129,7 +129,7 @@ def spectrum(
     subtitle: str = "",
     full: NDArray[np.complex128] | None = None,
 ) -> go.Figure:
-    """Eigenvalues of A̅ in the complex plane with the unit circle, equal axes, coloured by regime.
+    """Draw the eigenvalues of A̅ in the complex plane with the unit circle, equal axes, coloured by regime.
 
     Args:
         step: Step at which the spectrum was recorded; None when there is none up to the selected step.

@@ -27,7 +27,7 @@ from .text import plain
 
 
 def marks(held: OpenRun) -> list[Mark]:
-    """Return the events of a run in order of their steps, their text made harmless for plotly."""
+    """Return the events of a run in order of their steps, their text escaped for plotly."""
     made = [
         Mark(float(event.step), plain(f"{event.kind}: {event.message}"), event.severity) for event in held.run.events
     ]
@@ -108,14 +108,15 @@ def _heatmap(name: str, symbol: str) -> Callable[[Ask], go.Figure]:
     """Return what draws a number per loop as a heatmap, of the fixed batch or of the training steps."""
 
     def draw(ask: Ask) -> go.Figure:
+        """Draw the number of the loops that the page asks for."""
         passes = ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps) > 0
         if passes:
             steps, values = ask.held.probe(name)
-            found = columns(steps, values, ask.view)
+            cells = columns(steps, values, ask.view)
         else:
-            found = ask.held.tracks.sheet(name, ask.view)
+            cells = ask.held.tracks.sheet(name, ask.view)
         return heatmaps.loop_heatmap(
-            found,
+            cells,
             symbol=symbol,
             what="fixed batch" if passes else "training steps",
             nothing="No loops were recorded.",
@@ -131,6 +132,7 @@ def _loop_columns(name: str) -> Callable[[Ask], Columns]:
     """Return what gives the rows of a heatmap as columns of a CSV."""
 
     def columns_of(ask: Ask) -> Columns:
+        """Return the visible rows, one column for each loop."""
         if ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps):
             steps, values = ask.held.probe(name)
             rows = visible(steps, ask.view)
@@ -202,10 +204,10 @@ def _tokens(ask: Ask) -> go.Figure:
     row = -1 if ask.at is None else int(np.searchsorted(steps, ask.at, side="right")) - 1
     if row < 0:
         return empty("No map over tokens was recorded up to this step.", remedy=heatmaps.STUDY)
-    _, (found,) = ask.held.run.arrays(TOKEN_MAP, slice(row, row + 1))
-    if found.ndim != 3:
-        return empty(f"The map over tokens has the shape {found.shape}; expected loops, sequences, tokens.")
-    return heatmaps.token_map(float(steps[row]), found.astype(np.float64), revision=ask.revision)
+    _, (residuals,) = ask.held.run.arrays(TOKEN_MAP, slice(row, row + 1))
+    if residuals.ndim != 3:
+        return empty(f"The map over tokens has the shape {residuals.shape}; expected loops, sequences, tokens.")
+    return heatmaps.token_map(float(steps[row]), residuals.astype(np.float64), revision=ask.revision)
 
 
 def _depths(ask: Ask) -> go.Figure:

@@ -5,7 +5,7 @@ time between two questions, every answer would be dropped, and a page would stan
 A clock here therefore skips its ticks until all that the last one set off is on the page. (Dash's own marks of what it
 waits for do not tell: with two questions on their way, the first answer clears the mark of both.)
 
-What is not covered: what is asked (the pages' callbacks).
+Not covered: the questions themselves (the pages' callbacks).
 """
 
 from typing import Any

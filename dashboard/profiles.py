@@ -50,12 +50,12 @@ def fitted_laws(held: OpenRun, step: float | None) -> list[Law]:
     if not np.all(late > 0):
         return []
     centre = float(np.exp(np.mean(np.log(late))))
-    found = []
+    laws = []
     if math.isfinite(law.rate) and law.rate > 0:
         values = centre * law.rate ** (loops - loops.mean())
-        found.append(Law(f"×{law.rate:.3g} per loop", start, values, law.method == "geometric"))
+        laws.append(Law(f"×{law.rate:.3g} per loop", start, values, law.method == "geometric"))
     if math.isfinite(law.exponent):
         powers = (loops + 1.0) ** law.exponent
         values = centre * powers / np.exp(np.mean(np.log(powers)))
-        found.append(Law(f"t<sup>{law.exponent:.2g}</sup>", start, values, law.method == "power"))
-    return found
+        laws.append(Law(f"t<sup>{law.exponent:.2g}</sup>", start, values, law.method == "power"))
+    return laws

@@ -1,7 +1,7 @@
 """One HTML file about runs, with everything in it: for one run an autopsy, for several a comparison.
 
-The file needs no network: plotly's code is in it once, and the browser is told to load nothing. It prints well. Figures
-and words are those of the dashboard.
+The file needs no network: plotly's code is in it once, and a policy forbids the browser to load
+anything. It prints well. Figures and words are those of the dashboard.
 
 Not covered: following a live run; a report is what the run says at this moment.
 """

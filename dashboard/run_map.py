@@ -149,7 +149,7 @@ class Survival:
 def survival(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, float]]) -> Survival:
     """Count the runs of every architecture and learning rate that came to a good end, as in the paper's Table 2.
 
-    Runs of which it cannot be said, or that do not say both, are left out.
+    Runs whose end, architecture or rate is not known are left out.
     """
     told: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
     for row in rows:

@@ -139,16 +139,16 @@ def table(info: Mapping[str, Any]) -> dict[str, str]:
     >>> table({"config": {"lr": 0.1, "model": {"injection": "parcae"}}, "torch": "2.13"})
     {'config.lr': '0.1', 'config.model.injection': 'parcae', 'torch': '2.13'}
     """
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for name, value in flat(dict(info)):
-        if len(found) >= ENTRIES_LIMIT:
+        if len(entries) >= ENTRIES_LIMIT:
             break
         if isinstance(value, list) and len(value) > 8:
             value = f"{len(value)} entries: {', '.join(map(str, value[:4]))}, …"
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
-        found[shown(name, 120)] = shown(value, 400)
-    return found
+        entries[shown(name, 120)] = shown(value, 400)
+    return entries
 
 
 def command(info: Mapping[str, Any], *, resume: bool) -> str:

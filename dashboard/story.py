@@ -215,8 +215,8 @@ def loss_shows(run: Run, since: int) -> int | None:
     given = np.isfinite(loss)
     risen = risen_steps(steps[given], loss[given])
     risen = risen[risen >= since][:1]
-    found = [int(one[0]) for one in (first_lost, risen) if len(one)]
-    return min(found, default=None)
+    firsts = [int(one[0]) for one in (first_lost, risen) if len(one)]
+    return min(firsts, default=None)
 
 
 def risen_steps(steps: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -98,8 +98,8 @@ class Tracks:
             rows = np.arange(where.start, where.stop)
         shown, lost = values[rows].astype(np.float64), broken[rows]
         finite = np.isfinite(shown)
-        found = Picture(steps[rows[finite]], shown[finite], steps[rows[lost]])
-        return _fewer(found, points) if len(found.steps) > 2 * points else found
+        picture = Picture(steps[rows[finite]], shown[finite], steps[rows[lost]])
+        return _fewer(picture, points) if len(picture.steps) > 2 * points else picture
 
     def _rows_of(self, name: str) -> tuple[Floats, Floats | NDArray[np.float32]]:
         """Return steps and values of a number, the rows where it was not recorded among them."""
@@ -155,11 +155,11 @@ class Tracks:
         ran = np.sum(~np.isnan(tokens), axis=1)
         at = ran - 1 - back
         deep = at >= 0
-        found = np.full(len(loops), np.nan, np.float32)
-        found[deep] = loops[np.flatnonzero(deep), at[deep]]
+        last = np.full(len(loops), np.nan, np.float32)
+        last[deep] = loops[np.flatnonzero(deep), at[deep]]
         kept = self._last[name]
         kept.truncate(start)
-        kept.append(found)
+        kept.append(last)
 
 
 def _fewer(picture: Picture, points: int) -> Picture:

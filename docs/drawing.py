@@ -30,7 +30,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 
 def panels(titles: list[str], axes: list[str], *, legend: int) -> go.Figure:
-    """An empty figure of panels side by side, each with a title, room for so many legend lines, and its x axis."""
+    """Return an empty figure of panels side by side, each with a title, room for some legend lines, and its x axis."""
     chart = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.42 / (len(titles) + 1))
     top = 46 + ROW * legend
     style(chart, height=PLOT + top, top=top)
@@ -44,12 +44,12 @@ def panels(titles: list[str], axes: list[str], *, legend: int) -> go.Figure:
 
 
 def legend_of(column: int) -> str:
-    """Plotly's name of a panel's legend."""
+    """Return plotly's name of a panel's legend."""
     return "legend" if column == 1 else f"legend{column}"
 
 
 def style(chart: go.Figure, *, height: int, top: int) -> None:
-    """Ink that reads on light and dark pages, and a transparent ground."""
+    """Use ink that reads on light and dark pages, and a transparent ground."""
     chart.update_layout(
         width=WIDTH,
         height=height,
@@ -65,12 +65,12 @@ def style(chart: go.Figure, *, height: int, top: int) -> None:
 
 
 def note(anchor: str) -> dict[str, object]:
-    """Options of a small text inside a panel."""
+    """Return the options of a small text inside a panel."""
     return {"showarrow": False, "xanchor": anchor, "yanchor": "middle", "font": {"size": 12, "color": INK}}
 
 
 def columns(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:
-    """Pairs as two arrays."""
+    """Return the pairs as two arrays."""
     first, second = np.array(list(points), np.float64).T
     return first, second
 
@@ -79,20 +79,20 @@ def add_line(
     chart: go.Figure, column: int, x: object, y: object, name: str, colour: str, *, dash: str = "solid",
     width: float = 2, legend: bool = True, row: int = 1,
 ) -> None:  # fmt: skip
-    """Adds one line to a panel."""
+    """Add one line to a panel."""
     line = {"color": colour, "width": width, "dash": dash}
     chart.add_scatter(x=x, y=y, mode="lines", name=name, line=line, showlegend=legend, legend=legend_of(column),
                       row=row, col=column)  # fmt: skip
 
 
 def add_dots(chart: go.Figure, column: int, x: object, y: object, name: str, colour: str, *, size: float) -> None:
-    """Adds dots to a panel."""
+    """Add dots to a panel."""
     marker = {"color": colour, "size": size}
     chart.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, legend=legend_of(column), row=1, col=column)
 
 
 def as_svg(figures: Mapping[str, go.Figure]) -> dict[str, str]:
-    """SVG texts, drawn by plotly in a browser that talks to nobody."""
+    """Return the SVG texts, drawn by plotly in a browser that talks to nobody."""
     from playwright.sync_api import sync_playwright
 
     browser_path = next((path for path in map(shutil.which, BROWSERS) if path), None)
@@ -110,7 +110,7 @@ def as_svg(figures: Mapping[str, go.Figure]) -> dict[str, str]:
 
 
 def _settled(text: str, name: str) -> str:
-    """The text without plotly's random identifiers, so that the same figure is the same file."""
+    """Return the text without plotly's random identifiers, so that the same figure is the same file."""
     (figure,) = re.findall(r'id="defs-(\w+)"', text)
     text = re.sub(r"\btrace[0-9a-f]{6}\b", "", text.replace(figure, name))
     for number, clip in enumerate(re.findall(r'id="clip([0-9a-f]{6})"', text)):
@@ -119,6 +119,6 @@ def _settled(text: str, name: str) -> str:
 
 
 def _decoded(address: str) -> str:
-    """The text inside a data address."""
+    """Return the text inside a data address."""
     head, _, body = address.partition(",")
     return base64.b64decode(body).decode() if head.endswith("base64") else unquote(body)

@@ -78,12 +78,12 @@ RUNS = {
 
 
 def coupled(coupling: float) -> LTISystem:
-    """The linear part with eigenvalues 0.9 and 0.8 and the given coupling from the second channel to the first."""
+    """Return the linear part with eigenvalues 0.9 and 0.8 and this coupling from the second channel to the first."""
     return LTISystem([[0.9, coupling], [0.0, 0.8]])
 
 
 def injections_figure() -> go.Figure:
-    """Where the three injections put the eigenvalues of A̅, and what the discretisation has to do with it."""
+    """Draw where the three injections put the eigenvalues of A̅, and what the discretisation has to do with it."""
     chart = panels(
         ["Eigenvalues of A̅", "One channel, A̅ against Δ|a|"], ["real part", "Δ|a|, step times decay rate"], legend=4
     )
@@ -115,7 +115,7 @@ def injections_figure() -> go.Figure:
 
 
 def gains_system() -> LTISystem:
-    """A 64-channel A̅ whose three numbers lie far apart: chosen eigenvalues and a random strictly upper part."""
+    """Return a 64-channel A̅ whose three numbers lie far apart: chosen eigenvalues and a random strictly upper part."""
     random = np.random.default_rng(0)
     turned, _ = np.linalg.qr(random.standard_normal((64, 64)))
     inner = np.diag(np.linspace(-0.85, 0.95, 64)) + np.triu(random.standard_normal((64, 64)), 1) * 0.09
@@ -123,7 +123,7 @@ def gains_system() -> LTISystem:
 
 
 def gains_figure() -> go.Figure:
-    """One loop's growth of random states: it starts at the RMS gain, stays below σ_max and ends at ρ."""
+    """Draw one loop's growth of random states: it starts at the RMS gain, stays below σ_max and ends at ρ."""
     system, random = gains_system(), np.random.default_rng(1)
     states = random.standard_normal((64, 24))
     sizes = [np.linalg.norm(states, axis=0)]
@@ -146,7 +146,7 @@ def gains_figure() -> go.Figure:
 
 
 def transient_figure() -> go.Figure:
-    """Growth before decay, and the pseudospectrum that shows it: three matrices with the same eigenvalues."""
+    """Draw growth before decay, and the pseudospectrum that shows it: three matrices with the same eigenvalues."""
     chart = panels(
         ["‖A̅^t‖ with ρ = 0.9 in all three", f"Eigenvalues after a change of size {PERTURBATION}"],
         ["loop t", "real part"],
@@ -174,7 +174,7 @@ def transient_figure() -> go.Figure:
 
 
 def chain(state: torch.Tensor) -> torch.Tensor:
-    """A causal loop of four channels in which every token also takes three times its predecessor's turned state."""
+    """Return a causal loop of four channels in which every token takes three times its predecessor's turned state."""
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
     own = turn @ torch.diag(torch.tensor([0.6, 0.5, 0.4, 0.3], dtype=torch.float64)) @ turn.T
     shifted = torch.cat([torch.zeros_like(state[:, :1]), state[:, :-1]], dim=1)
@@ -183,7 +183,7 @@ def chain(state: torch.Tensor) -> torch.Tensor:
 
 
 def per_token_figure(runs: Mapping[str, Path]) -> go.Figure:
-    """Why a causal loop has one small spectrum per token, and what a dense solver makes of the whole Jacobian."""
+    """Draw why a causal loop has one small spectrum per token, and what a dense solver makes of the whole Jacobian."""
     chart = panels(
         ["Demo model: ‖∂h′_i/∂h_j‖, zero above", "A chain of 32 tokens: eigenvalues of J"],
         ["token j", "real part"],
@@ -206,13 +206,13 @@ def per_token_figure(runs: Mapping[str, Path]) -> go.Figure:
 
 
 def dense_eigenvalues(step: Callable[[torch.Tensor], torch.Tensor]) -> NDArray[np.complex128]:
-    """Eigenvalues of the whole Jacobian of 32 tokens of width 4, as a dense solver finds them."""
+    """Return the eigenvalues of the whole Jacobian of 32 tokens of width 4, as a dense solver finds them."""
     whole = torch.autograd.functional.jacobian(step, torch.zeros(1, 32, 4, dtype=torch.float64))
     return np.linalg.eigvals(whole.reshape(128, 128).numpy()).astype(np.complex128)
 
 
 def lyapunov_figure(runs: Mapping[str, Path]) -> go.Figure:
-    """Exponents as running means of three maps, and tokens of a real model before and after they have settled."""
+    """Draw exponents as running means of three maps, and tokens of a real model before and after they settled."""
     chart = panels(
         ["Running mean of the rates", "Tokens of the Parcae demo model"],
         ["loops averaged over", "log ρ_J, nats"],
@@ -238,7 +238,7 @@ def lyapunov_figure(runs: Mapping[str, Path]) -> go.Figure:
 
 
 def bifurcation_figure() -> go.Figure:
-    """What happens where the leading multiplier crosses +1, −1, and the circle between them."""
+    """Return what happens where the leading multiplier crosses +1, −1, and the circle between them."""
     chart = panels(
         ["Crossing +1: pitchfork", "Crossing −1: flip", "Crossing as a pair"], ["gain g", "gain g", "h₁"], legend=2
     )
@@ -248,20 +248,20 @@ def bifurcation_figure() -> go.Figure:
         title_text="h₂", range=[-1.05, 1.05], scaleanchor="x3", constrain="domain", col=3, title_standoff=2
     )
     chart.update_xaxes(constrain="domain", range=[-1.05, 1.05], col=3)
-    found: dict[str, list[tuple[float, float]]] = {"stable": [], "unstable": []}
+    branches: dict[str, list[tuple[float, float]]] = {"stable": [], "unstable": []}
     orbit: list[tuple[float, float]] = []
     for gain in np.linspace(0.5, 2.0, 24):
         starts = [torch.full((1, 1, 1), x, dtype=torch.float64) for x in (-2.0, 0.0, 2.0)]
         for point in fixed_points(partial(saturating, float(gain)), starts):
-            found["stable" if point.radius < 1 else "unstable"].append((gain, float(point.state)))
+            branches["stable" if point.radius < 1 else "unstable"].append((gain, float(point.state)))
         h = 1.0
         for t in range(402):
             h = -gain * np.tanh(h)
             orbit += [(gain, h)] if t >= 400 else []
-    for kind, points in found.items():
+    for kind, points in branches.items():
         add_dots(chart, 1, *columns(points), f"{kind} fixed point", REGIME_COLOURS[kind], size=5)
     add_dots(chart, 2, *columns(orbit), "states visited", NORM, size=5)
-    resting = [(gain, h) for gain, h in found["unstable"]]
+    resting = [(gain, h) for gain, h in branches["unstable"]]
     add_dots(chart, 2, *columns(resting), "unstable fixed point", UNSTABLE, size=5)
     for gain, colour in ((0.93, STABLE), (1.3, MARGINAL)):
         add_line(chart, 3, *spiral(gain), f"g = {gain:g}: {'comes to rest' if gain < 1 else 'circles'}", colour)
@@ -269,12 +269,12 @@ def bifurcation_figure() -> go.Figure:
 
 
 def saturating(gain: float, state: torch.Tensor) -> torch.Tensor:
-    """A loop that multiplies small states by its gain and holds large ones."""
+    """Return a loop that multiplies small states by its gain and holds large ones."""
     return gain * torch.tanh(state)
 
 
 def spiral(gain: float) -> tuple[Floats, Floats]:
-    """States of a loop that turns by 20 degrees, grows by the gain when small and saturates."""
+    """Return the states of a loop that turns by 20 degrees, grows by the gain when small and saturates."""
     turn = np.exp(1j * np.pi / 9)
     states = [0.9 + 0j if gain < 1 else 0.1 + 0j]
     for _ in range(60):
@@ -286,7 +286,7 @@ def spiral(gain: float) -> tuple[Floats, Floats]:
 
 
 def steps_figure(runs: Mapping[str, Path]) -> go.Figure:
-    """Absolute steps tell settling, drifting and exploding apart; relative steps do not."""
+    """Draw how absolute steps tell settling, drifting and exploding apart, and relative steps do not."""
     chart = panels(["Size of the steps", "The same relative to the state"], ["loop t", "loop t"], legend=3)
     chart.update_yaxes(type="log", exponentformat="power", tickfont_size=LOG_TICKS)
     chart.update_yaxes(title_text="‖h[t+1] − h[t]‖", dtick=3, col=1, range=[-3.4, 15])
@@ -303,7 +303,7 @@ def steps_figure(runs: Mapping[str, Path]) -> go.Figure:
 
 
 def depth_figure(runs: Mapping[str, Path]) -> go.Figure:
-    """Held-out loss against test-time depth, with the law where there is one and the cliff where there is not."""
+    """Draw held-out loss against test-time depth, with the law where there is one and the cliff where there is not."""
     titles = [f"Parcae, learning rate {USEFUL}", f"Three injections, learning rate {HOT}"]
     chart = panels(titles, ["test-time depth T, loops"] * 2, legend=3)
     chart.update_xaxes(range=[0, 33])
@@ -325,7 +325,7 @@ def depth_figure(runs: Mapping[str, Path]) -> go.Figure:
 
 
 def hidden_figure(runs: Mapping[str, Path]) -> go.Figure:
-    """What the loss shows of an explosion, and what the loop shows."""
+    """Return what the loss shows of an explosion, and what the loop shows."""
     chart = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.3, 0.4])
     style(chart, height=510, top=56)
     chart.update_layout(legend={"orientation": "h", "x": 0, "y": 1 - 26 / 510, "yref": "container", "yanchor": "top"})
@@ -357,7 +357,7 @@ def hidden_figure(runs: Mapping[str, Path]) -> go.Figure:
 
 
 def train_models(folder: Path) -> dict[str, Path]:
-    """Trains the four demo models of the figures, each with its run file and checkpoint in a folder."""
+    """Train the four demo models of the figures, each with its run file and checkpoint in a folder."""
     for name, run in RUNS.items():
         model = {"injection": run.injection, "norm": "pre"}
         config = RunConfig(preset="demo", seed=0, model=model, train={"lr": run.lr, "steps": run.steps})
@@ -366,13 +366,13 @@ def train_models(folder: Path) -> dict[str, Path]:
 
 
 def held_out_tokens() -> torch.Tensor:
-    """Eight held-out sequences of 32 bytes."""
+    """Return the eight held-out sequences of 32 bytes."""
     return next(standard_library(sequence_length=32).held_out(8))[:, :32]
 
 
 @torch.no_grad()
 def loop_norms(run: Path, *, loops: int) -> tuple[Floats, Floats]:
-    """Step sizes ``(T,)`` and state norms ``(T + 1,)`` of a model, means over tokens."""
+    """Return the step sizes ``(T,)`` and state norms ``(T + 1,)`` of a model, means over tokens."""
     with bound_loop(load_model(run.with_suffix(".checkpoint")).double(), held_out_tokens()) as loop, torch.no_grad():
         states = [loop.state.double()]
         for _ in range(loops):
@@ -383,7 +383,7 @@ def loop_norms(run: Path, *, loops: int) -> tuple[Floats, Floats]:
 
 
 def block_sizes(run: Path, *, tokens: int) -> Floats:
-    """Norms of the blocks of the full Jacobian of a model's first loop, ``(S, S)``."""
+    """Return the norms of the blocks of the full Jacobian of a model's first loop, ``(S, S)``."""
     with bound_loop(load_model(run.with_suffix(".checkpoint")), held_out_tokens()[:1, :tokens]) as loop:
         with torch.no_grad():
             state = loop.step(loop.state)
@@ -395,7 +395,7 @@ def block_sizes(run: Path, *, tokens: int) -> Floats:
 
 
 def token_rates(run: Path) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-    """Radius at the end and λ₁ of every token: over the first four loops, and over many loops at rest."""
+    """Return the radius at the end and λ₁ of every token: over the first four loops, and over many loops at rest."""
     with bound_loop(load_model(run.with_suffix(".checkpoint")).double(), held_out_tokens()[:2]) as loop:
         start = loop.state.double()
         early = token_exponents(loop.step, start, iterations=4).exponents[..., 0]
@@ -407,14 +407,14 @@ def token_rates(run: Path) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]
 
 @torch.no_grad()
 def advanced(step: Callable[[torch.Tensor], torch.Tensor], state: torch.Tensor, loops: int) -> torch.Tensor:
-    """The state some loops later."""
+    """Return the state some loops later."""
     for _ in range(loops):
         state = step(state)
     return state
 
 
 def quoted_numbers(runs: Mapping[str, Path]) -> dict[str, str]:
-    """Numbers that the text quotes and a doctest cannot compute in a second, as the text writes them."""
+    """Return the numbers that the text quotes and a doctest cannot compute in a second, as the text writes them."""
     law = depth_curve(runs["useful"], None, batches=16, device="cpu").law
     losses = depth_curve(runs["concatenation"], list(range(1, 33)), batches=4, device="cpu").losses
     flat = max(depth for depth, loss in losses.items() if abs(loss - losses[8]) < 0.1)
@@ -460,7 +460,7 @@ TRAINED: dict[str, Callable[[Mapping[str, Path]], go.Figure]] = {
 
 
 def main() -> None:
-    """Writes all figures and the numbers beside them."""
+    """Write all figures and the numbers beside them."""
     torch.set_num_threads(1)
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

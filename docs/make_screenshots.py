@@ -1,9 +1,10 @@
 """Take a picture of every page and tab of the dashboard over the runs that ship with it.
 
 python docs/make_screenshots.py FOLDER            all of them: both themes, 1280 and 390 pixels wide
-python docs/make_screenshots.py docs --few        those that the documentation shows
+python docs/make_screenshots.py docs --few        those that the README and docs/dashboard.md show
 """
 
+import itertools
 import shutil
 import sys
 import threading
@@ -19,14 +20,18 @@ from playwright.sync_api import Browser, sync_playwright
 
 RUN = "concatenation-lr0.05"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
-FEW = {"runs": "figures/dashboard-runs.png", "run-when": "figures/dashboard-when.png",
-       "run-where": "figures/dashboard-where.png"}  # fmt: skip
+FEW = {  # file, theme and page of the pictures that are shown; GitHub chooses the README's by the reader's theme
+    "figures/dashboard-runs.png": ("light", "runs"),
+    "figures/dashboard-when.png": ("light", "run-when"),
+    "figures/dashboard-when-dark.png": ("dark", "run-when"),
+    "figures/dashboard-where.png": ("light", "run-where"),
+}
 DRAWN = "[...document.querySelectorAll('.dash-graph')].every(g => g.querySelector('.main-svg'))"
 READ = "!document.body.innerText.includes('reading…')"
 
 
 def addresses(run: str) -> dict[str, str]:
-    """Every page and tab by a name for its picture."""
+    """Return every page and tab by a name for its picture."""
     pages = {page.name: page.path for page in all_pages() if page.link}
     return pages | {f"run-{tab}": f"/run/{run}?tab={tab}" for tab in all_tabs()}
 
@@ -54,15 +59,14 @@ def main(folder: Path, few: bool) -> None:
     (run,) = [entry.id for entry in app.server.config[CONFIG_KEY].entries() if entry.name == RUN]
     with sync_playwright() as playwright:
         chrome = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for name, address in addresses(run).items():
-            if few:
-                if name in FEW:
-                    picture(chrome, base + address, folder / FEW[name], width=1160, scheme="light", whole=False)
-                continue
-            for scheme in ("light", "dark"):
-                for width in (1280, 390):
-                    file = folder / f"{name}-{scheme}-{width}.png"
-                    picture(chrome, base + address, file, width=width, scheme=scheme, whole=True)
+        pages = {name: base + address for name, address in addresses(run).items()}
+        if few:
+            for file, (scheme, name) in FEW.items():
+                picture(chrome, pages[name], folder / file, width=1160, scheme=scheme, whole=False)
+        else:
+            for name, scheme, width in itertools.product(pages, ("light", "dark"), (1280, 390)):
+                file = folder / f"{name}-{scheme}-{width}.png"
+                picture(chrome, pages[name], file, width=width, scheme=scheme, whole=True)
         chrome.close()
     server.close()
 

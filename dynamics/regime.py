@@ -18,7 +18,7 @@ LYAPUNOV_TOLERANCE: Final = 0.05
 
 
 def lti_regime(radius: float, tol: float = LTI_TOLERANCE) -> Regime:
-    """Regime of the linear part of the loop, from the spectral radius of A̅.
+    """Return the regime of the linear part of the loop, from the spectral radius of A̅.
 
     Below one the linear part forgets, at one it keeps, above one it amplifies what the state carried. Both ends of
     the marginal band belong to it.
@@ -39,7 +39,7 @@ def lti_regime(radius: float, tol: float = LTI_TOLERANCE) -> Regime:
 
 
 def loop_regime(lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> Regime:
-    """Regime of the full loop, from its largest Lyapunov exponent (or the logarithm of its Jacobian radius).
+    """Return the regime of the full loop, from its largest Lyapunov exponent (or the logarithm of its Jacobian radius).
 
     Args:
         lyapunov_max: λ₁ in nats per loop: negative when the loop forgets a small perturbation; ``-inf`` is allowed,
@@ -91,7 +91,7 @@ def full_loop_regime(
 
 
 def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> bool:
-    """Whether the two rates of the full loop are both known, in different regimes, and farther apart than ``tol``.
+    """Return whether the two rates of the full loop are known, in different regimes, and farther apart than ``tol``.
 
     >>> from loopscope.dynamics import rates_disagree
     >>> rates_disagree(-0.3, 0.3), rates_disagree(-0.3, -0.4), rates_disagree(float("nan"), 0.3)
@@ -104,7 +104,7 @@ def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV
 
 
 def worst(*regimes: Regime) -> Regime:
-    """The most dangerous of several regimes; unknown ones count only when nothing else is known.
+    """Return the most dangerous of several regimes; unknown ones count only when nothing else is known.
 
     Args:
         *regimes: Any number of regimes; none at all gives ``"unknown"``.
@@ -122,10 +122,10 @@ def worst(*regimes: Regime) -> Regime:
 
 
 def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
-    """The verdict on a loop: the worse of what its full loop and its trajectory show; A̅ alone only without both.
+    """Return the verdict on a loop: the worse of its full loop's and its trajectory's; A̅ alone only without both.
 
     What was measured on the loop outranks its linear part: blocks can hold a loop whose A̅ alone would amplify
-    (sandwich norm does), and drive one whose A̅ contracts. That the views differ is said by :func:`disagreement`.
+    (sandwich norm does), and drive one whose A̅ contracts. :func:`disagreement` says how the views differ.
 
     Args:
         lti: Regime of the linear part.
@@ -176,7 +176,7 @@ def views(
     orbits: bool = False,
     transient: bool = False,
 ) -> Views:
-    """What do the measurements of one loop say together?
+    """Return what the measurements of one loop say together.
 
     This is how `diagnose` (and with it `check`), `linearize` and the dashboard come to their verdicts.
 
@@ -213,18 +213,18 @@ def views(
 def disagreement(
     lti: Regime, loop: Regime, trajectory: Regime, *, rates_differ: bool = False, cycle: bool = False
 ) -> str:
-    """What it means when the three views of one loop do not agree, in one sentence for a person.
+    """Say what it means that the three views of one loop do not agree, in one sentence for a person.
 
     The linear part is A̅ alone, the full loop is its Jacobian at the visited state, the trajectory is what the states
-    did. A view that is unknown says nothing; where the full loop and the trajectory differ, that is told first,
-    because it is measured.
+    did. A view that is unknown says nothing. Where the full loop and the trajectory differ, the sentence begins with
+    that, because both are measured.
 
     Args:
         lti: Regime of the linear part.
         loop: Regime of the full loop.
         trajectory: Regime of the observed trajectory: settling is stable, drifting or orbiting marginal, exploding
             unstable.
-        rates_differ: The two rates of the full loop disagree, see `rates_disagree`; that is then what is told.
+        rates_differ: The two rates of the full loop disagree, see `rates_disagree`; the sentence is then about that.
         cycle: The states orbit and λ₁ < 0: an attracting cycle, in which the full loop and the trajectory agree.
 
     Returns:

@@ -43,25 +43,26 @@ print("peak growth     ", peak.growth, f"at loop {peak.loop}")
 print("Kreiss constant ", kreiss_constant(linear))
 
 # %% The full loop, near the states that this text visits
-found = loopscope.linearize(model, tokens, num_loops=16)
-print(found.verdict)
-print(found.disagreement or "the three views agree")
-if found.loop is not None:
-    print("radius of J     ", found.loop.radius, f"({found.loop.spectrum})")
-    print("norm of J       ", found.loop.norm)
-    print("gap to A        ", found.loop.gap)
-    print(f"lambda_1         {found.loop.lyapunov_max:+.3f} ± {found.loop.lyapunov_error:.3f} nats per loop")
-    for share in found.loop.sublayers:
+linearization = loopscope.linearize(model, tokens, num_loops=16)
+print(linearization.verdict)
+print(linearization.disagreement or "the three views agree")
+loop = linearization.loop
+if loop is not None:
+    print("radius of J     ", loop.radius, f"({loop.spectrum})")
+    print("norm of J       ", loop.norm)
+    print("gap to A        ", loop.gap)
+    print(f"lambda_1         {loop.lyapunov_max:+.3f} ± {loop.lyapunov_error:.3f} nats per loop")
+    for share in loop.sublayers:
         print(f"  {share.name:12s} gives {share.log_gain:+.3f} of log rho_J")
 
 # %% Where it comes to rest, and what it depends on
-for point in found.fixed_points:
+for point in linearization.fixed_points:
     near = f", near a {' and a '.join(point.near)}" if point.near else ""
     print(f"{point.kind} (radius {point.radius:.3f}{near}), reached from {point.starts} starts")
-if found.start is not None and found.input is not None:
-    print("depends on its start:", found.start.depends, "| on its input:", found.input.depends)
-print("tokens:", found.tokens.counts())
-for part, reason in found.skipped.items():
+if linearization.start is not None and linearization.input is not None:
+    print("depends on its start:", linearization.start.depends, "| on its input:", linearization.input.depends)
+print("tokens:", linearization.tokens.counts())
+for part, reason in linearization.skipped.items():
     print(f"not measured: {part} ({reason})")
 
 # %% What depth does to the loss

@@ -3,7 +3,7 @@
     python examples/watch_your_run.py                 # a healthy learning rate
     python examples/watch_your_run.py --lr 0.1        # watch rho leave the unit circle
 
-The model below knows nothing of loopscope. What loopscope has to be told is in `site`: which module starts a loop,
+The model below knows nothing of loopscope. What loopscope has to know is in `site`: which module starts a loop,
 which comes after the loop, and where A (what the state is multiplied by before the blocks) is stored.
 """
 
@@ -94,14 +94,14 @@ def main() -> None:
             probe.step(loss=loss, grad_norm=norm, lr=options.lr)  # the second and last line of loopscope
 
     with loopscope.open_run(options.out) as run:
-        found = loopscope.diagnose(run)
+        diagnosis = loopscope.diagnose(run)
         print(f"loss           {run['loss'][0]:.2f} -> {run['loss'][-1]:.2f}")
         print(f"rho(A)         {run['a_bar_radius'][0]:.2f} -> {run['a_bar_radius'][-1]:.2f}")
         print(f"last step size {run['last_residual_norm'][0]:.3g} -> {run['last_residual_norm'][-1]:.3g}")
-        print(f"regimes        {found.regimes}")
-        for finding in found.findings:
+        print(f"regimes        {diagnosis.regimes}")
+        for finding in diagnosis.findings:
             print(f"{finding.rule} {finding.name}, step {finding.step}: {finding.message}")
-        print(found.summary)
+        print(diagnosis.summary)
     print(f"\nnow try: loopscope dash {options.out.parent}   or   loopscope check {options.out}")
 
 

@@ -41,7 +41,7 @@ def check_runs(
         rules_file: TOML file that changes or adds rules.
         fail_on: Least severity that fails a run.
         min_steps: Steps a run must have; an interrupted run that has them may pass.
-        on_failure: Told of a defect of ours that cost a run its verdict, while its traceback is at hand.
+        on_failure: Called with a defect of ours that cost a run its verdict, while its traceback is at hand.
 
     Raises:
         RuleError: The rule file is not valid, or names a series that none of the runs has.

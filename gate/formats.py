@@ -43,7 +43,7 @@ def target(text: str) -> tuple[Format, Path]:
     """Return the format and the file of ``--report FILE`` or ``--report FORMAT:FILE``.
 
     Raises:
-        ValueError: The format cannot be told from the file's ending, or there is no such format.
+        ValueError: The file's ending does not give the format, or there is no such format.
 
     >>> target("out/gate.sarif")[0], target("gitlab:quality.json")[0]
     ('sarif', 'gitlab')

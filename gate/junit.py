@@ -37,15 +37,15 @@ def _suite(run: RunCheck, result: GateResult) -> TestSuite:
         )
         return suite
     limit = SEVERITIES.index(result.fail_on)
-    found: dict[str, list[Finding]] = {}
+    by_rule: dict[str, list[Finding]] = {}
     for finding in run.diagnosis.findings:
-        found.setdefault(f"{finding.rule} {finding.name}", []).append(finding)
+        by_rule.setdefault(f"{finding.rule} {finding.name}", []).append(finding)
     for judgement in run.diagnosis.judgements:
         name = f"{judgement.rule} {judgement.name}"
-        if name not in found:
+        if name not in by_rule:
             outcome = [] if judgement.state == "judged" else [Skipped(plain(f"{judgement.state}: {judgement.reason}"))]
             suite.add_testcase(_case(run, name, outcome))
-    for name, findings in found.items():
+    for name, findings in by_rule.items():
         serious = [each for each in findings if SEVERITIES.index(each.severity) >= limit]
         outcomes = [_outcome(each) for each in serious]
         case = _case(run, name, outcomes)

@@ -75,12 +75,12 @@ def _row(run: RunCheck, result: GateResult) -> str:
     symbol = SYMBOLS[run.verdict(result.fail_on)]
     if run.diagnosis is None:
         return f"| {symbol} | {escape(run.path)} | unreadable | | | | {escape(run.error)} |"
-    found = run.diagnosis
-    breach = found.first_breach
+    diagnosis = run.diagnosis
+    breach = diagnosis.first_breach
     first = f"{breach.rule} {escape(breach.name)}, step {breach.step}" if breach else "none"
-    radius = "" if found.radius != found.radius else f"{found.radius:.3f}"
+    radius = "" if diagnosis.radius != diagnosis.radius else f"{diagnosis.radius:.3f}"
     trend = f"`{run.trends['loss']}`" if run.trends.get("loss", "").strip() else ""
-    return f"| {symbol} | {escape(run.path)} | {found.verdict} | {found.steps} | {radius} | {trend} | {first} |"
+    return f"| {symbol} | {escape(run.path)} | {diagnosis.verdict} | {diagnosis.steps} | {radius} | {trend} | {first} |"
 
 
 def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
@@ -90,17 +90,17 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
     if run.diagnosis is None:
         yield f"> {escape(run.error)}"
         return
-    found = run.diagnosis
-    yield f"> {escape(found.summary)}"
+    diagnosis = run.diagnosis
+    yield f"> {escape(diagnosis.summary)}"
     for name, trend in run.trends.items():
         if trend.strip():
             yield f"\n{escape(name)}: `{trend}`"
     yield ""
-    for finding in found.findings[:MOST_FINDINGS]:
+    for finding in diagnosis.findings[:MOST_FINDINGS]:
         yield from _of_finding(finding)
-    if len(found.findings) > MOST_FINDINGS:
-        yield f"- *and {len(found.findings) - MOST_FINDINGS} more findings*"
-    unjudged = [each for each in found.judgements if each.state == "no data"]
+    if len(diagnosis.findings) > MOST_FINDINGS:
+        yield f"- *and {len(diagnosis.findings) - MOST_FINDINGS} more findings*"
+    unjudged = [each for each in diagnosis.judgements if each.state == "no data"]
     for each in unjudged:
         yield f"- not judged: {each.rule} {escape(each.name)}: {escape(each.reason)}"
 

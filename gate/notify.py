@@ -23,7 +23,7 @@ from ..runfile.text import plain
 log = logging.getLogger("loopscope")
 
 VARIABLE: Final = "LOOPSCOPE_NOTIFY"
-COOLDOWN: Final = 3600.0  # seconds before the same alert of the same run is told again
+COOLDOWN: Final = 3600.0  # seconds before the same alert of the same run is sent again
 WAITING: Final = 64  # messages; more are dropped
 PATIENCE: Final = 10.0  # seconds for what is on its way when the watch ends
 
@@ -53,14 +53,14 @@ class Notifier:
 
     Args:
         send: Sends one message.
-        cooldown: Seconds before the same alert is told again.
+        cooldown: Seconds before the same alert is sent again.
         clock: Seconds that only grow.
     """
 
     def __init__(self, send: Send, *, cooldown: float = COOLDOWN, clock: Callable[[], float] = time.monotonic) -> None:
         self._send, self._cooldown, self._clock = send, cooldown, clock
         self._told: dict[tuple[str, str], float] = {}
-        self._open: dict[tuple[str, str], bool] = {}  # alerts that hold, and whether they were told
+        self._open: dict[tuple[str, str], bool] = {}  # alerts that hold, and whether a message went out
         self._queue: queue.Queue[tuple[str, str, str] | None] = queue.Queue(WAITING)
         self.dropped = 0
         self._thread = threading.Thread(target=self._work, name="loopscope-notify", daemon=True)

@@ -48,8 +48,8 @@ class RunCheck:
     def at_or_above(self, fail_on: Severity) -> list[Finding]:
         """Return the findings whose severity fails a run."""
         limit = SEVERITIES.index(fail_on)
-        found = [] if self.diagnosis is None else self.diagnosis.findings
-        return [finding for finding in found if SEVERITIES.index(finding.severity) >= limit]
+        findings = [] if self.diagnosis is None else self.diagnosis.findings
+        return [finding for finding in findings if SEVERITIES.index(finding.severity) >= limit]
 
     def exit_code(self, fail_on: Severity) -> int:
         """Return the exit code that this file alone would give.

@@ -28,17 +28,17 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
     if run.diagnosis is None:
         yield f"{word}  {plain(run.error)}"
         return
-    found = run.diagnosis
-    yield f"{word}  {plain(run.path)}  ({_steps(found)})  {plain(found.summary)}"
-    for finding in found.findings:
+    diagnosis = run.diagnosis
+    yield f"{word}  {plain(run.path)}  ({_steps(diagnosis)})  {plain(diagnosis.summary)}"
+    for finding in diagnosis.findings:
         yield from _of_finding(finding)
-    yield from _not_judged(found)
+    yield from _not_judged(diagnosis)
 
 
-def _steps(found: Diagnosis) -> str:
+def _steps(diagnosis: Diagnosis) -> str:
     """Return how many steps were judged, and how the run ended where it did not end as it should."""
-    steps = "1 step" if found.steps == 1 else f"{found.steps} steps"
-    return steps if found.ending.state == "finished" else f"{steps}, {found.ending.state}"
+    steps = "1 step" if diagnosis.steps == 1 else f"{diagnosis.steps} steps"
+    return steps if diagnosis.ending.state == "finished" else f"{steps}, {diagnosis.ending.state}"
 
 
 def _of_finding(finding: Finding) -> Iterator[str]:
@@ -48,17 +48,17 @@ def _of_finding(finding: Finding) -> Iterator[str]:
         yield plain(f"{INDENT}{INDENT}try: {finding.remedy}")
 
 
-def _not_judged(found: Diagnosis) -> Iterator[str]:
+def _not_judged(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield which rules were judged on how much, and why others were not."""
     lengths: dict[int, list[str]] = {}
-    for each in found.judgements:
+    for each in diagnosis.judgements:
         if each.state == "judged":
             lengths.setdefault(each.steps, []).append(each.rule)
     for steps, rules in sorted(lengths.items(), reverse=True):
         yield plain(f"{INDENT}judged on {steps} steps: {', '.join(rules)}")
     for state in ("not applicable", "no data"):
         reasons: dict[str, list[str]] = {}
-        for each in found.judgements:
+        for each in diagnosis.judgements:
             if each.state == state:
                 reasons.setdefault(each.reason, []).append(each.rule)
         for reason, rules in reasons.items():

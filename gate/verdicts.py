@@ -38,7 +38,7 @@ class Verdicts:
 
     Args:
         rules: The rules.
-        min_steps: Steps that are enough, as the gate was told.
+        min_steps: Steps that are enough, as given to the gate.
     """
 
     def __init__(self, rules: Sequence[Rule], min_steps: int | None) -> None:

@@ -112,10 +112,10 @@ class Watch:
 
     def _files(self) -> list[Path]:
         """Return the run files there are now."""
-        found: Iterable[Path] = (
+        paths: Iterable[Path] = (
             file for path in self._paths for file in (sorted(path.rglob("*.h5")) if path.is_dir() else [path])
         )
-        return separate_runs(list(dict.fromkeys(found)))
+        return separate_runs(list(dict.fromkeys(paths)))
 
     def _look_at(self, path: Path, before: Look | None) -> Look:
         """Read what is new in a run and judge it."""
@@ -146,7 +146,7 @@ class Watch:
 
 
 def alerts(path: Path, look: Look) -> list[Alert]:
-    """Return what people should be told of a run: rules that fired, evidence missing at the end, a lost file."""
+    """Return what people should know of a run: rules that fired, evidence missing at the end, a lost file."""
     if look.check.diagnosis is None:
         return [Alert(str(path), "unreadable", "error", look.check.error)]
     said = [each for each in look.check.diagnosis.findings if each.severity in ALERTING and each.state == "fired"]

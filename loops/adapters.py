@@ -24,7 +24,7 @@ from .site import LoopSite, Part
 
 
 def adapted_site(model: nn.Module) -> LoopSite | None:
-    """The site of a known model, or None.
+    """Return the site of a known model, or None.
 
     Args:
         model: The user's module, unwrapped.
@@ -37,7 +37,7 @@ def adapted_site(model: nn.Module) -> LoopSite | None:
 
 
 def _parcae(model: nn.Module) -> LoopSite | None:
-    """``transformer.adapter(x, e)``, ``transformer.core_block``, then ``transformer.C``."""
+    """Return the site of ``transformer.adapter(x, e)``, ``transformer.core_block``, then ``transformer.C``."""
     adapter, read_out = _module(model, "transformer.adapter"), _module(model, "transformer.C")
     core = _module(model, "transformer.core_block")
     if adapter is None or read_out is None or not isinstance(core, nn.ModuleList):
@@ -74,7 +74,7 @@ def _parcae(model: nn.Module) -> LoopSite | None:
 
 
 def _parcae_linear_part(adapter: nn.Module) -> LinearMatrices | None:
-    """Of the injections without a diagonal: a linear layer on ``[x; e]``, or a sum."""
+    """Return A̅ and B̅ of the injections without a diagonal: a linear layer on ``[x; e]``, or a sum."""
     layer = _module(adapter, "adapter")
     if isinstance(layer, nn.Linear):
         width = layer.out_features
@@ -85,7 +85,7 @@ def _parcae_linear_part(adapter: nn.Module) -> LinearMatrices | None:
 
 
 def _huginn(model: nn.Module) -> LoopSite | None:
-    """``transformer.adapter([x; e])``, ``transformer.core_block``, then ``transformer.ln_f`` for the first time."""
+    """Return the site of ``transformer.adapter([x; e])``, ``core_block``, then ``ln_f`` for the first time."""
     adapter, core = _module(model, "transformer.adapter"), _module(model, "transformer.core_block")
     if not isinstance(adapter, nn.Linear) or not isinstance(core, nn.ModuleList) or adapter.in_features % 2:
         return None
@@ -109,7 +109,7 @@ def _huginn(model: nn.Module) -> LoopSite | None:
 
 
 def _open_mythos(model: nn.Module) -> LoopSite | None:
-    """``recurrent.injection(h, e, out)`` makes the next state; behind the loop a weighted mean of states goes on."""
+    """Return the site of ``recurrent.injection(h, e, out)``; behind the loop a weighted mean of states goes on."""
     injection = _module(model, "recurrent.injection")
     linear = known_linear_part(injection) if injection is not None else None
     if linear is None:
@@ -132,7 +132,7 @@ def _open_mythos(model: nn.Module) -> LoopSite | None:
 
 
 def _ouro(model: nn.Module) -> LoopSite | None:
-    """All of ``model.layers`` and ``model.norm``, looped; the head may read the states of all loops."""
+    """Return the site of all of ``model.layers`` and ``model.norm``, looped; the head may read all loops' states."""
     layers, norm = _module(model, "model.layers"), _module(model, "model.norm")
     if not isinstance(layers, nn.ModuleList) or norm is None or _module(model, "lm_head") is None:
         return None
@@ -158,7 +158,7 @@ _ADAPTERS: dict[str, Callable[[nn.Module], LoopSite | None]] = {
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
-    """The module of a dotted name, or None."""
+    """Return the module of a dotted name, or None."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -166,16 +166,16 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _blocks(model: nn.Module, name: str) -> tuple[str, ...]:
-    """Names of the modules in a list of this name."""
+    """Return names of the modules in a list of this name."""
     blocks = _module(model, name)
     return tuple(f"{name}.{i}" for i in range(len(blocks))) if isinstance(blocks, nn.ModuleList) else ()
 
 
 def _setting(model: nn.Module, name: str, default: Any = None, *, holder: str = "config") -> Any:
-    """A value of the model's configuration."""
+    """Return a value of the model's configuration."""
     return getattr(getattr(model, holder, None), name, default)
 
 
 def _weight(layer: nn.Module) -> Callable[[], Tensor] | None:
-    """How to read the matrix of a linear layer."""
+    """Return how to read the matrix of a linear layer."""
     return (lambda: layer.weight) if isinstance(layer, nn.Linear) else None

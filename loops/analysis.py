@@ -31,7 +31,7 @@ def linearize(
     budget: float = 150.0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Linearization:
-    """What kind of dynamical system is the loop of this model, near the states that this input visits?
+    """Say what kind of dynamical system the loop of this model is, near the states that this input visits.
 
     Runs the loop, takes the spectrum of its linear part and of its full Jacobian (per token where the loop is causal),
     follows perturbations, looks for fixed points from two starts, and predicts how many loops are safe. The model is
@@ -43,7 +43,7 @@ def linearize(
         num_loops: Loops run before the loop is linearised.
         site: Where the loop is, for a model that does not state it.
         seed: Of the initial state.
-        budget: Seconds after which no further part is begun; what is left out is said so in ``skipped``.
+        budget: Seconds after which no further part is begun; ``skipped`` names what is left out.
         progress: Called as ``progress(part, fraction)``.
 
     Returns:
@@ -56,8 +56,8 @@ def linearize(
     >>> import torch
     >>> from loopscope.models import build
     >>> _ = torch.manual_seed(0)
-    >>> found = linearize(build("demo"), torch.zeros(1, 4, dtype=torch.int64), num_loops=8)
-    >>> print(found.verdict.split(" | ")[0])
+    >>> result = linearize(build("demo"), torch.zeros(1, 4, dtype=torch.int64), num_loops=8)
+    >>> print(result.verdict.split(" | ")[0])
     LTI stable (ρ 0.447, certified)
     """
     with bound_loop(model, tokens, site=site, seed=seed) as loop:

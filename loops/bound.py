@@ -62,7 +62,7 @@ class BoundLoop:
 
 @contextmanager
 def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None, seed: int = 0) -> Iterator[BoundLoop]:
-    """Gives one loop of a model as a function, for as long as the block lasts.
+    """Give one loop of a model as a function, for as long as the block lasts.
 
     Inside, the model is in evaluation mode and its parameters take no gradients; afterwards everything is as before.
 
@@ -84,19 +84,19 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
     (torch.Size([1, 4, 32]), True)
     """
     inner = unwrap(model)
-    found = find_site(inner, site, tokens)
-    if found.state_argument is None or found.shared:
+    place = find_site(inner, site, tokens)
+    if place.state_argument is None or place.shared:
         raise LoopSiteError(
-            f"the state of this loop does not enter it at one module ({found.body!r} is the first), so it can be "
+            f"the state of this loop does not enter it at one module ({place.body!r} is the first), so it can be "
             "watched but not linearised. Call an nn.Identity on the state at the top of the loop and name it as body"
-            + (f". Known about this loop: {'; '.join(found.notes)}" if found.notes else "")
+            + (f". Known about this loop: {'; '.join(place.notes)}" if place.notes else "")
         )
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     with torch.inference_mode(False), on_the_side(inner, seed=seed) as look, torch.enable_grad():
         for parameter in trained:
             parameter.requires_grad_(False)
-        interception = _Interception(inner, found, Call.of(inner, tokens).to(device), seed)
+        interception = _Interception(inner, place, Call.of(inner, tokens).to(device), seed)
         with interception.hooks, no_recomputation():
             yield interception.bind(look)
 
@@ -118,7 +118,7 @@ class _Interception:
         self.repeats: _Repeats | None = None  # how forwards that leave something behind are made the same
 
     def bind(self, look: Look) -> BoundLoop:
-        """Runs the model once to see h_0 and e, and makes the functions."""
+        """Run the model once to see h_0 and e, and make the functions."""
         repeats = _Repeats(self.model, look)
         with torch.no_grad():
             output = self._forward()
@@ -138,9 +138,10 @@ class _Interception:
         )
 
     def _step(self, e: Tensor | None) -> Step:
-        """One loop with the given input bound; the model's own when None."""
+        """Return one loop with the given input bound; the model's own when None."""
 
         def step(h: Tensor) -> Tensor:
+            """Run the model with its state replaced by ``h``; return the state one loop later."""
             self.state, self.e, self.catch = h, e, True
             try:
                 with torch.set_grad_enabled(torch.is_grad_enabled()), self.keeps_gradients:
@@ -162,7 +163,7 @@ class _Interception:
         return step
 
     def _with_gradient(self, state: Tensor, h: Tensor) -> Tensor:
-        """The next state, which has to depend on the one before it in autograd's eyes too."""
+        """Return the next state, which has to depend on the one before it in autograd's eyes too."""
         if torch.is_grad_enabled() and h.requires_grad and (state.is_inference() or not state.requires_grad):
             raise LoopSiteError(
                 f"the state reaches {self.site.after!r} without its gradient: the loop of {type(self.model).__name__} "
@@ -172,7 +173,7 @@ class _Interception:
         return state
 
     def _read_out(self, h: Tensor) -> Tensor:
-        """The model's output for a final state."""
+        """Return the model's output for a final state."""
         self.final = h
         try:
             logits = _logits(self._forward())
@@ -182,13 +183,14 @@ class _Interception:
             self.final = None
 
     def _forward(self) -> Any:
-        """One run of the model, at depth 1 where its depth can be set; each begins as the first one did."""
+        """Run the model once, at depth 1 where its depth can be set; each run begins as the first one did."""
         self.calls = 0
         start_streams(self.model, self.seed)  # h_0 is the same in every run
         with nullcontext() if self.repeats is None else self.repeats:
             return self.call.run_at(self.model, self.site, 1)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note the state and the input that the body receives, or put others in their place."""
         self.calls += 1
         if self.loops == 0:
             place = self.site.input_argument
@@ -222,7 +224,7 @@ class _KeepsGradients(TorchFunctionMode):
     active = False
 
     def begin(self) -> None:
-        """The state enters: gradients are on if the caller of the step wants them."""
+        """Enter the state; gradients are on if the caller of the step wants them."""
         torch.set_grad_enabled(self._wanted)
         self.active = self._wanted
 
@@ -250,7 +252,7 @@ class _Repeats:
         self._acting: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def needed(self) -> bool:
-        """Whether the forward since the start left anything behind; it is put back."""
+        """Return whether the forward since the start left anything behind; it is put back."""
         written = self._writes.memory
         for module in self._model.modules():
             for held in (module._parameters, module._buffers):
@@ -272,7 +274,7 @@ class _Repeats:
 
 @contextmanager
 def no_recomputation() -> Iterator[None]:
-    """Inside, activation checkpointing keeps what it would compute again: derivatives of derivatives need it whole.
+    """Let activation checkpointing keep what it would compute again: derivatives of derivatives need it whole.
 
     >>> from torch.utils.checkpoint import checkpoint
     >>> h = torch.ones(2, requires_grad=True)
@@ -301,7 +303,7 @@ def no_recomputation() -> Iterator[None]:
 
 
 def _logits(output: Any) -> Tensor | None:
-    """The logits in what a model returns: a tensor (alone or first of a tuple), or held under that name; not a loss."""
+    """Return the logits in a model's output: a tensor (alone or first of a tuple) or one of that name; not a loss."""
     if isinstance(output, Mapping):
         output = output.get("logits")
     elif isinstance(output, tuple) and output:
@@ -314,7 +316,7 @@ def _logits(output: Any) -> Tensor | None:
 def _replaced(
     args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a module with one of them exchanged."""
+    """Return the arguments of a module with one of them exchanged."""
     if isinstance(place, Part):
         whole = argument(args, kwargs, place.argument)
         value = torch.cat([whole[..., : place.start], value, whole[..., place.stop :]], dim=-1)

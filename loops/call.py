@@ -48,7 +48,7 @@ class Call:
 
     @classmethod
     def of(cls, model: nn.Module, given: Input) -> Call:
-        """A user's example as a call: a tensor is the first argument, a tuple and a mapping are all of them."""
+        """Turn a user's example into a call: a tensor is the first argument, a tuple and a mapping are all of them."""
         if isinstance(given, Call):
             return given
         if isinstance(given, Mapping):
@@ -67,20 +67,20 @@ class Call:
         Raises:
             LoopSiteError: There is none.
         """
-        found = tensors_in([self.args, self.kwargs])
-        if not found:
+        tensors = tensors_in([self.args, self.kwargs])
+        if not tensors:
             raise LoopSiteError("the model is called without a tensor; give attach() a probe_batch that holds one")
-        return found[0]
+        return tensors[0]
 
     def run_at(self, model: nn.Module, site: LoopSite, depth: int) -> Any:
-        """Calls the model at a depth of its loop, where the site says how that is set; else as it is."""
+        """Call the model at a depth of its loop, where the site says how that is set; else as it is."""
         if site.depth_argument is not None:
             return self.run(model, **{site.depth_argument: depth})
         with _depth_set(model, site.depth_attribute, depth):
             return self.run(model)
 
     def run(self, model: nn.Module, **others: Any) -> Any:
-        """Calls the model, some arguments exchanged for others of these names."""
+        """Call the model, some arguments exchanged for others of these names."""
         args = list(self.args)
         if others and args:
             named = [
@@ -94,7 +94,7 @@ class Call:
         return model(*args, **{**self.kwargs, **others})
 
     def cut(self, sequences: int, positions: int | None = None) -> Call:
-        """The same call on the first sequences, and the first positions of each.
+        """Return the same call on the first sequences, and the first positions of each.
 
         A tensor is cut along an axis where it is as long as the batch there.
         """
@@ -110,7 +110,7 @@ class Call:
         return self._changed(part)
 
     def kept(self) -> Call:
-        """A copy that nobody else holds, for later.
+        """Return a copy that nobody else holds, for later.
 
         Raises:
             LoopSiteError: An argument is neither a tensor nor a plain value.
@@ -118,18 +118,18 @@ class Call:
         return self._changed(lambda tensor: tensor.detach().clone())
 
     def to(self, device: Any) -> Call:
-        """The same call with its tensors on a device."""
+        """Return the same call with its tensors on a device."""
         return self._changed(lambda tensor: tensor.to(device))
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with every tensor changed."""
+        """Return the same call with every tensor changed."""
         args: tuple[Any, ...] = tuple(_changed(value, change) for value in self.args)
         return Call(args, {name: _changed(value, change) for name, value in self.kwargs.items()})
 
 
 @contextmanager
 def _depth_set(model: nn.Module, path: str | None, depth: int) -> Iterator[None]:
-    """A block in which the attribute that holds the depth has another value."""
+    """Return a block in which the attribute that holds the depth has another value."""
     if path is None:
         yield
         return
@@ -151,7 +151,7 @@ Input: TypeAlias = Tensor | Mapping[str, Any] | tuple[Any, ...] | Call
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples, mappings and dataclasses, in order."""
+    """Return all tensors in nested lists, tuples, mappings and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -164,7 +164,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A value with the tensors in it changed."""
+    """Return a value with the tensors in it changed."""
     if isinstance(value, Tensor):
         return change(value)
     if type(value) is list:
@@ -188,21 +188,21 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether a value is a dataclass that holds nothing beside its fields, so that a copy of these is a copy of it."""
+    """Return whether a value is a dataclass that holds its fields and nothing else, so that copying them copies it."""
     if not is_dataclass(value) or isinstance(value, type):
         return False
     return set(getattr(value, "__dict__", ())) <= set(_entries(value))
 
 
 def _entries(record: Any) -> dict[str, Any]:
-    """The fields of a dataclass that have a value, by name."""
+    """Return the fields of a dataclass that have a value, by name."""
     missing = object()
     values = {entry.name: getattr(record, entry.name, missing) for entry in fields(record)}
     return {name: value for name, value in values.items() if value is not missing}
 
 
 def _record_changed(record: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a dataclass with the tensors in it changed; its ``__init__`` does not run again."""
+    """Return a copy of a dataclass with the tensors in it changed; its ``__init__`` does not run again."""
     changed = copy.copy(record)
     for name, value in _entries(record).items():
         object.__setattr__(changed, name, _changed(value, change))  # frozen ones too

@@ -120,31 +120,31 @@ def describe(model: nn.Module, tokens: Input | None = None, *, site: LoopSite | 
     name = type(inner).__name__
     example = example_tokens(inner) if tokens is None else tokens
     try:
-        found = find_site(inner, site, example)
+        located = find_site(inner, site, example)
     except LoopSiteError as error:
         if site is not None or callable(getattr(inner, "loop_site", None)):
             raise
         return LoopDescription(name, None, problem=str(error), levels=tuple(find_levels(inner, example)))
-    visited = visit(inner, found, example)
+    visited = visit(inner, located, example)
     last = visited.states[-1]
     assert last is not None  # only h_0 can be missing
-    estimate, missing = None, [*_missing(found)]
-    if found.a_bar is None:
-        estimate = estimate_linear_part(inner, found, tokens)
+    estimate, missing = None, [*_missing(located)]
+    if located.a_bar is None:
+        estimate = estimate_linear_part(inner, located, tokens)
     return LoopDescription(
         name,
-        found,
+        located,
         loops=visited.loops,
         state_shape=tuple(last.shape),
-        matrices=tuple(_matrices(found, last.shape[-1])),
+        matrices=tuple(_matrices(located, last.shape[-1])),
         estimate=estimate,
         missing=tuple(missing),
     )
 
 
 def _matrices(site: LoopSite, width: int) -> list[Matrix]:
-    """What of the linear part can be read."""
-    found = []
+    """Return what of the linear part can be read."""
+    matrices = []
     for name, read in (("A", site.a_bar), ("B", site.b_bar), ("C_out", site.c_out)):
         if read is None:
             continue
@@ -153,12 +153,12 @@ def _matrices(site: LoopSite, width: int) -> list[Matrix]:
         norm = (system or LTISystem(_square(tensor.detach()))).spectral_norm()
         structure = ("scaled identity", "diagonal", "dense")[tensor.ndim]
         radius = system.spectral_radius() if system is not None else None
-        found.append(Matrix(name, structure, tuple(tensor.shape), tensor.requires_grad, norm, radius))
-    return found
+        matrices.append(Matrix(name, structure, tuple(tensor.shape), tensor.requires_grad, norm, radius))
+    return matrices
 
 
 def _square(matrix: Tensor) -> Tensor:
-    """A matrix with rows or columns of zeros added, which leaves its norm as it is."""
+    """Return a matrix with rows or columns of zeros added, which leaves its norm as it is."""
     if matrix.ndim < 2 or matrix.shape[0] == matrix.shape[1]:
         return matrix
     size = max(matrix.shape)
@@ -166,23 +166,27 @@ def _square(matrix: Tensor) -> Tensor:
 
 
 def _missing(site: LoopSite) -> list[str]:
-    """What the site does not know, in sentences."""
-    found = []
+    """Return what the site does not know, in sentences."""
+    missing = []
     if site.state_argument is None:
-        found.append("h_0: no module receives it, so the record starts at h_1")
+        missing.append("h_0: no module receives it, so the record starts at h_1")
     if site.input_argument is None:
-        found.append("e: the body receives no input that is the same in every loop; its norms are not recorded")
+        missing.append("e: the body receives no input that is the same in every loop; its norms are not recorded")
     if site.a_bar is None:
-        found.append("A, B: no linear injection can be read from parameters; LoopSite(a_bar=..., b_bar=...) gives them")
+        missing.append(
+            "A, B: no linear injection can be read from parameters; LoopSite(a_bar=..., b_bar=...) gives them"
+        )
     if site.c_out is None:
-        found.append("C_out: what follows the loop is no linear read-out")
+        missing.append("C_out: what follows the loop is no linear read-out")
     if not site.sets_depth:
-        found.append("depth: no argument of forward and no attribute sets it, so there are no passes at a fixed depth")
-    return found
+        missing.append(
+            "depth: no argument of forward and no attribute sets it, so there are no passes at a fixed depth"
+        )
+    return missing
 
 
 def _reading(site: LoopSite) -> str:
-    """Where the state and the input are read."""
+    """Return where the state and the input are read."""
     state = "does not receive the state itself" if site.state_argument is None else "receives the state at "
     parts = [state + ("" if site.state_argument is None else _place(site.state_argument))]
     if site.input_argument is not None:
@@ -193,14 +197,14 @@ def _reading(site: LoopSite) -> str:
 
 
 def _place(place: int | str | Part) -> str:
-    """A place in words."""
+    """Return a place in words."""
     if isinstance(place, Part):
         return f"{place.argument}[..., {place.start}:{place.stop}]"
     return str(place)
 
 
 def _estimated(estimate: LinearEstimate) -> str:
-    """An estimate in one line."""
+    """Return an estimate in one line."""
     radius = estimate.radius
     if estimate.a is None:
         return f"no estimate: {estimate.samples} samples for {estimate.unknowns} unknowns per channel; give more tokens"

@@ -82,7 +82,7 @@ def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
 
 
 def find_levels(model: nn.Module, example: Input) -> list[Level]:
-    """All loops that a forward shows, outer ones first."""
+    """Return all loops that a forward shows, outer ones first."""
     root = trace(model, example)
     periods = Periods(root)
     if not periods.loops():
@@ -100,7 +100,7 @@ def find_levels(model: nn.Module, example: Input) -> list[Level]:
 
 
 def site_call(site: LoopSite) -> str:
-    """The Python call that makes a site, without what cannot be written down.
+    """Return the Python call that makes a site, without what cannot be written down.
 
     >>> site_call(LoopSite(body="block", after="head", found="discovered"))
     "LoopSite(body='block', after='head')"
@@ -115,7 +115,7 @@ def site_call(site: LoopSite) -> str:
 
 
 def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embedding | None) -> Level:
-    """The site of one loop, or why it has none."""
+    """Return the site of one loop, or why it has none."""
     calls = periods.calls(loop, 1)
     modules = tuple(event.name for event in calls if event.learns) or tuple(event.name for event in calls)
     links = periods.links(loop)
@@ -144,7 +144,7 @@ def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embeddi
 
 
 def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
-    """The site for one way of reading the state: where it is received, or failing that, where it is returned."""
+    """Return the site for one way of reading the state: where it is received, or failing that, where it is returned."""
     received = periods.receiver(loop, link)
     after = periods.after(loop, link)
     every_loop = False
@@ -179,7 +179,7 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
 def _returned_site(
     periods: Periods, loop: Loop, link: Link, received: tuple[Place, Event] | None, after: Event | None
 ) -> LoopSite | None:
-    """The site of a state that is read from the module that returns it."""
+    """Return the site of a state that is read from the module that returns it."""
     returns = periods.returner(loop, link)
     following = after or periods.next_call(loop)
     if returns is None or following is None or periods.calls_of(returns) != loop.count:
@@ -206,11 +206,11 @@ def _returned_site(
 
 
 def _received_site(periods: Periods, loop: Loop) -> LoopSite | None:
-    """A site for the widest of several carried states, where a module of every period receives it."""
-    found = periods.received(loop)
-    if found is None:
+    """Return a site for the widest of several carried states, where a module of every period receives it."""
+    received = periods.received(loop)
+    if received is None:
         return None
-    place, body, after, maker = found
+    place, body, after, maker = received
     return LoopSite(
         body=body,
         after=after,
@@ -222,7 +222,7 @@ def _received_site(periods: Periods, loop: Loop) -> LoopSite | None:
 
 
 def _output_site(periods: Periods, loop: Loop) -> LoopSite | None:
-    """A site for the slowest of several carried states: the module that runs once per period, last."""
+    """Return a site for the slowest of several carried states: the module that runs once per period, last."""
     once = [name for name in periods.carried(loop) if periods.calls_of(name) == loop.count]
     following = periods.next_call(loop)
     if not once or following is None:
@@ -241,7 +241,7 @@ def _output_site(periods: Periods, loop: Loop) -> LoopSite | None:
 def _with_linear_part(
     model: nn.Module, periods: Periods, loop: Loop, site: LoopSite, embedding: nn.Embedding | None
 ) -> LoopSite:
-    """Adds A̅, B̅ and C_out where they can be read."""
+    """Add A̅, B̅ and C_out where they can be read."""
     modules = dict(model.named_modules())
     body, after = modules[site.body], modules[site.after]
     if site.state_argument is not None:
@@ -255,7 +255,7 @@ def _with_linear_part(
 
 
 def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Input) -> LoopSite:
-    """Adds what sets the depth, an argument or an attribute, once a forward has shown that it does."""
+    """Add what sets the depth, an argument or an attribute, once a forward has shown that it does."""
     site = replace(site, mean_depth=loops)
     ways = [replace(site, depth_argument=name) for name in _arguments(model)]
     ways += [replace(site, depth_attribute=path) for path in _attributes(model, loops)]
@@ -263,7 +263,7 @@ def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Input) ->
 
 
 def _arguments(model: nn.Module) -> list[str]:
-    """Arguments that may be a number of loops: those of usual names, then others that may be left out or are integers.
+    """Return the arguments that may be a number of loops: usual names first, then optional ones and integers.
 
     >>> class Model(nn.Module):
     ...     def forward(self, tokens, mask=None, scale=1.0, n_recur=4, num_steps=None): ...
@@ -277,14 +277,14 @@ def _arguments(model: nn.Module) -> list[str]:
 
 
 def _attributes(model: nn.Module, value: int) -> list[str]:
-    """Dotted names of integers of this value in modules and in their configurations, outermost first.
+    """Return the dotted names of integers of this value in modules and in their configurations, outermost first.
 
     >>> module = nn.Identity()
     >>> module.loops, module.config = 4, {"depth": 4, "width": 64}
     >>> _attributes(nn.Sequential(module), 4)
     ['0.loops', '0.config.depth']
     """
-    found: list[str] = []
+    attributes: list[str] = []
     seen = set[int]()  # one configuration is often held by many modules
     for name, module in model.named_modules():
         holders = [(name, vars(module)), *((f"{name}.{key}", _plain(held)) for key, held in vars(module).items())]
@@ -293,12 +293,12 @@ def _attributes(model: nn.Module, value: int) -> list[str]:
                 continue
             seen.add(id(holder))
             names = [key for key, held in holder.items() if type(held) is int and held == value]
-            found += [f"{path}.{key}".strip(".") for key in names if isinstance(key, str)]
-    return found[:MOST_TRIED]
+            attributes += [f"{path}.{key}".strip(".") for key in names if isinstance(key, str)]
+    return attributes[:MOST_TRIED]
 
 
 def _plain(held: object) -> dict[Any, Any]:
-    """What a configuration holds by name: a dict, or an object's attributes; empty for anything else."""
+    """Return what a configuration holds by name: a dict, or an object's attributes; empty for anything else."""
     if isinstance(held, dict):
         return held
     is_data = not isinstance(held, nn.Module | Tensor | type) and not callable(held)
@@ -306,7 +306,7 @@ def _plain(held: object) -> dict[Any, Any]:
 
 
 def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
-    """How often the loop runs in a forward at this depth; 0 when the forward fails."""
+    """Return how often the loop runs in a forward at this depth; 0 when the forward fails."""
     seen = 0
 
     def count(module: nn.Module, args: object) -> None:
@@ -325,7 +325,7 @@ def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
 
 
 def _explanation(model: nn.Module, levels: Sequence[Level]) -> str:
-    """What was seen, what is missing, and what to write."""
+    """Return what was seen, what is missing, and what to write."""
     name = type(model).__name__
     by_hand = "site=LoopSite(body='<first module of the loop>', after='<first module after the loop>')"
     if not levels:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from .adapters import adapted_site
-from .discovery import discover
 from .injection import verified
-from .neutral import quietly
+from .neutral import all_quietly
 from .site import BY_MODEL, LoopSite, LoopSiteError
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | None = None) -> LoopSite:
-    """Locates the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
+    """Locate the loop of a model: given by hand, else stated by the model, else known to an adapter, else discovered.
 
     Args:
         model: The user's module, unwrapped.
@@ -39,7 +37,12 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
     if site is None:
         site = _stated_site(model)
     if site is None:
+        from .adapters import adapted_site  # not needed where the model or the caller says where the loop is
+        from .discovery import discover
+
         site = adapted_site(model) or discover(model, example)
+    if site.variables:
+        return _with_variables(model, site)
     modules = dict(model.named_modules())
     for role in ("body", "after", "output"):
         name = getattr(site, role)
@@ -54,12 +57,31 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
     if site.state_argument is None and site.output is None:
         raise LoopSiteError("LoopSite(state_argument=None) also needs output='<the module that returns the state>'")
     given = {role: getattr(site, role) for role in ("a_bar", "b_bar", "c_out")}
-    quiet: dict[str, Any] = {role: quietly(model, read) for role, read in given.items() if read is not None}
+    quiet: dict[str, Any] = all_quietly(model, {role: read for role, read in given.items() if read is not None})
     return verified(model, replace(site, **quiet) if any(read is not given[n] for n, read in quiet.items()) else site)
 
 
+def _with_variables(model: nn.Module, site: LoopSite) -> LoopSite:
+    """Check a site that names variables.
+
+    Raises:
+        LoopSiteError: Two have one name, or a module is not there.
+    """
+    modules, names = dict(model.named_modules()), [variable.name for variable in site.variables]
+    if len(set(names)) < len(names):
+        raise LoopSiteError(f"LoopSite(variables=...): two variables have one name, of {names}")
+    for variable in site.variables:
+        if variable.output is not None and variable.output not in modules:
+            known = ", ".join(n for n in modules if n and "." not in n) or "none"
+            raise LoopSiteError(
+                f"Variable({variable.name!r}, output={variable.output!r}): {type(model).__name__} has no module of "
+                f"that name; it has {known}"
+            )
+    return site
+
+
 def _stated_site(model: nn.Module) -> LoopSite | None:
-    """The site a model states about itself, if it does."""
+    """Return the site a model states about itself, if it does."""
     state = getattr(model, "loop_site", None)
     if not callable(state):
         return None

@@ -37,7 +37,7 @@ class Hook:
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What torch calls."""
+        """Return what torch calls."""
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return None  # else what the hook computes would become a part of the traced model
         return self._call(*args, **kwargs)
@@ -82,6 +82,8 @@ class LoopHooks:
     ) -> None:
         modules = dict(model.named_modules())
         self._handles: list[RemovableHandle] = []
+        if site.variables:  # they are seen by `states.StateHooks`
+            enter = returned = after = None
         if begin is not None:
             self._handles.append(model.register_forward_pre_hook(Hook(begin), with_kwargs=True))
         if enter is not None:
@@ -94,7 +96,7 @@ class LoopHooks:
             self._handles.append(model.register_forward_hook(Hook(end), always_call=True))
 
     def remove(self) -> None:
-        """Takes the hooks off; does nothing when they are off already."""
+        """Take the hooks off; do nothing when they are off already."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -109,7 +111,7 @@ class LoopHooks:
 
 
 def state_in(output: Any) -> Tensor:
-    """The state in what a module returned: the tensor itself, or the first of a tuple or list.
+    """Return the state in what a module returned: the tensor itself, or the first of a tuple or list.
 
     >>> state_in((torch.ones(2), None)).tolist()
     [1.0, 1.0]

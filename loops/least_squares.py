@@ -5,7 +5,7 @@ of one step ``h[t+1] − h[t]`` from the step before it, from which everything c
 That is a statement about the whole loop on these states, blocks included, and not the A̅ of an injection: it is reported
 under its own name, with the share that it leaves unexplained.
 
-Not covered: choosing inputs that visit all directions; a direction no state has is said to be missing, not filled in.
+Not covered: choosing inputs that visit all directions. A direction that no state has is missing, not filled in.
 """
 
 # Shapes: N samples (tokens x loops), D width of the state, E width of the input.
@@ -85,7 +85,7 @@ class LinearEstimate:
     rank: int
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for the run file, without the matrices."""
+        """Return plain values for the run file, without the matrices."""
         shown = ("value", "residual", "method", "converged")
         numbers = {k: v for k, v in asdict(self.radius).items() if k in shown}
         numbers = {"radius": numbers.pop("value"), **numbers, "radius_first_half": self.halves[0]}
@@ -95,7 +95,7 @@ class LinearEstimate:
 
 
 def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
-    """Runs a model once on the side and keeps the states of its loop.
+    """Run a model once on the side and keep the states of its loop.
 
     Raises:
         LoopSiteError: The loop did not run, or receives no tensor where the site says so.
@@ -111,6 +111,7 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
     done = [False]
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the state and, the first time, the input that the body receives."""
         if site.state_argument is None or done[0] or (site.output is not None and states):
             return
         try:
@@ -154,7 +155,7 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
 
 
 def estimate_linear_part(model: nn.Module, site: LoopSite, example: Input | None = None) -> LinearEstimate:
-    """How a loop acts on its state, to first order, over the states that an input visits.
+    """Estimate how a loop acts on its state, to first order, over the states that an input visits.
 
     Costs one forward and three least-squares problems of ``N x (D + E + 1)``.
 
@@ -172,8 +173,8 @@ def estimate_linear_part(model: nn.Module, site: LoopSite, example: Input | None
     >>> from loopscope.models import build
     >>> from loopscope.loops.find import find_site
     >>> model = build("demo")
-    >>> found = estimate_linear_part(model, find_site(model))
-    >>> found.radius.method, found.unknowns
+    >>> estimate = estimate_linear_part(model, find_site(model))
+    >>> estimate.radius.method, estimate.unknowns
     ('least squares', 65)
     """
     if example is None:
@@ -193,13 +194,13 @@ def estimate_linear_part(model: nn.Module, site: LoopSite, example: Input | None
     determined = rank == unknowns
     fit = "least squares" if visited.e is not None else "least squares of successive steps"
     method = fit if determined else f"{fit}: the states do not span all directions"
-    found = Estimate(_radius(a), 0.0, math.inf, residual, method, converged=determined)
+    radius = Estimate(_radius(a), 0.0, math.inf, residual, method, converged=determined)
     b = solution[width:-1].T if visited.e is not None else None
-    return LinearEstimate(found, halves, a, b, samples, unknowns, rank)
+    return LinearEstimate(radius, halves, a, b, samples, unknowns, rank)
 
 
 def linear_estimate(model: nn.Module, site: LoopSite, example: Input | None = None) -> dict[str, Any]:
-    """What a run file says about a linear part that cannot be read: the estimate's numbers, or why there is none.
+    """Return what a run file says of a linear part that cannot be read: the estimate's numbers, or why there is none.
 
     >>> from torch import nn
     >>> linear_estimate(nn.Linear(2, 2), LoopSite(body="", after=""))["method"][:13]
@@ -214,7 +215,7 @@ def linear_estimate(model: nn.Module, site: LoopSite, example: Input | None = No
 
 
 def _enough(model: nn.Module, visited: Visited) -> Tensor:
-    """Random tokens that give enough samples for the unknowns of this loop."""
+    """Return random tokens that give enough samples for the unknowns of this loop."""
     x, _ = _samples(visited)
     pairs_per_sequence = x.shape[0] * x.shape[1] / EXAMPLE_SHAPE[0]
     sequences = min(MOST_SEQUENCES, math.ceil(SAMPLES_PER_UNKNOWN * x.shape[-1] / max(1.0, pairs_per_sequence)))
@@ -225,12 +226,12 @@ def _enough(model: nn.Module, visited: Visited) -> Tensor:
 
 
 def _vocabulary(model: nn.Module) -> int:
-    """Entries of the first embedding."""
+    """Return the number of entries of the first embedding."""
     return next(module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding))
 
 
 def _samples(visited: Visited) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What is predicted from what, as ``(tokens, loops, ...)``; only loops in which all sequences take part."""
+    """Return what is predicted from what, as ``(tokens, loops, ...)``; only loops in which all sequences take part."""
     last = visited.states[-1]
     assert last is not None  # only h_0 can be missing
     states = np.stack([_rows(h) for h in visited.states if h is not None and h.shape == last.shape], axis=1)
@@ -246,22 +247,22 @@ def _samples(visited: Visited) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 
 def _rows(tensor: Tensor) -> NDArray[np.float64]:
-    """``(B, S, D)`` to ``(B S, D)`` in float64 on the host."""
+    """Turn ``(B, S, D)`` into ``(B S, D)`` in float64 on the host."""
     rows: NDArray[np.float64] = tensor.double().flatten(0, -2).cpu().numpy()
     return rows
 
 
 def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], int, float]:
-    """Least squares over tokens and loops: solution ``(unknowns, D)``, rank, unexplained share."""
+    """Fit by least squares over tokens and loops: solution ``(unknowns, D)``, rank, unexplained share."""
     x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return np.full((x.shape[1], y.shape[1]), np.nan), 0, math.nan
-    found, _, rank, _ = np.linalg.lstsq(x, y, rcond=RANK_TOLERANCE)
-    solution = np.asarray(found, dtype=np.float64)
+    least, _, rank, _ = np.linalg.lstsq(x, y, rcond=RANK_TOLERANCE)
+    solution = np.asarray(least, dtype=np.float64)
     spread = float(np.linalg.norm(y - y.mean(axis=0)))
     return solution, int(rank), float(np.linalg.norm(y - x @ solution)) / spread if spread > 0 else math.nan
 
 
 def _radius(a: NDArray[np.float64]) -> float:
-    """Spectral radius; NaN where the matrix is not finite."""
+    """Return the spectral radius; NaN where the matrix is not finite."""
     return float(np.abs(np.linalg.eigvals(a)).max()) if np.isfinite(a).all() else math.nan

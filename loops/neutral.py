@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -32,7 +32,7 @@ _tried: WeakSet[Callable[[], Tensor]] = WeakSet()  # readings known to be quiet,
 
 
 def looking() -> bool:
-    """Whether a model is being run on the side now, so that its forward is no part of the training.
+    """Return whether a model is being run on the side now, so that its forward is no part of the training.
 
     >>> looking()
     False
@@ -41,7 +41,7 @@ def looking() -> bool:
 
 
 def eagerly() -> AbstractContextManager[object]:
-    """Inside, compiled code runs as it was written: nothing is compiled for a run on the side, and every graph stays.
+    """Run compiled code as it was written: nothing is compiled for a run on the side, and every graph stays.
 
     >>> with eagerly():
     ...     pass
@@ -63,7 +63,7 @@ class Look:
     writes: Writes
 
     def rewind(self) -> bool:
-        """Puts the model back to where the look began; returns whether anything had changed."""
+        """Put the model back to where the look began; return whether anything had changed."""
         wrote = self.writes.changed
         self.writes.undo()
         return self.state.rewind() or wrote
@@ -73,7 +73,7 @@ class Look:
 def on_the_side(
     model: nn.Module, *, seed: int | None = 0, evaluating: bool = True, verify: bool = True
 ) -> Iterator[Look]:
-    """A block in which a model may be run or read, and after which it is as it was before.
+    """Return a block in which a model may be run or read, and after which it is as it was before.
 
     Inside: evaluation mode for all modules that do not override ``train()`` or ``eval()``, no gradients, nothing
     compiled, and a random stream of its own. Afterwards parameters, buffers, gradients, training flags, attributes,
@@ -131,12 +131,12 @@ def on_the_side(
 
 
 def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> AbstractContextManager[Look]:
-    """The older name of `on_the_side`, for code that uses it; the device is found out now."""
+    """Return the older name of `on_the_side`, for code that uses it; the device is found out now."""
     return on_the_side(model, seed=seed)
 
 
 def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A way to read a matrix that leaves the model as it is, even where reading acts.
+    """Return a way to read a matrix that leaves the model as it is, even where reading acts.
 
     ``layer.weight`` of a parametrised layer is computed when it is read: spectral norm moves its vectors on, a noisy
     weight draws. It is tried out once, in either mode; a reading that changes nothing is used as it is afterwards.
@@ -149,9 +149,8 @@ def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor
     """
     if read in _tried:
         return read
-    with suppress(TypeError):  # of a kind that cannot be remembered: tried again next time
-        _tried.add(read)
-    if not _reading_acts(model, read):
+    _remember(read)
+    if not _reading_acts(model, [read]):
         return read
 
     @wraps(read)
@@ -164,26 +163,49 @@ def quietly(model: nn.Module, read: Callable[[], Tensor]) -> Callable[[], Tensor
     return quiet
 
 
-def _reading_acts(model: nn.Module, read: Callable[[], Tensor]) -> bool:
-    """Whether reading changes a tensor, a random state or something in Python; not whether it works."""
+def all_quietly(model: nn.Module, reads: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
+    """Return what `quietly` does for several readings; they are tried out together, since most change nothing.
+
+    >>> layer = nn.Linear(3, 3)
+    >>> reads = {"a_bar": lambda: layer.weight, "b_bar": lambda: layer.bias}
+    >>> all_quietly(layer, reads) == reads
+    True
+    """
+    new = [read for read in reads.values() if read not in _tried]
+    if len(new) > 1 and not _reading_acts(model, new):
+        for read in new:
+            _remember(read)
+    return {name: quietly(model, read) for name, read in reads.items()}
+
+
+def _remember(read: Callable[[], Tensor]) -> None:
+    """Note that a reading was tried out; one of a kind that cannot be noted is tried again next time."""
+    with suppress(TypeError):
+        _tried.add(read)
+
+
+def _reading_acts(model: nn.Module, reads: Iterable[Callable[[], Tensor]]) -> bool:
+    """Return whether reading changes a tensor, a random state or something in Python; not whether it works."""
     acts = False
     for training in (True, False):
         with suppress(Exception), on_the_side(model, seed=0, evaluating=False, verify=False) as look:
             _set_flags(model, training)
             flags = PythonState([model])
             streams = _random_states()
-            read()
+            for read in reads:
+                with suppress(Exception):
+                    read()
             acts |= look.writes.changed or flags.rewind() or streams != _random_states()
     return acts
 
 
 def _evaluate(model: nn.Module) -> None:
-    """Puts the modules into evaluation mode that cannot act on it by themselves."""
+    """Put the modules into evaluation mode that cannot act on it by themselves."""
     _set_flags(model, training=False)
 
 
 def _set_flags(model: nn.Module, training: bool) -> None:
-    """Sets training flags past the user's methods; those of modules that may act on them stay."""
+    """Set training flags past the user's methods; those of modules that may act on them stay."""
     for module in model.modules():
         if _may_act(module):
             continue
@@ -194,7 +216,7 @@ def _set_flags(model: nn.Module, training: bool) -> None:
 
 
 def _may_act(module: nn.Module) -> bool:
-    """Whether a module has a ``train()`` or ``eval()`` of its own."""
+    """Return whether a module has a ``train()`` or ``eval()`` of its own."""
     for name in ("train", "eval"):
         own = getattr(type(module), name)
         if name in vars(module) or not getattr(own, "__module__", "").startswith("torch."):
@@ -203,7 +225,7 @@ def _may_act(module: nn.Module) -> bool:
 
 
 def _verify(model: nn.Module, before: Fingerprint | None, *, failed: bool) -> None:
-    """Compares what is cheap to compare; an error of the look itself is not replaced by another one."""
+    """Compare what is cheap to compare; an error of the look itself is not replaced by another one."""
     changed = [] if before is None else before.changed()
     if not changed or failed:
         return
@@ -218,7 +240,7 @@ def _verify(model: nn.Module, before: Fingerprint | None, *, failed: bool) -> No
 
 @contextmanager
 def _own_random_stream(model: nn.Module, seed: int | None) -> Iterator[None]:
-    """Random states of torch, numpy and Python inside that are not those outside."""
+    """Give a block random states of torch, numpy and Python of its own."""
     devices = _cuda_devices(model)
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global stream is what users' code draws from
     try:
@@ -232,7 +254,7 @@ def _own_random_stream(model: nn.Module, seed: int | None) -> Iterator[None]:
 
 
 def start_streams(model: nn.Module, seed: int) -> None:
-    """Starts the random streams of torch, numpy and Python that a forward of a model may draw from; in a look only."""
+    """Start the random streams of torch, numpy and Python that a forward of a model may draw from; in a look only."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -242,19 +264,21 @@ def start_streams(model: nn.Module, seed: int) -> None:
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    """Where a model draws its random numbers besides the host."""
+    """Return where a model draws its random numbers besides the host."""
     return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def _random_states() -> tuple[Any, ...]:
-    """The states of the generators on the host, as values that compare with ``==``."""
-    numpy = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), repr(numpy), torch.get_rng_state().numpy().tobytes()
+    """Return the states of the generators on the host, as values that compare with ``==``."""
+    numpy: Any = np.random.get_state()  # noqa: NPY002
+    # The `==` of an array is an array, and its text takes milliseconds to make.
+    words = (numpy[0], numpy[1].tobytes(), *numpy[2:]) if isinstance(numpy, tuple) else repr(numpy)
+    return random.getstate(), words, torch.get_rng_state().numpy().tobytes()
 
 
 @contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Inside, autocast keeps no casts: one made here without a graph would be training's next weight."""
+    """Keep autocast from caching casts: one made here without a graph would be training's next weight."""
     usual = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -264,16 +288,26 @@ def _no_autocast_cache() -> Iterator[None]:
 
 
 def _forget_forward(modules: list[Any]) -> None:
-    """Ends the forward that an exception cut off: FSDP2 would take the next one of training for the rest of it."""
+    """End the forward that an exception cut off: FSDP2 would take the next one of training for the rest of it."""
     for module in modules:
         with suppress(RuntimeError):  # asked of the root alone, and only the module itself knows whether it is that
             getattr(module, "reset_iter_state", lambda: None)()
 
 
 def _fsdp_modules(model: nn.Module) -> list[Any]:
-    """The modules that FSDP2 manages."""
+    """Return the modules that FSDP2 manages."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # half a second to import, and nothing is sharded without it
     return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
 
 
-__all__ = ["Look", "LookError", "eagerly", "looking", "on_the_side", "quietly", "start_streams", "undisturbed"]
+__all__ = [
+    "Look",
+    "LookError",
+    "all_quietly",
+    "eagerly",
+    "looking",
+    "on_the_side",
+    "quietly",
+    "start_streams",
+    "undisturbed",
+]

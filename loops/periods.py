@@ -82,24 +82,24 @@ class Periods:
     # Loops
 
     def loops(self) -> list[Loop]:
-        """All loops, outer ones before the ones inside them; repeats that nothing links are left out."""
+        """Return all loops, outer ones before the ones inside them; repeats that nothing links are left out."""
         marks = self._marked
         names = [self.units[i].name for i in marks]
-        found: list[tuple[int, int, int]] = []
+        runs: list[tuple[int, int, int]] = []
         for start, period, count in _repeats(names):
             loop = _loop(marks, start, period, count)
-            covered = any(p == period and s <= start and start + period * count <= s + p * c for s, p, c in found)
+            covered = any(p == period and s <= start and start + period * count <= s + p * c for s, p, c in runs)
             if not covered and self.carried(loop):
-                found.append((start, period, count))
-        found.sort(key=lambda run: (run[0], -run[1] * run[2]))
+                runs.append((start, period, count))
+        runs.sort(key=lambda run: (run[0], -run[1] * run[2]))
         kept: list[tuple[int, int, int]] = []
-        for run in found:
+        for run in runs:
             if not any(_inside_earlier_period(run, other) for other in kept):
                 kept.append(run)
         return [_loop(marks, *run) for run in kept]
 
     def turned(self, loop: Loop) -> list[Loop]:
-        """The loops that the same calls can be read as: as many periods, beginning at a later module of the first."""
+        """Return the other ways to read the same calls: as many periods, begun at a later module of the first."""
         start, period = self._marked.index(loop.first[0]), self._marked.index(loop.last[0])
         period += 1 - start
         names = [self.units[i].name for i in self._marked[start:]]
@@ -109,14 +109,14 @@ class Periods:
         return [_loop(self._marked, start + turn, period, loop.count) for turn in range(further + 1)]
 
     def calls(self, loop: Loop, k: int) -> list[Event]:
-        """The module calls of period ``k``, those without parameters in the gap before it too."""
+        """Return the module calls of period ``k``, those without parameters in the gap before it too."""
         start = loop.last[k - 1] + 1 if k else loop.first[0]
         return [unit for unit in self.units[start : loop.last[k] + 1] if unit.module is not None]
 
     # The state
 
     def carried(self, loop: Loop) -> list[str]:
-        """Names of the units whose outputs one period leaves to the next, in running order."""
+        """Return names of the units whose outputs one period leaves to the next, in running order."""
         # Period 1 may go on from h_0 through functions alone, which was made before the loop.
         made = {self._maker[key] for key in self._reached(loop, min(2, loop.count - 1))[0]}
         return [self.units[i].name for i in sorted(made)]
@@ -138,7 +138,7 @@ class Periods:
         )
 
     def received(self, loop: Loop) -> tuple[Place, str, str, str] | None:
-        """Of several carried tensors, the widest that the same module of every period receives.
+        """Return the widest of several carried tensors that the same module of every period receives.
 
         Returns:
             Where it is received, by which module, which module receives it behind the loop, and what makes it.
@@ -166,21 +166,21 @@ class Periods:
         return None
 
     def links(self, loop: Loop) -> list[Link]:
-        """The places at which a period leaves one tensor from which alone the next one goes on."""
-        found = []
+        """Return the places at which a period leaves one tensor from which alone the next one goes on."""
+        chain = []
         for i in range(loop.first[0], loop.first[1]):
             for slot, tensor in enumerate(self.units[i].writes):
                 link = Link(i - loop.last[0], slot)
                 if self._maker.get(self.key(tensor)) == i and self._is_state(loop, link):
-                    found.append(link)
-        return found
+                    chain.append(link)
+        return chain
 
     def state(self, loop: Loop, link: Link, k: int) -> Tensor:
-        """The state that period ``k - 1`` leaves, ``k = 1 .. count``."""
+        """Return the state that period ``k - 1`` leaves, ``k = 1 .. count``."""
         return self.units[loop.last[k - 1] + link.offset].writes[link.slot]
 
     def receiver(self, loop: Loop, link: Link) -> tuple[Place, Event] | None:
-        """The first module of every period that receives the state, where, and its call in period 1."""
+        """Return the first module of every period that receives the state, where, and its call in period 1."""
         for j, call in enumerate(self._calls_behind(loop, link, 1)):
             place = self._place(call, self.state(loop, link, 1))
             if not self._opens_period(loop, call):
@@ -195,7 +195,7 @@ class Periods:
         return None
 
     def returner(self, loop: Loop, link: Link) -> str | None:
-        """The last module in a period that returns the state itself."""
+        """Return the last module in a period that returns the state itself."""
         key = self.key(self.state(loop, link, 1))
         names = [
             unit.name
@@ -205,7 +205,7 @@ class Periods:
         return names[-1] if names else None
 
     def after(self, loop: Loop, link: Link) -> Event | None:
-        """The first module behind the loop whose first argument is the final state."""
+        """Return the first module behind the loop whose first argument is the final state."""
         final = self.key(self.state(loop, link, loop.count))
         inside = {unit.name for unit in self.units[loop.first[0] : loop.last[-1] + 1]}
         return next(
@@ -219,19 +219,19 @@ class Periods:
         )
 
     def next_call(self, loop: Loop) -> Event | None:
-        """The first module with parameters behind the loop."""
+        """Return the first module with parameters behind the loop."""
         return next((unit for unit in self.units[loop.last[-1] + 1 :] if self._marks(unit)), None)
 
     def calls_of(self, name: str) -> int:
-        """How often the module of this name was called in the whole forward."""
+        """Return how often the module of this name was called in the whole forward."""
         return sum(event.name == name for event in self.root.walk() if event.module is not None)
 
     def calls_until(self, name: str, loop: Loop, after: Event) -> int:
-        """How often a module was called before the first call behind the loop."""
+        """Return how often a module was called before the first call behind the loop."""
         return sum(unit.name == name for unit in self.units[: self.units.index(after)] if unit.module is not None)
 
     def reached_otherwise(self, loop: Loop, link: Link, body: Event) -> bool:
-        """Whether anything in period 1 but the call of ``body`` reads the state."""
+        """Return whether anything in period 1 but the call of ``body`` reads the state."""
         key = self.key(self.state(loop, link, 1))
         begin, end = (loop.last[k] + max(link.offset, 0) + 1 for k in (0, 1))
         if body.writes and self.key(body.writes[0]) == key:  # what reads the state later reads what `body` returned
@@ -246,7 +246,7 @@ class Periods:
                    for unit in readers)  # fmt: skip
 
     def chain(self, loop: Loop, link: Link, body: Event) -> tuple[str, ...]:
-        """The modules that hand the whole state on from ``body`` to the end of the period; empty if others do too."""
+        """Return the modules that hand the whole state on from ``body`` to the period's end; empty if others do too."""
         names, key = [body.name], self.key(body.writes[0]) if body.writes else 0
         calls = self.calls(loop, 1)
         for call in calls[calls.index(body) + 1 :]:
@@ -256,7 +256,7 @@ class Periods:
         return tuple(names) if key == self.key(self.state(loop, link, 2)) else ()
 
     def prelude(self, loop: Loop) -> tuple[str, ...]:
-        """The modules with parameters in front of the loop that give back a tensor of the shape they were given."""
+        """Return the modules with parameters in front of the loop that give back a tensor of the shape they got."""
         return tuple(
             unit.name
             for unit in self.units[: loop.first[0]]
@@ -275,7 +275,7 @@ class Periods:
         return None
 
     def key(self, tensor: Tensor) -> int:
-        """Identity of a tensor's numbers: the same for copies, casts and views of the same shape."""
+        """Return the identity of a tensor's numbers: the same for copies, casts and views of the same shape."""
         key = id(tensor)
         while key in self._same:
             key = self._same[key]
@@ -284,15 +284,15 @@ class Periods:
     # Inside
 
     def _marks(self, unit: Event) -> bool:
-        """Whether a unit is one of the calls whose repetition makes a loop."""
+        """Return whether a unit is one of the calls whose repetition makes a loop."""
         return unit.module is not None if self._bare else unit.learns
 
     def _span(self, loop: Loop, k: int) -> list[Event]:
-        """The units from the first to the last module call of a period."""
+        """Return the units from the first to the last module call of a period."""
         return self.units[loop.first[k] : loop.last[k] + 1]
 
     def _units(self, event: Event) -> Iterator[Event]:
-        """Calls at the level of the loops: goes into a module that is called once and holds one called more often."""
+        """Return calls at the level of the loops: inside modules called once that hold one called more often."""
         for child in event.children:
             once = child.module is not None and self._calls[child.module] == 1
             if once and any(e.module and self._calls[e.module] > 1 and self._marks(e) for e in child.walk()):
@@ -308,7 +308,7 @@ class Periods:
             self.inner.setdefault(id(made), event)
 
     def _reached(self, loop: Loop, k: int, stop: int | None = None, goal: int | None = None) -> tuple[set[int], bool]:
-        """The tensors from earlier periods that the modules of period ``k`` go on from, and whether ``stop`` is one.
+        """Return the tensors from earlier periods that period ``k``'s modules go on from, and whether ``stop`` is one.
 
         So do functions that lead to ``goal``, the state that the period leaves. What lies behind ``stop`` is not looked
         at; masks, counters and scalars are no states.
@@ -331,7 +331,7 @@ class Periods:
         return carried, stop in seen
 
     def _is_state(self, loop: Loop, link: Link) -> bool:
-        """Whether each period goes on from this one tensor alone, and the last period leaves one too."""
+        """Return whether each period goes on from this one tensor alone, and the last period leaves one too."""
         before = 0
         for k in range(1, loop.count + 1):
             i = loop.last[k - 1] + link.offset
@@ -358,31 +358,31 @@ class Periods:
         return True
 
     def _constants(self, loop: Loop, unit: Event) -> set[int]:
-        """The tensors from before the loop that a unit reads."""
+        """Return the tensors from before the loop that a unit reads."""
         return {self.key(tensor) for tensor in unit.reads if self._is_constant(loop, tensor)}
 
     def _is_constant(self, loop: Loop, tensor: Tensor) -> bool:
         return self._maker.get(self.key(tensor), -1) < loop.first[0]
 
     def _calls_behind(self, loop: Loop, link: Link, k: int) -> list[Event]:
-        """The module calls that can receive the state which period ``k - 1`` leaves."""
+        """Return the module calls that can receive the state which period ``k - 1`` leaves."""
         begin = loop.last[k - 1] + max(link.offset, 0) + 1
         return [unit for unit in self.units[begin : loop.last[k] + 1] if unit.module is not None]
 
     def _opens_period(self, loop: Loop, call: Event) -> bool:
-        """Whether a call of period 1 has its like in period 0, rather than closing the period before."""
+        """Return whether a call of period 1 has its like in period 0, rather than closing the period before."""
         like = loop.first[0] + self.units.index(call) - loop.first[1]
         return like >= 0 and self.units[like].name == call.name
 
     def _place(self, call: Event, tensor: Tensor) -> Place | None:
-        """Where a call receives a tensor."""
+        """Return where a call receives a tensor."""
         return next((place for place, key in self._keys(call) if key == self.key(tensor)), None)
 
     def _keys(self, call: Event) -> list[tuple[Place, int]]:
         return [(place, self.key(tensor)) for place, tensor in self._given(call)]
 
     def _given(self, call: Event) -> list[tuple[Place, Tensor]]:
-        """The tensors a call receives, those that were joined into one argument too."""
+        """Return the tensors a call receives, those that were joined into one argument too."""
         given: list[tuple[Place, Tensor]] = []
         for place, tensor in call.places.items():
             given.append((place, tensor))
@@ -390,7 +390,7 @@ class Periods:
         return given
 
     def joined(self, tensor: Tensor) -> list[tuple[Tensor, int, int]]:
-        """The tensors that were joined along the channels to make this one, with the channels they became."""
+        """Return the tensors that were joined along the channels to make this one, with the channels they became."""
         maker = self.inner.get(self.key(tensor))
         if maker is None or maker.name not in _JOIN or any(t.ndim != tensor.ndim for t in maker.reads):
             return []
@@ -404,7 +404,7 @@ class Periods:
 
 
 def _is_same(unit: Event) -> bool:
-    """Whether a function hands on its input's numbers, one token's channels together."""
+    """Return whether a function hands on its input's numbers, one token's channels together."""
     if unit.module is not None or not unit.reads:
         return False
     given, made = unit.reads[0], unit.writes[0]
@@ -413,12 +413,12 @@ def _is_same(unit: Event) -> bool:
 
 
 def _tokens(tensor: Tensor) -> int:
-    """Number of channel vectors in a tensor."""
+    """Return the number of channel vectors in a tensor."""
     return tensor.shape[:-1].numel() if tensor.ndim > 1 else 0
 
 
 def _loop(marks: list[int], start: int, period: int, count: int) -> Loop:
-    """A run of module calls as unit indices."""
+    """Return a run of module calls as unit indices."""
     first = tuple(marks[start + k * period] for k in range(count))
     last = tuple(marks[start + (k + 1) * period - 1] for k in range(count))
     return Loop(first, last)
@@ -430,7 +430,7 @@ def _repeats(names: list[str]) -> list[tuple[int, int, int]]:
     >>> _repeats(list("xababy"))
     [(1, 2, 2)]
     """
-    found = []
+    repeats = []
     for period in range(1, len(names) // 2 + 1):
         start = 0
         while start + 2 * period <= len(names):
@@ -439,14 +439,14 @@ def _repeats(names: list[str]) -> list[tuple[int, int, int]]:
                 count += 1
             block = names[start : start + period]
             if count >= 2 and not any(period % p == 0 and block == block[:p] * (period // p) for p in range(1, period)):
-                found.append((start, period, count))
+                repeats.append((start, period, count))
                 start += period * (count - 1)
             start += 1
-    return found
+    return repeats
 
 
 def _inside_earlier_period(run: tuple[int, int, int], outer: tuple[int, int, int]) -> bool:
-    """Whether a run is the same as one in the outer loop's first period, in a later one."""
+    """Return whether a run is the same as one in the outer loop's first period, in a later one."""
     start, period, count = run
     begin, length, times = outer
     return length > period * count and begin + length <= start < begin + length * times

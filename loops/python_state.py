@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import types
 import weakref
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -101,7 +102,7 @@ class PythonState:
         return changed
 
     def _keep(self, value: Any, name: str) -> int:
-        """Notes what one value holds and lists what is in it; returns how much that is."""
+        """Note what one value holds and list what is in it; return how much that is."""
         kind = type(value)
         if isinstance(value, dict):
             return self._add(_Mapping(value), value.values(), name)
@@ -131,7 +132,7 @@ class PythonState:
         return 1
 
     def _keep_object(self, value: Any, name: str) -> int:
-        """Notes the attributes of an object, and of its class where that is a module's."""
+        """Note the attributes of an object, and of its class where that is a module's."""
         count = 1
         if isinstance(value, nn.Module):
             for kind in type(value).__mro__:
@@ -155,7 +156,7 @@ class PythonState:
         return count
 
     def _keep_tensor(self, value: Tensor, name: str) -> int:
-        """Notes which memory a tensor uses, and its gradient."""
+        """Note which memory a tensor uses, and its gradient."""
         if isinstance(value, UninitializedParameter | UninitializedBuffer):
             raise LookError(f"{name!r} of this model is not initialised yet (a lazy module): run one forward first")
         if type(value) not in PLAIN or value.layout != torch.strided:
@@ -170,28 +171,28 @@ class PythonState:
         return self._queue(inside, name)
 
     def _queue(self, inside: Iterable[Any], name: str) -> int:
-        """Lists values to be walked over; returns how many there are, plain ones too."""
+        """List values to be walked over; return how many there are, plain ones too."""
         values = list(inside)
         self._waiting += [(value, name) for value in values if type(value) not in _ATOMS]
         return 1 + len(values)
 
 
-class _Held:
+class _Held(ABC):
     """Something that was noted."""
 
     __slots__ = ()
 
+    @abstractmethod
     def differs(self) -> bool:
-        """Whether it is otherwise now."""
-        raise NotImplementedError
+        """Return whether it is otherwise now."""
 
+    @abstractmethod
     def restore(self) -> None:
-        """Puts it back."""
-        raise NotImplementedError
+        """Put it back."""
 
 
 def _same(now: Iterable[Any], then: Iterable[Any]) -> bool:
-    """Whether the very same objects come in the same order; the caller has compared the numbers of them."""
+    """Return whether the very same objects come in the same order; the caller has compared the numbers of them."""
     return all(a is b for a, b in zip(now, then, strict=False))
 
 
@@ -364,7 +365,7 @@ class _TensorState(_Held):
         )
 
     def _same_memory(self) -> bool:
-        """Whether the tensor still uses the memory it used; one on meta has none, and its shape is all there is."""
+        """Return whether the tensor still uses its memory; one on meta has none, and its shape is all there is."""
         of = self._of
         return of.shape == self._alias.shape if of.is_meta else of.is_set_to(self._alias)
 
@@ -384,7 +385,7 @@ class _TensorState(_Held):
 
 
 def _generator(value: Any) -> _Generator | None:
-    """A random stream, where the value is one."""
+    """Return a random stream, where the value is one."""
     if isinstance(value, torch.Generator):
         return _Generator(value.get_state, value.set_state)
     if isinstance(value, random.Random):
@@ -398,12 +399,12 @@ def _generator(value: Any) -> _Generator | None:
 
 
 def _slots(kind: type) -> list[str]:
-    """Names of the slots that a class adds."""
+    """Return names of the slots that a class adds."""
     own = vars(kind).get("__slots__", ())
     names = [own] if isinstance(own, str) else list(own)
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _is_of_others(kind: type) -> bool:
-    """Whether objects of a class belong to another library than the model's."""
+    """Return whether objects of a class belong to another library than the model's."""
     return kind.__module__.partition(".")[0] in _OTHERS

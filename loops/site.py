@@ -3,15 +3,19 @@
 A `LoopSite` is the whole interface between a looped model and everything that measures it. A model of any origin may
 state its own with a method ``loop_site()`` that returns the keyword arguments of `LoopSite`, so that the model imports
 nothing of ours; the loops of some known models are described by ``adapters``; others are found by ``discovery``; and
-whatever cannot be found is told by hand.
+whatever cannot be found is given by hand.
 
-Not covered: models with several loops. They have one `LoopSite` each, and the user says which one is meant.
+A loop carries one or several tensors, its *variables*. A pass of the loop is one step of all of them together; one that
+is updated several times within a pass runs an inner loop of that pass.
+
+Not covered: models with several loops that share no variable. They have one `LoopSite` each, and the user says which
+one is meant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -38,7 +42,33 @@ Place = int | str | Part
 """Where a module receives a tensor: position, keyword, or channels of either."""
 
 
-BY_HAND, BY_MODEL = "given by hand", "stated by the model"
+BY_HAND, BY_MODEL, BY_MARKS = "given by hand", "stated by the model", "marked in its forward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One of the tensors that a loop carries, and where its values are seen.
+
+    Args:
+        name: What it is called, in the run file too.
+        output: Dotted name of the module that returns its next value. None: the forward marks it (`mark`).
+        argument: Where that module receives the value before. It gives the first value, and tells two variables apart
+            that one module updates in turn. None where the module does not receive the value itself.
+        turns: Which calls of the module update this variable, of every ``of`` calls; for a module with several roles
+            that ``argument`` cannot tell apart. Empty: all of them.
+        of: Calls of the module after which its turns begin again.
+        first: 0 where the first value seen in a forward is the one that goes into the loop, 1 where a pass made it.
+
+    >>> Variable(name="z_L", output="L_level", argument=0).first
+    0
+    """
+
+    name: str
+    output: str | None = None
+    argument: Place | None = None
+    turns: tuple[int, ...] = ()
+    of: int = 1
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +76,8 @@ class LoopSite:
     """The places of one loop ``h[t+1] = step(h[t], e)`` in a model.
 
     Args:
+        variables: The tensors that the loop carries, where they are several, or marked, or read where a module returns
+            them. Then ``body``, ``after`` and ``output`` are not needed, and not looked at.
         body: Dotted name of the first module of the loop body. It is called once per loop and receives ``h_t``.
         after: Dotted name of the first module after the loop. Its first call receives ``h_T``.
         state_argument: Where ``body`` receives the state: position, keyword, or a `Part` of either. ``None`` when the
@@ -73,8 +105,9 @@ class LoopSite:
     0
     """
 
-    body: str
-    after: str
+    variables: tuple[Variable, ...] = ()
+    body: str = ""
+    after: str = ""
     state_argument: Place | None = 0
     input_argument: Place | None = None
     output: str | None = None
@@ -91,6 +124,14 @@ class LoopSite:
     notes: tuple[str, ...] = ()
 
     @property
+    def modules(self) -> dict[str, str]:
+        """The modules that are watched, by the part they play."""
+        named: dict[str, str | None] = {"body": self.body, "after": self.after, "output": self.output}
+        if self.variables:
+            named = {variable.name: variable.output for variable in self.variables}
+        return {role: name for role, name in named.items() if name is not None}
+
+    @property
     def was_found(self) -> bool:
         """Whether the loop had to be found, by an adapter or by discovery."""
         return self.found not in (BY_HAND, BY_MODEL)
@@ -101,12 +142,13 @@ class LoopSite:
         return self.depth_argument is not None or self.depth_attribute is not None
 
     def describe(self) -> dict[str, Any]:
-        """The site as plain values, for the run file: callables become whether they are there."""
-        return {f.name: v if not callable(v := getattr(self, f.name)) else True for f in fields(self)}
+        """Return the site as plain values, for the run file; of a callable only whether it is there."""
+        plain = {f.name: v if not callable(v := getattr(self, f.name)) else True for f in fields(self)}
+        return plain | {"variables": [asdict(variable) for variable in self.variables]}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel and ``torch.compile`` wrappers."""
+    """Return the user's own module inside DistributedDataParallel and ``torch.compile`` wrappers."""
     for _ in range(4):  # compile(DDP(compile(m))) is the deepest nesting anybody writes
         inner = getattr(model, "_orig_mod", None) or (getattr(model, "module", None) if _is_parallel(model) else None)
         if inner is None:
@@ -116,15 +158,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
-    """The tensor a module received at a position or under a keyword, or the channels of it that are meant."""
+    """Return the tensor a module received at a position or under a keyword, or the channels of it that are meant."""
     if isinstance(place, Part):
         return argument(args, kwargs, place.argument)[..., place.start : place.stop]
-    found: Tensor = kwargs[place] if isinstance(place, str) else args[place]
-    return found
+    tensor: Tensor = kwargs[place] if isinstance(place, str) else args[place]
+    return tensor
 
 
 def _is_parallel(model: nn.Module) -> bool:
-    """Whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
+    """Return whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
     return isinstance(model, DataParallel | DistributedDataParallel)

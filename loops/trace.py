@@ -49,14 +49,14 @@ class Event:
         return self.module is not None and any(True for _ in self.module.parameters())
 
     def walk(self) -> Iterator[Event]:
-        """The event and everything inside it."""
+        """Return the event and everything inside it."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def example_tokens(model: nn.Module) -> Tensor:
-    """Random tokens for a model's first embedding.
+    """Return random tokens for a model's first embedding.
 
     Raises:
         LoopSiteError: The model has no embedding.
@@ -77,7 +77,7 @@ def example_tokens(model: nn.Module) -> Tensor:
 
 
 def trace(model: nn.Module, example: Input) -> Event:
-    """Runs a model once on the side and writes down what happens.
+    """Run a model once on the side and write down what happens.
 
     Args:
         model: The user's module, unwrapped and not compiled.
@@ -123,7 +123,7 @@ class _Recorder(TorchFunctionMode):
         self.stack = [self.root]
 
     def entering(self, name: str) -> Callable[..., None]:
-        """A pre-hook for the module of this name."""
+        """Return a pre-hook for the module of this name."""
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             own: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
@@ -133,7 +133,7 @@ class _Recorder(TorchFunctionMode):
         return enter
 
     def leaving(self, module: nn.Module, args: Any, output: Any) -> None:
-        """The hook that closes a module's call."""
+        """Return the hook that closes a module's call."""
         self.stack.pop().writes = tensors_in(output)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -57,7 +57,7 @@ class Writes(TorchDispatchMode):
         return {key[0] for key in self._kept}
 
     def undo(self) -> None:
-        """Puts back what was overwritten, the last of it first."""
+        """Put back what was overwritten, the last of it first."""
         with torch.no_grad():
             for tensor, content in reversed(self._kept.values()):
                 tensor.copy_(content)
@@ -81,7 +81,7 @@ class Writes(TorchDispatchMode):
         return output
 
     def _keep(self, written: Any) -> None:
-        """Copies what is about to be overwritten, once per place."""
+        """Copy what is about to be overwritten, once per place."""
         if isinstance(written, list | tuple):
             for tensor in written:
                 self._keep(tensor)
@@ -94,7 +94,7 @@ class Writes(TorchDispatchMode):
             self._kept[key] = written.detach(), written.clone()
 
     def _note(self, output: Any) -> None:
-        """Notes the memory of a result."""
+        """Note the memory of a result."""
         if isinstance(output, list | tuple):
             for value in output:
                 self._note(value)
@@ -104,7 +104,7 @@ class Writes(TorchDispatchMode):
 
 @lru_cache(maxsize=4096)
 def _effects(func: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
-    """Which arguments an operation writes to, by position and name, and whether what it returns is new."""
+    """Return which arguments an operation writes to, by position and name, and whether what it returns is new."""
     schema = func._schema
     written = tuple(
         (number, argument.name)
@@ -115,7 +115,7 @@ def _effects(func: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
 
 
 def _memory(value: Any) -> int:
-    """Where the memory of a tensor begins; 0 for what has none."""
+    """Return where the memory of a tensor begins; 0 for what has none."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type == "meta":
         return 0
     try:
@@ -125,7 +125,7 @@ def _memory(value: Any) -> int:
 
 
 def memory_of(tensors: Iterable[Tensor]) -> set[int]:
-    """Where the memory of these tensors begins."""
+    """Return where the memory of these tensors begins."""
     return {_memory(tensor) for tensor in tensors} - {0}
 
 
@@ -160,7 +160,7 @@ class Fingerprint:
         self._marks = [_Mark(name, tensor.data, _content(tensor).clone()) for name, tensor in plain.items()]
 
     def changed(self) -> list[str]:
-        """Names of those that hold something else now. Those of which there is a copy are put back."""
+        """Return names of those that hold something else now. Those of which there is a copy are put back."""
         others = [mark for mark in self._marks if not torch.equal(mark.now(), mark.content)]
         for mark in others:
             if _is_small(mark.tensor):
@@ -168,18 +168,18 @@ class Fingerprint:
         return [mark.name for mark in others]
 
     def lost(self, names: Iterable[str]) -> list[str]:
-        """Those of these names that could not be put back."""
+        """Return those of these names that could not be put back."""
         return [mark.name for mark in self._marks if mark.name in set(names) and not _is_small(mark.tensor)]
 
 
 def _is_small(tensor: Tensor) -> bool:
-    """Whether a copy of it is cheap."""
+    """Return whether a copy of it is cheap."""
     return tensor.numel() * tensor.element_size() <= SMALL and tensor.is_contiguous()
 
 
 @torch.no_grad()
 def _content(tensor: Tensor) -> Tensor:
-    """The bytes of a small tensor, without a copy; two sums over a large one."""
+    """Return the bytes of a small tensor, without a copy; two sums over a large one."""
     flat = tensor.detach().reshape(-1)
     if _is_small(tensor):
         return flat.view(torch.uint8)

@@ -8,7 +8,7 @@
             state.pt           optimizers, position, random state (tensors and plain values only)
 
 A step is written beside its place and renamed, then ``latest`` is replaced: a kill at any moment leaves a complete
-checkpoint behind. The newest step and the one before are kept.
+checkpoint behind. The newest steps are kept, as many as is asked for.
 """
 
 from __future__ import annotations
@@ -45,14 +45,22 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or does not fit; the message says which and what to do."""
 
 
-def save(folder: str | os.PathLike[str], weights: dict[str, Tensor], config: LoopedConfig, state: TrainState) -> Path:
-    """Writes one step atomically and removes all but it and the one before.
+def save(
+    folder: str | os.PathLike[str],
+    weights: dict[str, Tensor],
+    config: LoopedConfig,
+    state: TrainState,
+    *,
+    keep: int = 2,
+) -> Path:
+    """Write one step atomically and remove old ones.
 
     Args:
         folder: The run's checkpoint folder; made when missing.
         weights: The model's state dict on any device.
         config: Configuration of the model.
         state: Everything else.
+        keep: How many steps stay, the one before among them; 0 for all.
 
     Returns:
         The folder of the step.
@@ -77,19 +85,25 @@ def save(folder: str | os.PathLike[str], weights: dict[str, Tensor], config: Loo
     _sync(pointer)
     pointer.replace(root / "latest")
     _sync(root)
-    for old in root.glob("step-*"):
-        if old.name not in (before, step.name):
-            shutil.rmtree(old, ignore_errors=True)
+    others = sorted(old for old in root.glob("step-*") if old.name not in (before, step.name))
+    for old in others[: max(len(others) - (keep - 2), 0)] if keep else []:
+        shutil.rmtree(old, ignore_errors=True)
     return step
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder holds a complete checkpoint."""
+    """Return whether the folder holds a complete checkpoint."""
     return (Path(folder) / "latest").is_file()
 
 
+def steps(folder: str | os.PathLike[str]) -> dict[int, Path]:
+    """Return the complete checkpoints in a run's folder, by step, oldest first."""
+    folders = sorted(Path(folder).glob("step-*"))
+    return {int(path.name.removeprefix("step-").split(".")[0]): path for path in folders}
+
+
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], LoopedConfig, TrainState]:
-    """Weights, model configuration and training state of the newest step, on the CPU.
+    """Return the weights, model configuration and training state of the newest step, on the CPU.
 
     Args:
         folder: A run's checkpoint folder, or one step inside it.
@@ -108,7 +122,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], LoopedConfi
 
 
 def load_model(folder: str | os.PathLike[str]) -> LoopedTransformer:
-    """The model of a checkpoint, on the CPU, in evaluation mode.
+    """Return the model of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
         folder: A run's checkpoint folder, or one step inside it.
@@ -123,7 +137,7 @@ def load_model(folder: str | os.PathLike[str]) -> LoopedTransformer:
 
 
 def gathered(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state dict with full tensors; a collective when they are sharded."""
+    """Return an optimizer's state dict with full tensors; a collective when they are sharded."""
     saved = optimizer.state_dict()
     full = {
         key: {k: whole(v) if isinstance(v, Tensor) else v for k, v in s.items()} for key, s in saved["state"].items()
@@ -132,7 +146,7 @@ def gathered(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def scatter(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Loads a state dict of full tensors into an optimizer whose parameters may be sharded."""
+    """Load a state dict of full tensors into an optimizer whose parameters may be sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     placed = {
         key: {
@@ -145,12 +159,12 @@ def scatter(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
 
 
 def _same_shape(value: object, parameter: Tensor) -> bool:
-    """Whether an entry of the optimizer's state is a tensor like its parameter (moments are, counters are not)."""
+    """Return whether an entry of an optimizer's state is a tensor like its parameter (moments are, counters not)."""
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def _step_folder(folder: Path) -> Path:
-    """The step folder meant by a path."""
+    """Return the step folder meant by a path."""
     if (folder / "model.safetensors").is_file():
         return folder
     if not exists(folder):
@@ -161,13 +175,13 @@ def _step_folder(folder: Path) -> Path:
 
 
 def _unused(root: Path, name: str) -> Path:
-    """A folder of that name, or with a number behind it: the same step may be there from before, and is in use."""
+    """Return a folder of that name, or with a number behind it where an earlier one is there and in use."""
     candidates = (root / (f"{name}.{number}" if number else name) for number in itertools.count())
     return next(path for path in candidates if not path.exists())
 
 
 def _sync(path: Path) -> None:
-    """Forces a file or folder to the disk, so that a rename never exposes half of it after a power cut."""
+    """Force a file or folder to the disk, so that a rename never exposes half of it after a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -82,7 +82,7 @@ class LoopedConfig:
     activation_checkpointing: Literal["none", "reentrant", "non-reentrant"] = "none"
 
     def __post_init__(self) -> None:
-        """Checks every field; a value read from a file may have any type."""
+        """Check every field; a value read from a file may have any type."""
         for name in (
             "vocab_size",
             "width",
@@ -115,7 +115,7 @@ class LoopedConfig:
             )
 
     def _expect(self, name: str, fine: bool, expected: str) -> None:
-        """The one place where a bad field is reported."""
+        """Report a bad field; the one place that does."""
         if not fine:
             raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
 
@@ -143,5 +143,5 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def _is_count(value: object, *, least: int) -> bool:
-    """Whether a value is an integer (``True`` is not) of at least ``least``."""
+    """Return whether a value is an integer (``True`` is not) of at least ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

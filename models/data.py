@@ -31,16 +31,16 @@ class Data(Protocol):
         ...
 
     def held_out(self, batch_size: int) -> Iterator[Tensor]:
-        """Held-out batches in a fixed order, at least one; the last may have fewer sequences."""
+        """Yield held-out batches in a fixed order, at least one; the last may have fewer sequences."""
         ...
 
     def describe(self) -> dict[str, object]:
-        """Where the text comes from, as plain values for the run file."""
+        """Return where the text comes from, as plain values for the run file."""
         ...
 
 
 def stream_seed(*parts: object) -> int:
-    """A 63-bit seed that differs for every combination of parts, on every machine.
+    """Return a 63-bit seed that differs for every combination of parts, on every machine.
 
     >>> stream_seed(0, "batch", 1) == stream_seed(0, "batch", 1) != stream_seed(0, "batch", 2)
     True
@@ -84,7 +84,7 @@ class ByteText:
         self._held_out = self._windows("held-out", held_out)
 
     def _windows(self, split: str, text: bytes) -> Tensor:
-        """All windows of S + 1 bytes as a view, ``(N, S + 1)`` uint8."""
+        """Return all windows of S + 1 bytes as a view, ``(N, S + 1)`` uint8."""
         if len(text) <= self.sequence_length:
             raise ValueError(
                 f"{self.source}: the {split} split has {len(text)} bytes, expected more than sequence_length = "
@@ -93,18 +93,18 @@ class ByteText:
         return torch.frombuffer(bytearray(text), dtype=torch.uint8).unfold(0, self.sequence_length + 1, 1)
 
     def batch(self, index: int, batch_size: int) -> Tensor:
-        """Windows at random places, drawn from a generator seeded by the batch number."""
+        """Return windows at random places, drawn from a generator seeded by the batch number."""
         generator = torch.Generator().manual_seed(stream_seed(self.seed, "batch", index))
         return self._training[torch.randint(len(self._training), (batch_size,), generator=generator)].long()
 
     def held_out(self, batch_size: int) -> Iterator[Tensor]:
-        """Windows that follow each other, each target once; the last batch may be smaller."""
+        """Yield windows that follow each other, each target once; the last batch may be smaller."""
         starts = torch.arange(0, len(self._held_out), self.sequence_length)
         for chosen in torch.split(starts, batch_size):
             yield self._held_out[chosen].long()
 
     def describe(self) -> dict[str, object]:
-        """Source, sizes in bytes and a digest of the training text."""
+        """Return source, sizes in bytes and a digest of the training text."""
         sizes = {
             "training_tokens": len(self._training) + self.sequence_length,
             "held_out_tokens": len(self._held_out) + self.sequence_length,
@@ -119,7 +119,7 @@ class ByteText:
 
 
 def standard_library(*, sequence_length: int, seed: int = 0) -> ByteText:
-    """The source of Python's standard library: real text that is on every machine.
+    """Return the source of Python's standard library: real text that is on every machine.
 
     Takes the modules at the top level (about 5 MB) in the order of their names, whichever Python is running.
 

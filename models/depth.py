@@ -19,7 +19,7 @@ from .looped import LoopedTransformer
 def loss_at_depths(
     model: LoopedTransformer, data: Data, depths: Sequence[int], *, batches: int = 8, batch_size: int = 8, seed: int = 0
 ) -> dict[int, float]:
-    """Mean next-token loss in nats on held-out text for each test-time depth.
+    """Return the mean next-token loss in nats on held-out text for each test-time depth.
 
     Every depth sees the same text and the same initial states, so that differences are the depth's. Costs
     ``batches * batch_size * sum(depths)`` loops. The model's mode and all random states are left as they were.
@@ -39,8 +39,8 @@ def loss_at_depths(
         ValueError: No depth, or a depth below 1.
 
     >>> from loopscope.models import build, standard_library
-    >>> found = loss_at_depths(build("demo"), standard_library(sequence_length=16), [1, 8], batches=1)
-    >>> [5 < loss < 6 for loss in found.values()]       # untrained: near ln 256 = 5.5
+    >>> losses = loss_at_depths(build("demo"), standard_library(sequence_length=16), [1, 8], batches=1)
+    >>> [5 < loss < 6 for loss in losses.values()]       # untrained: near ln 256 = 5.5
     [True, True]
     """
     if not depths or min(depths) < 1:
@@ -57,7 +57,7 @@ def loss_at_depths(
 
 
 def _loss(model: nn.Module, batches: list[torch.Tensor], depth: int, seed: int) -> float:
-    """Mean loss over batches at one depth; every sequence counts the same."""
+    """Return the mean loss over batches at one depth; every sequence counts the same."""
     total, sequences = 0.0, sum(len(tokens) for tokens in batches)
     for index, tokens in enumerate(batches):
         torch.manual_seed(stream_seed(seed, "held-out", index))

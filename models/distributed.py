@@ -29,7 +29,7 @@ Parallelism = Literal["ddp", "fsdp"]
 
 @contextlib.contextmanager
 def started(device: str = "auto") -> Iterator[torch.device]:
-    """Joins the process group that ``torchrun`` describes in the environment; does nothing when there is none.
+    """Join the process group that ``torchrun`` describes in the environment; do nothing when there is none.
 
     Args:
         device: As torch names it, or ``"auto"``: CUDA where there is one.
@@ -56,17 +56,17 @@ def started(device: str = "auto") -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """Number of this process; 0 when there is one."""
+    """Return the number of this process; 0 when there is one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train."""
+    """Return how many processes train."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def parallel(model: LoopedTransformer, how: Parallelism) -> nn.Module:
-    """What to call in place of the model; the model itself when there is one process.
+    """Return what to call in place of the model; the model itself when there is one process.
 
     Args:
         model: On its device, with the same weights on all ranks (rank 0's are taken).
@@ -91,7 +91,7 @@ def parallel(model: LoopedTransformer, how: Parallelism) -> nn.Module:
 
 
 def accumulating(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Holds gradient exchange back for all micro-batches of a step but the last."""
+    """Hold gradient exchange back for all micro-batches of a step but the last."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
         return cast(AbstractContextManager[None], module.no_sync())
     if world_size() > 1 and not isinstance(module, nn.parallel.DistributedDataParallel):
@@ -102,7 +102,7 @@ def accumulating(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def mean(value: Tensor) -> Tensor:
-    """Mean over the ranks; no device synchronisation."""
+    """Return the mean over the ranks; no device synchronisation."""
     if world_size() > 1:
         dist.all_reduce(value)
         value = value / world_size()
@@ -110,7 +110,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank, so that all ranks stop together."""
+    """Return whether the flag is set on any rank, so that all ranks stop together."""
     if world_size() == 1:
         return flag
     votes = torch.tensor(int(flag), device=device)
@@ -119,12 +119,12 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one; a collective."""
+    """Return the full tensor of a sharded one; a collective."""
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over the ranks."""
+    """Return whether a tensor is spread over the ranks."""
     if world_size() == 1:
         return False
     from torch.distributed.tensor import DTensor
@@ -133,7 +133,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def shard_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """A full tensor, known to all ranks, laid out as an example is."""
+    """Return a full tensor, known to all ranks, laid out as an example is."""
     if not is_sharded(example):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -143,6 +143,6 @@ def shard_like(tensor: Tensor, example: Tensor) -> Tensor:
 
 
 def wait() -> None:
-    """Until all ranks are here."""
+    """Wait until all ranks are here."""
     if world_size() > 1:
         dist.barrier()

@@ -36,7 +36,7 @@ class DocumentError(ValueError):
 
 
 def read_documents(path: str | os.PathLike[str], *, column: str = "text") -> Iterator[str]:
-    """Documents of a file or of all readable files below a folder, in the order of their names.
+    """Yield the documents of a file or of all readable files below a folder, in the order of their names.
 
     A plain text file is one document, every line of a JSONL file and every row of a parquet file another one.
 
@@ -64,7 +64,7 @@ def read_documents(path: str | os.PathLike[str], *, column: str = "text") -> Ite
 
 
 def stream_documents(source: str | HubText, *, data_files: Sequence[str] | None = None) -> Iterator[str]:
-    """Documents of a data set on the Hugging Face hub, downloaded as they are read.
+    """Yield documents of a data set on the Hugging Face hub, downloaded as they are read.
 
     Args:
         source: A key of `HUB` or a data set of your own. With ``data_files`` the repository is a format, such as
@@ -89,7 +89,7 @@ def stream_documents(source: str | HubText, *, data_files: Sequence[str] | None 
 
 
 def _read_jsonl(file: Path, column: str) -> Iterator[str]:
-    """One document per line."""
+    """Yield one document per line."""
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -102,7 +102,7 @@ def _read_jsonl(file: Path, column: str) -> Iterator[str]:
 
 
 def _read_parquet(file: Path, column: str) -> Iterator[str]:
-    """One document per row, read a batch at a time."""
+    """Yield one document per row, read a batch at a time."""
     try:
         from pyarrow import ArrowInvalid, parquet
     except ModuleNotFoundError as error:
@@ -118,8 +118,8 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
 
 
 def _text(row: Any, column: str, place: str) -> str:
-    """The text of one row."""
+    """Return the text of one row."""
     if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
-        found = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
-        raise DocumentError(f"{place}: expected text under {column!r}, found {found}")
+        columns = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
+        raise DocumentError(f"{place}: expected text under {column!r}, found {columns}")
     return str(row[column])

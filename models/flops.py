@@ -35,8 +35,8 @@ def effective_parameters(config: LoopedConfig, sequence_length: int) -> Effectiv
         sequence_length: Positions S of a training sequence.
 
     >>> from loopscope.models.presets import preset
-    >>> found = effective_parameters(preset("transformer-140m"), 0)     # six blocks of 12 D², their gates, and the head
-    >>> found.without_gradient, found.with_gradient == 6 * 12 * 768**2 + 3 * 32 * 6 + 32768 * 768
+    >>> parameters = effective_parameters(preset("transformer-140m"), 0)  # six blocks of 12 D², gates, and the head
+    >>> parameters.without_gradient, parameters.with_gradient == 6 * 12 * 768**2 + 3 * 32 * 6 + 32768 * 768
     (0.0, True)
     """
     square = config.width**2
@@ -57,19 +57,19 @@ def effective_parameters(config: LoopedConfig, sequence_length: int) -> Effectiv
 
 
 def training_flops(config: LoopedConfig, sequence_length: int, tokens: float) -> float:
-    """FLOPs of training on so many tokens.
+    """Return FLOPs of training on so many tokens.
 
     Args:
         config: The model.
         sequence_length: Positions of a training sequence.
         tokens: Tokens D.
     """
-    found = effective_parameters(config, sequence_length)
-    return (2 * found.without_gradient + 6 * found.with_gradient) * tokens
+    parameters = effective_parameters(config, sequence_length)
+    return (2 * parameters.without_gradient + 6 * parameters.with_gradient) * tokens
 
 
 def utilisation(config: LoopedConfig, sequence_length: int, tokens_per_second: float, device: torch.device) -> float:
-    """Share of the device's bfloat16 peak, per process; NaN for a device whose peak is not known (every CPU).
+    """Return share of the device's bfloat16 peak, per process; NaN for a device whose peak is not known (every CPU).
 
     Args:
         config: The model.

@@ -50,19 +50,19 @@ class AdditionInjection(nn.Module):
         self.one: Tensor
 
     def reset_parameters(self) -> None:
-        """Restores the constant after the model was built on the meta device."""
+        """Restore the constant after the model was built on the meta device."""
         self.one.fill_(1.0)
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        """Injects ``e`` into ``h``."""
+        """Inject ``e`` into ``h``."""
         return h + e
 
     def a_bar(self) -> Tensor:
-        """A̅ as it is now."""
+        """Return A̅ as it is now."""
         return _precise(self.one)
 
     def b_bar(self) -> Tensor:
-        """B̅ as it is now."""
+        """Return B̅ as it is now."""
         return _precise(self.one)
 
 
@@ -76,19 +76,19 @@ class ConcatenationInjection(nn.Module):
         self.adapter = nn.Linear(2 * config.width, config.width, bias=False)
 
     def reset_parameters(self) -> None:
-        """Truncated normal with std √(2 / 5D)."""
+        """Draw from a truncated normal with std √(2 / 5D)."""
         _truncated_normal(self.adapter.weight, self.std)
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        """Injects ``e`` into ``h``."""
+        """Inject ``e`` into ``h``."""
         return cast(Tensor, self.adapter(torch.cat([h, e], dim=-1)))
 
     def a_bar(self) -> Tensor:
-        """A̅ as it is now."""
+        """Return A̅ as it is now."""
         return _precise(self.adapter.weight[:, : self.width])
 
     def b_bar(self) -> Tensor:
-        """B̅ as it is now."""
+        """Return B̅ as it is now."""
         return _precise(self.adapter.weight[:, self.width :])
 
 
@@ -102,26 +102,26 @@ class ParcaeInjection(nn.Module):
         self.b = nn.Parameter(torch.empty(config.width, config.width))
 
     def reset_parameters(self) -> None:
-        """Every channel of A̅ starts at √(1/5), B at the identity."""
+        """Start every channel of A̅ at √(1/5), B at the identity."""
         step = -math.log(math.sqrt(1 / 5))
         nn.init.zeros_(self.log_a)
         nn.init.constant_(self.dt_bias, math.log(math.expm1(step)))  # inverse of softplus
         nn.init.eye_(self.b)
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        """Injects ``e`` into ``h``."""
+        """Inject ``e`` into ``h``."""
         return h * self.a_bar() + self.delta() * F.linear(e, self.b)
 
     def delta(self) -> Tensor:
-        """Step size Δ = softplus(dt_bias), shape (D,)."""
+        """Return the step size Δ = softplus(dt_bias), shape (D,)."""
         return F.softplus(_precise(self.dt_bias))
 
     def a_bar(self) -> Tensor:
-        """A̅ as it is now."""
+        """Return A̅ as it is now."""
         return torch.exp(-self.delta() * torch.exp(_precise(self.log_a)))
 
     def b_bar(self) -> Tensor:
-        """B̅ as it is now."""
+        """Return B̅ as it is now."""
         return self.delta()[:, None] * _precise(self.b)
 
 
@@ -150,7 +150,7 @@ class Attention(nn.Module):
         self.gate = nn.Linear(GATE_CHANNELS, config.heads, bias=False) if reads_table else None
 
     def forward(self, x: Tensor, rope: Tensor, table: Tensor | None) -> Tensor:
-        """``(B, S, D)`` to ``(B, S, D)``; ``table`` holds the values of this layer's tokens, ``(B, S, D)``."""
+        """Map ``(B, S, D)`` to ``(B, S, D)``; ``table`` holds the values of this layer's tokens, ``(B, S, D)``."""
         q, k, v = (rearrange(p(x), "b s (h k) -> b h s k", h=self.heads) for p in (self.query, self.key, self.value))
         if self.gate is not None and table is not None:
             gate = 2 * torch.sigmoid(self.gate(x[..., :GATE_CHANNELS]))
@@ -172,7 +172,7 @@ class SwiGLU(nn.Module):
         self.output = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, S, D)`` to ``(B, S, D)``."""
+        """Map ``(B, S, D)`` to ``(B, S, D)``."""
         return cast(Tensor, self.output(F.silu(self.gate(x)) * self.up(x)))
 
 
@@ -185,7 +185,7 @@ class SquaredReLU(nn.Module):
         self.output = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, S, D)`` to ``(B, S, D)``."""
+        """Map ``(B, S, D)`` to ``(B, S, D)``."""
         return cast(Tensor, self.output(F.relu(self.up(x)).square()))
 
 
@@ -203,13 +203,13 @@ class Block(nn.Module):
         self.mlp_post_norm = _norm(config) if sandwich else nn.Identity()
 
     def forward(self, x: Tensor, rope: Tensor, table: Tensor | None) -> Tensor:
-        """``(B, S, D)`` to ``(B, S, D)``; ``table`` holds the values of this layer's tokens, ``(B, S, D)``."""
+        """Map ``(B, S, D)`` to ``(B, S, D)``; ``table`` holds the values of this layer's tokens, ``(B, S, D)``."""
         x = self.attention_post_norm(x + self.attention(self.attention_norm(x), rope, table))
         return cast(Tensor, self.mlp_post_norm(x + self.mlp(self.mlp_norm(x))))
 
 
 def _norm(config: LoopedConfig) -> nn.Module:
-    """RMS norm with a learned weight."""
+    """Return an RMS norm with a learned weight."""
     return RMSNorm(config.width, eps=config.norm_eps)
 
 
@@ -217,19 +217,19 @@ class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm in the precision of its input: a weight of another dtype would miss the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x / rms(x) * weight`` over the last axis; the reduction is done in float32 or wider."""
+        """Return ``x / rms(x) * weight`` over the last axis; the reduction is done in float32 or wider."""
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def rope_table(length: int, head_width: int, base: float) -> Tensor:
-    """Cosine and sine of every position's angles, ``(2, S, K/2)``, float32."""
+    """Return the cosine and sine of every position's angles, ``(2, S, K/2)``, float32."""
     frequencies = 1.0 / base ** (torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turns neighbouring channels (2j, 2j+1) of ``(B, H, S, K)`` by their position's angle, in float32."""
+    """Turn neighbouring channels (2j, 2j+1) of ``(B, H, S, K)`` by their position's angle, in float32."""
     cos, sin = rope.unbind(0)
     even, odd = rearrange(_precise(x), "b h s (k pair) -> pair b h s k", pair=2)
     turned = [even * cos - odd * sin, odd * cos + even * sin]
@@ -282,7 +282,7 @@ class LoopedTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialises all weights; also completes a model built on the meta device and moved by ``to_empty``."""
+        """Initialise all weights; this also completes a model built on the meta device and moved by ``to_empty``."""
         config = self.config
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -304,7 +304,7 @@ class LoopedTransformer(nn.Module):
     def forward(
         self, tokens: Tensor, *, num_loops: int | Tensor | None = None, initial_state: Tensor | None = None
     ) -> Tensor:
-        """Next-token logits.
+        """Compute next-token logits.
 
         Args:
             tokens: ``(B, S)`` int64, ``S <= max_length``.
@@ -344,7 +344,7 @@ class LoopedTransformer(nn.Module):
         return _precise(F.linear(self.final_norm(x), head.weight))
 
     def _recur(self, h: Tensor, e: Tensor, rope: Tensor, tables: dict[int, Tensor], depths: list[int]) -> Tensor:
-        """Runs each sequence for its depth and returns the read-out of the final states, in the order of the batch.
+        """Run each sequence for its depth and return the read-out of the final states, in the order of the batch.
 
         Sequences are sorted, deepest first: those that take part in loop t are then always the first ``active`` ones.
         """
@@ -371,14 +371,14 @@ class LoopedTransformer(nn.Module):
         return x[torch.argsort(order)] if mixed else x
 
     def loop(self, h: Tensor, e: Tensor, rope: Tensor, *tables: Tensor | None) -> Tensor:
-        """One loop, ``h_t -> h_{t+1}``: the injection, then the core blocks, each with its value table or None."""
+        """Run one loop, ``h_t -> h_{t+1}``: the injection, then the core blocks, each with its value table or None."""
         h = self.injection(h, e)
         for block, table in zip(self.core, tables, strict=True):
             h = block(h, rope, table)
         return h
 
     def compile_loop(self, **options: Any) -> None:
-        """Compiles one loop, so that the number of graphs does not grow with the depth, and the blocks around the loop.
+        """Compile one loop, so that the number of graphs does not grow with the depth, and the blocks around the loop.
 
         Attach probes before the first call: graphs that exist do not see later hooks.
 
@@ -390,7 +390,7 @@ class LoopedTransformer(nn.Module):
             block.compile(**options)
 
     def initial_state(self, like: Tensor) -> Tensor:
-        """Draws ``h_0`` with the shape ``(B, S, D)``, dtype and device of ``like``, as ``state_init`` says."""
+        """Draw ``h_0`` with the shape ``(B, S, D)``, dtype and device of ``like``, as ``state_init`` says."""
         state = torch.zeros_like(like, requires_grad=False)
         if self.config.state_init == "normal":
             return state.normal_()
@@ -399,7 +399,7 @@ class LoopedTransformer(nn.Module):
         return state
 
     def sample_depths(self, batch: int) -> list[int]:
-        """Draws the depth of each sequence of a batch from torch's CPU generator; all equal when sampled per batch."""
+        """Draw the depth of each sequence of a batch from torch's CPU generator; all equal when sampled per batch."""
         count = batch if self.config.depth_sampling == "per-sequence" else 1
         mean = torch.full((count,), float(self.config.mean_depth), device="cpu")
         if self.config.depth_distribution == "poisson":
@@ -412,7 +412,7 @@ class LoopedTransformer(nn.Module):
         return [int(depth) for depth in depths.tolist()] * (batch // count)
 
     def _depths(self, num_loops: int | Tensor | None, batch: int) -> list[int]:
-        """The depth of every sequence as plain integers."""
+        """Return the depth of every sequence as plain integers."""
         if num_loops is None:
             return self.sample_depths(batch) if self.training else [self.config.mean_depth] * batch
         if isinstance(num_loops, Tensor) and num_loops.ndim == 1:
@@ -424,11 +424,11 @@ class LoopedTransformer(nn.Module):
         return depths
 
     def _blocks(self) -> list[Any]:
-        """All transformer blocks in order."""
+        """Return all transformer blocks in order."""
         return [*self.prelude, *self.core, *self.coda]
 
     def loop_site(self) -> dict[str, object]:
-        """Where the loop is, for whoever watches it: module names, argument positions, how to read A̅, B̅, C_out."""
+        """Return where the loop is, for a probe: module names, argument positions, how to read A̅, B̅, C_out."""
         read_out = self.read_out
         return {
             "body": "injection",
@@ -446,10 +446,10 @@ class LoopedTransformer(nn.Module):
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """In float32, or in float64 when it is."""
+    """Return the tensor in float32, or in float64 when it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _truncated_normal(tensor: Tensor, std: float) -> None:
-    """Normal with mean 0, cut at three standard deviations."""
+    """Draw from a normal with mean 0, cut at three standard deviations."""
     nn.init.trunc_normal_(tensor, std=std, a=-3 * std, b=3 * std)

@@ -19,7 +19,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Moves the singular values of each matrix close to 1, roughly into [0.7, 1.2].
+    """Move the singular values of each matrix close to 1, roughly into [0.7, 1.2].
 
     Runs in bfloat16 on a GPU, in the given precision on the CPU. Costs ``steps`` times three matrix products.
 
@@ -30,8 +30,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     Returns:
         Matrices of the same shape and dtype.
 
-    >>> found = torch.linalg.svdvals(orthogonalize(torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))))
-    >>> bool(found.min() > 0.6 and found.max() < 1.3)
+    >>> sizes = torch.linalg.svdvals(orthogonalize(torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))))
+    >>> bool(sizes.min() > 0.6 and sizes.max() < 1.3)
     True
     """
     x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure here
-        """One update of all matrices that have a gradient."""
+        """Update all matrices that have a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """One update of matrices that share a shape; sharded ones are orthogonalised whole, on every rank."""
+        """Update matrices that share a shape; sharded ones are orthogonalised whole, on every rank."""
         rows, columns = parameters[0].shape
         updates = []
         for parameter in parameters:

@@ -11,7 +11,7 @@ from .train_config import TrainConfig
 
 
 def schedule(step: int, config: TrainConfig) -> float:
-    """Share of the peak rate in step ``0 .. steps-1``: linear warm-up, constant, linear cool-down at the end."""
+    """Return the share of the peak rate in step ``0 .. steps-1``: linear warm-up, constant, linear cool-down."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     cooldown_steps = config.cooldown * config.steps
     cold = min(1.0, (config.steps - step) / cooldown_steps) if cooldown_steps else 1.0
@@ -19,7 +19,7 @@ def schedule(step: int, config: TrainConfig) -> float:
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfig) -> float:
-    """Sets every group's rate, and Muon's weight decay, for a step; returns AdamW's rate."""
+    """Set every group's rate, and Muon's weight decay, for a step; return AdamW's rate."""
     share = schedule(step, config)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -32,7 +32,7 @@ def set_rates(optimizers: list[torch.optim.Optimizer], step: int, config: TrainC
 
 
 def build_optimizers(model: LoopedTransformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run.
+    """Return the optimizers of a run.
 
     ``"adamw"``: one AdamW, with weight decay on embeddings and matrices, none on norms and other 1-D parameters, on A,
     Δ, B and on the read-out. ``"muon"``: Muon for the matrices of attention and MLP, AdamW for the rest.
@@ -52,13 +52,13 @@ def build_optimizers(model: LoopedTransformer, config: TrainConfig) -> list[torc
 
 
 def block_matrices(model: LoopedTransformer) -> list[nn.Parameter]:
-    """The matrices of attention and MLP in all blocks."""
+    """Return the matrices of attention and MLP in all blocks."""
     blocks = [*model.prelude, *model.core, *model.coda]
     return [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
 
 
 def _groups(model: LoopedTransformer, decay: float, leave_out: set[int]) -> list[dict[str, object]]:
-    """AdamW's groups: decayed and not."""
+    """Return AdamW's groups: decayed and not."""
     injection = model.injection.parameters() if model.config.injection == "parcae" else iter(())
     exempt = {id(p) for p in (*injection, *model.read_out.parameters())}
     taken = [p for p in model.parameters() if p.requires_grad and id(p) not in leave_out]
@@ -72,5 +72,5 @@ def _groups(model: LoopedTransformer, decay: float, leave_out: set[int]) -> list
 
 
 def _fused(model: nn.Module) -> bool | None:
-    """Fused kernels on CUDA; the default elsewhere."""
+    """Choose fused kernels on CUDA; the default elsewhere."""
     return True if next(model.parameters()).is_cuda else None

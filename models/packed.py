@@ -41,7 +41,7 @@ def write_corpus(
     source: str,
     max_tokens: int | None = None,
 ) -> Path:
-    """Tokenises documents into a folder that `PackedText` reads.
+    """Tokenise documents into a folder that `PackedText` reads.
 
     Args:
         documents: Texts; empty ones are left out.
@@ -92,7 +92,7 @@ def tokenize(
     max_tokens: int | None = None,
     column: str = "text",
 ) -> Path:
-    """From text to a corpus in one call: trains a tokenizer unless one is given, then writes the tokens.
+    """Turn text into a corpus in one call: train a tokenizer unless one is given, then write the tokens.
 
     Args:
         source: A file or folder (see `read_documents`), or a name of the hub (`HUB`: ``"fineweb-edu"``, ``"huginn"``).
@@ -158,41 +158,41 @@ class PackedText:
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def batch(self, index: int, batch_size: int) -> Tensor:
-        """Training batch number ``index``, ``(B, S + 1)`` int64; each epoch goes over all sequences once."""
+        """Return training batch number ``index``, ``(B, S + 1)`` int64; each epoch goes over all sequences once."""
         rows = [self._row_of(number) for number in range(index * batch_size, (index + 1) * batch_size)]
         return torch.stack([self._assemble(self._training[row]) for row in rows])
 
     def held_out(self, batch_size: int) -> Iterator[Tensor]:
-        """Held-out batches in a fixed order; the last one may be smaller."""
+        """Yield held-out batches in a fixed order; the last one may be smaller."""
         for first in range(0, len(self._held_out), batch_size):
             yield torch.stack([self._assemble(row) for row in self._held_out[first : first + batch_size]])
 
     def describe(self) -> dict[str, object]:
-        """What the corpus says of itself, and how it is packed."""
+        """Return what the corpus says of itself, and how it is packed."""
         packed = {"sequences": len(self._training), "held_out_sequences": len(self._held_out)}
         return {**self._said, **packed, "seed": self.seed, "sequence_length": self.sequence_length}
 
     def _row_of(self, number: int) -> int:
-        """The sequence that comes at a place in the endless shuffled order."""
+        """Return the sequence that comes at a place in the endless shuffled order."""
         epoch, place = divmod(number, len(self._training))
         if self._epoch[0] != epoch:
             self._epoch = (epoch, torch.randperm(len(self._training), generator=self._generator("epoch", epoch)))
         return int(self._epoch[1][place])
 
     def _assemble(self, segments: list[Segment]) -> Tensor:
-        """The tokens of a sequence: each piece after a start token."""
+        """Return the tokens of a sequence: each piece after a start token."""
         pieces: list[NDArray[np.int64]] = []
         for first, count in segments:
             pieces += [np.array([self._bos]), self._tokens[first : first + count].astype(np.int64)]
         return torch.from_numpy(np.concatenate(pieces))
 
     def _generator(self, *purpose: object) -> torch.Generator:
-        """A generator for one purpose."""
+        """Return a generator for one purpose."""
         return torch.Generator().manual_seed(stream_seed(self.seed, *purpose))
 
 
 def pack(documents: Iterable[Segment], row: int) -> Iterator[list[Segment]]:
-    """Packs documents into rows of exactly ``row`` places; a piece of n tokens takes n + 1, for its start token.
+    """Pack documents into rows of exactly ``row`` places; a piece of n tokens takes n + 1, for its start token.
 
     Takes the longest document that still fits; when none does, the shortest is cut and its rest waits its turn. Only
     what does not fill a last row is left over. A row's last place may be a start token alone.

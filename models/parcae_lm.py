@@ -40,7 +40,7 @@ _PLAIN_INITS = ("scaled", "scaled-zero", "scaled-geiping", "small", "normal", "b
 
 
 def from_parcae_lm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> LoopedTransformer:
-    """Builds our model with the weights of a ``parcae_lm`` Parcae.
+    """Build our model with the weights of a ``parcae_lm`` Parcae.
 
     For the same tokens, depth and initial state its logits equal the original's to float32 round-off.
 
@@ -57,16 +57,16 @@ def from_parcae_lm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
     weights = {_unwrapped(name): tensor.detach().float().cpu() for name, tensor in state_dict.items()}
     ours = LoopedTransformer(_our_config(weights, config))
     wanted = ours.state_dict()
-    found = {name: _theirs_to_ours(name, ours.config, weights) for name in wanted}
-    for name, tensor in found.items():
+    translated = {name: _theirs_to_ours(name, ours.config, weights) for name in wanted}
+    for name, tensor in translated.items():
         if tensor.shape != wanted[name].shape:
             raise ValueError(f"{name}: expected shape {tuple(wanted[name].shape)}, found {tuple(tensor.shape)}")
-    ours.load_state_dict(found)
+    ours.load_state_dict(translated)
     return ours.eval()
 
 
 def to_parcae_lm(model: LoopedTransformer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The reverse of `from_parcae_lm`.
+    """Return the reverse of `from_parcae_lm`.
 
     Args:
         model: A pre-norm model with a read-out whose value embeddings, if any, are where the original can have them.
@@ -101,7 +101,7 @@ def to_parcae_lm(model: LoopedTransformer) -> tuple[dict[str, Tensor], dict[str,
 
 
 def from_pretrained(repository: str) -> LoopedTransformer:
-    """Downloads a checkpoint of the authors from the Hugging Face hub and converts it.
+    """Download a checkpoint of the authors from the Hugging Face hub and convert it.
 
     Args:
         repository: ``"SandyResearch/parcae-140m"``, ``-370m``, ``-770m`` or ``-1.3b``, or another with the same files.
@@ -124,7 +124,7 @@ def from_pretrained(repository: str) -> LoopedTransformer:
 
 
 def _our_config(weights: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> LoopedConfig:
-    """Our configuration of an original model; sizes are read from the weights themselves."""
+    """Return our configuration of an original model; sizes are read from the weights themselves."""
     for name, (value, default) in _REQUIRED.items():
         _expect(name, theirs.get(name, default), value)
     if theirs.get("init_strategy", "scaled") not in _PLAIN_INITS:
@@ -180,7 +180,7 @@ def _our_config(weights: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> Loo
 
 
 def _their_config(ours: LoopedConfig) -> dict[str, Any]:
-    """The original's configuration of one of our models."""
+    """Return the original's configuration of one of our models."""
     mlp_class, nonlinearity = next(key for key, value in _MLPS.items() if value == ours.mlp)
     return {
         "block_size": ours.max_length,
@@ -241,7 +241,7 @@ _IN_BLOCK = {
 
 
 def _their_name(name: str) -> str:
-    """The original's name of one of our tensors."""
+    """Return the original's name of one of our tensors."""
     if name in _TOP:
         return _TOP[name]
     part, index, rest = name.split(".", 2)
@@ -251,7 +251,7 @@ def _their_name(name: str) -> str:
 
 
 def _theirs_to_ours(name: str, config: LoopedConfig, weights: Mapping[str, Tensor]) -> Tensor:
-    """The tensor that goes under one of our names."""
+    """Return the tensor that goes under one of our names."""
     theirs = _their_name(name)
     if theirs not in weights:
         raise ValueError(f"state_dict: expected {theirs}, which is missing")
@@ -265,7 +265,7 @@ def _theirs_to_ours(name: str, config: LoopedConfig, weights: Mapping[str, Tenso
 def _ours_to_theirs(
     name: str, tensor: Tensor, config: LoopedConfig, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What one of our tensors becomes in the original."""
+    """Return what one of our tensors becomes in the original."""
     if config.mlp == "swiglu" and name.endswith("mlp.up.weight"):
         return {}  # goes with its gate
     if config.mlp == "swiglu" and name.endswith("mlp.gate.weight"):
@@ -276,12 +276,12 @@ def _ours_to_theirs(
 
 
 def _their_tables(config: LoopedConfig) -> list[int]:
-    """Layers for which the original makes a value table: every second one, ending with the last."""
+    """Return the layers for which the original makes a value table: every second one, ending with the last."""
     return [layer for layer in range(config.layers) if layer % 2 == (config.layers - 1) % 2]
 
 
 def _their_gates(config: LoopedConfig) -> list[int]:
-    """Layers whose attention has a gate in the original, which numbers the coda as if the loop were unrolled."""
+    """Return the layers whose attention has a gate in the original, which numbers the coda after the unrolled loop."""
     parity = (config.core_layers * config.backward_depth - 1) % 2
     core_end = config.prelude_layers + config.core_layers
     unrolled = config.core_layers * (config.mean_depth - 1)
@@ -289,7 +289,7 @@ def _their_gates(config: LoopedConfig) -> list[int]:
 
 
 def _block_name(layer: int, config: LoopedConfig) -> str:
-    """The original's name of the block at a place counted through prelude, core and coda."""
+    """Return the original's name of the block at a place counted through prelude, core and coda."""
     for part, count in (("prelude", config.prelude_layers), ("core_block", config.core_layers)):
         if layer < count:
             return f"transformer.{part}.{layer}"
@@ -298,11 +298,11 @@ def _block_name(layer: int, config: LoopedConfig) -> str:
 
 
 def _unwrapped(name: str) -> str:
-    """A tensor's name without the prefixes of compile and data-parallel wrappers."""
+    """Return a tensor's name without the prefixes of compile and data-parallel wrappers."""
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
-def _expect(name: str, found: object, expected: object) -> None:
-    """Refuses a field that has another value than the one we can represent."""
-    if found != expected:
-        raise ValueError(f"{name}: expected {expected!r}, found {found!r}")
+def _expect(name: str, actual: object, expected: object) -> None:
+    """Refuse a field that has another value than the one we can represent."""
+    if actual != expected:
+        raise ValueError(f"{name}: expected {expected!r}, found {actual!r}")

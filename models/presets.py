@@ -84,7 +84,7 @@ _BATCH = 32  # sequences in a micro-batch; with accumulation 8 the paper's 256 s
 
 
 def recipe(name: str, **overrides: Any) -> TrainConfig:
-    """The training run that goes with a preset: the paper's optimizer and schedule for its models.
+    """Return the training run that goes with a preset: the paper's optimizer and schedule for its models.
 
     Steps and micro-batch size are not part of a recipe: override them for your budget and device.
 
@@ -122,7 +122,7 @@ def recipe(name: str, **overrides: Any) -> TrainConfig:
 
 
 def build(name: str, **overrides: Any) -> LoopedTransformer:
-    """Builds a model by name, on the current default device (``torch.device("meta")`` included).
+    """Build a model by name, on the current default device (``torch.device("meta")`` included).
 
     Args:
         name: A key of `PRESETS`.
@@ -138,7 +138,7 @@ def build(name: str, **overrides: Any) -> LoopedTransformer:
 
 
 def preset(name: str, **overrides: Any) -> LoopedConfig:
-    """The configuration behind `build`."""
+    """Return the configuration behind `build`."""
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {name!r}")
     _known(LoopedConfig, overrides)
@@ -146,7 +146,7 @@ def preset(name: str, **overrides: Any) -> LoopedConfig:
 
 
 def _known(kind: type[LoopedConfig] | type[TrainConfig], given: dict[str, Any]) -> None:
-    """Refuses a keyword that is not a field, naming the fields there are."""
+    """Refuse a keyword that is not a field, naming the fields there are."""
     names = [field.name for field in fields(kind)]
     for name in given:
         if name not in names:

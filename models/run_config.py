@@ -54,7 +54,7 @@ class DataConfig:
     sequence_length: int = 0
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
         if self.sequence_length < 0:
             raise ValueError(f"sequence_length: expected at least 0, found {self.sequence_length}")
 
@@ -94,7 +94,7 @@ class RunConfig:
     _data: DataConfig = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Resolve every part, so that a mistake is told before anything runs."""
+        """Resolve every part, so that a mistake shows before anything runs."""
         if unknown := [name for name in self.data if name not in DATA_FIELDS]:
             raise ValueError(f"{unknown[0]}: not a field of [data]; it has {', '.join(DATA_FIELDS)}")
         object.__setattr__(self, "looped", preset(self.preset, **self.model))
@@ -144,7 +144,7 @@ class RunConfig:
 
 
 def load_run_config(path: str | os.PathLike[str]) -> RunConfig:
-    """Reads a run's TOML file.
+    """Read a run's TOML file.
 
     Args:
         path: The file.
@@ -169,7 +169,7 @@ def load_run_config(path: str | os.PathLike[str]) -> RunConfig:
 
 
 def _open(source: str, sequence_length: int, seed: int) -> Data:
-    """The text behind a source."""
+    """Open the text of a source."""
     if source == STANDARD_LIBRARY:
         return standard_library(sequence_length=sequence_length, seed=seed)
     if (Path(source) / "corpus.json").exists():

@@ -38,24 +38,24 @@ class TextTokenizer:
             raise
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{path}: expected a tokenizer file, as `loopscope tokenize` writes ({error})") from error
-        found = self._tokenizer.token_to_id(bos)
-        if found is None:
+        bos_id = self._tokenizer.token_to_id(bos)
+        if bos_id is None:
             raise ValueError(f"{path}: expected a tokenizer with the token {bos}, which it does not have")
-        self.bos_id = int(found)
+        self.bos_id = int(bos_id)
         self.vocab_size = int(self._tokenizer.get_vocab_size())
         self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token numbers of several texts, without a start token; uses all cores."""
+        """Return the token numbers of several texts, without a start token; uses all cores."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of token numbers; start tokens are left out."""
+        """Return the text of token numbers; start tokens are left out."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def train_tokenizer(documents: Iterable[str], path: str | os.PathLike[str], *, vocab_size: int) -> TextTokenizer:
-    """Trains a byte-level BPE tokenizer and writes it to a file.
+    """Train a byte-level BPE tokenizer and write it to a file.
 
     Args:
         documents: Texts to learn from.
@@ -93,7 +93,7 @@ def train_tokenizer(documents: Iterable[str], path: str | os.PathLike[str], *, v
 
 
 def _library() -> Any:
-    """The ``tokenizers`` package with the parts used here."""
+    """Return the ``tokenizers`` package with the parts used here."""
     try:
         import tokenizers
         import tokenizers.decoders

@@ -35,14 +35,14 @@ from .train_config import FREE_ON_RESUME, TrainConfig
 
 log = logging.getLogger("loopscope")
 
-__all__ = ["NullObserver", "Observer", "Progress", "TrainConfig", "TrainResult", "train"]
+__all__ = ["NullObserver", "Observer", "Progress", "TrainConfig", "TrainResult", "Training", "train"]
 
 
 class Observer(Protocol):
     """What the trainer tells about a run; a probe is one."""
 
     def step(self, *, step: int, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
-        """Called once after every optimizer step.
+        """Take a step that has been done; called once after every optimizer step.
 
         Args:
             step: Number of the step that was done, from 0; a resumed run goes on counting from its checkpoint.
@@ -54,12 +54,12 @@ class Observer(Protocol):
         ...
 
     def flush(self) -> bool:
-        """Called before a checkpoint is written: what was told so far should be safe when this returns.
+        """Make safe what was recorded so far; called before a checkpoint is written.
 
         Otherwise a kill right after the checkpoint would leave steps that are in the weights and in no record.
 
         Returns:
-            Whether it is.
+            Whether all of it is safe.
         """
         ...
 
@@ -68,10 +68,10 @@ class NullObserver:
     """Watches nothing."""
 
     def step(self, *, step: int, loss: Tensor, grad_norm: Tensor, lr: float, tokens: int) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def flush(self) -> bool:
-        """Does nothing: there is no record that could lack a step."""
+        """Do nothing: there is no record that could lack a step."""
         return True
 
 
@@ -110,7 +110,7 @@ class TrainResult:
         tokens: Trained on, over all ranks and resumes.
         seconds: Of this session.
         interrupted: Stopped before the last step.
-        stopped_by: What stopped it, ``"Ctrl-C"`` or ``"SIGTERM"``; empty where another rank was told.
+        stopped_by: What stopped it, ``"Ctrl-C"`` or ``"SIGTERM"``; empty where another rank was stopped.
         unrecorded: Steps done at the newest checkpoint that holds steps the observer could not keep safe; 0 for none.
         evaluations: Held-out loss by depth for every evaluated step of this session.
     """
@@ -135,7 +135,7 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Trains a model on the device where it is.
+    """Train a model on the device where it is.
 
     Ctrl-C or SIGTERM finishes the step at hand, writes a checkpoint and returns with ``interrupted=True``; a second
     Ctrl-C stops at once. Under ``torchrun``, call it on all ranks inside `loopscope.models.distributed.started`.
@@ -163,7 +163,7 @@ def train(
     """
     if resume and checkpoint_path is None:
         raise ValueError("resume: expected a checkpoint_path to resume from, found None")
-    run = _Run(model, data, config, observer or NullObserver())
+    run = Training(model, data, config, observer or NullObserver())
     if resume and checkpoint_path is not None and checkpoint.exists(checkpoint_path):
         run.restore(checkpoint_path)
     report = _Reports(run, on_progress or (lambda progress: None))
@@ -213,17 +213,17 @@ class _Stop(threading.Event):
 class _Reports:
     """Tells about progress now and then, with rates since the last time."""
 
-    def __init__(self, run: _Run, tell: Callable[[Progress], None]) -> None:
+    def __init__(self, run: Training, tell: Callable[[Progress], None]) -> None:
         self.run, self.tell = run, tell
         self.began = self.last = time.monotonic()
         self.tokens = run.tokens
 
     def seconds(self) -> float:
-        """Since the session began."""
+        """Return the seconds since the session began."""
         return time.monotonic() - self.began
 
     def __call__(self, evaluation: Mapping[int, float]) -> None:
-        """Tells about the step just done when it is time."""
+        """Tell about the step just done when it is time."""
         run, steps = self.run, self.run.config.steps
         if run.step < steps and not evaluation and time.monotonic() - self.last < 0.1:
             return
@@ -236,8 +236,17 @@ class _Reports:
         self.tell(Progress(run.step, steps, loss, run.tokens, now - self.began, rate, used, evaluation))
 
 
-class _Run:
-    """The state of a run and its verbs: advance by one step, evaluate, save, restore."""
+class Training:
+    """The state of a run and its verbs: advance by one step, evaluate, save, restore.
+
+    `train` is what runs it to its end; whoever wants single steps, to run them again or otherwise, takes them here.
+
+    Args:
+        model: Put into training mode.
+        data: Batches by number.
+        config: The run.
+        observer: Told about every step.
+    """
 
     def __init__(self, model: LoopedTransformer, data: Data, config: TrainConfig, observer: Observer) -> None:
         self.model, self.data, self.config, self.observer = model.train(), data, config, observer
@@ -253,7 +262,7 @@ class _Run:
         self.loss = torch.tensor(math.nan)
 
     def advance(self) -> None:
-        """One optimizer step."""
+        """Take one optimizer step."""
         config = self.config
         lr = set_rates(self.optimizers, self.step, config)
         for optimizer in self.optimizers:
@@ -264,18 +273,22 @@ class _Run:
                 losses.append(self._micro_batch(i))
         self.loss = distributed.mean(torch.stack(losses).sum())
         grad_norm = distributed.whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.update_weights()
         self.tokens += config.batch_size * self.data.sequence_length * self._micro_batches()
         self.observer.step(step=self.step, loss=self.loss, grad_norm=grad_norm, lr=lr, tokens=self.tokens)
         self.step += 1
 
+    def update_weights(self) -> None:
+        """Let the optimizers use the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
     def _micro_batches(self) -> int:
-        """Micro-batches of a step over all ranks."""
+        """Return the number of micro-batches of a step over all ranks."""
         return self.config.accumulation * distributed.world_size()
 
     def _micro_batch(self, number: int) -> Tensor:
-        """Forward and backward of one of this rank's micro-batches; returns its share of the rank's loss."""
+        """Run one of this rank's micro-batches forward and backward; return its share of the rank's loss."""
         index = self.step * self._micro_batches() + number * distributed.world_size() + distributed.rank()
         tokens = self.data.batch(index, self.config.batch_size).to(self.device, non_blocking=True)
         torch.manual_seed(stream_seed(self.config.seed, "draws", index))
@@ -286,11 +299,11 @@ class _Run:
         return loss.detach()
 
     def _autocast(self) -> torch.autocast:
-        """The run's precision."""
+        """Return the run's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def evaluate(self) -> dict[int, float]:
-        """Held-out loss at the configured depths; every rank evaluates the same text."""
+        """Return the held-out loss at the configured depths; every rank evaluates the same text."""
         config = self.config
         depths = config.eval_depths or (self.model.config.mean_depth,)
         with self._autocast():
@@ -304,7 +317,7 @@ class _Run:
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint; all ranks take part, the first one writes."""
+        """Write a checkpoint; all ranks take part, the first one writes."""
         weights = {name: distributed.whole(tensor) for name, tensor in self.model.state_dict().items()}
         state = checkpoint.TrainState(
             step=self.step,
@@ -315,15 +328,23 @@ class _Run:
             config=self._identity(),
         )
         if distributed.rank() == 0:
-            checkpoint.save(folder, weights, self.model.config, state)
+            checkpoint.save(folder, weights, self.model.config, state, keep=self.config.keep_checkpoints)
         distributed.wait()
 
-    def restore(self, folder: str | os.PathLike[str]) -> None:
-        """Continues where the newest checkpoint stopped."""
+    def restore(self, folder: str | os.PathLike[str], *, same: bool = True) -> None:
+        """Continue where a checkpoint stopped, the newest one in a run's folder.
+
+        Args:
+            folder: A run's checkpoint folder, or one step inside it.
+            same: Refuse a checkpoint of another run; without, its weights and moments must only fit.
+
+        Raises:
+            ValueError: The checkpoint is of another run.
+        """
         weights, model_config, state = checkpoint.load(folder)
         changed = _first_difference(asdict(self.model.config), asdict(model_config))
         changed = changed or _first_difference(self._identity(), state["config"])
-        if changed:
+        if changed and same:
             raise ValueError(f"{folder}: {changed}; resume with the same settings or give another checkpoint_path")
         layout = self.model.state_dict()
         self.model.load_state_dict({name: distributed.shard_like(t, layout[name]) for name, t in weights.items()})
@@ -335,13 +356,13 @@ class _Run:
             torch.cuda.set_rng_state_all(state["rng"][1:])
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this run this run, as plain values."""
+        """Return what makes this run this run, as plain values."""
         fields = {name: value for name, value in asdict(self.config).items() if name not in FREE_ON_RESUME}
         return {**fields, "betas": list(self.config.betas), "micro_batches": self._micro_batches()}
 
 
 def _first_difference(here: dict[str, Any], there: dict[str, Any]) -> str:
-    """The first field in which a run and its checkpoint differ, as words; empty when they agree."""
+    """Return the first field in which a run and its checkpoint differ, as words; empty when they agree."""
     for name in here:
         if here[name] != there.get(name):
             return f"{name} was {there.get(name)!r} in the checkpoint and is {here[name]!r} now"
@@ -350,7 +371,7 @@ def _first_difference(here: dict[str, Any], there: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """An event set by Ctrl-C or SIGTERM, so that a step is never cut in half; the usual handlers return afterwards."""
+    """Yield an event set by Ctrl-C or SIGTERM, so that a step is never cut in half; then restore the usual handlers."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -8,7 +8,17 @@ from typing import Literal
 
 # A resumed run may be made longer, saved or evaluated otherwise, or split over other ranks; the rest makes it that run.
 FREE_ON_RESUME = frozenset(
-    ("steps", "accumulation", "checkpoint_every", "parallelism", "compile", "eval_every", "eval_depths", "eval_batches")
+    (
+        "steps",
+        "accumulation",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "parallelism",
+        "compile",
+        "eval_every",
+        "eval_depths",
+        "eval_batches",
+    )
 )
 
 
@@ -39,6 +49,7 @@ class TrainConfig:
         eval_depths: Test-time depths to evaluate; empty means the model's mean depth.
         eval_batches: Held-out batches per evaluation.
         checkpoint_every: Steps between checkpoints; 0 keeps only the last one.
+        keep_checkpoints: How many of the newest are kept, at least 2; 0 for all, so that any stretch can be run again.
 
     Raises:
         ValueError: A field is out of range; the message names it.
@@ -70,20 +81,22 @@ class TrainConfig:
     eval_depths: tuple[int, ...] = ()
     eval_batches: int = 8
     checkpoint_every: int = 0
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
         for name in ("betas", "eval_depths"):
             self._expect(name, isinstance(getattr(self, name), tuple | list), "a list of numbers")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("steps", "batch_size", "accumulation", "eval_batches"):
             self._expect(name, _is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number from 1")
-        for name in ("warmup_steps", "checkpoint_every", "eval_every", "seed"):
+        for name in ("warmup_steps", "checkpoint_every", "keep_checkpoints", "eval_every", "seed"):
             self._expect(name, _is_whole(getattr(self, name)) and getattr(self, name) >= 0, "a whole number from 0")
         for name in ("lr", "eps", "clip", "muon_lr"):
             self._expect(name, _is_number(getattr(self, name)) and getattr(self, name) > 0, "a positive number")
         for name in ("weight_decay", "muon_weight_decay"):
             self._expect(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number from 0")
+        self._expect("keep_checkpoints", self.keep_checkpoints != 1, "0 for all, or at least 2")
         self._expect("cooldown", _is_number(self.cooldown) and 0 <= self.cooldown <= 1, "a fraction from 0 to 1")
         momentum = self.muon_momentum
         self._expect("muon_momentum", _is_number(momentum) and 0 <= momentum < 1, "a number in [0, 1)")
@@ -96,16 +109,16 @@ class TrainConfig:
             self._expect(name, getattr(self, name) in (one, other), f"{one} or {other}")
 
     def _expect(self, name: str, fine: bool, expected: str) -> None:
-        """The one place where a bad field is reported."""
+        """Report a bad field; the one place that does."""
         if not fine:
             raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
 
 
 def _is_whole(value: object) -> bool:
-    """Whether a value from a file is an integer (``True`` is not)."""
+    """Return whether a value from a file is an integer (``True`` is not)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value from a file is a finite number."""
+    """Return whether a value from a file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

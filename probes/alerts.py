@@ -2,8 +2,8 @@
 
 Detectors speak of every spike of the loss and every number that stops being finite, rules of their conditions. Each
 such event goes into the run file, the worst of them to the log as well (rank 0's), and an alert has the flight recorder
-write the steps around it. The rows of the run do not depend on any of this: a part that fails is switched off and said
-to be.
+write the steps around it. The rows of the run do not depend on any of this: a part that fails is switched off, and the
+log says so.
 
 Not covered: sending an alert anywhere but to the log.
 """
@@ -36,7 +36,7 @@ class Alerts:
     """Watches the rows of one run.
 
     Args:
-        path: The run file, for what is said.
+        path: The run file, for messages.
         rules: What an alert is besides spikes and numbers that are not finite.
     """
 
@@ -49,12 +49,17 @@ class Alerts:
         self._aloud = True
 
     def begin(self, info: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Makes ready for a new run with these step columns."""
+        """Get ready for a new run with these step columns."""
         self._aloud = not info.get("rank")
         self._rules = LiveRules(self._given, info, (*names, *STEP_DERIVED))
 
+    def learn(self, info: Mapping[str, Any]) -> None:
+        """Take note of what was learnt of the whole run after it began."""
+        if self._rules is not None:
+            self._rules.learn(info)
+
     def resume(self, run: Run) -> None:
-        """Goes on where a run was interrupted; its rows before the first new one count."""
+        """Go on where a run was interrupted; its rows before the first new one count."""
         self._aloud = not run.info.get("rank")
         self._rules = LiveRules(self._given, run.info, run.names)
         self._rules.resume(run)
@@ -70,7 +75,7 @@ class Alerts:
         *,
         measured: Mapping[str, float],
     ) -> None:
-        """Takes the row of a step that was just written.
+        """Take the row of a step that was just written.
 
         Args:
             writer: Of the run file.
@@ -89,21 +94,21 @@ class Alerts:
         self._tell(writer, events, kept)
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
-        """Takes a pass of the probe batch."""
+        """Take a pass of the probe batch."""
         self._judged(lambda rules: rules.add_pass(loops))
 
     def judge(self, writer: RunWriter, *, ended: bool = False) -> None:
-        """Has the rules judge what they have so far."""
+        """Have the rules judge what they have so far."""
         self._tell(writer, self._judged(lambda rules: rules.judge(ended=ended)))
 
     def _replay(self, step: int) -> None:
-        """Brings the detector to where it was before this step, the first after a resume."""
+        """Bring the detector to where it was before this step, the first after a resume."""
         past, self._past = self._past, {}
         count = int(np.searchsorted(past["step"], step))
         self._detector.replay({name: values[:count] for name, values in past.items()})
 
     def _judged(self, judge: Callable[[LiveRules], list[Event] | None]) -> list[Event]:
-        """What the rules say."""
+        """Return the events that the rules give."""
         if self._rules is None:
             return []
         try:
@@ -114,7 +119,7 @@ class Alerts:
             return []
 
     def _tell(self, writer: RunWriter, events: Sequence[Event], step: FlightStep | None = None) -> None:
-        """Writes events, says the worst of them aloud, and keeps the steps around an alert.
+        """Write events, say the worst of them aloud, and keep the steps around an alert.
 
         Args:
             writer: Of the run file.

@@ -76,7 +76,7 @@ class Recording:
         return self._probe
 
     def begin(self, model: nn.Module, *, steps_done: int, rank: int = 0) -> None:
-        """Attaches to the model of a training.
+        """Attach to the model of a training.
 
         Args:
             model: What the trainer trains.
@@ -98,13 +98,13 @@ class Recording:
         self._probe = attach(model.get_submodule(self._submodule), path, resume=resume, **self._options)
 
     def end_step(self, step: int, **numbers: Tensor | float | None) -> None:
-        """Ends an optimizer step: as ``probe.step``, with the number of the step, from 0."""
+        """End an optimizer step: like ``probe.step``, with the number of the step, from 0."""
         if self._probe is not None:
             given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
             self._probe.step(step=step, **given)
 
     def flush(self) -> None:
-        """Brings the file up to date, for a checkpoint."""
+        """Bring the file up to date, for a checkpoint."""
         if self._probe is not None:
             self._probe.flush()
 
@@ -124,7 +124,7 @@ class Recording:
             probe.close(finished=False, reason=reason or "the trainer did not say that training ended")
 
     def _ask(self, what: str, question: Callable[[], Any]) -> Any:
-        """The answer of a trainer to a question; None, said once, where it has none: training must go on."""
+        """Return a trainer's answer to a question; None, logged once, where it has none: training must go on."""
         try:
             return question()
         except Exception as error:
@@ -151,10 +151,10 @@ class TransformersEvents(Recording):
       device, because the trainer tells callbacks a loss only where it logs, averaged over steps and with NaN filtered
       out. Where the model returns none (label smoothing, ``compute_loss_func``), the logged loss of steps that are
       logged one by one; a ``compute_loss`` of your own that changes the model's loss is not seen.
-    - ``grad_norm``: before clipping, in steps that the trainer logs (all of them with ``logging_steps=1``): it is told
-      nowhere else.
+    - ``grad_norm``: before clipping, in steps that the trainer logs (all of them with ``logging_steps=1``): there is
+      no other place where it can be read.
     - ``lr``: of the first parameter group, as the step used it.
-    - ``tokens``: ``num_input_tokens_seen``, where the trainer is asked to count it.
+    - ``tokens``: ``num_input_tokens_seen``, where the trainer counts it.
     """
 
     _loss: _ReturnedLoss | None = None
@@ -163,17 +163,17 @@ class TransformersEvents(Recording):
     _last_logged = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Attaches; the trainer has wrapped its model and read its checkpoint by now."""
+        """Attach; the trainer has wrapped its model and read its checkpoint by now."""
         self.begin(model, steps_done=state.global_step, rank=args.process_index)
         self._loss = _ReturnedLoss(model)
         self._waiting, self._last_logged = None, state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Notes the learning rate before the scheduler moves on."""
+        """Note the learning rate before the scheduler moves on."""
         self._lr = self._ask("lr", lambda: float(optimizer.param_groups[0]["lr"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ends the step, at once or after its log."""
+        """End the step, at once or after its log."""
         ranks = args.world_size if getattr(args, "average_tokens_across_devices", False) else 1
         loss = None if self._loss is None else self._loss.take(ranks)
         counted = getattr(args, "include_num_input_tokens_seen", "no") not in ("no", False)
@@ -185,7 +185,7 @@ class TransformersEvents(Recording):
             self.flush()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Ends the step that was waiting for its gradient norm."""
+        """End the step that was waiting for its gradient norm."""
         if not logs or "loss" not in logs:
             return
         steps, self._last_logged = state.global_step - self._last_logged, state.global_step
@@ -194,12 +194,12 @@ class TransformersEvents(Recording):
             self.flush()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Brings the file up to date with a checkpoint that was decided on late."""
+        """Bring the file up to date with a checkpoint that was decided on late."""
         self._settle({})
         self.flush()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._settle({})
         self.close()
 
@@ -212,7 +212,7 @@ class TransformersEvents(Recording):
         super().close(finished=finished, reason=reason)
 
     def _settle(self, logged: dict[str, Any]) -> None:
-        """Ends the step that waits, if one does; what the model said goes before what was logged."""
+        """End the step that waits, if one does; what the model said goes before what was logged."""
         if self._waiting is not None:
             (step, numbers), self._waiting = self._waiting, None
             self.end_step(step, **logged | {name: value for name, value in numbers.items() if value is not None})
@@ -235,20 +235,20 @@ class LightningEvents(Recording):
     _lr: float | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attaches; the checkpoint, if any, has been read by now."""
+        """Attach; the checkpoint, if any, has been read by now."""
         self._steps = trainer.global_step
         self._loss = self._grad_norm = self._lr = None
         self.begin(pl_module, steps_done=trainer.global_step, rank=trainer.global_rank)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Measures the gradients; clipping comes after this and unscaling came before."""
+        """Measure the gradients; clipping comes after this and unscaling came before."""
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm
         self._grad_norm = self._ask("grad_norm", lambda: norm(gradients)) if gradients else None
         self._lr = self._ask("lr", lambda: float(optimizer.param_groups[0]["lr"]))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Adds up the loss and ends the step when this micro-batch was its last."""
+        """Add up the loss and end the step when this micro-batch was its last."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is not None:
             loss = loss.detach() if isinstance(loss, Tensor) else float(loss)
@@ -259,15 +259,15 @@ class LightningEvents(Recording):
             self._loss = self._grad_norm = self._lr = None
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        """Brings the file up to date before the checkpoint is written."""
+        """Bring the file up to date before the checkpoint is written."""
         self.flush()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Closes the file of a training that was broken off."""
+        """Close the file of a training that was broken off."""
         self.close(finished=False, reason=one_line(exception))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Closes the file."""
+        """Close the file."""
         self.close()
 
 
@@ -281,7 +281,7 @@ class _ReturnedLoss:
         self._handle = model.register_forward_hook(Hook(self._add), with_kwargs=True)
 
     def take(self, ranks: int) -> Tensor | None:
-        """The loss since the last call; None when the model returned none.
+        """Return the loss since the last call; None when the model returned none.
 
         Args:
             ranks: By how many processes the trainer multiplies a loss that was divided by the items of all of them.
@@ -293,16 +293,17 @@ class _ReturnedLoss:
         return loss
 
     def remove(self) -> None:
-        """Takes the hook off."""
+        """Take the hook off."""
         self._handle.remove()
 
     @torch.no_grad()
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        found = output.get("loss") if isinstance(output, dict) else output[0] if isinstance(output, tuple) else None
-        if not module.training or looking() or not isinstance(found, Tensor) or found.ndim != 0:
+        """Add the loss that a training forward returned."""
+        loss = output.get("loss") if isinstance(output, dict) else output[0] if isinstance(output, tuple) else None
+        if not module.training or looking() or not isinstance(loss, Tensor) or loss.ndim != 0:
             return
         self._seen = True
-        self._sum.add_(found.detach().to(self._sum.device, torch.float32))
+        self._sum.add_(loss.detach().to(self._sum.device, torch.float32))
         # Losses already divided by the items of all micro-batches add up; others are means, to be averaged.
         self._by_items = kwargs.get("num_items_in_batch") is not None
         if self._by_items:
@@ -323,7 +324,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Makes a callback class when it is first asked for, so that no trainer is imported before."""
+    """Make a callback class when it is first asked for, so that no trainer is imported before."""
     if name not in _CALLBACKS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     events, module, base, extra = _CALLBACKS[name]

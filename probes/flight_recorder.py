@@ -38,10 +38,10 @@ class Writer(Protocol):
         """Columns of the run's steps."""
 
     def append_array(self, step: int, name: str, values: ArrayLike) -> None:
-        """Stages one array."""
+        """Stage one array."""
 
     def append_event(self, event: Event) -> None:
-        """Stages one event."""
+        """Stage one event."""
 
 
 class FlightRecorder:
@@ -61,7 +61,7 @@ class FlightRecorder:
         self._following = 0  # steps of the present flight that are still to come
 
     def record(self, writer: Writer, step: FlightStep, events: Iterable[Event]) -> None:
-        """Takes a step and the events that it began; writes what is due.
+        """Take a step and the events that it began; write what is due.
 
         Args:
             writer: Of the run file.
@@ -78,7 +78,7 @@ class FlightRecorder:
             self.alert(writer, events)
 
     def alert(self, writer: Writer, events: Iterable[Event]) -> None:
-        """Begins a flight where there is an alert among these events and a step that is not written yet."""
+        """Begin a flight where there is an alert among these events and a step that is not written yet."""
         alerts = [event for event in events if event.severity != "note"]
         if alerts and self._ring and not self._following and self._flights < MAX_FLIGHTS:
             self._flights += 1
@@ -87,7 +87,7 @@ class FlightRecorder:
             self._write_ring(writer)
 
     def _announcement(self, step: FlightStep, alerts: Sequence[Event]) -> Event:
-        """Says in the file which steps are there and why."""
+        """Say in the file which steps are there and why."""
         last = ", the last of this run" if self._flights >= MAX_FLIGHTS else ""
         why = ", ".join(dict.fromkeys(event.kind for event in alerts))
         message = (
@@ -98,15 +98,15 @@ class FlightRecorder:
         return Event(step.step, time, "flight", "note", float(self._flights - 1), message=message)
 
     def _write_ring(self, writer: Writer) -> None:
-        """Writes the kept steps and forgets them, so that none is written twice."""
+        """Write the kept steps and forget them, so that none is written twice."""
         while self._ring:
             step = self._ring.popleft()
             for name, values in self._arrays(step, writer.names):
                 writer.append_array(step.step, name, values)
 
     def _arrays(self, step: FlightStep, columns: Sequence[str]) -> list[tuple[str, NDArray[Any]]]:
-        """The arrays of a step by name, `ALERT` first."""
-        found: dict[str, NDArray[Any] | None] = {
+        """Return the arrays of a step by name, `ALERT` first."""
+        arrays: dict[str, NDArray[Any] | None] = {
             "loops": step.loops,
             "scalars": np.array([step.scalars.get(name, math.nan) for name in columns]),
             "parameter_norm": step.parameter_norm,
@@ -114,4 +114,4 @@ class FlightRecorder:
             **{f"{RANDOM}{name}": state for name, state in step.random.items()},
         }
         alert = np.array([self._flights - 1, self._alert_step], dtype=np.int64)
-        return [(ALERT, alert)] + [(PREFIX + name, values) for name, values in found.items() if values is not None]
+        return [(ALERT, alert)] + [(PREFIX + name, values) for name, values in arrays.items() if values is not None]

@@ -6,7 +6,7 @@ fixed batch and the full loop. It raises what goes wrong; the probe then lets go
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from numpy.typing import NDArray
@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from ..loops.site import LoopSite
 from .measure.fastest import reduction_for
 from .measure.fixed_batch import FixedBatch, Pass
-from .measure.full_loop import FullLoopProbe, Measured
 from .measure.group import Together
 from .measure.inside import InsideTap
 from .measure.internals import graphs_compiled
 from .measure.matrices import STEPS_PER_NORM, MatrixReader
 from .measure.sums import LoopSums
-from .measure.tap import LoopTap
+from .measure.tap import LoopTap, Report
+from .measure.variable_tap import VariableTap
 from .notices import Notices
 from .random_states import random_states
 from .row_sender import LoopPart
 from .run_info import parameter_norms
 from .schedule import Preset, every, never
+
+if TYPE_CHECKING:
+    from .measure.full_loop import FullLoopProbe
 
 LOOP_ROWS: Final = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
 CALL_UNSEEN: Final = (
@@ -45,7 +48,7 @@ class LoopWatch:
         batch: The fixed batch.
         tap: The hooks.
         together: What asks the other ranks.
-        notices: Where things are said.
+        notices: Takes messages.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class LoopWatch:
         self._model, self._site, self._preset = model, site, preset
         self._together, self._notices = together, notices
         self._reader = MatrixReader(site, together)
-        self._full_loop = FullLoopProbe(model, site)
+        self._full_loop = None if preset.full_loop is never else _full_loop_probe(model, site)
         # Hooks inside that never measure are a cost.
         self._inside = None if preset.inside is never else InsideTap(site, tap, tap.sums.device)
         self._norms_due = every(STEPS_PER_NORM)
@@ -85,7 +88,7 @@ class LoopWatch:
 
     def _follow(self, step: int) -> None:
         """Go on with the modules that training has put in the place of those that were watched."""
-        names = {"body": self._site.body, "after": self._site.after, "output": self._site.output}
+        names = self._site.modules
         if changed := [repr(names[role]) for role in self.tap.follow()]:
             message = f"{', '.join(changed)} is another module now: it is watched instead, and its A̅ is measured"
             self._notices.say(step, "module_exchanged", message, cause=tuple(changed))
@@ -101,11 +104,10 @@ class LoopWatch:
     def part(self, step: int) -> LoopPart:
         """Return what was seen of the loop in the step that ends now."""
         sums, inside = self.tap.sums, self._inside
-        if self._preset.full_loop(step):
+        full_loop = None
+        if self._full_loop is not None and self._preset.full_loop(step):
             full_loop = self._full_loop.measure(self.batch.call, step)
             self._notices.pass_on(full_loop.event)
-        else:
-            full_loop = Measured()
         if self.tap.enabled and not len(sums.counts):
             self._say_empty(step)
         self._loops_seen |= len(sums.counts) > 0
@@ -122,8 +124,9 @@ class LoopWatch:
             inside=None if inner is None else (inner["inside"], inner["gradients"]),
             inside_counts=None if inner is None or inside is None else inside.counts,
             random=self._random,
-            values=full_loop.values,
-            arrays=full_loop.arrays,
+            values={} if full_loop is None else full_loop.values,
+            arrays={} if full_loop is None else full_loop.arrays,
+            variables=self.tap.variables.part() if isinstance(self.tap, VariableTap) and self.tap.enabled else (),
         )
 
     def pass_of_fixed_batch(self, step: int, *, last: bool) -> Pass | None:
@@ -131,7 +134,7 @@ class LoopWatch:
 
         Args:
             step: The step that is over.
-            last: Whether the run is: then nobody is told how there could have been a pass.
+            last: Whether it is the run's last step: then no message explains how to get a pass.
         """
         if self._together.sharded is None:
             return None
@@ -182,3 +185,17 @@ class LoopWatch:
 def sums_on(device: torch.device) -> LoopSums:
     """Return the sums of a step's forwards, empty."""
     return LoopSums(LOOP_ROWS, device, reduction_for(device))
+
+
+def tap_on(model: nn.Module, site: LoopSite, device: torch.device, report: Report) -> LoopTap:
+    """Return the hooks that fit a site, with sums where the model computes."""
+    if site.variables:
+        return VariableTap(model, site, lambda: sums_on(device), report)
+    return LoopTap(model, site, sums_on(device), report)
+
+
+def _full_loop_probe(model: nn.Module, site: LoopSite) -> FullLoopProbe:
+    """Return what measures the full loop; its mathematics is loaded for presets that use it."""
+    from .measure.full_loop import FullLoopProbe
+
+    return FullLoopProbe(model, site)

@@ -42,7 +42,7 @@ class Mirror(Protocol):
     """Anything that takes rows. Both methods are called from one thread, which is not the training thread."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes one row.
+        """Take one row.
 
         Args:
             step: Training step, from 0. Goes back where a run was resumed from an older checkpoint.
@@ -50,7 +50,7 @@ class Mirror(Protocol):
         """
 
     def close(self) -> None:
-        """Sends off what is waiting; the run has ended."""
+        """Send off what is waiting; the run has ended."""
 
 
 class TensorBoardMirror:
@@ -81,12 +81,12 @@ class TensorBoardMirror:
         self._writer = writer(os.fspath(folder))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one event that holds all numbers of the step."""
+        """Add one event that holds all numbers of the step."""
         entries = [self._summary.Value(tag=PREFIX + name, simple_value=value) for name, value in values.items()]
         self._writer.add_summary(self._summary(value=entries), step)
 
     def close(self) -> None:
-        """Flushes and closes the event file."""
+        """Flush and close the event file."""
         self._writer.close()
 
 
@@ -112,11 +112,11 @@ class WandbMirror:
         run.define_metric(PREFIX + "*", step_metric=PREFIX + "step")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs one row."""
+        """Log one row."""
         self._run.log({PREFIX + name: value for name, value in values.items()} | {PREFIX + "step": step})
 
     def close(self) -> None:
-        """Does nothing: W&B sends in the background, and the run belongs to whoever started it."""
+        """Do nothing: W&B sends in the background, and the run belongs to whoever started it."""
 
 
 class TrackioMirror:
@@ -135,11 +135,11 @@ class TrackioMirror:
         self._run = run
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs one row under its step."""
+        """Log one row under its step."""
         self._run.log({PREFIX + name: value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
-        """Does nothing: Trackio sends in the background, and the run belongs to whoever started it."""
+        """Do nothing: Trackio sends in the background, and the run belongs to whoever started it."""
 
 
 class Mirrors:
@@ -160,14 +160,14 @@ class Mirrors:
         self._relays = [_Relay(mirror) for mirror in mirrors]
 
     def write(self, step: int, values: Mapping[str, float], loops: NDArray[np.float32] | None) -> None:
-        """Hands on a row of the run file: its numbers, and the last of its loops where it has any."""
+        """Hand on a row of the run file: its numbers, and the last of its loops where it has any."""
         if self._relays:
             row = summary(values, loops)
             for relay in self._relays:
                 relay.offer(step, row)
 
     def close(self) -> None:
-        """Lets every mirror finish, all together for `CLOSE_PATIENCE` seconds at most."""
+        """Let every mirror finish, all together for `CLOSE_PATIENCE` seconds at most."""
         deadline = time.monotonic() + CLOSE_PATIENCE
         for relay in self._relays:
             relay.end()
@@ -176,7 +176,7 @@ class Mirrors:
 
 
 def summary(values: Mapping[str, float], loops: NDArray[np.float32] | None) -> dict[str, float]:
-    """The numbers a mirror is given for a row.
+    """Return the numbers a mirror is given for a row.
 
     Args:
         values: Columns of the row by name.
@@ -202,12 +202,12 @@ class _Relay:
         self._thread = threading.Thread(target=self._run, name=f"loopscope-{self._name}", daemon=True)
 
     def _start(self) -> None:
-        """Starts the thread where it has not been: a run that could not be opened leaves none behind."""
+        """Start the thread where it has not been: a run that could not be opened leaves none behind."""
         if self._thread.ident is None:
             self._thread.start()
 
     def offer(self, step: int, row: dict[str, float]) -> None:
-        """Hands over a row, or drops it: never waits."""
+        """Hand over a row, or drop it: never wait."""
         if self._failed:
             return
         self._start()
@@ -219,14 +219,14 @@ class _Relay:
             self._dropped += 1
 
     def end(self) -> None:
-        """Asks the thread to finish what is waiting."""
+        """Ask the thread to finish what is waiting."""
         self._ending.set()
         with suppress(queue.Full):  # then it is not waiting for a row, and sees the flag after the last one
             self._rows.put_nowait(None)
         self._start()
 
     def join(self, deadline: float) -> None:
-        """Waits for the thread until the deadline and says what was lost."""
+        """Wait for the thread until the deadline and say what was lost."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             left = self._rows.qsize()
@@ -235,6 +235,7 @@ class _Relay:
             log.warning("loopscope: %s was too slow and missed %d rows", self._name, self._dropped)
 
     def _run(self) -> None:
+        """Feed the mirror until the run ends, then close it; whatever fails is logged."""
         try:
             while (row := self._next()) is not None:
                 self._mirror.write(*row)
@@ -248,7 +249,7 @@ class _Relay:
                 log.exception("loopscope: %s could not be closed", self._name)
 
     def _next(self) -> tuple[int, dict[str, float]] | None:
-        """Waits for the next row; None once the run has ended and nothing waits."""
+        """Wait for the next row; None once the run has ended and nothing waits."""
         if self._ending.is_set() and self._rows.empty():
             return None
         return self._rows.get()

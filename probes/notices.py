@@ -1,6 +1,6 @@
-"""What somebody who reads the run file should know besides its numbers: each thing said in the log and in the file.
+"""Messages for whoever reads the run file: each goes to the log and, as an event, into the file.
 
-A cause is told at its first occurrence only, so that a training of a million steps does not say it a million times.
+A cause is reported at its first occurrence only: a training of a million steps does not repeat it a million times.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Notices:
         cause: Hashable = None,
         trace: BaseException | None = None,
     ) -> None:
-        """Tell of something, unless the same cause was told of before.
+        """Report something, unless the same cause was reported before.
 
         Args:
             step: Training step it belongs to.
@@ -62,7 +62,7 @@ class Notices:
         self._record(Event(step, time.time(), kind, severity, message=message))
 
     def pass_on(self, event: Event | None) -> None:
-        """Put an event into the file that was said in the log already."""
+        """Put an event into the file that the log has already."""
         if event is not None:
             self._record(event)
 

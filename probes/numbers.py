@@ -52,7 +52,7 @@ def accepted(given: Mapping[str, Any], step: int, notices: Notices) -> Numbers:
     Args:
         given: By name, as the training loop gave them; tensors spread over ranks are gathered already.
         step: Training step, for the event.
-        notices: Where a refusal is said.
+        notices: Takes the message of a refusal.
 
     >>> events = []
     >>> given = {"loss": np.float32(2), "lr": [0.1, 0.2], "depth": 3, "name": "a"}

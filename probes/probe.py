@@ -33,16 +33,14 @@ from torch.nn.parameter import UninitializedParameter
 from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
-from ..loops.least_squares import linear_estimate
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
 from ..rules.rule_files import load_rules
 from ..runfile.ending import PROBE_LOST
 from ..runfile.rank_names import rank_of, rank_path
-from .loop_watch import LoopWatch, sums_on
+from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
 from .measure.group import PATIENCE_AT_END, Together
-from .measure.tap import LoopTap
 from .mirrors import Mirror
 from .notices import Notices, log, one_line
 from .numbers import Numbers, accepted, wrong_names
@@ -162,6 +160,8 @@ class Probe:
         path.parent.mkdir(parents=True, exist_ok=True)
         info = run_info(own, site, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
         if site.a_bar is None and site.was_found:  # a model that said where its loop is, is not run
+            from ..loops.least_squares import linear_estimate
+
             info["linear_estimate"] = linear_estimate(own, site, probe_batch)
         self._recorder = Recorder(
             path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
@@ -172,7 +172,7 @@ class Probe:
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
         self._sender = RowSender(self._recorder, self._notices)
-        tap = LoopTap(own, site, sums_on(device), self._tell)
+        tap = tap_on(own, site, device, self._tell)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
@@ -281,6 +281,7 @@ class Probe:
         self._recorder.close(interrupted=interrupted, step=self._step - 1)
 
     def _end_step(self, given: Mapping[str, Any], began: float) -> None:
+        """Send the row of the step, run the fixed batch where it is due, and get ready for the next step."""
         step, self._step = self._step, self._step + 1
         forwards = self._watch.tap.forwards if self._watch is not None else 0
         self._together.begin(self._preset.name, step, forwards)
@@ -300,7 +301,7 @@ class Probe:
             self._lose_loop(error)
 
     def _send(self, step: int, numbers: Numbers, began: float) -> None:
-        """Send the row of a step, without its loop where that cannot be had."""
+        """Send the row of a step, without its loop where that could not be recorded."""
         part: LoopPart | None = None
         try:
             part = None if self._watch is None else self._watch.part(step)
@@ -310,7 +311,7 @@ class Probe:
             self._sender.send_step(step, Numbers(numbers.here) if part is not None else numbers, None, began)
 
     def _deliver_all(self) -> None:
-        """Wait for what is on its way; what cannot be had is dropped and counted."""
+        """Wait for what is on its way; what does not arrive is dropped and counted."""
         try:
             self._sender.deliver_all()
         except Exception as error:

@@ -15,7 +15,7 @@ _WORDS: Final = 624  # of a Mersenne twister
 
 
 def random_states() -> dict[str, NDArray[Any]]:
-    """The states of the global random generators, by name; draws nothing and waits for no device.
+    """Return the states of the global random generators by name, without a draw and without waiting for a device.
 
     Costs about 0.05 ms, half of it in ``np.random.get_state``.
 
@@ -35,9 +35,9 @@ def random_states() -> dict[str, NDArray[Any]]:
 
     _, words, gauss = random.getstate()
     states: dict[str, NDArray[Any]] = {"python": _packed(words[:_WORDS], words[_WORDS], gauss)}
-    found: Any = np.random.get_state()  # noqa: NPY002
-    if isinstance(found, tuple) and found[0] == "MT19937":
-        _, keys, position, has_gauss, stored = found
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    if isinstance(numpy_state, tuple) and numpy_state[0] == "MT19937":
+        _, keys, position, has_gauss, stored = numpy_state
         states["numpy"] = _packed(keys, position, stored if has_gauss else None)
     states["torch"] = torch.get_rng_state().numpy()
     if torch.cuda.is_initialized():
@@ -47,7 +47,7 @@ def random_states() -> dict[str, NDArray[Any]]:
 
 
 def restore_random(step: FlightStep) -> tuple[str, ...]:
-    """Puts the global random generators back to where they were when a step began, so that it can be run again.
+    """Put the global random generators back to where they were when a step began, so that it can be run again.
 
     Args:
         step: A step of `read_flight`.
@@ -77,7 +77,7 @@ def restore_random(step: FlightStep) -> tuple[str, ...]:
 
 
 def _restore_torch(name: str, state: NDArray[np.uint8]) -> bool:
-    """Sets one of torch's generators; False where there is no such device here."""
+    """Set one of torch's generators; False where there is no such device here."""
     import torch
 
     given = torch.from_numpy(state.copy())
@@ -92,7 +92,7 @@ def _restore_torch(name: str, state: NDArray[np.uint8]) -> bool:
 
 
 def _packed(words: ArrayLike, position: int, gauss: float | None) -> NDArray[np.float64]:
-    """The state of a Mersenne twister as numbers that float64 holds exactly."""
+    """Return the state of a Mersenne twister as numbers that float64 holds exactly."""
     packed = np.empty(_WORDS + 2)
     packed[:_WORDS] = words
     packed[_WORDS:] = position, math.nan if gauss is None else gauss
@@ -100,5 +100,5 @@ def _packed(words: ArrayLike, position: int, gauss: float | None) -> NDArray[np.
 
 
 def _gauss(state: NDArray[np.float64]) -> float | None:
-    """The Gaussian number that a packed state has in store."""
+    """Return the Gaussian number that a packed state has in store."""
     return None if math.isnan(state[-1]) else float(state[-1])

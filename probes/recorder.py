@@ -2,7 +2,7 @@
 
 The training thread hands over records and never waits: the queue is bounded, and what does not fit is dropped and
 counted. Everything that takes time on the host (division, eigenvalues, detectors, HDF5) happens here. A failure of the
-file or of anything else in this thread is told in the log and, where it can, in the file; training goes on.
+file or of anything else in this thread goes to the log and, where possible, into the file; training goes on.
 
 A dense A̅ wider than `EXACT_WIDTH` is tracked from step to step (`SpectralTracker`, refreshed exactly in a further
 thread; 14 ms for both numbers at width 768 against 0.6 s exactly, on one core) and solved exactly in the steps whose
@@ -34,8 +34,9 @@ from ..dynamics.linear.spectrum import sigma_max
 from ..dynamics.linear.tracker import SpectralTracker
 from ..rules.detectors import non_finite
 from ..rules.rule_files import Rule
+from ..runfile.arrays import info_bytes
 from ..runfile.flights import FlightStep
-from ..runfile.layout import Event
+from ..runfile.layout import INFO_LATER, Event
 from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
@@ -56,6 +57,30 @@ EIGENVALUES_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
+class VariableRecord:
+    """What one variable of the loop did in a step.
+
+    Args:
+        sums: Rows of sums.
+        counts: Over how many tokens each is.
+        places: Of every row of the result, the pass and the update within it.
+    """
+
+    sums: NDArray[np.float32]
+    counts: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+    def rows(self) -> NDArray[np.float32]:
+        """Return the rows ``(updates + 1, 6)`` as ``VARIABLE_COLUMNS``; empty where there is no loop."""
+        if len(self.counts) < 2:
+            return np.empty((0, 6), dtype=np.float32)
+        means, _ = loop_means(self.sums, self.counts)
+        places = np.full((len(means), 2), np.nan, dtype=np.float32)
+        places[: len(self.places)] = self.places[: len(means)]
+        return np.hstack([means, places])
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One training step, or one pass of the probe batch, as it came off the device.
 
@@ -71,6 +96,7 @@ class Record:
         is_probe: Whether this is a pass of the probe batch, which has no values.
         rows_cut: Loop rows that did not fit into the device buffer.
         flight: What the flight recorder needs of the step and no other field has.
+        variables: What every variable of the loop did, where they are several.
     """
 
     step: int
@@ -84,6 +110,15 @@ class Record:
     is_probe: bool = False
     rows_cut: int = 0
     flight: FlightStep | None = None
+    variables: Sequence[VariableRecord] = ()
+
+
+@dataclass(slots=True)
+class Learnt:
+    """What was learnt of the whole run by a step."""
+
+    step: int
+    info: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -146,8 +181,8 @@ class Recorder:
         self.path = path
         self.dropped = 0
         self.next_step = 0
-        self._dropped_before = 0  # of rows dropped, those that a flush has told of
-        self._queue: queue.Queue[Record | Event | _Flush | _Close] = queue.Queue(QUEUE_LENGTH)
+        self._dropped_before = 0  # of rows dropped, those that a flush has reported
+        self._queue: queue.Queue[Record | Event | Learnt | _Flush | _Close] = queue.Queue(QUEUE_LENGTH)
         self._handled = 0  # things taken from the queue, by which a wait tells a slow disk from one that hangs
         self._opened = threading.Event()
         self._error: Exception | None = None
@@ -183,6 +218,11 @@ class Recorder:
         """Hand over an event for the file; drop it when the thread is behind."""
         with suppress(queue.Full):
             self._queue.put_nowait(event)
+
+    def learn(self, step: int, info: dict[str, Any]) -> None:
+        """Hand over what was learnt of the whole run; drop it when the thread is behind."""
+        with suppress(queue.Full):
+            self._queue.put_nowait(Learnt(step, info))
 
     def flush(self, seconds: float = FLUSH_PATIENCE) -> bool:
         """Wait until everything handed over so far is committed to the file, but not for ever.
@@ -227,6 +267,7 @@ class Recorder:
                 return
 
     def _run(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> None:
+        """Open the file and write until the end of the run; this is the thread."""
         try:
             writer = self._open(info, scalars, resume, overwrite)
         except Exception as error:
@@ -247,6 +288,7 @@ class Recorder:
             self._mirrors.close()
 
     def _open(self, info: dict[str, Any], scalars: Sequence[str], resume: bool, overwrite: bool) -> RunWriter:
+        """Create the file, or continue it behind its last row."""
         if resume and self.path.exists():
             with Run(self.path) as run:  # this rank's file alone, whatever lies beside it
                 self.next_step = int(run["step"][-1]) + 1 if len(run) else 0
@@ -311,8 +353,12 @@ class Recorder:
             elif isinstance(item, Record):
                 self.dropped += 1
 
-    def _take(self, writer: RunWriter, item: Record | Event) -> None:
-        """Write a record or an event; one that fails costs itself only."""
+    def _take(self, writer: RunWriter, item: Record | Event | Learnt) -> None:
+        """Write a record, an event or what was learnt; one that fails costs itself only."""
+        if isinstance(item, Learnt):
+            self._alerts.learn(item.info)
+            writer.append_array(item.step, INFO_LATER, info_bytes(item.info))
+            return
         if isinstance(item, Event):
             writer.append_event(item)
             return
@@ -329,6 +375,7 @@ class Recorder:
             self._notices.say(step, "step_incomplete", message, cause=what, trace=error)
 
     def _write(self, writer: RunWriter, record: Record) -> None:
+        """Write the row of a step or of a pass; a part that cannot be computed costs that part."""
         loops: NDArray[np.float32] | None = None
         once: dict[str, float] = {}
         linear: dict[str, float] = {}
@@ -342,6 +389,12 @@ class Recorder:
                 writer.append_array(record.step, name, values)
             except ValueError as error:
                 self._say_lost(record.step, name, error)
+        for number, variable in enumerate(record.variables):
+            try:
+                if len(rows := variable.rows()):
+                    writer.append_variable(record.step, number, rows)
+            except Exception as error:
+                self._say_lost(record.step, "a variable of the loop", error)
         if record.is_probe:
             if loops is not None:
                 writer.append_probe(record.step, loops)
@@ -363,7 +416,7 @@ class Recorder:
         self._alerts.add(writer, given | extra, loops, record.flight, measured=given)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
-        """Norms and eigenvalues of the matrices that came with a record."""
+        """Return the norms and eigenvalues of the matrices that came with a record."""
         matrices = dict(record.matrices)
         a_bar = matrices.pop("a_bar", None)
         values = {f"{name}_norm": sigma_max(matrix) for name, matrix in matrices.items()}
@@ -383,7 +436,7 @@ class Recorder:
         return values
 
     def _tracked(self, a_bar: NDArray[np.generic], step: int) -> dict[str, float]:
-        """Radius and norm of a wide A̅ from those of the step before; what did not converge is left out.
+        """Return the radius and norm of a wide A̅ from those of the step before; what did not converge is left out.
 
         The interval of the radius is there at every step; an exact value is there with its own step once it arrives.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -20,9 +20,10 @@ from ..runfile.layout import TOKEN_MAP
 from .measure.fixed_batch import TOKEN_STEPS, Pass
 from .measure.inside import InsideCounts
 from .measure.transfer import Copy, Transfer
+from .measure.variables import VariablePart
 from .notices import Notices
 from .numbers import Numbers, refuse
-from .recorder import Record, Recorder
+from .recorder import Record, Recorder, VariableRecord
 
 TRANSFERS_UNDER_WAY: Final = 64  # copies from the device waiting to arrive before new ones are dropped
 
@@ -44,6 +45,7 @@ class LoopPart:
         random: States of the random generators when the step began.
         values: Numbers of the full loop.
         arrays: Arrays of the full loop.
+        variables: What was seen of every variable, where they are several.
     """
 
     sums: Tensor
@@ -58,6 +60,7 @@ class LoopPart:
     random: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    variables: Sequence[VariablePart] = ()
 
 
 class OnItsWay(Protocol):
@@ -77,6 +80,7 @@ class LoopOnItsWay:
     matrices: Mapping[str, Copy]
     norms: Copy | None
     inside: tuple[Copy, Copy] | None
+    variables: list[Copy]
 
     @classmethod
     def of(cls, part: LoopPart, transfer: Transfer) -> LoopOnItsWay:
@@ -88,6 +92,7 @@ class LoopOnItsWay:
             {name: transfer.copy(matrix) for name, matrix in part.matrices.items()},
             None if part.norms is None else transfer.copy(part.norms),
             None if part.inside is None else (transfer.copy(part.inside[0]), transfer.copy(part.inside[1])),
+            [transfer.copy(variable.sums) for variable in part.variables],
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -109,6 +114,10 @@ class LoopOnItsWay:
             arrays=self.arrays(),
             flight=FlightStep(norms, self.batches.array(), self.part.random),
             rows_cut=self.part.rows_cut,
+            variables=[
+                VariableRecord(copy.array(), variable.counts, variable.places)
+                for copy, variable in zip(self.variables, self.part.variables, strict=True)
+            ],
         )
 
 
@@ -152,7 +161,7 @@ class RowSender:
 
     Args:
         recorder: Who writes them.
-        notices: Where it is said that a number cannot be copied.
+        notices: Takes the message that a number cannot be copied.
     """
 
     def __init__(self, recorder: Recorder, notices: Notices) -> None:

@@ -54,6 +54,7 @@ def run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[s
         "parameter_names": list(_with_norm(model)),
         "parameter_dtype": _parameter_dtype(model),
         "site": site.describe(),
+        "variables": [variable.name for variable in site.variables],
         "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
         # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
         "a_bar_learned": None if a_bar is None else a_bar.requires_grad,

@@ -16,7 +16,7 @@ EXACT_WIDTH = 128
 
 
 def every(interval: int) -> Schedule:
-    """Due in step 0 and every ``interval`` steps after it.
+    """Return a schedule that is due in step 0 and every ``interval`` steps after it.
 
     Raises:
         ValueError: ``interval`` is less than 1.
@@ -30,7 +30,7 @@ def every(interval: int) -> Schedule:
 
 
 def never(step: int) -> bool:
-    """Due in no step.
+    """Return False: due in no step.
 
     >>> never(0)
     False
@@ -63,7 +63,7 @@ def thinning(first: int, last: int) -> Schedule:
 
 
 def matrix_interval(width: int) -> int:
-    """Steps between exact eigenvalues of a dense ``(width, width)`` A̅, so that they stay cheap beside training.
+    """Return the steps between exact eigenvalues of a dense ``(width, width)`` A̅: cheap beside training.
 
     The cost grows as width³ and so does that of a training step's share for each matrix, but a small eigen-problem is
     over in a millisecond: every step up to width 128, then quadratically rarer (every 36 steps at 768, about 0.4 s each
@@ -100,7 +100,7 @@ class Preset:
 
 
 def inspecting(first: int = 50, last: int = 400) -> Preset:
-    """The preset `inspect`: `watch`, and the full loop after the first step and after every ``first`` to ``last`` ones.
+    """Return the preset `inspect`: `watch`, and the full loop after step 1 and after every ``first`` to ``last`` ones.
 
     >>> [step for step in range(200) if inspecting().full_loop(step)]
     [0, 49, 99, 149, 199]
@@ -118,7 +118,7 @@ PRESETS["study"] = replace(
 
 
 def find_preset(name: str | Preset) -> Preset:
-    """A preset by name, or the one given.
+    """Return a preset by name, or the one given.
 
     Raises:
         ValueError: There is no preset of that name.

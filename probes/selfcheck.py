@@ -80,7 +80,7 @@ class SelfCheck:
         """What a user should know before trusting the probe here, in sentences; empty when all is well."""
         limit = self.tolerance if self.compiled else 0.0
         equal = self.same_losses and self.same_parameters
-        found = {
+        sentences = {
             f"training differs by {self.difference:.1e} with the probe": not equal and not self.difference <= limit,
             "the random state differs with the probe": not self.same_random,
             f"{self.loops_recorded} loops recorded where {self.loops_run} ran": self.loops_recorded != self.loops_run,
@@ -88,21 +88,21 @@ class SelfCheck:
             f"the probe adds {self.graph_breaks[1] - self.graph_breaks[0]} graph breaks": self.graph_breaks[1]
             > self.graph_breaks[0],
         }
-        return [sentence for sentence, wrong in found.items() if wrong]
+        return [sentence for sentence, wrong in sentences.items() if wrong]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong. The overhead is told, not judged: on a busy machine it says little."""
+        """Whether nothing is wrong. The overhead is shown, not judged: on a busy machine it says little."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; NaN becomes None."""
+        """Return plain values for JSON; NaN becomes None."""
         values = asdict(self) | {"passed": self.passed, "problems": self.problems}
         values["overhead_quartiles"] = [None if math.isnan(v) else v for v in self.overhead_quartiles]
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
     def text(self) -> str:
-        """The result for a person."""
+        """Return the result for a person."""
         same = "the same, bit for bit"
         training = same if self.same_losses and self.same_parameters else f"differs by {self.difference:.1e} at most"
         norms = "" if math.isnan(self.norm_error) else f", norms within {self.norm_error:.0e} of a direct computation"
@@ -135,14 +135,14 @@ def selfcheck(
     timed: int = 20,
     tolerance: float = 1e-3,
 ) -> SelfCheck:
-    """Whether the probe leaves training as it is here, records every loop, and what it costs.
+    """Check whether the probe leaves training as it is here and records every loop, and what it costs.
 
     Costs ``3 * steps + 2 * timed`` training steps and, where the model is compiled, three compilations.
 
     Args:
         make_model: Returns a new model on its device, as it is trained: wrapped in ``torch.compile`` or not. Called
             three times under the same seed.
-        make_batch: The batch of a step, the same whenever it is asked for.
+        make_batch: The batch of a step, the same at every call.
         loss: Runs the forward (or several) and returns the loss to differentiate; autocast belongs here.
         site: Where the loop is, for a model whose loop is not found.
         steps: Training steps compared.
@@ -159,13 +159,13 @@ def selfcheck(
 
     Example:
         >>> from loopscope.models import build
-        >>> found = selfcheck(
+        >>> result = selfcheck(
         ...     lambda: build("demo"),
         ...     lambda step: torch.full((2, 8), step),
         ...     lambda model, tokens: model(tokens).logsumexp(-1).mean(),
         ...     steps=2, timed=1,
         ... )
-        >>> found.same_losses, found.same_parameters, found.loops_recorded == found.loops_run, found.passed
+        >>> result.same_losses, result.same_parameters, result.loops_recorded == result.loops_run, result.passed
         (True, True, True, True)
     """
     if min(steps, timed) < 1:
@@ -222,7 +222,7 @@ class _Training:
         self._make_batch, self._loss = make_batch, loss
 
     def step(self, step: int) -> Tensor:
-        """One training step, with the probe's part of it where there is one."""
+        """Take one training step, with the probe's part of it where there is one."""
         self.optimizer.zero_grad()
         loss = self._loss(self.model, self._make_batch(step))
         torch.autograd.backward(loss)
@@ -233,7 +233,7 @@ class _Training:
         return loss.detach()
 
     def run(self, steps: int) -> None:
-        """The steps that are compared."""
+        """Return the steps that are compared."""
         from torch._dynamo.utils import counters
 
         def counts() -> tuple[int, int]:
@@ -262,7 +262,7 @@ class _Training:
 
 
 def _time_in_turns(plain: _Training, watched: _Training, steps: int, timed: int) -> list[tuple[float, float]]:
-    """Seconds of steps without and with the probe, side by side, first one and then the other in front."""
+    """Return seconds of steps without and with the probe, side by side, first one and then the other in front."""
     import torch._dynamo.config as dynamo
 
     # The two models share their code: each needs graphs of its own, told apart by their hooks, and all have to fit.
@@ -289,7 +289,7 @@ def _count_loops(
     """Mean state norm of every loop of every step, in eager mode with plain hooks; NaN where no module sees a state."""
     training = _Training(make_model, make_batch, loss)
     model = unwrap(training.model)
-    found = find_site(model, site)
+    located = find_site(model, site)
     sums: list[list[list[float]]] = []  # of each step, of each loop: sum of norms, tokens
     loop = -1  # -1 outside of a forward, where checkpoints recompute
 
@@ -302,6 +302,7 @@ def _count_loops(
         loop = -1
 
     def note(state: Tensor | None) -> None:
+        """Add the norms of a state to its loop."""
         nonlocal loop
         if loop < 0:
             return
@@ -313,10 +314,10 @@ def _count_loops(
         loop += 1
 
     def received(module: nn.Module, args: Any, kwargs: Any) -> None:
-        place = found.state_argument
-        note(None if place is None or found.output is not None else argument(args, kwargs, place))
+        place = located.state_argument
+        note(None if place is None or located.output is not None else argument(args, kwargs, place))
 
-    LoopHooks(model, replace(found, body=found.output or found.body), begin=begin, enter=received, end=end)
+    LoopHooks(model, replace(located, body=located.output or located.body), begin=begin, enter=received, end=end)
     _seed(1)
     with torch.compiler.set_stance("force_eager"):
         for step in range(steps):
@@ -326,7 +327,7 @@ def _count_loops(
 
 
 def _norm_error(counted: list[list[float]], norms: np.ndarray[Any, Any]) -> float:
-    """Largest relative difference of recorded state norms; infinite where one that was computed is missing."""
+    """Return the largest relative difference of recorded state norms; infinite where a computed one is missing."""
     errors = [
         abs(norms[step, t] - right) / right if t < norms.shape[1] and np.isfinite(norms[step, t]) else math.inf
         for step, of_step in enumerate(counted)
@@ -337,7 +338,7 @@ def _norm_error(counted: list[list[float]], norms: np.ndarray[Any, Any]) -> floa
 
 
 def _difference(plain: _Training, watched: _Training) -> float:
-    """Largest relative difference of the losses, and of all parameters as one vector."""
+    """Return the largest relative difference of the losses, and of all parameters as one vector."""
     losses = ((plain.losses - watched.losses).abs() / plain.losses.abs().clamp(min=1e-30)).max()
     off = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(plain.after, watched.after, strict=True))
     whole = sum(float(a.double().square().sum()) for a in plain.after)
@@ -345,18 +346,18 @@ def _difference(plain: _Training, watched: _Training) -> float:
 
 
 def _seed(seed: int) -> None:
-    """Starts every random stream that training may draw from."""
+    """Start every random stream that training may draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global stream is what users' code draws from
 
 
 def _random_states() -> dict[str, bytes]:
-    """All random states as values that compare with ``==``."""
+    """Return all random states as values that compare with ``==``."""
     return {name: state.tobytes() for name, state in random_states().items()}
 
 
 def _wait(device: torch.device) -> None:
-    """Waits for the device's queue, for timing only."""
+    """Wait for the device's queue, for timing only."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

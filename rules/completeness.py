@@ -23,7 +23,7 @@ from .findings import Finding, Judgement
 from .series import SHORTEST_PAUSE
 
 FEWEST_STEPS: Final = 20
-"""Rows without which nothing is said, where nobody says how many are enough: rules are about tens of steps."""
+"""Rows that a run must have for a verdict, unless the caller gives a number: rules are about tens of steps."""
 MOST_DROPPED: Final = 0.1
 """Part of the rows that a recorder may have dropped before the recording says too little."""
 
@@ -38,21 +38,21 @@ def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list
             them is complete enough to be judged.
     """
     rows = len(run)
-    found = [_of_a_rank(event) for event in run.events if event.kind in RANK_EVENTS]
-    found += _of_its_end(end, rows, min_steps) if rows else []
+    gaps = [_of_a_rank(event) for event in run.events if event.kind in RANK_EVENTS]
+    gaps += _of_its_end(end, rows, min_steps) if rows else []
     if end.lost_from is not None:
         lost = f"the probe was lost at step {end.lost_from}, the loop was not recorded from there on"
         said = f"{lost}: {end.lost_reason}" if end.lost_reason else lost
-        found.append(gap("LS004", "probe-lost", said, "look at the training's log from that step on", end.lost_from))
+        gaps.append(gap("LS004", "probe-lost", said, "look at the training's log from that step on", end.lost_from))
     if not rows or not (np.isfinite(run["loss"]).any() or (run["nonfinite"] > 0).any() or (run["depth"] > 0).any()):
         said = "rows were recorded, but neither a loss nor a single loop" if rows else "no step was recorded"
-        return [*found, gap("LS000", "no-data", f"{said}, so nothing can be said", _CALL_STEP, end.last_step or 0)]
-    return [*found, *_of_loops(run, end), *_of_dropped_rows(run)]
+        return [*gaps, gap("LS000", "no-data", f"{said}, so nothing can be said", _CALL_STEP, end.last_step or 0)]
+    return [*gaps, *_of_loops(run, end), *_of_dropped_rows(run)]
 
 
 def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
     """Return one finding for each severity of the rules that should have been judged and were not."""
-    found = []
+    gaps = []
     for severity in ("error", "warning", "note"):
         without = [each for each in judgements if each.state == "no data" and each.severity == severity]
         if without:
@@ -60,10 +60,10 @@ def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
             for each in without:
                 reasons.setdefault(each.reason, []).append(each.rule)
             said = "; ".join(f"{', '.join(rules)}: {reason}" for reason, rules in reasons.items())
-            found.append(gap("LS004", "not-judged", f"rules without data: {said}", _RECORD, 0, severity))
+            gaps.append(gap("LS004", "not-judged", f"rules without data: {said}", _RECORD, 0, severity))
     if not any(each.state == "judged" for each in judgements):
-        found.append(gap("LS004", "not-judged", "no rule could be judged on this run", _RECORD, 0))
-    return found
+        gaps.append(gap("LS004", "not-judged", "no rule could be judged on this run", _RECORD, 0))
+    return gaps
 
 
 def unstable_end(run: Run, verdict: Regime, said: str, findings: Sequence[Finding]) -> list[Finding]:

@@ -27,7 +27,7 @@ class EventDetector:
     """Turns rows into events.
 
     >>> detector = EventDetector()
-    >>> found = [detector.update(step, 0.0, {"loss": 3.0}) for step in range(20)]
+    >>> events = [detector.update(step, 0.0, {"loss": 3.0}) for step in range(20)]
     >>> [event.kind for event in detector.update(20, 0.0, {"loss": math.inf})]
     ['loss_spike', 'non_finite']
     >>> detector.update(21, 0.0, {"loss": math.inf})
@@ -66,6 +66,7 @@ class EventDetector:
         self._spiking = bool(len(series["loss_zscore"]) and series["loss_zscore"][-1] >= SPIKE)
 
     def _loss_spike(self, step: int, time: float, values: Mapping[str, float]) -> list[Event]:
+        """Return the event of a loss that begins to spike."""
         loss = values.get("loss", math.nan)
         score = self.derived["loss_zscore"]
         began = score >= SPIKE and not self._spiking
@@ -76,6 +77,7 @@ class EventDetector:
         return [Event(step, time, "loss_spike", "warning", score, SPIKE, message)]
 
     def _non_finite(self, step: int, time: float, values: Mapping[str, float], broken: frozenset[str]) -> list[Event]:
+        """Return the event of numbers that have just stopped being finite."""
         began, self._broken = sorted(broken - self._broken), broken
         if not began:
             return []

@@ -1,7 +1,7 @@
 """What a recorded run says: three regimes, what the rules say, how it ended, and one sentence.
 
-How the regimes are read at the end of the run: ``regimes.py``. How rules are applied: ``judging.py``. What is asked of
-every run, enough rows and loops and an end that was meant: ``completeness.py``.
+How the regimes are read at the end of the run: ``regimes.py``. How rules are applied: ``judging.py``. What
+every run must have, enough rows and loops and an end that was meant: ``completeness.py``.
 
 Not covered: why an optimiser went where it went. The findings say what happened to the loop first.
 """

@@ -184,7 +184,7 @@ def _refuse(node: ast.expr, text: str) -> NoReturn:
 
 
 def _is_finite(value: float) -> bool:
-    """Whether a literal is a number that float64 can hold."""
+    """Return whether a literal is a number that float64 can hold."""
     try:
         return math.isfinite(float(value))
     except OverflowError:
@@ -192,19 +192,19 @@ def _is_finite(value: float) -> bool:
 
 
 def _offset(node: ast.expr, text: str) -> int:
-    """The character at which a node begins; Python counts bytes, and lines."""
+    """Return the character at which a node begins; Python counts bytes, and lines."""
     line = text.splitlines(keepends=True)[: node.lineno]
     before = sum(len(part) for part in line[:-1])
     return before + len(line[-1].encode()[: node.col_offset].decode("utf-8", "ignore"))
 
 
 def _short(text: str) -> str:
-    """The expression in quotes, cut where it is long."""
+    """Return the expression in quotes, cut where it is long."""
     return repr(text if len(text) <= 80 else text[:80] + "…")
 
 
 def _truth(node: ast.expr, series: Mapping[str, Series]) -> Truth:
-    """Value of a checked condition."""
+    """Return the value of a checked condition."""
     match node:
         case ast.BoolOp(op=op, values=values):
             parts = [_truth(value, series) for value in values]
@@ -229,7 +229,7 @@ def _truth(node: ast.expr, series: Mapping[str, Series]) -> Truth:
 
 
 def _quantity(node: ast.expr, series: Mapping[str, Series]) -> Series:
-    """Value of a checked number; NaN where one of its series was not recorded."""
+    """Return the value of a checked number; NaN where one of its series was not recorded."""
     match node:
         case ast.UnaryOp(operand=operand):
             return -_quantity(operand, series)

@@ -1,8 +1,8 @@
 """Judges a run by rules: where each fires, whether one is about to, and on how many steps it could be decided.
 
 A rule fires when its condition has held for its number of steps. One that holds at the last row and has not held for
-long enough is pending, and is told as a warning: how the run went on nobody knows. A rule that could not be decided at
-all, or not to the end of the run, is said to be so.
+long enough is pending and gives a warning: nobody knows how the run went on. A rule that could not be decided at
+all, or not to the end of the run, is listed as such.
 
 Not covered: conditions over several runs; what is judged of every run without a rule (``completeness``).
 """
@@ -61,10 +61,10 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
             series[name] = np.full(len(steps), np.nan) if values is None else values
         env = {name: series[name] for name in rule.expr.names}
         truth = Truth(*(np.broadcast_to(side, steps.shape) for side in rule.expr.truth(env)))
-        found = _apply(rule, steps, env, truth.yes)
-        findings += [found] if found is not None else []
+        finding = _apply(rule, steps, env, truth.yes)
+        findings += [finding] if finding is not None else []
         decided = steps[truth.yes | truth.no]
-        if found is not None:
+        if finding is not None:
             why = Missing("judged", "")
         else:
             gone = {name: absent[name] for name in sorted(rule.expr.names)}
@@ -149,7 +149,7 @@ def _undecided(env: Mapping[str, Series]) -> Missing:
 def finding(
     rule: Rule, steps: Series, row: int, env: Mapping[str, Series], *, since: float, episodes: int = 1
 ) -> Finding:
-    """Return what is said of a rule that fires at one of these rows."""
+    """Return the finding of a rule that fires at one of these rows."""
     here = {name: float(np.broadcast_to(values, steps.shape)[row]) for name, values in env.items()}
     value, threshold = rule.expr.first_comparison(here)
     return Finding(

@@ -40,9 +40,9 @@ class LiveRules:
 
     >>> from loopscope.rules.rule_files import load_rules
     >>> live = LiveRules(load_rules(), {"a_bar_learned": True}, ["a_bar_radius", "residual_ratio"])
-    >>> found = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "residual_ratio": 1.2})]
-    >>> found += live.judge(ended=True)
-    >>> [(event.kind, event.step, event.severity) for event in found]
+    >>> events = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "residual_ratio": 1.2})]
+    >>> events += live.judge(ended=True)
+    >>> [(event.kind, event.step, event.severity) for event in events]
     [('LS020', 3, 'error')]
     """
 
@@ -55,14 +55,18 @@ class LiveRules:
         self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
 
+    def learn(self, info: Mapping[str, Any]) -> None:
+        """Take note of what was learnt of the whole run after it began."""
+        self._constants |= {name: value for name, value in constants(info).items() if name in info}
+
     def resume(self, run: Run) -> None:
-        """Goes on where a run was interrupted; the rows before the first new one count."""
+        """Go on where a run was interrupted; the rows before the first new one count."""
         steps = np.asarray(run["step"], dtype=np.float64)
-        found = {name: series_of(run, name, steps) for name in self._names}
-        self._past = {"step": steps} | {name: values for name, values in found.items() if values is not None}
+        recorded = {name: series_of(run, name, steps) for name in self._names}
+        self._past = {"step": steps} | {name: values for name, values in recorded.items() if values is not None}
 
     def add(self, step: int, values: Mapping[str, float], *, time: float = math.nan) -> list[Event]:
-        """Takes the row of a step; the alerts of earlier rows, where it is time to judge them.
+        """Take the row of a step; the alerts of earlier rows, where it is time to judge them.
 
         Args:
             step: Training step.
@@ -78,7 +82,7 @@ class LiveRules:
         return self.judge() if len(self._rows) > BLOCK else []
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
-        """Takes a pass of the probe batch, ``(T + 1, 4)`` as ``LOOP_COLUMNS``; it belongs to the row before it."""
+        """Take a pass of the probe batch, ``(T + 1, 4)`` as ``LOOP_COLUMNS``; it belongs to the row before it."""
         if not self._names.isdisjoint(PROBE_DERIVED) and len(loops) > 1:
             rows = loops.astype(np.float64)
             ratios = late_ratios(rows[None, :-1, 1], rows[None, :, 0])
@@ -87,7 +91,7 @@ class LiveRules:
                 self._rows[-1][2].update(self._known)
 
     def judge(self, *, ended: bool = False) -> list[Event]:
-        """Alerts of the rows that are complete; of all, when the run has ended."""
+        """Return the alerts of the rows that are complete; of all, when the run has ended."""
         ready = self._rows if ended else self._rows[:-1]
         self._rows = self._rows[len(ready) :]
         if not ready:
@@ -97,13 +101,13 @@ class LiveRules:
         return sorted(self._fired(steps, times, env), key=lambda event: event.step)
 
     def _learn(self, values: Mapping[str, float]) -> None:
-        """Keeps what was recorded; a series that was not keeps what it had last."""
+        """Keep what was recorded; a series that was not keeps what it had last."""
         for name in self._names & values.keys():
             if not math.isnan(values[name]) or name in WATCHED:
                 self._known[name] = values[name]
 
     def _fired(self, steps: Series, times: Series, env: Mapping[str, Series]) -> Iterable[Event]:
-        """Alerts of a stretch of rows, rule by rule."""
+        """Return the alerts of a stretch of rows, rule by rule."""
         for rule, firing in self._firing.values():
             given = {name: values for name, values in {**self._constants, **env}.items() if name in rule.expr.names}
             holds = np.broadcast_to(rule.expr.holds(given), steps.shape)
@@ -112,7 +116,7 @@ class LiveRules:
                     yield _event(rule, finding(rule, steps, row, given, since=firing.since), times[row])
 
     def _replay(self, step: int) -> None:
-        """Lets the rules go through what the resumed run had recorded before this step, and says nothing of it."""
+        """Let the rules go through what the resumed run recorded before this step, without reporting it."""
         count = int(np.searchsorted(self._past["step"], step))
         past = {name: values[:count] for name, values in self._past.items()}
         self._past = {}
@@ -123,13 +127,13 @@ class LiveRules:
             self._known.update({name: float(values[-1]) for name, values in past.items()})
 
     def _forget(self) -> None:
-        """Begins anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
+        """Begin anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
         self._rows = []
         self._firing = {name: (rule, Firing(rule)) for name, (rule, _) in self._firing.items()}
 
 
-def _event(rule: Rule, found: Finding, time: float) -> Event:
-    """What the run file is told of a rule that fired."""
+def _event(rule: Rule, finding: Finding, time: float) -> Event:
+    """Return the event that a rule that fired puts into the run file."""
     severity: Severity = "error" if rule.severity == "error" else "warning"
-    message = f"{rule.name}: {found.message}"
-    return Event(found.step, time, rule.id, severity, found.value, found.threshold, message)
+    message = f"{rule.name}: {finding.message}"
+    return Event(finding.step, time, rule.id, severity, finding.value, finding.threshold, message)

@@ -96,7 +96,7 @@ class Places:
 
 
 def _end_of_statement(text: str, at: int) -> int:
-    """Where the next statement begins: after the first line break outside strings and brackets."""
+    """Return where the next statement begins: after the first line break outside strings and brackets."""
     depth = 0
     while at < len(text):
         token = _TOKEN.match(text, at)

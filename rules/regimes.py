@@ -63,7 +63,7 @@ def read_regimes(run: Run) -> RunRegimes:
 
 
 def trajectory_law(run: Run) -> TrajectoryLaw:
-    """Decay law of the steps that the loop takes at the end of the run.
+    """Fit the decay law of the steps that the loop takes at the end of the run.
 
     That of the last pass of the fixed probe batch; without one, of the deepest of the last training steps in which
     every token ran through all loops. Means over different tokens in different loops are no trajectory, and give
@@ -98,7 +98,7 @@ def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
 
 
 def _round_off(run: Run) -> float | None:
-    """The round-off level of the states where their type is known: short parameters make short states.
+    """Return the round-off level of the states where their type is known: short parameters make short states.
 
     Of float32 parameters it is not: autocast makes bfloat16 states of them.
     """
@@ -107,13 +107,13 @@ def _round_off(run: Run) -> float | None:
 
 
 def _no_law(sentence: str) -> TrajectoryLaw:
-    """A trajectory that nothing can be said of, and why."""
+    """Return a trajectory of which nothing is known, and why."""
     nan = math.nan
     return TrajectoryLaw("unknown", "unknown", nan, nan, nan, nan, nan, nan, "none", sentence)
 
 
 def loop_rates(run: Run) -> dict[str, float]:
-    """Growth rates of perturbations of the full loop where it was measured last, nats per loop, by what they are.
+    """Return the full loop's growth rates of perturbations, as measured last, nats per loop, by what they are.
 
     The largest Lyapunov exponent over the late loops and the logarithm of the Jacobian's radius at the last one, as far
     as they were had. Nothing when that measurement failed: an older one would say nothing of the end.
@@ -131,7 +131,7 @@ def loop_rates(run: Run) -> dict[str, float]:
 
 
 def _series(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps and values of a series; empty when the file does not have it."""
+    """Return step and values of a series; empty when the file does not have it."""
     try:
         return run.series(name)
     except KeyError:
@@ -139,13 +139,13 @@ def _series(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]
 
 
 def _last(run: Run, name: str) -> float:
-    """The last recorded value of a series; NaN when it was never recorded."""
+    """Return the last recorded value of a series; NaN when it was never recorded."""
     _, values = _series(run, name)
     return float(values[-1]) if len(values) else math.nan
 
 
 def _crossing(run: Run) -> str:
-    """Since when ρ(A̅) has been above 1 without a break, for an A̅ that is learned."""
+    """Return since when ρ(A̅) has been above 1 without a break, for an A̅ that is learned."""
     steps, radius = run.series("a_bar_radius")
     below = np.flatnonzero(radius <= 1.0)
     if not run.info.get("a_bar_learned") or radius[-1] <= 1.0:

@@ -132,13 +132,13 @@ class _Table:
         raise RuleError(f"{plain(self.places.get(key, self.start))}: rule {plain(self.id)}: {plain(why)}")
 
     def over(self, shipped: _Table | None) -> _Table:
-        """This table with what it does not name taken from the shipped one."""
+        """Return this table, with missing keys taken from the shipped one."""
         below = {"name": self.id.lower(), "severity": "error"} if shipped is None else shipped.fields
         places = {} if shipped is None else shipped.places
         return _Table(self.id, {**below, **self.fields}, {**places, **self.places}, self.start)
 
     def rule(self) -> Rule:
-        """The rule, every field checked."""
+        """Return the rule, every field checked."""
         known = ({entry.name for entry in fields(Rule)} - {"hold", "place"}) | {"for", "enabled"}
         for key in sorted(self.fields.keys() - known):
             self.refuse(key, f"unknown field {key}; known: {', '.join(sorted(known))}")
@@ -173,7 +173,7 @@ class _Table:
 
 
 def _text(path: Path) -> str:
-    """The text of a rule file."""
+    """Return the text of a rule file."""
     try:
         with path.open("rb") as file:
             content = file.read(LONGEST_FILE + 1)
@@ -186,7 +186,7 @@ def _text(path: Path) -> str:
 
 
 def _tables(file: str, text: str) -> list[_Table]:
-    """The ``[[rule]]`` tables of a text, with ids that are there once each."""
+    """Return the ``[[rule]]`` tables of a text, with ids that are there once each."""
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -206,7 +206,7 @@ def _tables(file: str, text: str) -> list[_Table]:
 
 
 def _table(places: Places, index: int, table: dict[str, Any]) -> _Table:
-    """One rule as written; its id is checked, because every further error names it."""
+    """Return one rule as written; its id is checked, because every further error names it."""
     start = places.table("rule", index)
     identifier = table.get("id")
     if "id" not in table:
@@ -227,14 +227,14 @@ def _refuse_duplicates(tables: Sequence[_Table]) -> None:
 
 
 def _syntax_error(file: str, said: str) -> str:
-    """A message of tomllib, which ends in "(at line 3, column 5)", with the place first."""
+    """Return a message of tomllib, which ends in "(at line 3, column 5)", with the place first."""
     where = re.search(r" \(at line (\d+), column (\d+)\)$", said)
     at = f"{file}:{where[1]}:{where[2]}" if where else file
     return f"{plain(at)}: cannot be read as a rule file: {plain(said[: where.start()] if where else said)}"
 
 
 def _shown(value: object) -> str:
-    """A value of a rule file in an error: short, and never a number of 400 digits."""
+    """Return a value of a rule file in an error: short, and never a number of 400 digits."""
     try:
         shown = repr(value)
     except ValueError:  # an integer of more than 4300 digits

@@ -1,7 +1,8 @@
 """What an expression can read of a run: its recorded series, series derived from them, and what is true throughout.
 
 Series that are recorded more rarely than every step keep their last value until the next one, so that a rule may
-combine them. Where a series is missing, it is said why: the run has nothing of the kind, or it should have been there.
+combine them. Where a series is missing, the reason is given: the run has nothing of the kind, or it
+should have been there.
 
 Not covered: the conditions themselves (``expression``).
 """

@@ -4,11 +4,13 @@ For what is measured now and then and fits no table of fixed width: norms after 
 recordings. The bytes of all arrays lie one after another in the table ``arrays``, little-endian, last axis fastest;
 a row of ``array_index`` says what they are and where they end.
 
-Not covered: when they reach the disk (``writer``) and which of them are superseded (``reader``).
+Not covered: when they reach the disk (``writer``) and which of them are superseded (``file_source``).
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +44,11 @@ def flat_bytes(name: str, values: ArrayLike) -> tuple[NDArray[np.uint8], NDArray
     return array.reshape(-1).view(np.uint8), array
 
 
+def info_bytes(info: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return what was learnt of a whole run as the array `INFO_LATER` holds it."""
+    return np.frombuffer(json.dumps(dict(info), default=str).encode(), dtype=np.uint8)
+
+
 def index_row(step: int, generation: int, end: int, name: str, array: NDArray[Any]) -> IndexRow:
     """Return the row of ``array_index`` of an array whose bytes end at ``end``."""
     shape = (*array.shape, *(0,) * (ARRAY_DIMENSIONS - array.ndim))
@@ -49,12 +56,12 @@ def index_row(step: int, generation: int, end: int, name: str, array: NDArray[An
 
 
 def number_bytes(index: NDArray[Any]) -> NDArray[np.int64]:
-    """Return of rows of ``array_index`` the bytes of one number; 0 where the kind is unknown."""
+    """Return the bytes of one number for rows of ``array_index``; 0 where the kind is unknown."""
     return np.array([_ITEM_BYTES.get(kind, 0) for kind in index["dtype"].tolist()], dtype=np.int64)
 
 
 def stored_bytes(index: NDArray[Any]) -> NDArray[np.float64]:
-    """Return of rows of ``array_index`` how many bytes their arrays take; NaN where a row describes none.
+    """Return how many bytes the arrays of rows of ``array_index`` take; NaN where a row describes none.
 
     >>> from loopscope.runfile.layout import ARRAY_INDEX_DTYPE
     >>> row = index_row(0, 0, 24, "example", np.zeros((2, 3), "<f4"))
@@ -76,5 +83,5 @@ def from_bytes(row: Any, data: NDArray[np.uint8]) -> NDArray[Any]:
     dtype = bytes(row["dtype"]).decode("ascii", "replace")
     if dtype not in ARRAY_DTYPES:
         raise ValueError(f"an array has the unknown dtype {dtype!r}")
-    found: NDArray[Any] = data.view(dtype).reshape(tuple(row["shape"][: row["ndim"]]))
-    return found
+    array: NDArray[Any] = data.view(dtype).reshape(tuple(row["shape"][: row["ndim"]]))
+    return array

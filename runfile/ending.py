@@ -1,8 +1,8 @@
 """How a run ended: finished, still live, or interrupted and why; and from which step on its loop was not recorded.
 
-The writer says so as it happens, as events: ``run_interrupted`` when an exception, a signal or a failed disk ended the
-recording, ``probe_lost`` when the probe failed and training went on without it. A run whose process is gone without a
-word was killed.
+The writer records it as it happens, as events: ``run_interrupted`` when an exception, a signal or a failed disk ended
+the recording, ``probe_lost`` when the probe failed and training went on without it. A run whose process is gone without
+a word was killed.
 
 Not covered: a machine that stopped while the clock of another one reads the file.
 """

@@ -106,8 +106,8 @@ def columns(run: Run, table: TableName) -> Columns:
         return _tidy(run.probe_steps, [], {name: run.probe(name) for name in LOOP_COLUMNS})
     if table == "spectra":
         steps, eigenvalues = run.spectra()
-        found = _tidy(steps, [], {"real": eigenvalues.real, "imag": eigenvalues.imag}, along="index")
-        return found | {"modulus": np.hypot(found["real"], found["imag"])}
+        spectrum = _tidy(steps, [], {"real": eigenvalues.real, "imag": eigenvalues.imag}, along="index")
+        return spectrum | {"modulus": np.hypot(spectrum["real"], spectrum["imag"])}
     events = [asdict(event) for event in run.events]
     names = ("step", "time", "kind", "severity", "value", "threshold", "message")
     return {name: [event[name] for event in events] for name in names}
@@ -116,11 +116,11 @@ def columns(run: Run, table: TableName) -> Columns:
 def _steps(run: Run) -> Columns:
     """Return one row per step, loop profiles spread over columns."""
     recorded = (name for name in run.names if name not in (*STEP_DERIVED, *PROBE_DERIVED))
-    found: Columns = {name: run[name] for name in (*recorded, *STEP_DERIVED)}
+    table: Columns = {name: run[name] for name in (*recorded, *STEP_DERIVED)}
     for name in LOOP_COLUMNS[:3]:
         profile = run.loops(name)
-        found |= {f"{name}[{t}]": profile[:, t] for t in range(profile.shape[1])}
-    return found
+        table |= {f"{name}[{t}]": profile[:, t] for t in range(profile.shape[1])}
+    return table
 
 
 def _tidy(
@@ -132,10 +132,10 @@ def _tidy(
     for values in profiles.values():
         there |= ~np.isnan(values)
     row, position = np.nonzero(there)
-    found: Columns = {"step": steps[row].astype(np.int64)}
+    table: Columns = {"step": steps[row].astype(np.int64)}
     for generation in beside:
-        found["generation"] = generation[row]
-    return found | {along: position} | {name: values[there] for name, values in profiles.items()}
+        table["generation"] = generation[row]
+    return table | {along: position} | {name: values[there] for name, values in profiles.items()}
 
 
 def never_recorded(table: Columns) -> dict[str, NDArray[np.bool_]]:

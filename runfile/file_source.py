@@ -10,9 +10,11 @@ Not covered: bit rot in uncompressed live files, which carry no checksum of thei
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from .disk.lease import is_held
 from .growing import Rows, Standing
-from .layout import LOOP_COLUMNS, Event, Severity, unpack_event
+from .layout import INFO_LATER, LOOP_COLUMNS, VARIABLE_COLUMNS, Event, RunFileError, Severity, unpack_event
 from .ragged import Index, Series, pad, starts_and_ends
 from .rank_names import rank_of
 from .recorded_arrays import RecordedArrays
@@ -33,6 +35,10 @@ FILE_EVENTS: Final = ("file_deleted", "file_replaced", "file_shortened", "run_re
 """Kinds of the events that a reader adds when the file at the path changed under it in more than its length."""
 
 
+_MOST_INFO: Final = 64  # of what the writer added later, the newest
+LARGEST_INFO: Final = 8 << 20  # bytes
+
+
 class FileSource:
     """One run file; implements `Source`. Its callers hold the lock of `disk.handle`.
 
@@ -40,6 +46,9 @@ class FileSource:
         path: The file.
         changed_from: Step from which on other rows stand than when `looked` was called last.
     """
+
+    _info_of: int  # rows of the index of arrays in which `_info_later` was looked for
+    _info_later: dict[str, Any]
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,8 +66,15 @@ class FileSource:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the writer said."""
-        return self._tables.info
+        """What the writer said, at first and later."""
+        rows = self._tables.commit.lengths["array_index"]
+        if rows != self._info_of:
+            self._info_of = rows
+            self._info_later = {}
+            with suppress(RunFileError):  # a caller that reads the arrays themselves gets the error
+                for said in self._arrays.arrays(INFO_LATER, slice(-_MOST_INFO, None))[1]:
+                    self._info_later |= _as_info(said)
+        return self._tables.info | self._info_later if self._info_later else self._tables.info
 
     @property
     def state(self) -> State:
@@ -159,6 +175,21 @@ class FileSource:
         table: Series = self._tables.guard(lambda: pad(flat, start, end))
         return table
 
+    def variable(self, number: int, name: str) -> tuple[Index, Series]:
+        """Return steps, and a number of one variable per step and update."""
+        step, generation, of = (self._tables.column("variable_index", c, np.int64) for c in range(3))
+        ends = self._tables.ends("variable_index", self._tables.column("variable_index", 3, np.int64), "variables")
+        own = np.flatnonzero(of == number)
+        index = own[self._up_to_date().standing(step[own], generation[own])]
+        start, end = starts_and_ends(ends, index)
+        flat = self._tables.column("variables", VARIABLE_COLUMNS.index(name))
+        if name in ("state_norm", "residual_norm"):
+            lost = _not_finite(name, flat, 0, ends)
+            tokens = self._tables.column("variables", VARIABLE_COLUMNS.index("tokens"))
+            flat = flat.copy()
+            flat[lost[tokens[lost] > 0]] = math.inf
+        return step[index], self._tables.guard(lambda: pad(flat, start, end))
+
     def spectra(self) -> tuple[Index, NDArray[np.complex128]]:
         """Return eigenvalues of A̅ over time."""
         rows = np.asarray(self._tables.read("spectra", slice(0, self._tables.commit.lengths["spectra"])), np.float64)
@@ -176,7 +207,7 @@ class FileSource:
     @property
     def array_names(self) -> tuple[str, ...]:
         """Names of arrays."""
-        return self._arrays.names()
+        return tuple(name for name in self._arrays.names() if name != INFO_LATER)
 
     def arrays(self, name: str, rows: slice) -> tuple[Index, list[NDArray[Any]]]:
         """Return steps and arrays of a name."""
@@ -229,6 +260,8 @@ class FileSource:
         self._standing = Standing()
         self._branches = Branches()
         self._arrays = RecordedArrays(self._tables, self._up_to_date)
+        self._info_of = 0
+        self._info_later = {}
         self.changed_from = -math.inf
 
     def _load(self) -> bool:
@@ -305,6 +338,15 @@ class FileSource:
         """Read a per-loop number of some rows of the loops."""
         column = LOOP_COLUMNS.index(name)
         return self._tables.read_columns("loops", rows, [column])[column]
+
+
+def _as_info(said: NDArray[Any]) -> dict[str, Any]:
+    """Return what a run learnt of itself later; nothing where that cannot be read."""
+    try:
+        info = json.loads(bytes(said.astype(np.uint8).ravel()[:LARGEST_INFO]).decode())
+    except (ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) else {}
 
 
 def _not_finite(name: str, flat: NDArray[Any], first: int, ends: Index) -> Index:

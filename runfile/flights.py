@@ -63,12 +63,12 @@ class Flight:
 
 
 def count_flights(run: Run) -> int:
-    """How many flights a run holds, those of superseded steps among them."""
+    """Return how many flights a run holds, those of superseded steps among them."""
     return max((int(array.values[0]) + 1 for array in run.array_history(ALERT)), default=0)
 
 
 def read_flight(run: Run) -> list[Flight]:
-    """Reads the flights of a run, in the order in which they were recorded.
+    """Read the flights of a run, in the order in which they were recorded.
 
     Flights are kept when their steps are run again after a resume: a run that went back to before a spike is the one
     whose spike somebody wants to look at.
@@ -96,7 +96,7 @@ def read_flight(run: Run) -> list[Flight]:
 
 
 def find_flights(run: Run) -> list[Flight]:
-    """Finds the flights of a run as `read_flight` does, without reading what their steps hold: to list them.
+    """Find the flights of a run as `read_flight` does, without reading what their steps hold: to list them.
 
     Args:
         run: An open run.
@@ -108,7 +108,7 @@ def find_flights(run: Run) -> list[Flight]:
 
 
 def _flights(run: Run, prefix: str) -> list[Flight]:
-    """Puts the arrays whose names start with a prefix together to flights."""
+    """Put the arrays whose names start with a prefix together to flights."""
     listed = run.info.get("parameter_names", ())
     names = tuple(str(name) for name in listed) if isinstance(listed, list | tuple) else ()
     alerts: dict[int, list[Event]] = {}
@@ -125,13 +125,13 @@ def _flights(run: Run, prefix: str) -> list[Flight]:
         elif latest:
             latest[-1] = _with(latest[-1], array.name.removeprefix(PREFIX), array.values, run.names)
     return [
-        Flight(number, generation, alert_step, tuple(alerts.get(alert_step, ())), names, tuple(found))
-        for (number, generation, alert_step), found in steps.items()
+        Flight(number, generation, alert_step, tuple(alerts.get(alert_step, ())), names, tuple(recorded))
+        for (number, generation, alert_step), recorded in steps.items()
     ]
 
 
 def _with(step: FlightStep, name: str, values: NDArray[Any], columns: Sequence[str]) -> FlightStep:
-    """A step with one more of its arrays; names of later versions are passed over."""
+    """Return a step with one more of its arrays; names of later versions are passed over."""
     if name.startswith(RANDOM):
         return replace(step, random={**step.random, name.removeprefix(RANDOM): values})
     if name == "scalars" and values.dtype.kind == "f" and values.ndim == 1:

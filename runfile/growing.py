@@ -2,7 +2,7 @@
 
 A row *stands* when no later row has its step or a lower one. New rows are taken in at a cost in proportion to them.
 
-Not covered: reading (``reader``); a table whose kept rows change, which has to be kept anew.
+Not covered: reading (``file_source``); a table whose kept rows change, which has to be kept anew.
 """
 
 from __future__ import annotations

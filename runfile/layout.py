@@ -3,7 +3,7 @@
 A run file is one HDF5 file. Its tables only grow; a row counts once a row of the ``commit`` table says so. The prose
 description, complete enough to write a reader in another language, is ``docs/run-file.md``.
 
-Not covered here: how bytes reach the disk (``writer``), how they are read (``reader``), what is done after a kill
+Not covered here: how bytes reach the disk (``writer``), how they are read (``file_source``), what is done after a kill
 (``handle``, ``repair``).
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .text import plain
 
 FORMAT: Final = "loopscope-run"
-VERSION: Final = 2  # 2 added the tables of arrays; files of version 1 have the commit columns without them
+VERSION: Final = 3  # 2 added the tables of arrays, 3 those of variables; older commit rows lack their columns
 
 STEP_COLUMNS: Final = (
     "step",
@@ -57,6 +57,9 @@ STEP_COLUMNS: Final = (
 )
 FIRST_COLUMNS: Final = 19  # of STEP_COLUMNS, in every file; the others may be missing in files of earlier versions
 LOOP_COLUMNS: Final = ("state_norm", "residual_norm", "step_cosine", "tokens")
+VARIABLE_COLUMNS: Final = (*LOOP_COLUMNS, "pass", "inner")
+VARIABLE_INDEX_COLUMNS: Final = ("step", "generation", "variable", "end")
+MOST_VARIABLES: Final = 64
 PROBE_INDEX_COLUMNS: Final = ("step", "generation", "end")
 ARRAY_DTYPES: Final = frozenset(
     ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16")
@@ -105,6 +108,8 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
     "state_norm": ("1", "mean over tokens of ‖h_t‖, the carried state, per loop"),
     "residual_norm": ("1", "mean over tokens of ‖h_{t+1} − h_t‖, the update, per loop"),
     "step_cosine": ("1", "mean cosine of successive updates, per loop"),
+    "pass": ("passes", "pass of the loop that made this value of a variable, from 1; 0 is the value before the loop"),
+    "inner": ("updates", "which update of the variable within its pass this is, from 1"),
     "last_state_norm": ("1", "‖h_T‖, the state norm after the last loop"),
     "last_residual_norm": ("1", "the update norm of the last loop"),
     "residual_ratio": ("1", "mean ratio of successive update norms over late loops, on the probe batch"),
@@ -112,6 +117,8 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
 }
 """Unit and meaning of every name a run can be asked for; a user's own scalars are not in it."""
 
+INFO_LATER: Final = "info_later"
+"""Name of the arrays that hold what was learnt of the whole run after its file was made, as JSON in UTF-8."""
 BLOCK_NORM: Final = "block_state_norm"
 GRADIENT_NORM: Final = "state_gradient_norm"
 TOKEN_MAP: Final = "token_residual_norm"
@@ -155,7 +162,8 @@ Severity = Literal["note", "warning", "error"]
 # Tables whose lengths a commit row publishes, in flush order: what a row points at is written before the row. New ones
 # come last, so that the width of a file's commit rows says which of them it has.
 TABLES: Final = (
-    "columns", "loops", "loop_end", "steps", "probe", "probe_index", "spectra", "events", "arrays", "array_index"
+    "columns", "loops", "loop_end", "steps", "probe", "probe_index", "spectra", "events", "arrays", "array_index",
+    "variables", "variable_index",
 )  # fmt: skip
 _COMMIT_TAIL: Final = ("generation", "finished", "time_ns", "check")
 COMMIT_COLUMNS: Final = (*TABLES, *_COMMIT_TAIL)
@@ -313,7 +321,7 @@ def tables_of(commit_width: int) -> tuple[str, ...]:
     """Return which tables a file has whose commit rows have that many columns.
 
     >>> [table for table in TABLES if table not in tables_of(12)]  # version 1
-    ['arrays', 'array_index']
+    ['arrays', 'array_index', 'variables', 'variable_index']
     """
     return TABLES[: max(0, commit_width - len(_COMMIT_TAIL))]
 
@@ -332,6 +340,8 @@ def table_shapes(step_columns: int, eigenvalues: int) -> dict[str, tuple[tuple[i
         "events": ((), EVENT_DTYPE),
         "arrays": ((), np.dtype("u1")),
         "array_index": ((), ARRAY_INDEX_DTYPE),
+        "variables": ((len(VARIABLE_COLUMNS),), f4),
+        "variable_index": ((len(VARIABLE_INDEX_COLUMNS),), i8),
         "commit": ((len(COMMIT_COLUMNS),), i8),
     }
 

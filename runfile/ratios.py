@@ -56,12 +56,12 @@ def late_ratios(residual_norm: Floats, state_norm: Floats) -> tuple[Floats, Floa
 
 
 def _late(loops: int) -> int:
-    """First loop that counts as late: half-way up to 24 loops, then the 12th, then a quarter of the way."""
+    """Return the first loop that counts as late: half-way up to 24 loops, then the 12th, then a quarter of the way."""
     return max(min(loops // 2, max(loops - 3, 0), 12), loops // 4)
 
 
 def _mean_ratio(values: Floats, first: NDArray[np.int64], last: NDArray[np.int64]) -> Floats:
-    """Geometric mean of successive ratios between two loops of each row."""
+    """Return the geometric mean of successive ratios between two loops of each row."""
     rows = np.arange(len(values))
     first, last = np.clip(first, 0, values.shape[1] - 1), np.clip(last, 0, values.shape[1] - 1)
     first = np.minimum(first, np.maximum(last - 1, 0))

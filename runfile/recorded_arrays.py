@@ -98,6 +98,7 @@ class RecordedArrays:
         last = int(ends[rows[-1]])
 
         def read() -> list[NDArray[Any]]:
+            """Read the arrays, some neighbours at a time."""
             data = self._tables.dataset("arrays")
             arrays, low, high, block = [], 0, 0, np.empty(0, np.uint8)
             for row, start, end in zip(index[rows], starts[rows].tolist(), ends[rows].tolist(), strict=True):

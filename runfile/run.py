@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .disk.handle import LOCK, look
 from .file_source import FileSource
-from .layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_DERIVED, Event
+from .layout import LOOP_COLUMNS, MOST_VARIABLES, PROBE_DERIVED, STEP_DERIVED, VARIABLE_COLUMNS, Event
 from .ragged import Index, Series
 from .ratios import late_ratios
 from .source import RecordedArray, Source, State
@@ -127,12 +127,22 @@ class Run:
             recorded = ~np.isnan(values)
             return steps[recorded], values[recorded]
 
-    def loops(self, name: str, rows: slice | Index = slice(None)) -> Series:
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of the tensors that the loop carries, where they are recorded one by one; else none."""
+        named = self.info.get("variables")
+        return tuple(map(str, named))[:MOST_VARIABLES] if isinstance(named, list) else ()
+
+    def loops(self, name: str, rows: slice | Index = slice(None), *, variable: str | None = None) -> Series:
         """Return one number per step and loop.
 
         Args:
-            name: ``state_norm``, ``residual_norm``, ``step_cosine`` or ``tokens`` (of that loop).
+            name: ``state_norm``, ``residual_norm``, ``step_cosine`` or ``tokens`` (of that loop); of a variable also
+                ``pass`` and ``inner``.
             rows: Which visible steps; all of them by default.
+            variable: One of ``variables``; a column is then an update of it, which may be several to a pass: ``pass``
+                says of which pass it is, and ``inner`` which one of that pass. Default: the state as a whole, all
+                variables together.
 
         Returns:
             ``(steps, T + 1)`` for the deepest of those steps, NaN where a loop did not run. Column t is loop t:
@@ -140,6 +150,8 @@ class Run:
             with the one before (NaN at the first and last).
         """
         with LOCK:
+            if variable is not None:
+                return self._of_variable(variable, name)[rows]
             return self._source.loops(_per_loop(name), rows)
 
     # -- the fixed probe batch ------------------------------------------------------------------------------------
@@ -236,7 +248,7 @@ class Run:
         """Look for new rows; True when anything changed. Reads the commit row and, later on demand, only the tail.
 
         After a resume that went back, ``len`` can shrink and earlier entries change: compare ``generation``. A file
-        that was deleted, replaced by another run, or cut is said in ``events``.
+        that was deleted, replaced by another run, or cut gives one of the ``events``.
         """
         with LOCK:
             return self._source.refresh()
@@ -256,26 +268,41 @@ class Run:
 
     # -- derived numbers ------------------------------------------------------------------------------------------
 
+    def _of_variable(self, variable: str, name: str) -> Series:
+        """Return a number of a variable at all visible steps, NaN where it was not recorded."""
+        if variable not in self.variables:
+            raise KeyError(f"{self.path} has no variable {variable!r}; it has {', '.join(self.variables) or 'none'}")
+        if name not in VARIABLE_COLUMNS:
+            raise KeyError(f"no number {name!r} of a variable; there are {', '.join(VARIABLE_COLUMNS)}")
+        at, values = self._source.variable(self.variables.index(variable), name)
+        steps = self["step"]
+        table = np.full((len(steps), values.shape[1]), np.nan)
+        row = np.searchsorted(steps, at)
+        known = row < len(steps)
+        known[known] = steps[row[known]] == at[known]
+        table[row[known]] = values[known]
+        return table
+
     def _ratios(self, name: str) -> Series:
         """Return a late-loop ratio of every probe pass, NaN where the trajectory was too short to have one."""
         residual, state = self.probe("residual_norm"), self.probe("state_norm")
         rows = np.count_nonzero(~np.isnan(self.probe("tokens")), axis=1)
-        found = np.full(len(rows), np.nan)
+        values = np.full(len(rows), np.nan)
         for n in np.unique(rows[rows > 1]):  # one group per depth of the probe pass: usually one
             at = rows == n
             ratios = late_ratios(residual[at, : n - 1], state[at, :n])
-            found[at] = ratios[PROBE_DERIVED.index(name)]
-        return found
+            values[at] = ratios[PROBE_DERIVED.index(name)]
+        return values
 
     def _on_steps(self, name: str) -> Series:
         """Spread a probe series over all steps, NaN where none was measured."""
         steps = self["step"]
-        found = np.full(len(steps), np.nan)
+        values = np.full(len(steps), np.nan)
         at = np.searchsorted(steps, self.probe_steps)
         known = at < len(steps)
         known[known] = steps[at[known]] == self.probe_steps[known]
-        found[at[known]] = self._ratios(name)[known]
-        return found
+        values[at[known]] = self._ratios(name)[known]
+        return values
 
     def _of_rank(self, rank: int, source: Source) -> Run:
         """Return one rank as a run of its own, the same object as long as its file is the same."""

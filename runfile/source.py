@@ -59,10 +59,10 @@ class Recording(Protocol):
         """What happened, superseded steps left out."""
 
     def history(self, *names: str) -> dict[str, Series]:
-        """Recorded columns over all rows, superseded ones included."""
+        """Return recorded columns over all rows, superseded ones included."""
 
     def __len__(self) -> int:
-        """Visible steps."""
+        """Return the number of visible steps."""
 
 
 class Source(Recording, Protocol):
@@ -77,39 +77,42 @@ class Source(Recording, Protocol):
         """The sources behind the numbers, by rank; itself for a single file."""
 
     def values(self, name: str) -> Series:
-        """One of ``names``, one number per visible step."""
+        """Return one of ``names``, one number per visible step."""
 
     def loops(self, name: str, rows: Rows = slice(None)) -> Series:
-        """One of ``LOOP_COLUMNS`` over some visible steps and their loops, NaN where a loop did not run."""
+        """Return one of ``LOOP_COLUMNS`` over some visible steps and their loops, NaN where a loop did not run."""
 
     def last(self, name: str, back: int) -> Series:
-        """The loop number ``back`` rows before the end of every visible step."""
+        """Return the loop number ``back`` rows before the end of every visible step."""
 
     @property
     def probe_steps(self) -> Index:
         """Steps of the passes of the fixed probe batch."""
 
     def probe(self, name: str) -> Series:
-        """One of ``LOOP_COLUMNS`` over passes and loops."""
+        """Return one of ``LOOP_COLUMNS`` over passes and loops."""
+
+    def variable(self, number: int, name: str) -> tuple[Index, Series]:
+        """One of ``VARIABLE_COLUMNS`` of a variable over its steps and updates, NaN behind shorter ones."""
 
     def spectra(self) -> tuple[Index, NDArray[np.complex128]]:
-        """Eigenvalues over time: steps and a table, NaN padded."""
+        """Return the eigenvalues over time: steps and a table, NaN padded."""
 
     @property
     def array_names(self) -> tuple[str, ...]:
         """Names of arrays of any shape."""
 
     def arrays(self, name: str, rows: slice) -> tuple[Index, list[NDArray[Any]]]:
-        """Arrays of one of ``array_names``: steps and values."""
+        """Return the arrays of one of ``array_names``: steps and values."""
 
     def array_steps(self, name: str) -> Index:
-        """Steps of the arrays of a name, none where there is no such name."""
+        """Return the steps of the arrays of a name, none where there is no such name."""
 
     def array_table(self, name: str) -> tuple[Index, Series]:
-        """Short arrays of a name as one table."""
+        """Return the short arrays of a name as one table."""
 
     def array_history(self, prefix: str) -> list[RecordedArray]:
-        """Arrays whose name starts with a prefix, superseded ones included."""
+        """Return the arrays whose name starts with a prefix, superseded ones included."""
 
     def refresh(self) -> bool:
         """Look for what is new; True when anything changed."""

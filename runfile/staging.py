@@ -10,9 +10,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .layout import LOOP_COLUMNS
+from .layout import LOOP_COLUMNS, MOST_VARIABLES, VARIABLE_COLUMNS
 
 _ROWS: Final = 64  # room of an empty buffer
+COMPOUND: Final = ("events", "array_index")  # tables whose rows have named fields
 _KEPT_BYTES: Final = 1 << 20  # a buffer that had to grow beyond this gives its memory back after the flush
 
 
@@ -88,6 +89,28 @@ def loop_rows(loops: ArrayLike) -> NDArray[np.float32]:
     if rows.ndim != 2 or rows.shape[1] != len(LOOP_COLUMNS):
         raise ValueError(f"loops must have shape (depth + 1, {len(LOOP_COLUMNS)}) as {LOOP_COLUMNS}, got {rows.shape}")
     return rows
+
+
+def spectrum_row(eigenvalues: ArrayLike, kept: int) -> NDArray[np.float64]:
+    """Return real parts, then imaginary parts of so many eigenvalues, largest modulus first, NaN where fewer."""
+    values = np.atleast_1d(np.asarray(eigenvalues, dtype=np.complex128)).ravel()
+    values = values[np.argsort(-np.abs(values), kind="stable")][:kept]
+    row = np.full(2 * kept, np.nan)
+    row[: len(values)], row[kept : kept + len(values)] = values.real, values.imag
+    return row
+
+
+def variable_rows(variable: int, rows: ArrayLike) -> NDArray[np.float32]:
+    """Return rows of a variable as float32 ``(n, 6)``, as ``VARIABLE_COLUMNS``."""
+    if not 0 <= variable < MOST_VARIABLES:
+        raise ValueError(f"a loop has at most {MOST_VARIABLES} variables, not one of number {variable}")
+    with np.errstate(over="ignore"):
+        table = np.asarray(rows, dtype=np.float32)
+    if table.ndim != 2 or table.shape[1] != len(VARIABLE_COLUMNS):
+        raise ValueError(
+            f"rows of a variable must be (n, {len(VARIABLE_COLUMNS)}) as {VARIABLE_COLUMNS}, got {table.shape}"
+        )
+    return table
 
 
 def count_nonfinite(rows: NDArray[np.float32]) -> int:

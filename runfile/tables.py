@@ -103,7 +103,9 @@ class Tables:
 
     def column(self, table: str, column: int, dtype: type[Any] = np.float64) -> NDArray[Any]:
         """Return the committed part of one column, reading only what is not kept yet."""
-        return self.kept(table, column, np.float32 if table in ("loops", "probe") else dtype)  # as recorded
+        return self.kept(
+            table, column, np.float32 if table in ("loops", "probe", "variables") else dtype
+        )  # as recorded
 
     def kept(self, table: str, column: int | None, dtype: type[Any] | np.dtype[Any]) -> NDArray[Any]:
         """Return the committed rows of a table, or one column of them, reading only those that are not kept yet.

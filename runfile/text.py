@@ -1,4 +1,4 @@
-r"""Shows text that came from a file or a name as one harmless line.
+r"""Shows text that came from a file or a name as one line without control characters.
 
 A terminal obeys control characters, a CI log obeys lines such as ``::error::``, and marks of writing direction make a
 reader see another order of letters than the bytes have. Text from a run file, from a path or from a rule file goes

@@ -1,7 +1,7 @@
 """Writes a run file: rows are staged in memory, flushed in order, and published by a commit row written last.
 
 A flush that returned True is an acknowledgement: what was appended before it survives ``kill -9``. Nothing raises
-because of the disk once the writer exists; on a failure it marks itself dead, counts the rows lost and says so once.
+because of the disk once the writer exists; on a failure it marks itself dead, counts the rows lost and logs it once.
 
 Not covered: power loss (the page cache is trusted while the run is live; sealing does wait for the disk), network file
 systems, and threads: one thread owns a writer.
@@ -44,7 +44,7 @@ from .layout import (
     pack_event,
     wrong_scalar_name,
 )
-from .staging import CompoundTable, Table, count_nonfinite, loop_rows
+from .staging import COMPOUND, CompoundTable, Table, count_nonfinite, loop_rows, spectrum_row, variable_rows
 
 _LOG: Final = logging.getLogger("loopscope")
 _FLUSH_AT: Final = 1024  # staged steps that force a flush
@@ -86,9 +86,7 @@ class RunWriter:
         self.failure = ""
         self._lease, self._handle, self._last = lease, handle, commit
         self._tables = {
-            name: (CompoundTable if name in ("events", "array_index") else Table)(
-                handle.table(name), commit.lengths[name]
-            )
+            name: (CompoundTable if name in COMPOUND else Table)(handle.table(name), commit.lengths[name])
             for name in TABLES
             if name != "columns"
         }
@@ -97,9 +95,8 @@ class RunWriter:
         self._index = {bytes(name).decode("utf-8", "replace"): i for i, name in enumerate(encoded)}
         self._unnamed: list[str] = []  # names given since the last flush
         self._refused: set[str] = set()
-        self._loop_rows = commit.lengths["loops"]
-        self._probe_rows = commit.lengths["probe"]
-        self._array_bytes = commit.lengths["arrays"]
+        self._loop_rows, self._probe_rows = commit.lengths["loops"], commit.lengths["probe"]
+        self._array_bytes, self._variable_rows = commit.lengths["arrays"], commit.lengths["variables"]
         self._lost_before = self._arrays_lost_before = 0
         self._interrupted: Event | None = None
         self._finished = self._closed = self._starved = False
@@ -269,17 +266,21 @@ class RunWriter:
             self._tables["probe_index"].extend(np.array([[int(step), self.generation, self._probe_rows]]))
             self._dirty = True
 
+    def append_variable(self, step: int, variable: int, rows: ArrayLike) -> None:
+        """Stage what variable number ``variable`` of the loop did in a step, ``(updates + 1, 6)``."""
+        measured = variable_rows(variable, rows)
+        if self._accepting():
+            self._tables["variables"].extend(measured)
+            self._variable_rows += len(measured)
+            self._tables["variable_index"].extend([[int(step), self.generation, variable, self._variable_rows]])
+            self._dirty = True
+
     def append_spectrum(self, step: int, eigenvalues: ArrayLike) -> None:
         """Stage the eigenvalues of A̅ at a step: largest modulus first, as many as the run keeps, NaN where fewer."""
-        found = np.atleast_1d(np.asarray(eigenvalues, dtype=np.complex128)).ravel()
         if self._accepting():
             row = self._tables["spectra"].next()
-            kept = (len(row) - 2) // 2
-            found = found[np.argsort(-np.abs(found), kind="stable")][:kept]
-            row.fill(math.nan)
+            row[2:] = spectrum_row(eigenvalues, (len(row) - 2) // 2)
             row[:2] = int(step), self.generation
-            row[2 : 2 + len(found)] = found.real
-            row[2 + kept : 2 + kept + len(found)] = found.imag
             self._dirty = True
 
     def append_event(self, event: Event) -> None:
@@ -360,7 +361,7 @@ class RunWriter:
         self.close()
 
     def close(self) -> None:
-        """Flush and close without ending the run, which then reads as interrupted. Harmless when repeated."""
+        """Flush and close without ending the run, which then reads as interrupted. A second call does nothing."""
         if self._closed:
             return
         if not self.flush() and not self.failure:
@@ -388,7 +389,7 @@ class RunWriter:
             self.close()
 
     def _accepting(self) -> bool:
-        """Whether a row can be staged: not dead, not closed, and not out of memory budget on a full disk."""
+        """Return whether a row can be staged: not dead, not closed, and not out of memory budget on a full disk."""
         return not (self.failure or self._closed) and self._tables["steps"].count < _KEEP_AT_MOST
 
     def _name_spare(self, name: str) -> int | None:
@@ -409,7 +410,7 @@ class RunWriter:
         return self._index[name]
 
     def _write_out(self) -> None:
-        """Bring every staged row into the file, then the commit row; the order is what makes a kill harmless."""
+        """Bring every staged row into the file, then the commit row: in this order a kill loses no committed row."""
         if self._unnamed:
             columns = self._handle.table("columns")
             for name in self._unnamed:
@@ -433,7 +434,7 @@ class RunWriter:
         return not gone
 
     def _enough_room(self, needed: int | None = None) -> bool:
-        """Whether the disk can take a flush; a failed write inside HDF5 can take the training process with it."""
+        """Return whether the disk can take a flush; a write that fails inside HDF5 can end the training process."""
         if needed is None:
             needed = 2 * sum(table.staged_bytes for table in self._tables.values())
         enough = free_bytes(self.path) >= needed + DISK_RESERVE
@@ -443,7 +444,7 @@ class RunWriter:
         return enough
 
     def _note_losses(self) -> None:
-        """Record in the file what was lost since this was said last."""
+        """Record in the file what was lost since the last such record."""
         if lost := self.rows_lost - self._lost_before:
             self._note_loss(
                 "rows_lost", lost, f"{lost} steps before this one were not recorded because the disk was full"
@@ -490,10 +491,9 @@ class RunWriter:
 
 
 def _after_fork_in_child() -> None:
-    """A forked child holds a copy of the writer that must never write."""
-    for writer in list(_WRITERS):
-        if not writer._closed:
-            writer.failure = "this process is a forked copy of the one that records"
+    """Let no forked copy of a writer write."""
+    for writer in (w for w in _WRITERS if not w._closed):
+        writer.failure = "this process is a forked copy of the one that records"
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

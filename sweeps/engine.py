@@ -1,4 +1,4 @@
-"""What trains the cells of a sweep. An engine is told which cells are left and reports each as it ends."""
+"""What trains the cells of a sweep. An engine gets the cells that are left and reports each as it ends."""
 
 from __future__ import annotations
 

@@ -106,11 +106,11 @@ def cells(table: Mapping[str, Any]) -> tuple[Cell, ...]:
         chosen += _drawn(draws)
     if len(chosen) > MOST_CELLS:
         raise ValueError(f"expected at most {MOST_CELLS} cells, found {len(chosen)}")
-    found = [Cell(_name(values), values, _run(base, values)) for values in chosen]
-    names = [cell.name for cell in found]
+    chosen_cells = [Cell(_name(values), values, _run(base, values)) for values in chosen]
+    names = [cell.name for cell in chosen_cells]
     if twice := next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None:
         raise ValueError(f"two cells are the same run: {twice}")
-    return tuple(found)
+    return tuple(chosen_cells)
 
 
 def _known(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class JobArray:
-    """What Slurm is asked for.
+    """What the job script asks Slurm for.
 
     Args:
         jobs: Tasks that run at the same time; 0 leaves that to Slurm.

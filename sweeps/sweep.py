@@ -1,4 +1,4 @@
-"""Trains a sweep: what is done stays done, what was begun goes on, what fails is told and the others go on."""
+"""Trains a sweep: what is done stays done, what was begun goes on, what fails is reported and the others go on."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ def executable() -> str | None:
 
 
 if __name__ == "__main__":
-    if found := executable():
-        print(f"browser tests run in {found}")
+    if chromium := executable():
+        print(f"browser tests run in {chromium}")
     elif os.environ.get("LOOPSCOPE_REQUIRE_BROWSER"):
         sys.exit(f"no browser found ({', '.join(NAMES)}) although this run requires the browser tests")
     else:

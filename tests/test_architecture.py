@@ -1,4 +1,4 @@
-"""The shape of the code base: who imports whom, what a light command never loads, what is said of a public name."""
+"""The shape of the code base: who imports whom, what a light command never loads, how a public name is documented."""
 
 import ast
 import doctest
@@ -21,7 +21,8 @@ ARROWS: dict[str, set[str]] = {
     "gate": {"rules", "runfile", "dynamics"},
     "dashboard": {"rules", "runfile", "dynamics"},
     "sweeps": {"models", "probes", "runfile"},
-    "commands": {"dynamics", "models", "runfile", "loops", "rules", "probes", "gate", "dashboard", "sweeps"},
+    "causes": {"models", "probes", "rules", "runfile"},
+    "commands": {"dynamics", "models", "runfile", "loops", "rules", "probes", "gate", "dashboard", "sweeps", "causes"},
 }
 """What each folder may import, lazy imports and examples in docstrings included. docs/design.md says why."""
 EXAMPLES = {"loops": {"models"}, "probes": {"models", "runfile"}}
@@ -44,19 +45,19 @@ def modules(root: Path = ROOT) -> list[Path]:
 
 def imported(tree: ast.AST, here: list[str]) -> set[str]:
     """Dotted names of our own modules that code imports, relative to the top package, by whatever statement."""
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = here[: len(here) - node.level + 1] if node.level else []
             target = ".".join([*base, *([node.module] if node.module else [])])
             if node.level or target.split(".")[0] == "loopscope":
                 target = target.removeprefix("loopscope").strip(".")
-                found |= {f"{target}.{alias.name}".strip(".") for alias in node.names}
+                names |= {f"{target}.{alias.name}".strip(".") for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("loopscope.") for a in node.names if a.name.startswith("loopscope.")}
+            names |= {a.name.removeprefix("loopscope.") for a in node.names if a.name.startswith("loopscope.")}
         elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
-            found |= by_name(ast.unparse(node.args[0]), here)
-    return found | {FRONT_DOOR[name] for name in found if name in FRONT_DOOR}
+            names |= by_name(ast.unparse(node.args[0]), here)
+    return names | {FRONT_DOOR[name] for name in names if name in FRONT_DOOR}
 
 
 def parsed(path: Path, root: Path) -> tuple[ast.AST, list[ast.AST], list[str]]:
@@ -107,13 +108,13 @@ def circles(root: Path) -> list[str]:
         for name, path in files.items()
     }
     state: dict[str, int] = {}
-    found: list[str] = []
+    trails: list[str] = []
 
     def walk(name: str, trail: list[str]) -> None:
         state[name] = 1
         for target in sorted(arrows[name]):
             if state.get(target) == 1:
-                found.append(" -> ".join([*trail[trail.index(target) :], target]))
+                trails.append(" -> ".join([*trail[trail.index(target) :], target]))
             elif target not in state:
                 walk(target, [*trail, target])
         state[name] = 2
@@ -121,7 +122,7 @@ def circles(root: Path) -> list[str]:
     for name in sorted(arrows):
         if name not in state:
             walk(name, [name])
-    return found
+    return trails
 
 
 def owner(full: str, files: dict[str, Path]) -> str | None:
@@ -194,6 +195,20 @@ def test_the_reading_side_never_loads_torch(statement: str) -> None:
 def lazy_packages() -> list[str]:
     stubs = [ROOT / "__init__.pyi", *(p for p in modules() if p.name == "__init__.pyi")]
     return [".".join(["loopscope", *stub.parent.relative_to(ROOT).parts]) for stub in stubs]
+
+
+def test_attaching_loads_neither_the_compiler_nor_what_its_preset_does_not_use() -> None:
+    code = """
+import sys, tempfile, loopscope
+from loopscope.models import build
+model = build("demo")
+with tempfile.TemporaryDirectory() as folder:
+    loopscope.attach(model, folder + "/a.h5").close()
+late = {"torch._dynamo", "loopscope.loops.discovery", "loopscope.dynamics.loop.full_loop", "scipy", "rich", "plotly"}
+print(*sorted(late & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize("package", lazy_packages())

@@ -185,7 +185,7 @@ def test_the_table_of_quantities_names_functions_and_columns_that_exist() -> Non
         for function in functions:
             if function.startswith("."):  # a further method of the class named before it
                 function = functions[0].rpartition(".")[0] + function
-            found: object = dynamics
+            named: object = dynamics
             for part in function.split("."):
-                found = getattr(found, part)
-            assert callable(found)
+                named = getattr(named, part)
+            assert callable(named)

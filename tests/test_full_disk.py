@@ -1,4 +1,4 @@
-"""A disk that fills up at a random moment of training: training ends as it would have, and what is lost is said."""
+"""A disk that fills up at a random moment of training: training ends as it would have, the file says what is lost."""
 
 import os
 import random

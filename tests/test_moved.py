@@ -18,8 +18,8 @@ def test_every_public_name_is_importable_from_where_it_was(module: str) -> None:
         pytest.importorskip("triton")
     if module.startswith("dashboard.pages"):
         pytest.skip("pages register themselves with a running app")
-    found = importlib.import_module(f"loopscope.{module}".rstrip("."))
-    assert [name for name in PUBLIC[module].split() if not hasattr(found, name)] == []
+    old_home = importlib.import_module(f"loopscope.{module}".rstrip("."))
+    assert [name for name in PUBLIC[module].split() if not hasattr(old_home, name)] == []
 
 
 def test_every_old_path_is_of_a_module_that_was_there() -> None:

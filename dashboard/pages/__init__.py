@@ -39,6 +39,6 @@ class Page:
 
 def all_pages() -> list[Page]:
     """Return the pages there are, in the order of the top bar."""
-    modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     pages = [module.PAGE for module in modules if isinstance(getattr(module, "PAGE", None), Page)]
     return sorted(pages, key=lambda page: (page.place, page.name))

@@ -180,7 +180,7 @@ def _shown(sandbox: Sandbox) -> dict[str, Any]:
     """Return what follows from the settings but for the discretisation rules, by name: figures and words."""
     drawn: dict[str, Any] = {}
     try:
-        found = explore(sandbox)
+        explored = explore(sandbox)
     except ValueError as error:
         fault = empty(plain(error))
         said: list[Any] = [html.P([html.I("✕", className="ls-glyph"), str(error)])]
@@ -189,33 +189,33 @@ def _shown(sandbox: Sandbox) -> dict[str, Any]:
         drawn |= {
             "spectrum": spectrum(
                 0,
-                found.eigenvalues,
+                explored.eigenvalues,
                 tolerance=LTI_TOLERANCE,
                 revision="explorer",
-                subtitle=f"{len(found.eigenvalues)} of A̅" + (", crosses: full loop" if found.full.size else ""),
-                full=found.full,
+                subtitle=f"{len(explored.eigenvalues)} of A̅" + (", crosses: full loop" if explored.full.size else ""),
+                full=explored.full,
             ),
-            "powers": explorer_figures.powers(found.powers, found.lower, found.upper),
-            "states": explorer_figures.states(found.alone, found.blocked),
-            "verdict": _verdict(found),
-            "tone": f"ls-strip ls-{found.verdict}",
+            "powers": explorer_figures.powers(explored.powers, explored.lower, explored.upper),
+            "states": explorer_figures.states(explored.alone, explored.blocked),
+            "verdict": _verdict(explored),
+            "tone": f"ls-strip ls-{explored.verdict}",
         }
     return drawn | {name: _summed_up(_PLOTS[name][0], drawn[name]) for name in _PLOTS}
 
 
-def _verdict(found: Explored) -> list[Any]:
+def _verdict(explored: Explored) -> list[Any]:
     """Return the regime and its reason; the views where they disagree."""
     said = html.P(
         [
-            html.I(REGIME_GLYPHS[found.verdict], className="ls-glyph"),
-            html.Strong(f"{found.verdict.capitalize()}. "),
-            found.reason,
+            html.I(REGIME_GLYPHS[explored.verdict], className="ls-glyph"),
+            html.Strong(f"{explored.verdict.capitalize()}. "),
+            explored.reason,
         ]
     )
-    known = {regime for regime in found.regimes.values() if regime != "unknown"}
+    known = {regime for regime in explored.regimes.values() if regime != "unknown"}
     if len(known) < 2:
         return [said]
-    badges = [components.regime_badge(found.regimes[key], label) for key, label in _VIEWS.items()]
+    badges = [components.regime_badge(explored.regimes[key], label) for key, label in _VIEWS.items()]
     return [said, html.Div(badges, className="ls-badges ls-dim")]
 
 

@@ -192,7 +192,7 @@ def _card(ask: Ask, name: str) -> html.Section:
 
 
 def _words(ask: Ask, tab: Tab) -> list[Any]:
-    """Return the words of a tab; a fault in them is said in their place."""
+    """Return the words of a tab, or the error that kept them from being made."""
     try:
         return tab.words(ask)
     except RunFileError as error:

@@ -44,6 +44,6 @@ class Tab:
 @cache
 def all_tabs() -> dict[str, Tab]:
     """Return the tabs by name, in their order."""
-    modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     tabs = [module.TAB for module in modules if isinstance(getattr(module, "TAB", None), Tab)]
     return {tab.name: tab for tab in sorted(tabs, key=lambda tab: tab.place)}

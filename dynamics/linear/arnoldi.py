@@ -64,7 +64,7 @@ def arnoldi(
     restarts: int = 4,
     tolerance: float = 1e-3,
 ) -> RitzValues:
-    r"""Eigenvalues of largest modulus of a linear operator given by its products with a vector.
+    r"""Return the eigenvalues of largest modulus of a linear operator given by its products with a vector.
 
     Builds an orthonormal basis V of span{v, Av, …, A^{m-1}v} with A V = V H + h v' eᵀ and takes the eigenvalues of H.
     While the leading residual exceeds ``tolerance`` times its value, goes on from the span of about 20 leading Ritz
@@ -120,7 +120,7 @@ def arnoldi(
 
 
 def extend(apply: Callable[[Vector], Vector], basis: Vector, hessenberg: Vector, first: int, last: int) -> None:
-    """Arnoldi steps ``first`` to ``last`` in place: A V = V H with V the rows of ``basis``, Gram-Schmidt twice.
+    """Take Arnoldi steps ``first`` to ``last`` in place: A V = V H, the rows of ``basis`` are V, Gram-Schmidt twice.
 
     Where only rounding is left of a new direction, the subspace is invariant: the direction and everything after it
     stay zero. Rounding is judged against that product alone; scaled up to unit length it would be taken for part of
@@ -158,7 +158,7 @@ def extend(apply: Callable[[Vector], Vector], basis: Vector, hessenberg: Vector,
 
 
 def ritz(hessenberg: Floats, unit: float) -> tuple[Complexes, Complexes, Floats]:
-    """Ritz values, their vectors in the basis, and their residuals, largest modulus first.
+    """Return the Ritz values, their vectors in the basis, and their residuals, largest modulus first.
 
     Args:
         hessenberg: ``(N, m + 1, m)``, finite.
@@ -183,7 +183,7 @@ def ritz(hessenberg: Floats, unit: float) -> tuple[Complexes, Complexes, Floats]
 
 
 def precision(like: Vector) -> float:
-    """Rounding unit of an array's or tensor's dtype."""
+    """Return the rounding unit of an array's or tensor's dtype."""
     return float(np.finfo(as_numpy(like[:0]).dtype).eps)
 
 
@@ -193,12 +193,12 @@ def empty(like: Vector, *shape: int) -> Vector:
 
 
 def norm(vector: Vector) -> Vector:
-    """Euclidean norm as a scalar of the same kind, left on its device."""
+    """Return the euclidean norm as a scalar of the same kind, left on its device."""
     return (vector @ vector) ** 0.5
 
 
 def _restarted(basis: Vector, hessenberg: Vector, h: Floats, values: Complexes, vectors: Complexes) -> int:
-    """Shrink the subspace, in place, to the span of the leading Ritz vectors; returns its dimension.
+    """Shrink the subspace, in place, to the span of the leading Ritz vectors; return its dimension.
 
     That span is invariant under H, so A V = V H + v' bᵀ holds again with the rows mixed and b turned likewise.
     """
@@ -230,5 +230,5 @@ def _condition(vectors: Complexes) -> float:
 
 
 def _like(basis: Vector, weights: Floats) -> Vector:
-    """Real weights in the kind, dtype and device of the basis."""
+    """Return the real weights in the kind, dtype and device of the basis."""
     return weights.astype(basis.dtype) if isinstance(basis, np.ndarray) else basis.new_tensor(weights)

@@ -50,8 +50,8 @@ def certify_radius(a: object) -> Estimate:
     Source: Gelfand's formula; the trace bound |tr A^k| <= d ρ^k; rounding of products after Higham, Accuracy and
     Stability of Numerical Algorithms (2002), section 3.5.
 
-    >>> found = certify_radius([[0.9, 100.0], [0.0, 0.8]])
-    >>> found.lower <= 0.9 <= found.upper, verdict(found)
+    >>> rho = certify_radius([[0.9, 100.0], [0.0, 0.8]])
+    >>> rho.lower <= 0.9 <= rho.upper, verdict(rho)
     (True, 'certified stable')
     """
     matrix = as_float64(a, "a")
@@ -123,7 +123,7 @@ def _enclose(matrix: NDArray[np.float64]) -> Estimate:
 
 
 def _balanced(matrix: NDArray[np.float64]) -> _Power:
-    """The matrix itself, or a diagonal similarity of it by powers of two where that makes it smaller."""
+    """Return the matrix itself, or a diagonal similarity of it by powers of two where that makes it smaller."""
     plain = _measured(matrix, 1, 0, 0.0)
     magnitude = np.abs(plain.matrix)
     right, left = np.ones(len(matrix)), np.ones(len(matrix))
@@ -141,7 +141,7 @@ def _balanced(matrix: NDArray[np.float64]) -> _Power:
 
 
 def _squared(power: _Power) -> _Power:
-    """The next power, and how far it may be from the exact one."""
+    """Return the next power, and how far it may be from the exact one."""
     width = power.matrix.shape[0]
     product = power.matrix @ power.matrix
     # |fl(MM) − MM| <= γ |M||M| entry by entry, and ‖|M||M|‖_F <= ‖M‖_F². The error of P enters as MΔ + ΔM + ΔΔ.
@@ -163,7 +163,7 @@ def _measured(matrix: NDArray[np.float64], k: int, exponent: int, error: float) 
 
 
 def _trace_bound(power: _Power) -> float:
-    """Lower bound of ρ from the trace of one power."""
+    """Return a lower bound of ρ from the trace of one power."""
     width = power.matrix.shape[0]
     slack = math.sqrt(width) * (power.error + width * ROUNDING * power.frobenius)
     trace = abs(float(np.trace(power.matrix))) - slack * (1 + 8 * ROUNDING)
@@ -171,7 +171,7 @@ def _trace_bound(power: _Power) -> float:
 
 
 def _pair_bound(one: _Power, other: _Power) -> float:
-    """Lower bound of ρ from the trace of the product of two powers, which needs no product of matrices."""
+    """Return a lower bound of ρ from the trace of the product of two powers, which needs no product of matrices."""
     width = one.matrix.shape[0]
     unformed = one.frobenius * other.error + other.frobenius * one.error + one.error * other.error
     summation = (width**2 + 8) * ROUNDING * one.frobenius * other.frobenius + width**2 * UNDERFLOW
@@ -181,7 +181,7 @@ def _pair_bound(one: _Power, other: _Power) -> float:
 
 
 def _root(value: float, exponent: int, k: int, *, up: bool) -> float:
-    """(value · 2^exponent)^(1/k), rounded outwards; 0 for a value that is not positive."""
+    """Return (value · 2^exponent)^(1/k), rounded outwards; 0 for a value that is not positive."""
     if not value > 0:
         return 0.0
     logarithm = math.log2(value)
@@ -192,12 +192,12 @@ def _root(value: float, exponent: int, k: int, *, up: bool) -> float:
 
 
 def _exp2(value: float) -> float:
-    """2^value, infinite instead of an error when it is too large."""
+    """Return 2^value, infinite instead of an error when it is too large."""
     return math.exp2(value) if value < 1024 else math.inf
 
 
 def _ldexp(value: float, shift: int) -> float:
-    """Value · 2^shift, infinite instead of an error when it is too large."""
+    """Return value · 2^shift, infinite instead of an error when it is too large."""
     try:
         return math.ldexp(value, shift)
     except OverflowError:

@@ -57,7 +57,7 @@ def highest(
 
 
 def resolvent_peak(a: Matrix, b: Matrix, c: Matrix, radius: float) -> Peak:
-    """Largest σ_max(C (zI − A)⁻¹ B) over the circle |z| = radius, which must not pass through an eigenvalue."""
+    """Return largest σ_max(C (zI − A)⁻¹ B) over the circle |z| = radius, which must not pass through an eigenvalue."""
     from scipy.linalg import eigvals
 
     width, identity = len(a), np.eye(len(a))
@@ -65,14 +65,14 @@ def resolvent_peak(a: Matrix, b: Matrix, c: Matrix, radius: float) -> Peak:
     whole = b.shape == c.shape == a.shape and np.array_equal(b, identity) and np.array_equal(c, identity)
 
     def value(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Response at each angle, one factorisation each."""
+        """Return the response at each angle, one factorisation each."""
         shifted = (radius * np.exp(1j * angle) * identity - a for angle in angles)
         if whole:
             return np.array([1 / np.linalg.svd(s, compute_uv=False)[-1] for s in shifted])
         return np.array([np.linalg.norm(c @ np.linalg.solve(s, b), 2) for s in shifted])
 
     def crossings(level: float) -> NDArray[np.float64]:
-        """Angles at which some singular value of the response equals the level."""
+        """Return the angles at which some singular value of the response equals the level."""
         zero = np.zeros((width, width))
         left = np.block([[a, inputs / level], [zero, radius * identity]])
         right = np.block([[radius * identity, zero], [outputs / level, a.T]])
@@ -82,7 +82,7 @@ def resolvent_peak(a: Matrix, b: Matrix, c: Matrix, radius: float) -> Peak:
 
 
 def on_circle(values: NDArray[np.complex128]) -> NDArray[np.float64]:
-    """Angles of the values that lie on the unit circle, up to rounding."""
+    """Return the angles of the values that lie on the unit circle, up to rounding."""
     finite = values[np.isfinite(values)]
     return np.asarray(np.angle(finite[np.abs(np.abs(finite) - 1) < NEAR_CIRCLE]), dtype=np.float64)
 

@@ -26,7 +26,7 @@ class Discretized(NamedTuple):
 
 
 def zoh(a: object, delta: object, b: object = 1.0) -> Discretized:
-    r"""Zero-order hold: exact for an input that is constant over a loop, which the injected e is.
+    r"""Discretise by zero-order hold: exact for an input that is constant over a loop, as the injected e is.
 
     A̅ = exp(ΔA), B̅ = ∫₀¹ exp(sΔA) ds ΔB, which is (ΔA)⁻¹(exp(ΔA) − I)ΔB where ΔA is invertible and ΔB where it is zero.
 
@@ -62,7 +62,7 @@ def zoh(a: object, delta: object, b: object = 1.0) -> Discretized:
 
 
 def euler(a: object, delta: object, b: object = 1.0) -> Discretized:
-    """Forward Euler: A̅ = I + ΔA, B̅ = ΔB. First order; unstable for a decay rate with Δ|a| > 2.
+    """Discretise by forward Euler: A̅ = I + ΔA, B̅ = ΔB. First order; unstable for a decay rate with Δ|a| > 2.
 
     Args:
         a: Continuous A: number, ``(d,)`` or ``(d, d)``.
@@ -85,7 +85,7 @@ def euler(a: object, delta: object, b: object = 1.0) -> Discretized:
 
 
 def bilinear(a: object, delta: object, b: object = 1.0) -> Discretized:
-    """Trapezoidal rule (Tustin): A̅ = (I − ΔA/2)⁻¹(I + ΔA/2), B̅ = (I − ΔA/2)⁻¹ΔB.
+    """Discretise by the trapezoidal rule (Tustin): A̅ = (I − ΔA/2)⁻¹(I + ΔA/2), B̅ = (I − ΔA/2)⁻¹ΔB.
 
     Second order, and stable exactly when the continuous system is.
 
@@ -121,7 +121,7 @@ def bilinear(a: object, delta: object, b: object = 1.0) -> Discretized:
 
 
 def mixture(a: object, delta: object, b: object = 1.0) -> Discretized:
-    """Parcae's rule: zero-order hold for A̅ and Euler for B̅, so A̅ = exp(ΔA), B̅ = ΔB.
+    """Discretise by Parcae's rule: zero-order hold for A̅ and Euler for B̅, so A̅ = exp(ΔA), B̅ = ΔB.
 
     Args:
         a: Continuous A: number, ``(d,)`` or ``(d, d)``.
@@ -144,7 +144,7 @@ def mixture(a: object, delta: object, b: object = 1.0) -> Discretized:
 
 
 def discretization_error(a: object, delta: object, b: object = 1.0) -> dict[str, tuple[float, float]]:
-    r"""How far each rule is from the exact zero-order hold: ‖A̅ − A̅_zoh‖₂ and ‖B̅ − B̅_zoh‖₂.
+    r"""Return how far each rule is from the exact zero-order hold: ‖A̅ − A̅_zoh‖₂ and ‖B̅ − B̅_zoh‖₂.
 
     Args:
         a: Continuous A: number, ``(d,)`` or ``(d, d)``.
@@ -166,9 +166,9 @@ def discretization_error(a: object, delta: object, b: object = 1.0) -> dict[str,
     exact = zoh(a, delta, b)
     rules = {"euler": euler, "bilinear": bilinear, "mixture": mixture}
     return {
-        name: (_distance(found.a_bar, exact.a_bar), _distance(found.b_bar, exact.b_bar))
+        name: (_distance(system.a_bar, exact.a_bar), _distance(system.b_bar, exact.b_bar))
         for name, rule in rules.items()
-        for found in (rule(a, delta, b),)
+        for system in (rule(a, delta, b),)
     }
 
 
@@ -181,13 +181,13 @@ def _scaled(a: object, delta: object, b: object) -> tuple[Matrix, Matrix]:
         require_square(continuous, "a")
     shown = {name: m.shape[0] for name, m in (("a", continuous), ("delta", step), ("b", inputs)) if m.ndim}
     if len(set(shown.values())) > 1:
-        found = ", ".join(f"{name} {size}" for name, size in shown.items())
-        raise ValueError(f"a, delta and b must share one width; found {found}")
+        sizes = ", ".join(f"{name} {size}" for name, size in shown.items())
+        raise ValueError(f"a, delta and b must share one width; found {sizes}")
     return _times(step, continuous), _times(step, inputs)
 
 
 def _times(left: Matrix, right: Matrix) -> Matrix:
-    """Product of two matrices in structured form: numbers and diagonals stay so where possible."""
+    """Return the product of two matrices in structured form: numbers and diagonals stay so where possible."""
     if left.ndim == 2:
         return left @ right if right.ndim == 2 else left * right
     return left[:, None] * right if left.ndim == 1 and right.ndim == 2 else np.asarray(left * right)
@@ -199,13 +199,13 @@ def _plus_identity(matrix: Matrix) -> Matrix:
 
 
 def _average_exponential(x: Matrix) -> Matrix:
-    """Mean of exp(sx) over 0 <= s <= 1, which is (exp(x) − 1)/x and 1 at zero, without cancellation."""
+    """Return the mean of exp(sx) over 0 <= s <= 1, which is (exp(x) − 1)/x and 1 at zero, without cancellation."""
     zero = x == 0
     return np.where(zero, 1.0, np.expm1(x) / np.where(zero, 1.0, x))
 
 
 def _distance(left: Matrix, right: Matrix) -> float:
-    """Spectral norm of the difference of two structured matrices."""
+    """Return the spectral norm of the difference of two structured matrices."""
     if max(left.ndim, right.ndim) < 2:
         return float(np.abs(left - right).max())
     size = next(m for m in (left, right) if m.ndim == 2).shape

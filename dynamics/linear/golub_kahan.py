@@ -38,7 +38,7 @@ class RitzSingular:
 def golub_kahan(
     apply: Callable[[Vector], Vector], apply_transpose: Callable[[Vector], Vector], start: Vector, *, steps: int = 20
 ) -> RitzSingular:
-    r"""Largest singular value of a linear operator given by its products with a vector and those of its transpose.
+    r"""Return the largest singular value of a linear operator, given its products and those of its transpose.
 
     Builds orthonormal U, V with A V = U B, B upper bidiagonal, and takes the largest singular value of B. Costs ``2 *
     steps`` products and O(steps² n).
@@ -69,7 +69,7 @@ def golub_kahan(
 def _bidiagonal(
     apply: Callable[[Vector], Vector], apply_transpose: Callable[[Vector], Vector], start: Vector, size: int
 ) -> tuple[Vector, Vector, Vector]:
-    """Lanczos bidiagonalisation, fully orthogonalised: diagonal and upper diagonal of B, and the rows of Vᵀ."""
+    """Return the fully orthogonalised Lanczos bidiagonalisation: diagonal and upper diagonal of B, rows of Vᵀ."""
     right = empty(start, size + 1, start.shape[0])
     right[0] = start / norm(start)
     image = apply(right[0])
@@ -84,7 +84,7 @@ def _bidiagonal(
 
 
 def _next(vector: Vector, rows: Vector) -> tuple[Vector, Vector]:
-    """Length and direction of what orthonormal rows leave of a vector; zeros where that is rounding.
+    """Return the length and direction of what orthonormal rows leave of a vector; zeros where that is rounding.
 
     The subspace is invariant then. Rounding scaled up to unit length would be orthogonal to nothing, and its Ritz
     values could exceed the norm; with zeros the rest of the matrix stays empty, without waiting for a device.
@@ -104,7 +104,7 @@ def _orthogonal(vector: Vector, rows: Vector) -> Vector:
 
 
 def _largest(diagonal: Vector, above: Vector, right: Vector) -> RitzSingular:
-    """Largest singular triple of the bidiagonal matrix, carried back to the full space."""
+    """Return the largest singular triple of the bidiagonal matrix, carried back to the full space."""
     alpha, beta = as_numpy(diagonal).astype(np.float64), as_numpy(above).astype(np.float64)
     if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
         raise FloatingPointError("a product with the operator held NaN or infinity")

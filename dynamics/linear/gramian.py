@@ -118,7 +118,7 @@ def h2_norm(system: LTISystem) -> float:
 
 
 def _gramian(a: Matrix, b: Matrix, width: int) -> Matrix:
-    """Σ_t A^t B Bᵀ (Aᵀ)^t in the simplest structure that holds it."""
+    """Return Σ_t A^t B Bᵀ (Aᵀ)^t in the simplest structure that holds it."""
     if a.ndim < 2:
         diagonal = np.broadcast_to(a, (width,))
         if b.ndim < 2:
@@ -137,6 +137,6 @@ def _gramian(a: Matrix, b: Matrix, width: int) -> Matrix:
 
 
 def _square_root(w: Matrix) -> Matrix:
-    """Factor F with F Fᵀ = W for a positive semidefinite W, rounding below zero removed."""
+    """Return a factor F with F Fᵀ = W for a positive semidefinite W, rounding below zero removed."""
     values, vectors = np.linalg.eigh(w)
     return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)), dtype=np.float64)

@@ -87,14 +87,14 @@ class LTISystem:
         return max(self.a_bar.ndim, self.b_bar.ndim, self.c_out.ndim) < 2
 
     def diagonals(self) -> tuple[Matrix, Matrix, Matrix]:
-        """Diagonals of A̅, B̅, C_out as ``(d,)`` vectors; ValueError when one of the three is dense."""
+        """Return the diagonals of A̅, B̅, C_out as ``(d,)`` vectors; ValueError when one of the three is dense."""
         if not self.is_diagonal:
             raise ValueError("diagonals() needs a_bar, b_bar and c_out all diagonal; use dense()")
         a, b, c = (np.broadcast_to(m, (self.width,)) for m in (self.a_bar, self.b_bar, self.c_out))
         return a, b, c
 
     def dense(self) -> tuple[Matrix, Matrix, Matrix]:
-        """A̅ ``(d, d)``, B̅ ``(d, m)``, C_out ``(p, d)`` as full matrices."""
+        """Return A̅ ``(d, d)``, B̅ ``(d, m)``, C_out ``(p, d)`` as full matrices."""
         a, b, c = (
             m if m.ndim == 2 else np.diag(np.broadcast_to(m, (self.width,)))
             for m in (self.a_bar, self.b_bar, self.c_out)
@@ -102,7 +102,7 @@ class LTISystem:
         return a, b, c
 
     def eigenvalues(self) -> NDArray[np.complex128]:
-        """Eigenvalues of A̅, largest modulus first; of a conjugate pair the one above the real axis first.
+        """Return the eigenvalues of A̅, largest modulus first; of a conjugate pair the one above the real axis first.
 
         Cost: O(d log d) for diagonal A̅, LAPACK's O(d³) for dense (about 0.3 s at d = 768 on one core).
 
@@ -117,7 +117,7 @@ class LTISystem:
         return sorted_eigenvalues(self.a_bar, self.width)
 
     def spectral_radius(self) -> Estimate:
-        """Largest modulus of an eigenvalue of A̅, which decides the asymptotic stability of the linear part.
+        """Return the largest modulus of an eigenvalue of A̅, which decides the asymptotic stability of the linear part.
 
         Cost: O(d) for diagonal A̅; O(d³) for dense. For proven bounds of a dense A̅ use ``certify_radius``.
 
@@ -134,7 +134,7 @@ class LTISystem:
         return spectral_radius(self.a_bar)
 
     def spectral_norm(self) -> Estimate:
-        """Largest singular value of A̅: the most one loop of the linear part can stretch a state. At least ρ(A̅).
+        """Return the largest singular value of A̅: the most that one loop of it can stretch a state. At least ρ(A̅).
 
         Cost: O(d) for diagonal A̅; O(d³) for dense.
 
@@ -149,7 +149,7 @@ class LTISystem:
         return spectral_norm(self.a_bar)
 
     def rms_gain(self) -> float:
-        """Root mean square singular value ‖A̅‖_F/√d: the average stretch of a random state. No bound on ρ(A̅).
+        """Return root mean square singular value ‖A̅‖_F/√d: the average stretch of a random state. It bounds no ρ(A̅).
 
         Returns:
             Number, dimensionless.
@@ -167,7 +167,7 @@ class LTISystem:
         return largest * math.sqrt(float(np.sum((self.a_bar / largest) ** 2)) / count)
 
     def regime(self, tol: float = LTI_TOLERANCE) -> Regime:
-        """Stable, marginal or unstable, from ρ(A̅) with half width ``tol`` of the marginal band.
+        """Return stable, marginal or unstable, from ρ(A̅) with half width ``tol`` of the marginal band.
 
         Returns:
             The regime of the linear part alone.
@@ -191,8 +191,8 @@ class LTISystem:
         if width is not None:
             shown["width"] = width
         if len(set(shown.values())) > 1 or min(shown.values(), default=1) < 1:
-            found = ", ".join(f"{name} {size}" for name, size in shown.items())
-            raise ValueError(f"a_bar, b_bar and c_out must share one state width of at least 1; found {found}")
+            sizes = ", ".join(f"{name} {size}" for name, size in shown.items())
+            raise ValueError(f"a_bar, b_bar and c_out must share one state width of at least 1; found {sizes}")
         return next(iter(shown.values()), 1)
 
 

@@ -17,7 +17,7 @@ UNDERFLOW: Final = 1e-300
 
 
 def frobenius_bound(matrix: NDArray[np.float64]) -> float:
-    """Upper bound of ‖M‖_F of a square matrix, rounding included; the squares of entries must be in range."""
+    """Return an upper bound of ‖M‖_F of a square matrix, rounding included; the squares of entries must be in range."""
     width = len(matrix)
     return float(np.linalg.norm(matrix)) * (1 + (width**2 + 8) * ROUNDING) + width * UNDERFLOW
 

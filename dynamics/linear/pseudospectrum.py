@@ -66,7 +66,7 @@ def pseudospectral_radius(system: LTISystem, epsilon: float) -> Estimate:
 
 
 def pseudospectrum_on_grid(system: LTISystem, real: object, imaginary: object) -> Matrix:
-    """The landscape whose contours are the pseudospectra: σ_min(zI − A̅) on a grid of the complex plane.
+    """Return the landscape whose contours are the pseudospectra: σ_min(zI − A̅) on a grid of the complex plane.
 
     Cost: O(d) a point for diagonal A̅, else one singular value decomposition a point (1 ms at d = 50, 0.3 s at d = 768).
 
@@ -105,7 +105,7 @@ def pseudospectrum_on_grid(system: LTISystem, real: object, imaginary: object) -
 
 
 def _outermost(a: Matrix, epsilon: float, angle: float) -> float:
-    """Largest r with σ_min(r e^{iθ}I − A) = ε: a real eigenvalue of a matrix of twice the size."""
+    """Return the largest r with σ_min(r e^{iθ}I − A) = ε: a real eigenvalue of a matrix of twice the size."""
     turned = np.exp(-1j * angle) * a
     identity = epsilon * np.eye(len(a))
     values = np.linalg.eigvals(np.block([[turned, identity], [identity, turned.conj().T]]))
@@ -119,7 +119,7 @@ def _outermost(a: Matrix, epsilon: float, angle: float) -> float:
 
 
 def _outside(a: Matrix, epsilon: float, radius: float) -> NDArray[np.float64]:
-    """Middles of the arcs of the circle that lie inside the pseudospectrum."""
+    """Return the middles of the arcs of the circle that lie inside the pseudospectrum."""
     from scipy.linalg import eigvals
 
     width, identity = len(a), np.eye(len(a))

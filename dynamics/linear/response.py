@@ -45,8 +45,8 @@ def modes(system: LTISystem) -> Modes:
 
     Source: λ^t = exp(−t/τ) exp(2πi f t).
 
-    >>> found = modes(LTISystem([math.exp(-0.5), -math.exp(-1.0)]))
-    >>> found.time_constants.round(12).tolist(), found.frequencies.tolist()
+    >>> turns = modes(LTISystem([math.exp(-0.5), -math.exp(-1.0)]))
+    >>> turns.time_constants.round(12).tolist(), turns.frequencies.tolist()
     ([2.0, 1.0], [0.0, 0.5])
     """
     values = system.eigenvalues()
@@ -131,7 +131,7 @@ def simulate(system: LTISystem, inputs: object, loops: int, initial_state: objec
 
 
 def impulse_response(system: LTISystem, loops: int) -> Matrix:
-    """What does an input given at loop 0 alone leave in the read-out, loop after loop?
+    """Return what an input given at loop 0 alone leaves in the read-out, loop after loop.
 
     Cost: O(T d) for a diagonal system, O(T d² m) for a dense one.
 

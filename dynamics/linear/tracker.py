@@ -121,9 +121,9 @@ class SpectralTracker:
         matrix = _on_its_device(a)
         index, self._updates = self._updates, self._updates + 1
         if matrix.ndim < 2 or max(matrix.shape) <= SMALL:
-            found = _exactly(self._quantity, a)
-            self.exact = (index, found)
-            return found
+            estimate = _exactly(self._quantity, a)
+            self.exact = (index, estimate)
+            return estimate
         if self._quantity == "radius":
             require_square(matrix, "a")
         self._collect()
@@ -149,7 +149,7 @@ class SpectralTracker:
             self._collect()
 
     def _track(self, matrix: Any) -> Estimate:
-        """One warm (at first: cold) estimate, keeping the vectors for the next."""
+        """Take one warm (at first: cold) estimate and keep the vectors for the next."""
         cold = self._start is None
         if self._quantity == "radius":
             return self._track_radius(matrix, cold)
@@ -165,7 +165,7 @@ class SpectralTracker:
         return Estimate(pair.value, lower, np.inf, residual, method, residual <= TOLERANCE**0.5)
 
     def _track_radius(self, matrix: Any, cold: bool) -> Estimate:
-        """The radius by Arnoldi from the last Ritz vectors, once more from elsewhere where that could not see all."""
+        """Return the radius by Arnoldi from the last Ritz vectors; start elsewhere where those cannot see all."""
         ritz = arnoldi(
             lambda v: matrix @ v, self._mixed(matrix, 0.05), restarts=COLD if cold else WARM, tolerance=TOLERANCE
         )
@@ -187,14 +187,14 @@ class SpectralTracker:
         return Estimate(value, max(value * (1 - spread), 0.0), value * (1 + spread), residual, method, converged)
 
     def _mixed(self, matrix: Any, share: float) -> Vector:
-        """Last vector with a random part, so that directions it lacks can enter; all random at first."""
+        """Return the last vector with a random part, so that directions it lacks can enter; all random at first."""
         noise = self._random.standard_normal(matrix.shape[1])
         noise /= np.linalg.norm(noise)
         random: Vector = noise.astype(matrix.dtype) if isinstance(matrix, np.ndarray) else matrix.new_tensor(noise)
         return random if self._start is None else self._start + share * random
 
     def _is_due(self, index: int, estimate: Estimate) -> bool:
-        """Whether an exact refresh should start now."""
+        """Return whether an exact refresh should start now."""
         if self._worker is not None or (self._background and time.monotonic() < self._not_before):
             return False
         near_one = self._quantity == "radius" and abs(1 - estimate.value) < 0.03 + 4 * estimate.residual
@@ -263,7 +263,7 @@ class _Refresh(threading.Thread):
 
 
 def _exactly(quantity: Quantity, a: object) -> Estimate:
-    """The quantity by LAPACK."""
+    """Return the quantity by LAPACK."""
     return spectral_radius(a) if quantity == "radius" else spectral_norm(a)
 
 

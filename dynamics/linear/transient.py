@@ -92,7 +92,7 @@ def peak_growth(system: LTISystem, horizon: int = 1000) -> PeakGrowth:
 
 
 def _enclosed(power: Matrix, horizon: int, best: float, loop: int) -> PeakGrowth:
-    """The peak, given A̅^horizon and the largest norm up to there: square on until a power falls below one."""
+    """Return the peak, given A̅^horizon and the largest norm up to there: square on until a power falls below one."""
     squares, sizes = [power], [norm_bound(power)]
     while sizes[-1] >= 1 and len(squares) <= SQUARINGS:
         squares.append(squares[-1] @ squares[-1])
@@ -110,7 +110,7 @@ def _enclosed(power: Matrix, horizon: int, best: float, loop: int) -> PeakGrowth
 
 
 def _in_range(power: Matrix) -> bool:
-    """Whether its entries can be squared and added; a matrix of ρ < 1 can pass beyond that range and come back."""
+    """Return whether its entries can be squared and added; a matrix of ρ < 1 can pass that range and come back."""
     return bool(np.abs(power).max() < 1e140)
 
 
@@ -134,7 +134,7 @@ def _climbed(squares: list[Matrix], horizon: int) -> tuple[float, int]:
 
 
 def grows_for_ever(system: LTISystem) -> bool:
-    """Whether ρ(A̅) > 1 is beyond doubt: proven by traces, or farther above one than rounding moves the eigenvalue.
+    """Return whether ρ(A̅) > 1 is beyond doubt: proven by traces, or farther above one than rounding moves ρ.
 
     An eigenvalue computed as 1 + 2e-16 (a rotation) or 1 + 1e-8 (a Jordan block of ones) proves no growth.
 
@@ -162,12 +162,12 @@ def grows_for_ever(system: LTISystem) -> bool:
 
 
 def stretches_nothing(a: Matrix) -> bool:
-    """Whether no vector becomes longer, up to rounding: then no power stretches either."""
+    """Return whether no vector becomes longer, up to rounding: then no power stretches either."""
     return sigma_max(a) <= 1 + 4 * len(a) * ROUNDING
 
 
 def numerical_radius(system: LTISystem) -> Estimate:
-    """Largest |xᴴA̅x| of a unit vector: between ρ and σ_max, at least σ_max/2, and ‖A̅^t‖ <= 2w^t.
+    """Return the largest |xᴴA̅x| of a unit vector: between ρ and σ_max, at least σ_max/2, and ‖A̅^t‖ <= 2w^t.
 
     Below one it rules out growth beyond twofold at any loop. Cost: O(d) for diagonal A̅, else a few pencils of size 2d.
 
@@ -192,12 +192,12 @@ def numerical_radius(system: LTISystem) -> Estimate:
     zero, identity = np.zeros((width, width)), np.eye(width)
 
     def value(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Largest eigenvalue of the Hermitian part of the turned matrix."""
+        """Return the largest eigenvalue of the Hermitian part of the turned matrix."""
         turned = (np.exp(1j * angle) * a for angle in angles)
         return np.array([np.linalg.eigvalsh((m + m.conj().T) / 2)[-1] for m in turned])
 
     def crossings(level: float) -> NDArray[np.float64]:
-        """Angles where z²A − 2·level·z + Aᵀ is singular on the unit circle."""
+        """Return the angles where z²A − 2·level·z + Aᵀ is singular on the unit circle."""
         left = np.block([[zero, identity], [-a.T, 2 * level * identity]])
         right = np.block([[identity, zero], [zero, a]])
         return on_circle(np.asarray(eigvals(left, right)))
@@ -207,7 +207,7 @@ def numerical_radius(system: LTISystem) -> Estimate:
 
 
 def kreiss_constant(system: LTISystem) -> Estimate:
-    """Lower bound of transient growth seen from the resolvent: sup over |z| > 1 of (|z| − 1)·‖(zI − A̅)⁻¹‖₂.
+    """Bound transient growth from below by the resolvent: sup over |z| > 1 of (|z| − 1)·‖(zI − A̅)⁻¹‖₂.
 
     K <= max_t ‖A̅^t‖ <= e·d·K. One for every normal matrix with ρ <= 1 (rotations included), infinite for ρ > 1.
     Cost: about 30 searches on
@@ -251,6 +251,6 @@ def kreiss_constant(system: LTISystem) -> Estimate:
 
 
 def _on_circle(a: Matrix, identity: Matrix, log_distance: float) -> float:
-    """(|z| − 1) times the largest resolvent norm on one circle."""
+    """Return (|z| − 1) times the largest resolvent norm on one circle."""
     distance = math.exp(log_distance)
     return distance * resolvent_peak(a, identity, identity, 1 + distance).value

@@ -50,7 +50,7 @@ class SublayerGain:
 def sublayer_gains(
     step: Step, state: Tensor, sublayers: Mapping[str, nn.Module], direction: Tensor
 ) -> list[SublayerGain]:
-    """How much each sublayer of a loop contributes to growth along one direction.
+    """Return how much each sublayer of a loop contributes to growth along one direction.
 
     Costs one forward per sublayer (to check that its output carries the whole state) and one or two backward passes.
 
@@ -98,7 +98,7 @@ def sublayer_gains(
 
 
 def _gradient_sizes(cuts: list[Tensor], output: Tensor, direction: Tensor) -> list[Tensor]:
-    """Norm of the (complex) gradient at each cut."""
+    """Return the norm of the (complex) gradient at each cut."""
     parts = [direction.real, direction.imag] if direction.is_complex() else [direction]
     total = [torch.zeros((), dtype=torch.float64) for _ in cuts]
     for part in parts:
@@ -109,7 +109,7 @@ def _gradient_sizes(cuts: list[Tensor], output: Tensor, direction: Tensor) -> li
 
 
 def _require_whole(step: Step, state: Tensor, name: str, module: nn.Module) -> None:
-    """Cuts the graph at a module's output: the step must no longer depend on the state."""
+    """Cut the graph at a module's output: the step must no longer depend on the state."""
 
     def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, tuple | list):  # (state, cache), as Hugging Face layers return
@@ -132,7 +132,7 @@ def _require_whole(step: Step, state: Tensor, name: str, module: nn.Module) -> N
 
 @contextmanager
 def _outputs(sublayers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """The output of each module in the steps run inside, or the first of several; each must run exactly once."""
+    """Return the output of each module in the steps run inside, or the first of several; each must run exactly once."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:

@@ -57,7 +57,7 @@ def measure_loop(
     count: int = 1,
     directions: int = 1,
 ) -> FullLoop:
-    """What does one loop do to small perturbations: spectrum and norm at the last state, growth along the way there?
+    """Measure what one loop does to small perturbations: spectrum and norm at the last state, growth on the way there.
 
     Costs, in backward passes of one loop: the spectrum 40 to 160 (D of them up to width 128 and per token, where it is
     exact), the exponents ``directions`` for each of ``late + ALIGNING`` loops, as many again where the two rates
@@ -124,14 +124,14 @@ def read_out_gain(c_out: Tensor | None, state: Tensor) -> float:
 
 
 def _per_token(step: Step, state: Tensor, count: int, *, check: bool) -> TokenSpectra:
-    """Leading eigenvalues of every token's own Jacobian."""
+    """Return the leading eigenvalues of every token's own Jacobian."""
     # One batch of basis vectors is kept per product: a gigabyte of float32 at most, 40 products at least.
     limit = max(40, min(160, 2**28 // state.numel()))
     return token_spectra(TokenJacobian(step, state, check=check), count=count, limit=limit, tol=SPECTRUM_TOLERANCE)
 
 
 def _token_radius(tokens: TokenSpectra) -> Estimate:
-    """The largest radius of any token; converged when all tokens are."""
+    """Return the largest radius of any token; converged when all tokens are."""
     at = np.unravel_index(int(np.argmax(tokens.radius)), tokens.radius.shape)
     value = float(tokens.radius[at])
     lower, upper = (value, value) if tokens.method == "exact" else (0.0, math.inf)
@@ -140,7 +140,7 @@ def _token_radius(tokens: TokenSpectra) -> Estimate:
 
 
 def _whole_radius(whole: LeadingEigenvalues | None) -> Estimate:
-    """The radius of the whole operator: of a non-normal J it has no bounds."""
+    """Return the radius of the whole operator: of a non-normal J it has no bounds."""
     if whole is None:
         return UNKNOWN
     residual, converged = float(whole.residual[0, 0]), bool(whole.converged[0])
@@ -150,7 +150,7 @@ def _whole_radius(whole: LeadingEigenvalues | None) -> Estimate:
 def _exponents(
     step: Step, start: Tensor, late: int, kind: Structure, directions: int, *, frozen: bool = False
 ) -> LyapunovSpectrum:
-    """Growth rates over the late loops, aligned on loops beyond the last one where the loop stays finite there."""
+    """Return the growth rates over the late loops, aligned on loops after them where the loop stays finite there."""
     count = min(directions, start.numel() if kind == "whole" else start.shape[-1])
     measure = token_exponents if kind == "per token" else lyapunov_exponents
     loops = max(late, FEWEST_RATES)

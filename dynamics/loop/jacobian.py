@@ -84,7 +84,7 @@ class LoopJacobian:
         return self.state.numel()
 
     def transpose(self, cotangent: Tensor) -> Tensor:
-        """``Jᵀ u``: how the component u of the next state depends on the state. One backward pass.
+        """Return ``Jᵀ u``: how the component u of the next state depends on the state. One backward pass.
 
         >>> jacobian = LoopJacobian(lambda h: 3 * h, torch.ones(2))
         >>> jacobian.transpose(torch.tensor([1.0, 2.0]))
@@ -97,7 +97,8 @@ class LoopJacobian:
         """``J v``: where the perturbation v goes in one loop. One backward pass through the graph of a backward pass.
 
         Raises:
-            NotImplementedError: An operation of the step has no second derivative (the message names it).
+            NotImplementedError: An operation of the step has no second derivative (the message names it). It is a
+                RuntimeError, which is what torch raises for a derivative that it does not have.
 
         >>> LoopJacobian(lambda h: h.flip(0), torch.ones(2)).apply(torch.tensor([1.0, 2.0]))
         tensor([2., 1.])
@@ -107,25 +108,25 @@ class LoopJacobian:
             self._require_adjoint()
         weight, gradient = self._double
         tangent = tangent.reshape(self.state.shape)
-        found = torch.autograd.grad(gradient, weight, tangent, retain_graph=True, allow_unused=True)[0]
-        return torch.zeros_like(tangent) if found is None else found
+        product = torch.autograd.grad(gradient, weight, tangent, retain_graph=True, allow_unused=True)[0]
+        return torch.zeros_like(tangent) if product is None else product
 
     def _require_adjoint(self) -> None:
-        """Checks ``⟨Jv, Jv⟩ = ⟨JᵀJv, v⟩``: an operation without a second derivative may just vanish from the graph."""
+        """Check ``⟨Jv, Jv⟩ = ⟨JᵀJv, v⟩``: an operation without a second derivative may just vanish from the graph."""
         v = random_start(1, self.size, self.state)[0]
         backward = self._transpose_flat(v)
         forward = self._apply_flat(self._transpose_flat(v))
-        expected, found = float(backward @ backward), float(forward @ v)
+        expected, actual = float(backward @ backward), float(forward @ v)
         # Two attention kernels in float32 agree to 1e-5; what is lost with an operation is a sizeable share.
-        if abs(expected - found) > 1e-2 * expected:
+        if abs(expected - actual) > 1e-2 * expected:
             self._double = None
             raise NotImplementedError(
                 "J v needs second derivatives of the step, and an operation in it does not have them "
-                f"(the products with J and its transpose disagree: {found:.4g} and {expected:.4g})"
+                f"(the products with J and its transpose disagree: {actual:.4g} and {expected:.4g})"
             )
 
     def _second_graph(self) -> tuple[Tensor, Tensor]:
-        """``u`` and ``Jᵀu`` as a function of u, on attention kernels that can be differentiated twice."""
+        """Return ``u`` and ``Jᵀu`` as a function of u, on attention kernels that can be differentiated twice."""
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             state = self.state.clone().requires_grad_()
             output = self.step(state)
@@ -139,7 +140,7 @@ class LoopJacobian:
         return weight, gradient
 
     def eigenvalues(self, count: int = 6, *, limit: int = 160, tol: float = 1e-6) -> LeadingEigenvalues:
-        """Leading eigenvalues of the whole J, by Arnoldi on Jᵀ: the eigenvectors returned are left eigenvectors of J.
+        """Return the leading eigenvalues of the whole J, by Arnoldi on Jᵀ; its eigenvectors are left ones of J.
 
         Args:
             count: How many.
@@ -162,25 +163,25 @@ class LoopJacobian:
         )
 
     def radius(self) -> Estimate:
-        """Spectral radius ρ(J) of the whole loop, dimensionless; cost as `eigenvalues`.
+        """Return the spectral radius ρ(J) of the whole loop, dimensionless; cost as `eigenvalues`.
 
         Bounds: the Arnoldi value proves no enclosure of ρ of a non-normal J, so they are 0 and infinity.
 
         >>> str(LoopJacobian(lambda h: 0.5 * h, torch.ones(3)).radius())
         '0.5 [0, inf] (Arnoldi on the transpose)'
         """
-        found = self.eigenvalues(1)
+        leading = self.eigenvalues(1)
         return Estimate(
-            float(found.radius[0]),
+            float(leading.radius[0]),
             0.0,
             math.inf,
-            float(found.residual[0, 0]),
+            float(leading.residual[0, 0]),
             "Arnoldi on the transpose",
-            bool(found.converged[0]),
+            bool(leading.converged[0]),
         )
 
     def norm(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
-        """Largest singular value σ_max(J): the worst one-loop growth over all perturbations of all tokens together.
+        """Return the largest singular value σ_max(J): the worst one-loop growth over all perturbations of all tokens.
 
         Cost: ``steps`` products with J and Jᵀ each. A lower bound always; converged when the residual meets ``tol``.
 
@@ -190,23 +191,23 @@ class LoopJacobian:
         return _lower_bound(golub_kahan(self._apply_flat, self._transpose_flat, self._start(), steps=steps), tol)
 
     def transient(self, *, powers: tuple[int, ...] = (1, 2, 4, 8), steps: int = 8) -> dict[int, Estimate]:
-        """``‖J^t‖₂`` for several t: how far a perturbation can be thrown before the eigenvalues have their say.
+        """Return ``‖J^t‖₂`` for several t: how far a perturbation can be thrown before the eigenvalues have their say.
 
         The Jacobian is frozen at this state. Cost: ``2 * steps * sum(powers)`` products. Lower bounds always.
 
         >>> shear = torch.tensor([[0.5, 4.0], [0.0, 0.5]])
-        >>> found = LoopJacobian(lambda h: shear @ h, torch.ones(2)).transient()
-        >>> [round(float(e), 3) for e in found.values()]
+        >>> growth = LoopJacobian(lambda h: shear @ h, torch.ones(2)).transient()
+        >>> [round(float(e), 3) for e in growth.values()]
         [4.062, 4.016, 2.002, 0.25]
         """
-        found: dict[int, Estimate] = {}
+        growth: dict[int, Estimate] = {}
         start = self._start()
         for power in powers:
             ritz = golub_kahan(
                 _repeated(self._apply_flat, power), _repeated(self._transpose_flat, power), start, steps=steps
             )
-            found[power], start = _lower_bound(ritz, 1e-2), ritz.right
-        return found
+            growth[power], start = _lower_bound(ritz, 1e-2), ritz.right
+        return growth
 
     def peak_growth(self, norms: dict[int, Estimate] | None = None, *, products: int = 300) -> PeakGrowth:
         """How far can a small perturbation be thrown before it dies out? max over t of ``‖J^t‖₂``, J frozen here.
@@ -251,7 +252,7 @@ class LoopJacobian:
         return PeakGrowth(Estimate(value, value, math.inf, math.nan, method, False), loop, loop >= max(tried, last))
 
     def _carried(self, start: Tensor, loops: int) -> tuple[tuple[float, int], int]:
-        """Largest growth of one perturbation and its loop, and the last loop tried."""
+        """Return the largest growth of one perturbation and its loop, and the last loop tried."""
         best, size, t = (1.0, 0), 1.0, 0
         vector = start / torch.linalg.vector_norm(start)
         # Below a tenth of the most it has reached, it is on its way out.
@@ -265,7 +266,7 @@ class LoopJacobian:
         return best, t
 
     def dense(self) -> NDArray[np.float64]:
-        """The whole J as a matrix ``(n, n)`` acting on flattened states; n backward passes.
+        """Return the whole J as a matrix ``(n, n)`` acting on flattened states; n backward passes.
 
         >>> LoopJacobian(lambda h: h.flip(0) * 2, torch.ones(2)).dense().tolist()
         [[0.0, 2.0], [2.0, 0.0]]
@@ -274,7 +275,7 @@ class LoopJacobian:
         return torch.stack([self._transpose_flat(row) for row in rows]).double().cpu().numpy()
 
     def numerical_abscissa(self, *, steps: int = 30, tol: float = 1e-3) -> Estimate:
-        """Largest eigenvalue of ``(J + Jᵀ)/2``: above ρ(J) where the loop amplifies before it contracts.
+        """Return the largest eigenvalue of ``(J + Jᵀ)/2``: above ρ(J) where the loop amplifies before it contracts.
 
         Cost: at most ``2 * steps`` products with J and Jᵀ each, and ten for a shift (Lanczos on the symmetric part). A
             lower bound always.
@@ -285,7 +286,7 @@ class LoopJacobian:
         """
         # The shift makes the wanted end of the symmetric spectrum the one of largest modulus.
         shift = float(self.norm(steps=10).value)
-        found = leading_eigenvalues(
+        leading = leading_eigenvalues(
             lambda v: (0.5 * (self._apply_flat(v[0]) + self._transpose_flat(v[0])) + shift * v[0])[None],
             random_start(1, self.size, self.state),
             count=1,
@@ -293,19 +294,19 @@ class LoopJacobian:
             limit=2 * steps,
             tol=tol,
         )
-        value = float(found.values[0, 0].real) - shift
-        return Estimate(value, value, math.inf, float(found.residual[0, 0]), "Lanczos", bool(found.converged[0]))
+        value = float(leading.values[0, 0].real) - shift
+        return Estimate(value, value, math.inf, float(leading.residual[0, 0]), "Lanczos", bool(leading.converged[0]))
 
     def _apply_flat(self, v: Tensor) -> Tensor:
-        """``J v`` on vectors ``(n,)``, as the Krylov methods want it."""
+        """Return ``J v`` on vectors ``(n,)``, as the Krylov methods want it."""
         return self.apply(v).reshape(-1)
 
     def _transpose_flat(self, u: Tensor) -> Tensor:
-        """``Jᵀ u`` on vectors ``(n,)``."""
+        """Return ``Jᵀ u`` on vectors ``(n,)``."""
         return self.transpose(u).reshape(-1)
 
     def _start(self) -> Tensor:
-        """A random unit vector ``(n,)``, the same every time."""
+        """Return a random unit vector ``(n,)``, the same every time."""
         return random_start(1, self.size, self.state)[0]
 
 
@@ -326,7 +327,7 @@ def require_deterministic(step: Step, state: Tensor) -> None:
     """
     with torch.no_grad():
         first, second = step(state.detach()), step(state.detach())
-    # Sums in another order (atomics on a GPU) differ by a few roundings of the largest entry; NaN is told elsewhere.
+    # Sums in another order (atomics on a GPU) differ by a few roundings of the largest entry; NaN is refused elsewhere.
     slack = 1e3 * torch.finfo(first.dtype).eps * first.abs().max()
     if bool(((first - second).abs() > slack).any()):
         raise ValueError(
@@ -373,21 +374,21 @@ def jacobian_gap(jacobian: LoopJacobian, a_bar: Tensor, *, steps: int = 20) -> E
         u = u.reshape(shape)
         return (jacobian.transpose(u) - (u @ a if dense else u * a)).reshape(-1)
 
-    found = golub_kahan(difference, transposed, random_start(1, jacobian.size, jacobian.state)[0], steps=steps)
+    ritz = golub_kahan(difference, transposed, random_start(1, jacobian.size, jacobian.state)[0], steps=steps)
     size = sigma_max(a.double().cpu().numpy())
-    value = found.value / size if size > 0 else math.inf
-    residual = found.residual / found.value if found.value > 0 else 0.0
+    value = ritz.value / size if size > 0 else math.inf
+    residual = ritz.residual / ritz.value if ritz.value > 0 else 0.0
     return Estimate(value, value, math.inf, residual, "Golub-Kahan", residual <= 1e-2)
 
 
-def _lower_bound(found: RitzSingular, tol: float) -> Estimate:
-    """A Ritz value as an estimate of the largest singular value: a lower bound with its relative residual."""
-    residual = found.residual / found.value if found.value > 0 else 0.0
-    return Estimate(found.value, found.value, math.inf, residual, "Golub-Kahan", residual <= tol)
+def _lower_bound(ritz: RitzSingular, tol: float) -> Estimate:
+    """Return a Ritz value as an estimate of the largest singular value: a lower bound with its relative residual."""
+    residual = ritz.residual / ritz.value if ritz.value > 0 else 0.0
+    return Estimate(ritz.value, ritz.value, math.inf, residual, "Golub-Kahan", residual <= tol)
 
 
 def _repeated(product: Callable[[Tensor], Tensor], times: int) -> Callable[[Tensor], Tensor]:
-    """The product applied several times."""
+    """Return the product applied several times."""
 
     def power(v: Tensor) -> Tensor:
         for _ in range(times):
@@ -398,7 +399,7 @@ def _repeated(product: Callable[[Tensor], Tensor], times: int) -> Callable[[Tens
 
 
 def _checked(output: Tensor, state: Tensor) -> Tensor:
-    """The next state, after checking that it can be one."""
+    """Return the next state, after checking that it can be one."""
     if output.shape != state.shape:
         raise ValueError(f"step: expected to return shape {tuple(state.shape)}, found {tuple(output.shape)}")
     if not output.requires_grad:

@@ -52,8 +52,7 @@ class LeadingEigenvalues:
 
 
 def random_start(count: int, width: int, like: Tensor, seed: int = 0) -> Tensor:
-    """Unit start vectors ``(count, width)`` from a generator of their own, so that no global random state is
-    touched.
+    """Return unit start vectors ``(count, width)``, drawn from a generator of their own: no global one is touched.
 
     >>> bool(torch.allclose(random_start(2, 3, torch.zeros(1)).norm(dim=1), torch.ones(2)))
     True
@@ -67,7 +66,7 @@ def random_start(count: int, width: int, like: Tensor, seed: int = 0) -> Tensor:
 def leading_eigenvalues(
     apply: Apply, start: Tensor, *, count: int = 6, steps: int = 40, limit: int = 160, tol: float = 1e-6
 ) -> LeadingEigenvalues:
-    """Largest eigenvalues of many operators at once, by Arnoldi without restarts.
+    """Return the largest eigenvalues of many operators at once, by Arnoldi without restarts.
 
     Builds an orthonormal Krylov basis (twice-applied Gram-Schmidt), looks at the eigenvalues of the projection after
     every ``steps`` products, and goes on until all operators meet ``tol`` or ``limit`` is reached: the same products
@@ -111,7 +110,7 @@ def leading_eigenvalues(
 
 
 def _finite(apply: Apply) -> Apply:
-    """The same products, or an error as soon as one is not finite."""
+    """Return the same products, or an error as soon as one is not finite."""
 
     def checked(vectors: Tensor) -> Tensor:
         images = apply(vectors)
@@ -123,7 +122,7 @@ def _finite(apply: Apply) -> Apply:
 
 
 def _leading(basis: Tensor, hessenberg: Tensor, count: int, tol: float) -> LeadingEigenvalues:
-    """Ritz pairs of largest modulus with their residuals, the vectors carried back to the full space."""
+    """Return the Ritz pairs of largest modulus with their residuals, the vectors carried back to the full space."""
     h = hessenberg.double().cpu().numpy()
     steps = h.shape[2]
     values, vectors, residuals = ritz(h, precision(basis))

@@ -246,14 +246,14 @@ class Linearization:
         return " | ".join(part for part in parts if part)
 
     def _linear_words(self) -> str:
-        """The linear part in words."""
+        """Return the linear part in words."""
         if self.linear is None:
             return "LTI unknown (no A̅)"
         regime, radius = self.regimes["lti"], self.linear.radius
         return f"LTI {regime} (ρ {radius.value:.3f}{_certified_words(radius, regime)})"
 
     def _loop_words(self) -> str:
-        """The full loop in words."""
+        """Return the full loop in words."""
         if self.loop is None:
             return "full loop unknown"
         exponent = "" if math.isnan(self.loop.lyapunov_max) else f", λ₁ {_signed(self.loop.lyapunov_max)}"
@@ -266,7 +266,7 @@ class Linearization:
         return f"full loop {self.regimes['loop']}{where} (ρ_J {self.loop.radius.value:.3g}{doubt}{exponent}{differ})"
 
     def _period_words(self) -> str:
-        """The period of an orbit that most tokens share."""
+        """Return the period of an orbit that most tokens share."""
         periods, counts = np.unique(self.tokens.period[self.tokens.pattern == "orbit"], return_counts=True)
         common = int(periods[counts.argmax()]) if self.trajectory.kind == "orbiting" and len(periods) else 0
         period = f" with period {common}" if common else ""
@@ -278,12 +278,12 @@ class Linearization:
         return {"verdict": self.verdict, "regimes": self.regimes, "disagreement": self.disagreement, **plain}
 
     def to_json(self, *, indent: int | None = None) -> str:
-        """`to_dict` as JSON text."""
+        """Return `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _trajectory_words(law: TrajectoryLaw) -> str:
-    """The trajectory in two or three words."""
+    """Return the trajectory in two or three words."""
     if law.kind == "settling":
         how = {"geometric": "geometrically", "power": "slowly", "round-off": "to round-off"}.get(law.method, "")
         return f"settles {how}".strip()
@@ -293,7 +293,7 @@ def _trajectory_words(law: TrajectoryLaw) -> str:
 
 
 def _certified_words(radius: Estimate, regime: Regime) -> str:
-    """What the proven bounds of ρ prove: the regime, or only on which side of 1 it is, or nothing.
+    """Return what the proven bounds of ρ prove: the regime, or only on which side of 1 it is, or nothing.
 
     >>> _certified_words(Estimate(0.5, 0.4, 0.6, 0.0, "", True), "stable")
     ', certified'
@@ -308,12 +308,12 @@ def _certified_words(radius: Estimate, regime: Regime) -> str:
 
 
 def _signed(value: float) -> str:
-    """A number with a real minus sign."""
+    """Return a number with a real minus sign."""
     return f"{value:.2f}".replace("-", "−")
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, arrays and complex numbers as JSON can hold them: complex as [re, im], NaN and infinity as None.
+    """Return dataclasses, arrays and complex numbers as JSON holds them: complex as [re, im], NaN and infinity as None.
 
     Tensors (states) are left out of dataclasses.
 
@@ -337,5 +337,5 @@ def to_plain(value: Any) -> Any:
 
 
 def _is_tensor(value: object) -> bool:
-    """Whether this is a torch tensor, without importing torch."""
+    """Return whether this is a torch tensor, without importing torch."""
     return type(value).__module__.split(".")[0] == "torch"

@@ -1,8 +1,8 @@
 """Everything about one loop in one call: linear part, full loop, trajectory, rest states, safe depth, verdict.
 
 `linearize_loop` takes a *bound* step, ``h -> h'``, and whatever else is known of the loop. Each part runs on its own:
-one that cannot be had (no second derivatives, not causal, out of time) is left out and named with its reason, and never
-replaced by a guess.
+one that cannot be computed (no second derivatives, not causal, out of time) is left out and named with its reason. A
+guess never replaces it.
 
 Legend: T loops, B batch, S positions, D width, V vocabulary.
 
@@ -87,7 +87,7 @@ def linearize_loop(
             (``model.eval()``), not compiled.
         state: First state ``h_0``, float32 or float64.
         loops: Depth T to run to and to linearise at, at least 1; 4 for a trajectory verdict, better 16.
-        a_bar: A̅ as 0-d, ``(D,)`` or ``(D, D)``; without it nothing is said of the linear part.
+        a_bar: A̅ as 0-d, ``(D,)`` or ``(D, D)``; without it there is no linear part.
         b_bar: B̅ likewise.
         c_out: C_out, ``(D', D)``.
         read_out: ``h_T -> logits (B, S, V)``; makes the safe depth one of answers instead of states.
@@ -110,8 +110,8 @@ def linearize_loop(
     Source: the system of arXiv 2604.12946; each part names its own source.
 
     >>> decay = torch.tensor([0.5, 0.2])
-    >>> found = linearize_loop(lambda h: decay * h + 1, torch.zeros(1, 3, 2), a_bar=decay)
-    >>> print(found.verdict.replace(" | ", "\n"))
+    >>> result = linearize_loop(lambda h: decay * h + 1, torch.zeros(1, 3, 2), a_bar=decay)
+    >>> print(result.verdict.replace(" | ", "\n"))
     LTI stable (ρ 0.500, certified)
     full loop stable (ρ_J 0.5, λ₁ −0.69)
     transient ×1
@@ -189,7 +189,7 @@ class _Parts:
         self.began = time.monotonic()
 
     def must(self, name: str, part: Callable[[], T]) -> T:
-        """A part without which there is no result."""
+        """Run a part without which there is no result."""
         self.progress(name, self.names.index(name) / len(self.names))
         start = time.monotonic()
         try:
@@ -198,7 +198,7 @@ class _Parts:
             self.seconds[name] = time.monotonic() - start
 
     def run(self, name: str, part: Callable[[], T], *, needs: bool = True, what: str = "") -> T | None:
-        """A part that may be missing."""
+        """Run a part that may be missing."""
         if not needs:
             self.skipped[name] = f"{what} was not given"
         elif time.monotonic() - self.began > self.budget:
@@ -211,7 +211,7 @@ class _Parts:
         return None
 
     def finish(self) -> dict[str, float]:
-        """Says that it is done; the seconds of every part."""
+        """Report that it is done, and return the seconds of every part."""
         self.progress("done", 1.0)
         return self.seconds
 
@@ -228,7 +228,7 @@ def _run(step: Step, state: Tensor, loops: int) -> Tensor:
 
 
 def _mean_law(states: Tensor) -> TrajectoryLaw:
-    """The decay law of the norms averaged over tokens, as a probe records them."""
+    """Return the decay law of the norms averaged over tokens, as a probe records them."""
     norm = torch.linalg.vector_norm(states, dim=-1).double().mean((1, 2)).cpu().numpy()
     steps = states[1:] - states[:-1]
     residual = torch.linalg.vector_norm(steps, dim=-1).double().mean((1, 2)).cpu().numpy()
@@ -238,7 +238,7 @@ def _mean_law(states: Tensor) -> TrajectoryLaw:
 
 
 def _linear_part(a_bar: Tensor | None, b_bar: Tensor | None, c_out: Tensor | None) -> LinearPart:
-    """Radius with its certificate, norms, and peak growth of the linear part."""
+    """Return radius with its certificate, norms, and peak growth of the linear part."""
     system = LTISystem(a_bar)
     proven = certify_radius(system.a_bar)
     exact = system.spectral_radius()
@@ -262,7 +262,7 @@ def _full_loop(
     sublayers: Mapping[str, nn.Module] | None,
     count: int,
 ) -> FullLoop | None:
-    """Jacobian of the loop at the last finite state, and exponents over the late loops."""
+    """Return the Jacobian of the loop at the last finite state, and exponents over the late loops."""
     state, half = states[-1], (len(states) - 1) // 2
     jacobian = parts.run("jacobian", lambda: LoopJacobian(step, state))
     if jacobian is None:
@@ -290,7 +290,7 @@ def _full_loop(
 
 
 def _gains(step: Step, state: Tensor, sublayers: Mapping[str, nn.Module], loop: FullLoop) -> list[SublayerGain]:
-    """Shares of ``log ρ_J`` of the token with the largest radius, with the coupling between tokens cut."""
+    """Return the shares of ``log ρ_J`` of the token with the largest radius, with the coupling between tokens cut."""
     assert loop.left is not None
     radii = np.abs(loop.eigenvalues[..., 0])
     at = np.unravel_index(int(np.argmax(radii)), radii.shape)
@@ -300,13 +300,13 @@ def _gains(step: Step, state: Tensor, sublayers: Mapping[str, nn.Module], loop: 
 
 
 def _gap(jacobian: LoopJacobian, a_bar: Tensor | None) -> Estimate:
-    """Distance of the full loop from A̅."""
+    """Return the distance of the full loop from A̅."""
     assert a_bar is not None
     return jacobian_gap(jacobian, a_bar, steps=15)
 
 
 def _input(step_of: Callable[[Tensor], Step] | None, e: Tensor | None, state: Tensor, loops: int) -> InputDependence:
-    """Dependence of the end state on e."""
+    """Return the dependence of the end state on e."""
     assert step_of is not None and e is not None
     return input_dependence(step_of, e, state, loops=loops)
 
@@ -319,7 +319,7 @@ def _depth(
     horizon: int,
     training_depth: int | None,
 ) -> SafeDepth:
-    """Safe depth of every token, from answers where the read-out is known: those of the training depth."""
+    """Return the safe depth of every token, from answers where the read-out is known: those of the training depth."""
     if len(finite) < len(states):
         raise FloatingPointError("the states stopped being finite")
     norm = torch.linalg.vector_norm(states, dim=-1)
@@ -329,17 +329,17 @@ def _depth(
         with torch.no_grad():
             logits = tuple(read_out(h).double().cpu().numpy() for h in (states[-2], states[-1]))
     loops = len(states) - 1
-    found = predicted_depth(
+    prediction = predicted_depth(
         residual.permute(1, 2, 0).double().cpu().numpy(),
         state_norm=norm.permute(1, 2, 0).double().cpu().numpy(),
         logits=None if logits is None else (logits[0], logits[1]),
         horizon=max(horizon, 2 * loops),
     )
     if read_out is None or training_depth is None or training_depth >= loops:
-        return found
+        return prediction
     with torch.no_grad():
         later = [read_out(h).argmax(-1).cpu().numpy() for h in states[training_depth:]]
-    return judged_from(found, np.stack([later[0]] * training_depth + later), training_depth)
+    return judged_from(prediction, np.stack([later[0]] * training_depth + later), training_depth)
 
 
 def _modes(states: Tensor) -> ModeDecomposition:

@@ -51,7 +51,7 @@ class TokenStructure:
 
 
 def own_token_step(step: Step, structure: TokenStructure | None = None) -> Step:
-    """The same loop with the derivatives through other tokens' keys and values cut.
+    """Return the same loop with the derivatives through other tokens' keys and values cut.
 
     Args:
         step: One causal loop ``(B, S, D) -> (B, S, D)``.
@@ -79,7 +79,7 @@ def own_token_step(step: Step, structure: TokenStructure | None = None) -> Step:
 
 
 def find_structure(step: Step, state: Tensor) -> TokenStructure:
-    """How the tokens of a causal loop see each other, tested over all positions.
+    """Return how the tokens of a causal loop see each other, tested over all positions.
 
     Which calls attend from token to token is read from the gradients of three rows of their queries, keys and values.
     Whether anything else couples tokens is asked with one backward pass per binary digit of the position: of two
@@ -122,7 +122,7 @@ def find_structure(step: Step, state: Tensor) -> TokenStructure:
 
 
 def _by_token(tensors: tuple[Tensor, ...], source: Tensor) -> bool:
-    """Whether row r of an attention call's inputs depends on token r alone, for three rows."""
+    """Return whether row r of an attention call's inputs depends on token r alone, for three rows."""
     positions = source.shape[1]
     if len({tensor.shape[-2] for tensor in tensors}) > 1 or tensors[0].shape[-2] != positions:
         return False
@@ -139,12 +139,12 @@ def _by_token(tensors: tuple[Tensor, ...], source: Tensor) -> bool:
 
 
 def _without(gradient: Tensor, row: int) -> Tensor:
-    """The gradient with one position left out."""
+    """Return the gradient with one position left out."""
     return torch.cat([gradient[:, :row], gradient[:, row + 1 :]], dim=1)
 
 
 def _mixes(output: Tensor, source: Tensor) -> bool:
-    """Whether any token of the output depends on an earlier one: exact zeros, one binary digit at a time."""
+    """Return whether any token of the output depends on an earlier one: exact zeros, one binary digit at a time."""
     positions = torch.arange(source.shape[1], device=source.device)
     weight = random_start(1, source.numel(), source).reshape(source.shape)
     for digit in range(max(source.shape[1] - 1, 0).bit_length()):
@@ -170,7 +170,7 @@ class _OwnTokenAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Replaces scaled_dot_product_attention; everything else passes."""
+        """Replace scaled_dot_product_attention; everything else passes."""
         if func is _FUSED:
             return self._attend(*args, **(kwargs or {}))
         if func is functional.multi_head_attention_forward:
@@ -180,7 +180,7 @@ class _OwnTokenAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """One attention call, cut or whole."""
+        """Return one attention call, cut or whole."""
         number, self._count = self._count, self._count + 1
         if self._calls is not None:
             self._calls.append((query, key, value))
@@ -191,7 +191,7 @@ class _OwnTokenAttention(TorchFunctionMode):
 
 
 def _whole_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Attention as it is, refused where it is random."""
+    """Return attention as it is, refused where it is random."""
     dropout = float(args[1]) if len(args) > 1 else float(kwargs.get("dropout_p", 0.0))
     _require_no_dropout(dropout)
     return _FUSED(query, key, value, *args, **kwargs)
@@ -233,7 +233,7 @@ def _own_token_attention(
 
 
 def _own_probability(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, size: float) -> Tensor:
-    """``P_ii``, the share of its attention that each token gives to itself, ``(..., L)``."""
+    """Return ``P_ii``, the share of its attention that each token gives to itself, ``(..., L)``."""
     length = query.shape[-2]
     own_shares = []
     for first in range(0, length, CHUNK):

@@ -136,12 +136,12 @@ class TokenJacobian:
         return rows
 
     def _backward(self, cotangent: Tensor) -> Tensor:
-        """One vector-Jacobian product on the graph that was built."""
+        """Return one vector-Jacobian product on the graph that was built."""
         return torch.autograd.grad(self._output, self._input, cotangent, retain_graph=True)[0]
 
 
 def check_causality(step: Step, state: Tensor, *, cuts: int = 16) -> None:
-    """Raises unless token i of the next state depends on tokens j <= i of its own sequence only.
+    """Raise unless token i of the next state depends on tokens j <= i of its own sequence only.
 
     Cuts the sequence at up to ``cuts`` positions (all of them when S is smaller) and asks for the gradient of
     everything before the cut with respect to everything after it: it must be exactly zero. One backward pass per cut
@@ -189,7 +189,7 @@ def check_causality(step: Step, state: Tensor, *, cuts: int = 16) -> None:
 
 
 def _refusal(what: str, leak: Tensor, gradient: Tensor) -> CausalityError:
-    """The error for a gradient that must vanish and does not."""
+    """Return the error for a gradient that must vanish and does not."""
     return CausalityError(
         f"{what} (gradient {float(leak.abs().max()):.3g} of {float(gradient.abs().max()):.3g}): "
         "the loop is not causal, so its Jacobian is not block triangular and has no per-token spectrum; "
@@ -198,12 +198,12 @@ def _refusal(what: str, leak: Tensor, gradient: Tensor) -> CausalityError:
 
 
 def _spread(positions: int, count: int) -> list[int]:
-    """Up to ``count`` different positions from 0 to ``positions - 1``, evenly spread, the first included."""
+    """Return up to ``count`` different positions from 0 to ``positions - 1``, evenly spread, the first included."""
     return sorted({round(x) for x in np.linspace(0, positions - 1, min(count, positions))}) if positions > 0 else []
 
 
 def token_jacobians(step: Step, state: Tensor) -> Tensor:
-    """Every token's own block of the Jacobian, ``J_ii[a, b] = ∂F_i[a] / ∂h_i[b]``.
+    """Return every token's own block of the Jacobian, ``J_ii[a, b] = ∂F_i[a] / ∂h_i[b]``.
 
     Costs D backward passes for all tokens together (a dense Jacobian costs B S D) and B S D² memory.
 
@@ -227,7 +227,7 @@ def token_jacobians(step: Step, state: Tensor) -> Tensor:
 
 
 def _blocks(jacobian: TokenJacobian) -> Tensor:
-    """All blocks, one row of each per backward pass."""
+    """Return all blocks, one row of each per backward pass."""
     batch, positions, width = jacobian.state.shape
     blocks = jacobian.state.new_empty(batch, positions, width, width)
     for row in range(width):
@@ -240,7 +240,7 @@ def _blocks(jacobian: TokenJacobian) -> Tensor:
 def token_spectra(
     step: Step | TokenJacobian, state: Tensor | None = None, *, count: int = 6, limit: int = 160, tol: float = 1e-4
 ) -> TokenSpectra:
-    """The exact eigenvalues of a causal loop, as the leading ones of every token.
+    """Return the exact eigenvalues of a causal loop, as the leading ones of every token.
 
     Their union over tokens is the spectrum of the full Jacobian. Up to width 128 the blocks are formed (D backward
     passes and dense eigenvalues); beyond, a batched Arnoldi in which each backward pass serves all tokens (40
@@ -273,7 +273,7 @@ def token_spectra(
     batch, positions, width = step.state.shape
     if width <= DENSE_WIDTH:
         return _dense_spectra(_blocks(step).double().cpu().numpy(), min(count, width))
-    found = leading_eigenvalues(
+    leading = leading_eigenvalues(
         lambda v: step.transpose(v.reshape(batch, positions, width)).reshape(-1, width),
         random_start(batch * positions, width, step.state),
         count=count,
@@ -281,17 +281,17 @@ def token_spectra(
         tol=tol,
     )
     return TokenSpectra(
-        eigenvalues=found.values.reshape(batch, positions, -1),
-        residual=found.residual[:, 0].reshape(batch, positions),
-        converged=found.converged.reshape(batch, positions),
+        eigenvalues=leading.values.reshape(batch, positions, -1),
+        residual=leading.residual[:, 0].reshape(batch, positions),
+        converged=leading.converged.reshape(batch, positions),
         method="Arnoldi",
-        products=found.products,
-        left=found.vectors[:, 0].reshape(batch, positions, width),
+        products=leading.products,
+        left=leading.vectors[:, 0].reshape(batch, positions, width),
     )
 
 
 def _dense_spectra(blocks: NDArray[np.float64], count: int) -> TokenSpectra:
-    """Eigenvalues of formed blocks; the left eigenvectors are the eigenvectors of their transposes."""
+    """Return the eigenvalues of formed blocks; the left eigenvectors are the eigenvectors of their transposes."""
     values, vectors = np.linalg.eig(np.swapaxes(blocks, -1, -2))
     order = np.argsort(-np.abs(values), axis=-1)[..., :count]
     lead = np.take_along_axis(vectors, order[..., None, :1], -1)[..., 0]

@@ -60,7 +60,7 @@ class InputDependence:
 
 @torch.no_grad()
 def start_dependence(step: Step, starts: Sequence[Tensor], *, loops: int = 64) -> StartDependence:
-    """Does the end state depend on the start?
+    """Test whether the end state depends on the start.
 
     Costs ``loops`` forwards per start.
 
@@ -108,7 +108,7 @@ def start_dependence(step: Step, starts: Sequence[Tensor], *, loops: int = 64) -
 def input_dependence(
     step_of: Callable[[Tensor], Step], e: Tensor, state: Tensor, *, loops: int = 64, size: float = 1e-2
 ) -> InputDependence:
-    """Does the end state depend on the input?
+    """Test whether the end state depends on the input.
 
     Runs the loop with e and with e changed by a random ``size`` of its norm. Costs two runs of ``loops`` forwards.
 

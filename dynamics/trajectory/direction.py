@@ -27,7 +27,7 @@ STEADY_GAIN: Final = 0.5
 
 
 def direction(residual: Floats, cosine: Floats, state: Floats, first: int) -> NDArray[np.str_]:
-    """Where steps that last lead: ``drifting`` (away), ``orbiting`` (in bounds) or ``either``."""
+    """Return where steps that last lead: ``drifting`` (away), ``orbiting`` (in bounds) or ``either``."""
     turn = mean_where(cosine, np.arange(residual.shape[1])[None] >= first)
     straight = np.arccos(np.clip(turn, -1, 1)) * (residual.shape[1] - first) < np.pi / 2
     squared = state[:, first:] ** 2
@@ -47,7 +47,7 @@ def direction(residual: Floats, cosine: Floats, state: Floats, first: int) -> ND
 
 
 def mean_where(values: Floats, mask: NDArray[np.bool_]) -> Floats:
-    """Mean of the finite masked values of each row; NaN where there is none."""
+    """Return the mean of the finite masked values of each row; NaN where there is none."""
     keep = mask & np.isfinite(values)
     n = keep.sum(axis=1)
     return np.where(n > 0, np.where(keep, values, 0).sum(axis=1) / np.maximum(n, 1), np.nan)

@@ -43,11 +43,11 @@ class ModeDecomposition:
     energy: float
 
     def trusted(self, max_residual: float = 0.1) -> NDArray[np.complex128]:
-        """Eigenvalues of the modes that predict themselves within ``max_residual``."""
+        """Return the eigenvalues of the modes that predict themselves within ``max_residual``."""
         return self.eigenvalues[self.residuals <= max_residual]
 
     def near_unit_mass(self, width: float = 0.05, max_residual: float = np.inf) -> float:
-        """Share of (trusted) eigenvalues with ``| |λ| - 1 | <= width``; NaN when none is trusted.
+        """Return the share of (trusted) eigenvalues with ``| |λ| - 1 | <= width``; NaN when none is trusted.
 
         >>> ModeDecomposition(np.array([1.02 + 0j, 0.5]), np.zeros(2), np.eye(2) + 0j, 2, 1.0).near_unit_mass()
         0.5
@@ -59,7 +59,7 @@ class ModeDecomposition:
 def decompose(
     before: ArrayLike, after: ArrayLike, *, rank: int | None = None, energy: float = 0.9999, noise: float = 0.0
 ) -> ModeDecomposition:
-    r"""Eigenvalues and modes of the linear map behind snapshot pairs.
+    r"""Return the eigenvalues and modes of the linear map behind snapshot pairs.
 
     With ``X = U Σ Vᴴ`` (columns are snapshots) the whitened pairs are ``Vᴴ`` and ``Σ⁻¹ Uᴴ Y``; the map between them has
     the eigenvalues of ``Uᵀ Y V Σ⁻¹``. A mode's residual is ``‖Zᵀ w - λ V w‖ / ‖V w‖`` for its left eigenvector
@@ -84,8 +84,8 @@ def decompose(
 
     >>> a = np.array([[0.9, 0.2], [0.0, 0.5]])
     >>> x = np.random.default_rng(0).normal(size=(50, 2))
-    >>> found = decompose(x, x @ a.T)
-    >>> found.eigenvalues.real.round(6).tolist(), bool(found.residuals.max() < 1e-12)
+    >>> modes = decompose(x, x @ a.T)
+    >>> modes.eigenvalues.real.round(6).tolist(), bool(modes.residuals.max() < 1e-12)
     ([0.9, 0.5], True)
     """
     x, y = np.asarray(before, np.float64), np.asarray(after, np.float64)

@@ -101,7 +101,7 @@ class FixedPoint:
 def find_fixed_point(
     step: Step, start: Tensor, *, method: Method = "anderson", tol: float | None = None, max_calls: int = 500
 ) -> Search:
-    """Searches a fixed point of a loop from one start.
+    """Search a fixed point of a loop from one start.
 
     Args:
         step: One loop, ``(B, ...) -> (B, ...)``.
@@ -121,8 +121,8 @@ def find_fixed_point(
     Source: Anderson, J. ACM 12 (1965) 547; Walker & Ni, SIAM J. Numer. Anal. 49 (2011) 1715; Knoll & Keyes, J. Comput.
     Phys. 193 (2004) 357.
 
-    >>> found = find_fixed_point(lambda h: torch.cos(h), torch.zeros(1, 1, dtype=torch.float64))
-    >>> round(float(found.state), 9), found.converged
+    >>> search = find_fixed_point(lambda h: torch.cos(h), torch.zeros(1, 1, dtype=torch.float64))
+    >>> round(float(search.state), 9), search.converged
     (0.739085133, True)
     """
     wanted = float(torch.finfo(start.dtype).eps ** 0.7) if tol is None else tol
@@ -134,7 +134,7 @@ def find_fixed_point(
 
 
 def _mixed(step: Step, h: Tensor, tol: float, max_calls: int, method: Method) -> Search:
-    """Plain iteration, then Anderson mixing where asked for."""
+    """Iterate plainly, then by Anderson mixing where asked for."""
     first = torch.maximum(_sizes(h), _sizes(step(h)))
     points: list[Tensor] = []
     steps: list[Tensor] = []
@@ -155,7 +155,7 @@ def _mixed(step: Step, h: Tensor, tol: float, max_calls: int, method: Method) ->
 
 
 def _anderson(points: list[Tensor], steps: list[Tensor]) -> Tensor:
-    """The next point: the combination of past points whose steps cancel best, sequence by sequence, moved by its
+    """Return the next point: the combination of past points whose steps cancel best, sequence by sequence, moved by its
     step.
     """
     shape = points[-1].shape
@@ -172,7 +172,7 @@ def _anderson(points: list[Tensor], steps: list[Tensor]) -> Tensor:
 
 
 def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
-    """Newton's method with GMRES for the linear systems and a backtracking line search."""
+    """Search by Newton's method with GMRES for the linear systems and a backtracking line search."""
     calls, residual = 0, float("inf")
     first: Tensor | None = None
     longest = torch.zeros_like(_sizes(h))
@@ -208,7 +208,7 @@ def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
 
 
 def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor | None, int]:
-    """``(I - J) δ = f`` by GMRES; δ and the products used.
+    """Solve ``(I - J) δ = f`` by GMRES; return δ and the products used.
 
     None where δ is so long that (I - J) δ is no more than the rounding of J δ, as at a drift, whose I - J is zero.
     """
@@ -231,13 +231,13 @@ def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor | None, int]:
 
 
 def _sizes(h: Tensor) -> Tensor:
-    """Norm of each sequence's state, ``(B,)``."""
+    """Return the norm of each sequence's state, ``(B,)``."""
     norms: Tensor = torch.linalg.vector_norm(h.flatten(1), dim=1)
     return norms
 
 
 def _has_fallen(f: Tensor, h: Tensor, longest: Tensor) -> bool:
-    """Whether the step of every sequence is short beside its longest so far, or round-off of its state."""
+    """Return whether the step of every sequence is short beside its longest so far, or round-off of its state."""
     rounding = ROUNDINGS * torch.finfo(h.dtype).eps * _sizes(h)
     return bool((_sizes(f) <= torch.maximum(FELL * longest, rounding)).all())
 
@@ -257,7 +257,7 @@ def fixed_points(
     tol: float | None = None,
     max_calls: int = 500,
 ) -> list[FixedPoint]:
-    """The fixed points reached from several starts, without repeats, each with its multipliers and its kind.
+    """Return the fixed points reached from several starts, without repeats, each with its multipliers and its kind.
 
     From every start the methods are tried in order until one converges. An end whose step may lead on for ever is none:
     with a multiplier near one, a small step says little of how far rest is, and where neither that distance nor the
@@ -304,7 +304,7 @@ def fixed_points(
 
 @torch.no_grad()
 def _is_rest(step: Step, point: FixedPoint, first: Tensor) -> bool:
-    """Whether rest is near: by the multipliers, or because the steps go on shrinking, or are round-off.
+    """Return whether rest is near: by the multipliers, or because the steps go on shrinking, or are round-off.
 
     A step of size r leads about r / |1 - λ| far. With a multiplier of 1 it may lead anywhere, as that of a drift does,
     or belong to the other directions, as beside a line of fixed points: then it shrinks.
@@ -327,7 +327,7 @@ def _is_rest(step: Step, point: FixedPoint, first: Tensor) -> bool:
 
 
 def _is_same(point: FixedPoint, search: Search, first: Tensor, tol: float) -> bool:
-    """Whether a search ended at a known point, up to what its residual leaves open.
+    """Return whether a search ended at a known point, up to what its residual leaves open.
 
     A step of size r at a point whose multipliers come within g of one leaves the state about r / g from rest. What
     rests at zero has no size of its own: it is measured by a thousandth of the first states, as residuals are.
@@ -344,7 +344,7 @@ def _is_same(point: FixedPoint, search: Search, first: Tensor, tol: float) -> bo
 def _first_converged(
     step: Step, start: Tensor, methods: Sequence[Method], tol: float | None, max_calls: int
 ) -> Search | None:
-    """The first search that converges, in the order of the methods."""
+    """Return the first search that converges, in the order of the methods."""
     for method in methods:
         search = find_fixed_point(step, start, method=method, tol=tol, max_calls=max_calls)
         if search.converged:
@@ -353,7 +353,7 @@ def _first_converged(
 
 
 def _classified(step: Step, search: Search, starts: int, count: int) -> FixedPoint:
-    """A point found, with the eigenvalues of its Jacobian."""
+    """Return a point found, with the eigenvalues of its Jacobian."""
     try:
         tokens = token_spectra(step, search.state, count=count)
         values = tokens.eigenvalues.reshape(-1)
@@ -371,7 +371,7 @@ def _classified(step: Step, search: Search, starts: int, count: int) -> FixedPoi
 
 
 def classify_multipliers(multipliers: NDArray[np.complex128], *, complete: bool = True) -> tuple[str, tuple[str, ...]]:
-    """What kind of fixed point these eigenvalues of its Jacobian make.
+    """Return what kind of fixed point these eigenvalues of its Jacobian make.
 
     Args:
         multipliers: Eigenvalues, largest modulus first, complex.

@@ -70,7 +70,7 @@ class LyapunovSpectrum:
         return np.asarray(used.mean(axis=1).std(axis=0, ddof=1) / np.sqrt(batches), np.float64)
 
     def largest(self) -> tuple[float, float]:
-        """The largest exponent over everything and its standard error.
+        """Return the largest exponent over everything and its standard error.
 
         >>> LyapunovSpectrum(np.array([[[-1.0], [0.5]]] * 9), 0).largest()
         (0.5, 0.0)
@@ -81,7 +81,7 @@ class LyapunovSpectrum:
 
 
 def smooth_mean(rates: Floats) -> Floats:
-    """Mean over the first axis with the weights ``exp(-1 / (x (1 - x)))``, x in (0, 1) along the axis.
+    """Return the mean over the first axis with the weights ``exp(-1 / (x (1 - x)))``, x in (0, 1) along the axis.
 
     For quasi-periodic series the error falls faster than any power of the length; a plain mean's falls like its
     inverse.
@@ -106,7 +106,7 @@ def smooth_mean(rates: Floats) -> Floats:
 def lyapunov_exponents(
     step: Step, state: Tensor, *, count: int = 1, iterations: int, warmup: int = 0, frozen: bool = False
 ) -> LyapunovSpectrum:
-    r"""Average growth rates of small perturbations of the whole state.
+    r"""Return the average growth rates of small perturbations of the whole state.
 
     Runs ``h[t+1] = step(h[t])`` for ``iterations + warmup`` loops, then pushes ``count`` orthonormal directions back
     through the transposed Jacobians, from the last loop to the first, re-orthonormalising with QR. Exponent i is the
@@ -132,8 +132,8 @@ def lyapunov_exponents(
     Source: Benettin et al., Meccanica 15 (1980) 9-30; QR form of Geist et al., PTP 83 (1990) 875.
 
     >>> decay = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
-    >>> found = lyapunov_exponents(lambda h: decay * h, torch.ones_like(decay), count=2, iterations=50, warmup=50)
-    >>> np.allclose(found.exponents, np.log([0.9, 0.5]), rtol=1e-12)
+    >>> spectrum = lyapunov_exponents(lambda h: decay * h, torch.ones_like(decay), count=2, iterations=50, warmup=50)
+    >>> np.allclose(spectrum.exponents, np.log([0.9, 0.5]), rtol=1e-12)
     True
     """
     if not 1 <= count <= state.numel():
@@ -159,7 +159,7 @@ def token_exponents(
     structure: TokenStructure | None = None,
     frozen: bool = False,
 ) -> LyapunovSpectrum:
-    """Average growth rates of small perturbations of each token's own state, for causal loops.
+    """Return the average growth rates of small perturbations of each token's own state, for causal loops.
 
     As `lyapunov_exponents`, on each token's own block of the Jacobians; all tokens share the backward passes.
 
@@ -183,8 +183,8 @@ def token_exponents(
     Source: as `lyapunov_exponents`; diagonal blocks of a product of block-triangular matrices are the products of their
     blocks.
 
-    >>> found = token_exponents(lambda h: 0.5 * h.cumsum(1), torch.ones(1, 3, 2), iterations=10)
-    >>> np.allclose(found.exponents, np.log(0.5))
+    >>> spectrum = token_exponents(lambda h: 0.5 * h.cumsum(1), torch.ones(1, 3, 2), iterations=10)
+    >>> np.allclose(spectrum.exponents, np.log(0.5))
     True
     """
     batch, positions, width = state.shape
@@ -204,7 +204,7 @@ def token_exponents(
 
 @torch.no_grad()
 def _states(step: Step, state: Tensor, iterations: int, warmup: int, frozen: bool) -> list[Tensor]:
-    """The states at which the Jacobians are taken."""
+    """Return the states at which the Jacobians are taken."""
     if iterations < 1 or warmup < 0:
         raise ValueError(f"iterations, warmup: expected at least 1 and 0, found {iterations} and {warmup}")
     states = [state.detach()]
@@ -218,6 +218,6 @@ def _states(step: Step, state: Tensor, iterations: int, warmup: int, frozen: boo
 
 
 def _log_diagonal(r: Tensor) -> Floats:
-    """``log |R_ii|`` in float64; minus infinity where it is zero."""
+    """Return ``log |R_ii|`` in float64; minus infinity where it is zero."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(r.diagonal(dim1=-2, dim2=-1).abs().double().cpu().numpy()), np.float64)

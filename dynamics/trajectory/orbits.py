@@ -44,13 +44,13 @@ class TokenMap:
     settled_at: NDArray[np.int64]
 
     def counts(self) -> dict[str, int]:
-        """How many tokens follow each pattern."""
+        """Return how many tokens follow each pattern."""
         names, numbers = np.unique(self.pattern, return_counts=True)
         return {str(name): int(number) for name, number in zip(names, numbers, strict=True)}
 
 
 def token_map(states: Tensor, *, round_off: float | None = None) -> TokenMap:
-    """The trajectory class of every token of a batch.
+    """Return the trajectory class of every token of a batch.
 
     Costs a few passes over the states. A *slider* drifts and keeps its direction; a *drift* does not.
 
@@ -69,8 +69,8 @@ def token_map(states: Tensor, *, round_off: float | None = None) -> TokenMap:
     >>> t = torch.arange(13.0)
     >>> rest, flip = 0.3**t, (-1.0) ** t
     >>> states = torch.stack([rest + 1, flip], -1)[:, None, :, None]       # one sequence of two tokens, width 1
-    >>> found = token_map(states)
-    >>> found.pattern.tolist(), found.period.tolist()
+    >>> tokens = token_map(states)
+    >>> tokens.pattern.tolist(), tokens.period.tolist()
     ([['fixed point', 'orbit']], [[1, 2]])
     """
     if states.dim() != 4 or len(states) < 2:
@@ -98,7 +98,7 @@ def token_map(states: Tensor, *, round_off: float | None = None) -> TokenMap:
 
 
 def detect_periods(states: Tensor) -> NDArray[np.int64]:
-    """Smallest number of loops, at least 2, after which each token's late states come back.
+    """Return the smallest number of loops, at least 2, after which each token's late states come back.
 
     Compares the states of the last half with those p loops earlier, for p up to half the loops. A return counts when
     its mean distance is below a tenth of the mean step and the token does move. Costs T²/4 norms of ``(B, S, D)``.
@@ -118,11 +118,11 @@ def detect_periods(states: Tensor) -> NDArray[np.int64]:
     loops = len(states) - 1
     late = states[loops - loops // 2 :]
     step = torch.linalg.vector_norm(late[1:] - late[:-1], dim=-1).mean(0) if len(late) > 1 else None
-    found = torch.zeros(states.shape[1:-1], dtype=torch.int64, device=states.device)
+    periods = torch.zeros(states.shape[1:-1], dtype=torch.int64, device=states.device)
     if step is None:
-        return np.asarray(found.cpu().numpy(), np.int64)
+        return np.asarray(periods.cpu().numpy(), np.int64)
     for p in range(2, loops // 2 + 1):
         start = loops - loops // 2 - p
         back = torch.linalg.vector_norm(late - states[start : start + len(late)], dim=-1).mean(0)
-        found = torch.where((found == 0) & (back < RECURRENCE * step), p, found)
-    return np.asarray(found.cpu().numpy(), np.int64)
+        periods = torch.where((periods == 0) & (back < RECURRENCE * step), p, periods)
+    return np.asarray(periods.cpu().numpy(), np.int64)

@@ -3,7 +3,7 @@
 A step can be round-off when it is small relative to the state, for the type of the states. It is not, however small,
 when the steps follow a law: round-off neither keeps its direction nor grows loop after loop.
 
-Not covered: an orbit that is smaller than the round-off level, which cannot be told from it.
+Not covered: an orbit that is smaller than the round-off level, which looks the same.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ FLOOR_GROWTH: Final = 4.0
 
 
 def _scale(residual: Floats, state: Floats, known: Bools) -> Floats:
-    """What a step is compared with: the state, or without it the largest step so far, which never makes round-off of
-    the start of an explosion.
+    """Return what a step is compared with: the state, or without it the largest step so far.
+
+    The largest step so far never takes the start of an explosion for round-off.
     """
     return np.where(known[:, None], state[:, 1:], np.maximum.accumulate(residual, axis=1))
 
 
 def end_above(residual: Floats, state: Floats, known: Bools, level: float) -> Integers:
-    """One past the last loop whose step is above a relative size; T when the loop still moves at its end."""
+    """Return one past the last loop whose step is above a relative size; T when the loop still moves at its end."""
     loops = residual.shape[1]
     moving = residual > level * _scale(residual, state, known)
     return np.where(moving.any(axis=1), loops - np.argmax(moving[:, ::-1], axis=1), 0)

@@ -156,12 +156,12 @@ def judged_from(prediction: SafeDepth, answers: ArrayLike, reference: int) -> Sa
 
 
 def _reached(depths: NDArray[Any]) -> int:
-    """The largest depth that at least 95 % of the tokens reach (the small number keeps 0.05 * 100 at 5)."""
+    """Return the largest depth that at least 95 % of the tokens reach (the small number keeps 0.05 * 100 at 5)."""
     return int(np.sort(depths, axis=None)[int((1 - SHARE) * depths.size + 1e-9)])
 
 
 def _travel(steps: Floats, laws: TrajectoryMap, horizon: int) -> tuple[Floats, Floats]:
-    """Path still to come up to each depth T + 1 .. horizon, and in all, in units of the last step."""
+    """Return the path still to come up to each depth T + 1 .. horizon, and in all, in units of the last step."""
     loops = steps.shape[-1]
     future = np.arange(loops, horizon, dtype=np.float64)
     with np.errstate(all="ignore"):
@@ -192,7 +192,7 @@ def _travel(steps: Floats, laws: TrajectoryMap, horizon: int) -> tuple[Floats, F
 
 
 def _margins(before: ArrayLike, after: ArrayLike) -> tuple[Floats, Floats]:
-    """Margin of each answer, and the fastest gain of any rival on it in the last loop."""
+    """Return the margin of each answer, and the fastest gain of any rival on it in the last loop."""
     first, last = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if first.shape != last.shape:
         raise ValueError(f"logits: expected two arrays of equal shape, found {first.shape} and {last.shape}")
@@ -209,7 +209,7 @@ def _margins(before: ArrayLike, after: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _sentence(depth: int, horizon: int, loops: int, unlimited: bool, method: str) -> str:
-    """The verdict in words."""
+    """Return the verdict in words."""
     what = "the answers do not change" if method == "margin" else "the states move by less than a tenth"
     if depth < horizon:
         return f"safe depth {depth}"

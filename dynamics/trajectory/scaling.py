@@ -82,7 +82,7 @@ class DepthLaw:
     doubt: str
 
     def loss(self, depths: object) -> Vector:
-        """Predicted loss at these depths, nats."""
+        """Return the predicted loss at these depths, nats."""
         return self.limit + self.amplitude * np.exp(-self.rate * as_float64(depths, "depths"))
 
     @property
@@ -145,8 +145,8 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
     Source: arXiv 2604.12946 (test-time depth law); variable projection, Golub and Pereyra, SIAM J. Numer. Anal. 10
     (1973) 413-432.
 
-    >>> found = depth_law([1, 2, 4, 8, 16], [2 + 3 * math.exp(-0.5 * t) for t in (1, 2, 4, 8, 16)])
-    >>> round(found.limit, 6), round(found.amplitude, 6), round(found.rate, 6), found.identified
+    >>> law = depth_law([1, 2, 4, 8, 16], [2 + 3 * math.exp(-0.5 * t) for t in (1, 2, 4, 8, 16)])
+    >>> round(law.limit, 6), round(law.amplitude, 6), round(law.rate, 6), law.identified
     (2.0, 3.0, 0.5, True)
     """
     from scipy.optimize import minimize_scalar
@@ -160,11 +160,11 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
         )
 
     def solve(log_rate: float) -> tuple[float, Vector]:
-        """Best limit and amplitude for one rate, and the sum of squares they leave."""
+        """Return the best limit and amplitude for one rate, and the sum of squares they leave."""
         # Measured from the first depth, so that a fast decay does not underflow before it.
         design = np.stack([np.ones_like(times), np.exp(-math.exp(log_rate) * (times - times.min()))], axis=1)
-        found = np.linalg.lstsq(design, values, rcond=None)[0]
-        return float(np.sum((design @ found - values) ** 2)), found
+        coefficients = np.linalg.lstsq(design, values, rcond=None)[0]
+        return float(np.sum((design @ coefficients - values) ** 2)), coefficients
 
     gaps = np.diff(np.unique(times))
     logs = np.linspace(math.log(0.01 / np.ptp(times)), math.log(20 / gaps.min()), 200)
@@ -194,7 +194,7 @@ def depth_law(depths: object, losses: object) -> DepthLaw:
 
 
 def _misfit(times: Vector, losses: Vector, residuals: Vector, rate: float) -> str:
-    """Why the law is not believed although it was fitted; empty when nothing speaks against it.
+    """Return why the law is not believed although it was fitted; empty when nothing speaks against it.
 
     It has rivals with as many coefficients, a power law and a logarithm after a transient, which have other limits or
     none. It must beat each of them clearly, and its misfit must have no trend in log T.
@@ -216,7 +216,7 @@ def _misfit(times: Vector, losses: Vector, residuals: Vector, rate: float) -> st
 
 
 def _trend(t: Vector, losses: Vector, rate: float, squares: float, noise: float) -> float:
-    """How surely a term in log T, next to the law, improves on it: 1 minus the level of an F test."""
+    """Return how surely a term in log T, next to the law, improves on it: 1 minus the level of an F test."""
     from scipy.stats import f
 
     rates = rate * np.geomspace(0.5, 6.0, 60)
@@ -227,17 +227,17 @@ def _trend(t: Vector, losses: Vector, rate: float, squares: float, noise: float)
 
 
 def _left_over(design: Vector, values: Vector) -> float:
-    """Sum of squares that least squares leaves."""
+    """Return the sum of squares that least squares leaves."""
     return float(np.sum((design @ np.linalg.lstsq(design, values, rcond=None)[0] - values) ** 2))
 
 
 def _power_laws(t: Vector) -> list[list[Vector]]:
-    """Columns of ``a + b (t + s)^-p`` for a grid of p and s."""
+    """Return the columns of ``a + b (t + s)^-p`` for a grid of p and s."""
     return [[(t + s) ** -p] for p in np.geomspace(0.1, 6, 60) for s in (0.0, 1.0)]
 
 
 def _logarithms(t: Vector) -> list[list[Vector]]:
-    """Columns of ``a + b log(t + s)``, alone and after a transient that lasts a loop or two."""
+    """Return the columns of ``a + b log(t + s)``, alone and after a transient that lasts a loop or two."""
     return [[np.log(t + s)] for s in (0.0, 1.0)] + [[np.log(t), np.exp(-z * (t - t.min()))] for z in (1.0, 2.0)]
 
 
@@ -268,8 +268,8 @@ def training_law(
     Source: arXiv 2604.12946; the procedure of Hoffmann et al., arXiv 2203.15556, approach 3.
 
     >>> n, d = (m.ravel() for m in np.meshgrid(np.geomspace(1e8, 3e9, 5), np.geomspace(1e9, 1e11, 5)))
-    >>> found = training_law(n, d, 2.5 + 5e5 * n**-0.77 + 2e4 * d**-0.5, restarts=10)
-    >>> round(found.coefficients["E"], 4), round(found.coefficients["x"], 4), found.identified
+    >>> law = training_law(n, d, 2.5 + 5e5 * n**-0.77 + 2e4 * d**-0.5, restarts=10)
+    >>> round(law.coefficients["E"], 4), round(law.coefficients["x"], 4), law.identified
     (2.5, 0.77, True)
     """
     logs = [_logarithm(parameters, "parameters"), _logarithm(tokens, "tokens")]
@@ -285,7 +285,7 @@ def unified_law(
     restarts: int = 500,
     seed: int = 0,
 ) -> ScalingLaw:
-    """One law for training and test-time depth: L = E + X·N^(−x) + Y·D^(−y) + Z·exp(−z·T/μ).
+    """Fit one law for training and test-time depth: L = E + X·N^(−x) + Y·D^(−y) + Z·exp(−z·T/μ).
 
     Fitted like :func:`training_law`, with seven coefficients.
 
@@ -308,8 +308,8 @@ def unified_law(
     >>> grids = np.meshgrid([0.25, 0.5, 1.0, 2.0], np.geomspace(1e8, 3e9, 4), np.geomspace(1e9, 1e11, 4))
     >>> t, n, d = (m.ravel() for m in grids)
     >>> losses = 2.5 + 5e5 * n**-0.77 + 2e4 * d**-0.5 + 1.2 * np.exp(-4 * t)
-    >>> found = unified_law(t, n, d, losses, restarts=10)
-    >>> round(found.coefficients["Z"], 3), round(found.coefficients["z"], 3)
+    >>> law = unified_law(t, n, d, losses, restarts=10)
+    >>> round(law.coefficients["Z"], 3), round(law.coefficients["z"], 3)
     (1.2, 4.0)
     """
     depths = as_float64(relative_depths, "relative_depths")
@@ -320,7 +320,7 @@ def unified_law(
 
 
 def _logarithm(values: object, name: str) -> Vector:
-    """Natural logarithm of positive numbers, or which ones are not."""
+    """Return the natural logarithm of positive numbers; raise for others, saying which."""
     array = as_float64(values, name)
     if array.size == 0 or array.min() <= 0:
         raise ValueError(f"{name} must be positive; found {array.min() if array.size else 'no entries'}")
@@ -359,14 +359,14 @@ def _fit(features: list[Vector], log_losses: Vector, restarts: int, seed: int) -
 
 
 def _best_of(centred: Vector, log_losses: Vector, restarts: int, seed: int) -> tuple[Vector, Vector, bool]:
-    """L-BFGS from random starts, then the best polished by a second-order method on the same Huber objective."""
+    """Run L-BFGS from random starts, then polish the best by a second-order method on the same Huber objective."""
     from scipy.optimize import least_squares, minimize
 
     rng, terms = np.random.default_rng(seed), len(centred)
     level = float(log_losses.mean())
 
     def objective(point: Vector) -> tuple[float, Vector]:
-        """Mean Huber loss in units of δ², and its gradient."""
+        """Return the mean Huber loss in units of δ², and its gradient."""
         residuals, jacobian = _residuals(point, centred, log_losses)
         scaled = residuals / HUBER_DELTA
         inside = np.abs(scaled) <= 1
@@ -383,9 +383,9 @@ def _best_of(centred: Vector, log_losses: Vector, restarts: int, seed: int) -> t
                 rng.uniform(math.log(0.05), math.log(5), terms),
             ]
         )
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000})
-        ends[i] = found.fun
-        points.append(found.x)
+        minimum = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000})
+        ends[i] = minimum.fun
+        points.append(minimum.x)
     polished = least_squares(
         _part(centred, log_losses, 0),
         points[int(ends.argmin())],
@@ -402,12 +402,12 @@ def _best_of(centred: Vector, log_losses: Vector, restarts: int, seed: int) -> t
 
 
 def _part(centred: Vector, log_losses: Vector, which: int) -> Callable[[Vector], Vector]:
-    """The residuals (0) or their Jacobian (1) as a function of the point alone."""
+    """Return the residuals (0) or their Jacobian (1) as a function of the point alone."""
     return lambda point: _residuals(point, centred, log_losses)[which]
 
 
 def _residuals(point: Vector, centred: Vector, log_losses: Vector) -> tuple[Vector, Vector]:
-    """Errors of the predicted log loss, and their derivatives by offsets and by logarithms of slopes."""
+    """Return the errors of the predicted log loss, and their derivatives by offsets and by logarithms of slopes."""
     terms = len(centred)
     slopes = np.exp(point[terms + 1 :, None])
     exponents = np.vstack([np.full((1, log_losses.size), point[0]), point[1 : terms + 1, None] - slopes * centred])
@@ -432,7 +432,7 @@ def _in_coefficients(jacobian: Vector, slopes: Vector, middles: list[float], coe
 
 
 def _standard_errors(sensitivities: Vector, residuals: Vector) -> tuple[list[float], float]:
-    """Standard errors from sensitivities and scatter, and the condition number after scaling columns to unit length."""
+    """Return standard errors from sensitivities and scatter, and the condition number of columns of unit length."""
     count, unknowns = sensitivities.shape
     lengths = np.linalg.norm(sensitivities, axis=0)
     if not (lengths > 0).all() or count <= unknowns:
@@ -448,6 +448,6 @@ def _standard_errors(sensitivities: Vector, residuals: Vector) -> tuple[list[flo
 
 
 def _determined(quality: FitQuality, coefficients: dict[str, float]) -> bool:
-    """Whether the optimiser converged and every standard error is below half of its coefficient."""
+    """Return whether the optimiser converged and every standard error is below half of its coefficient."""
     errors = quality.standard_errors
     return quality.converged and all(errors[name] < DETERMINED * abs(value) for name, value in coefficients.items())

@@ -82,7 +82,7 @@ class LawFits:
     plain_power: Floats
 
     def loops_to_part(self, one: Integers, other: Integers, loops: int, ahead: int) -> Integers:
-        """How many more loops would tell two laws of each series apart; ``ahead * loops`` where more would not.
+        """Return how many more loops would tell two laws of each series apart; ``ahead * loops`` where more would not.
 
         Args:
             one: ``(N,)``, class of the first law.
@@ -96,7 +96,7 @@ class LawFits:
         return np.where(told.any(axis=1), np.argmax(told, axis=1) + 1, ahead * loops)
 
     def _predicted(self, law: Integers, t: Floats) -> Floats:
-        """Log step size for the loops t, long after the transients."""
+        """Return the log step size for the loops t, long after the transients."""
         each = np.arange(len(law))
         x = np.where(self.power[each, law][:, None], np.log(t + 1)[None], t[None])
         return self.offset[each, law][:, None] + self.slope[each, law][:, None] * x
@@ -114,8 +114,8 @@ def fit_laws(steps: Floats, first: int) -> LawFits:
 
     Source: least squares with a bounded slope; likelihood ratios, e.g. Cox and Hinkley, Theoretical Statistics (1974).
 
-    >>> found = fit_laws(0.8 ** np.arange(4, 16)[None], first=4)
-    >>> CLASSES[int(found.miss.argmin())], round(float(np.exp(found.slope[0, 0])), 3), bool(found.miss[0, 1] > 9)
+    >>> fits = fit_laws(0.8 ** np.arange(4, 16)[None], first=4)
+    >>> CLASSES[int(fits.miss.argmin())], round(float(np.exp(fits.slope[0, 0])), 3), bool(fits.miss[0, 1] > 9)
     ('settling', 0.8, True)
     """
     parts = [_fit(steps[at : at + BLOCK], first) for at in range(0, len(steps), BLOCK)]
@@ -123,7 +123,7 @@ def fit_laws(steps: Floats, first: int) -> LawFits:
 
 
 def _transients(since: Floats) -> tuple[Floats, int, int]:
-    """Logarithms of the transients, ``(J, n)``, t counted from the first fitted loop.
+    """Return the logarithms of the transients, ``(J, n)``, t counted from the first fitted loop.
 
     First none at all, then ``1 + α ρ^t`` (how many these are is the second result), then ``1 / (1 + α ρ^t)``, for
     growth that saturates (the third result counts up to here), then ``(1 + β t)^k`` for k up to
@@ -141,7 +141,7 @@ def _transients(since: Floats) -> tuple[Floats, int, int]:
 
 
 def _fit(steps: Floats, first: int) -> LawFits:
-    """`fit_laws` of one block."""
+    """Run `fit_laws` on one block."""
     n = steps.shape[1]
     t = first + np.arange(n, dtype=np.float64)
     logs = np.log(steps)
@@ -188,7 +188,7 @@ def _noise(squares: Floats, slope: Floats, offset: Floats, logs: Floats, shapes:
 def _best_of_each_class(
     squares: Floats, slope: Floats, offset: Floats, noise: Floats, plain: Floats, t: Floats
 ) -> LawFits:
-    """The law and transient of each class that fit best; first axis: the six ranges of slopes."""
+    """Return the law and transient of each class that fit best; first axis: the six ranges of slopes."""
     cost = np.full(squares.shape[2], TRANSIENT_COST)
     cost[0] = 0.0
     score = squares / noise[None, :, None] + cost
@@ -230,7 +230,7 @@ class _Line:
         slope = ((logs @ centred)[:, None] - shapes @ centred) / spread
 
         def rest(rows: Floats) -> Floats:
-            """What is left of rows after their mean and their slope are gone."""
+            """Return what is left of rows after their mean and their slope are gone."""
             level = rows - rows.mean(axis=1, keepdims=True)
             return np.asarray(level - (level @ centred / spread)[:, None] * centred, np.float64)
 

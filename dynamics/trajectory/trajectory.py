@@ -106,7 +106,7 @@ class TrajectoryMap:
     loops: int
 
     def law(self, *index: int) -> TrajectoryLaw:
-        """The verdict of one series, with its sentence.
+        """Return the verdict of one series, with its sentence.
 
         >>> print(classify_map(np.ones((2, 16))).law(1).sentence)
         The loop drifts: late steps keep their size (factor 1.000 per loop); the last of 16 is 1.
@@ -131,7 +131,7 @@ class TrajectoryMap:
         return replace(law, sentence=words)
 
     def counts(self) -> dict[str, int]:
-        """How many series are of each kind (kinds that do not occur are left out).
+        """Return how many series are of each kind (kinds that do not occur are left out).
 
         >>> classify_map(np.ones((2, 16))).counts()
         {'drifting': 2}
@@ -141,7 +141,7 @@ class TrajectoryMap:
 
 
 def late_window(loops: int) -> int:
-    """First loop that counts as late: half-way up to 24 loops, then the 12th, then a quarter of the way.
+    """Return the first loop that counts as late: half-way up to 24 loops, then the 12th, then a quarter of the way.
 
     The two ratios are taken over these loops. The fit of the laws begins at a quarter of the way: telling 1/t from a
     geometric law needs a wide span of t.
@@ -212,7 +212,7 @@ def classify_map(
     *,
     round_off: float | None = None,
 ) -> TrajectoryMap:
-    """`classify` for many series at once, e.g. every token of a batch.
+    """Classify many series at once as `classify` does one, e.g. every token of a batch.
 
     Args:
         residual_norm: ``(..., T)``.
@@ -244,9 +244,9 @@ def classify_map(
     cosine = _rows(step_cosine, "step_cosine", (*lead, loops))
     if loops > 1 and _starts_unseen(rows, state):
         rows, cosine, state = rows[:, 1:], cosine[:, 1:], state[:, 1:]
-    found = _classify_rows(rows, cosine, state, round_off)
-    arrays = {f.name: getattr(found, f.name).reshape(lead) for f in fields(found) if f.name != "loops"}
-    return replace(found, **arrays)
+    laws = _classify_rows(rows, cosine, state, round_off)
+    arrays = {f.name: getattr(laws, f.name).reshape(lead) for f in fields(laws) if f.name != "loops"}
+    return replace(laws, **arrays)
 
 
 def _starts_unseen(residual: Floats, state: Floats) -> bool:
@@ -256,7 +256,7 @@ def _starts_unseen(residual: Floats, state: Floats) -> bool:
 
 
 def _rows(values: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Floats:
-    """The series as float64 rows; NaN where not given."""
+    """Return the series as float64 rows; NaN where not given."""
     if values is None:
         return np.full((int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]), np.nan)
     array = np.asarray(values, np.float64)
@@ -266,7 +266,7 @@ def _rows(values: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Floats
 
 
 def _classify_rows(residual: Floats, cosine: Floats, state: Floats, round_off: float | None) -> TrajectoryMap:
-    """The whole decision on rows ``(N, T)``."""
+    """Return the whole decision on rows ``(N, T)``."""
     count, loops = residual.shape
     with np.errstate(all="ignore"):
         known = ~_all(np.isnan(state))
@@ -305,13 +305,13 @@ def _classify_rows(residual: Floats, cosine: Floats, state: Floats, round_off: f
 
 
 def _first_bad(residual: Floats, state: Floats, known: Bools) -> Integers:
-    """The first loop whose state or step is not finite."""
+    """Return the first loop whose state or step is not finite."""
     not_finite = ~np.isfinite(residual) | (known[:, None] & ~np.isfinite(state[:, 1:]))
     return np.asarray(np.argmax(not_finite, axis=1) + 1, np.int64)
 
 
 def _ratios(residual: Floats, state: Floats, bad: Bools, known: Bools) -> tuple[Floats, Floats]:
-    """``residual_ratio`` and ``growth_ratio``, as ``runfile.ratios`` computes them from a recording."""
+    """Return ``residual_ratio`` and ``growth_ratio``, as ``runfile.ratios`` computes them from a recording."""
     count, loops = residual.shape
     if loops < MIN_LOOPS:
         unknown = np.where(bad, np.inf, np.nan)
@@ -324,7 +324,7 @@ def _ratios(residual: Floats, state: Floats, bad: Bools, known: Bools) -> tuple[
 
 
 def _all(values: Bools) -> Bools:
-    """Whether every entry of each row holds."""
+    """Return whether every entry of each row holds."""
     return np.asarray(values.all(axis=1), np.bool_)
 
 
@@ -344,7 +344,7 @@ class _Decision:
 
     @staticmethod
     def nothing(count: int) -> _Decision:
-        """Too few loops."""
+        """Return the decision for too few loops."""
 
         def words(text: str) -> NDArray[np.str_]:
             return np.full(count, text, dtype="<U24")
@@ -363,12 +363,12 @@ class _Decision:
 
 
 def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round_off: float | None) -> _Decision:
-    """Kind and law of every row of finite numbers, at least `MIN_LOOPS` long."""
+    """Return the kind and law of every row of finite numbers, at least `MIN_LOOPS` long."""
     count, loops = residual.shape
     end = end_above(residual, state, known, ROUND_OFF if round_off is None else round_off)
     at_floor = (end < loops) & ~follows_a_law(residual, cosine, end)
     end = np.where(at_floor, end, loops)
-    found = _Decision.nothing(count)
+    decision = _Decision.nothing(count)
     for length in np.unique(end):
         rows = np.flatnonzero(end == length)
         first = max(1, int(length) // 4)
@@ -379,22 +379,22 @@ def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round
         fits = fit_laws(np.maximum(window, np.where(np.isfinite(positive), positive, 1.0)), first)
         leads = direction(residual[rows], cosine[rows], state[rows], first)
         seen = _seen(window, cosine[rows, first:length])
-        _fill(found, rows, fits, leads, seen, loops, int(length) - first)
+        _fill(decision, rows, fits, leads, seen, loops, int(length) - first)
     if round_off is None:
-        _doubt_short_floats(found, residual, cosine, state, known & ~at_floor)
+        _doubt_short_floats(decision, residual, cosine, state, known & ~at_floor)
     settled = (("kind", "settling"), ("method", "round-off"), ("first", ""), ("second", ""), ("more_loops", 0))
     for name, value in settled:
-        getattr(found, name)[at_floor] = value
-    return found
+        getattr(decision, name)[at_floor] = value
+    return decision
 
 
 def _visible(fitted: int) -> float:
-    """Change of the logarithm of the steps that is called a law, by the number of loops fitted."""
+    """Return the change of the logarithm of the steps that is called a law, by the number of loops fitted."""
     return VISIBLE_CHANGE[0] + VISIBLE_CHANGE[1] / fitted**2
 
 
 def _seen(window: Floats, cosine: Floats) -> tuple[Bools, Bools]:
-    """Whether the fitted steps of each row were seen to settle, and seen to explode.
+    """Return whether the fitted steps of each row were seen to settle, and seen to explode.
 
     What settles must have shrunk visibly. And a loop with several directions first sorts them out: as long as its steps
     turn by another angle at every loop, their sizes follow no law yet, and may fall for some loops before they grow for
@@ -409,7 +409,7 @@ def _seen(window: Floats, cosine: Floats) -> tuple[Bools, Bools]:
 
 
 def _fill(
-    found: _Decision,
+    decision: _Decision,
     rows: Integers,
     fits: LawFits,
     leads: NDArray[np.str_],
@@ -440,21 +440,21 @@ def _fill(
     names = np.where(np.arange(3) == lasting, turning[:, None], np.array(CLASSES)[None])
     kind = np.where(torn, "undecided", names[each, best])
     in_place = ~torn & (best == lasting) & (leads == "either")  # it lasts, but where to?
-    found.kind[rows] = np.where(in_place, "undecided", kind)
-    found.first[rows] = np.where(torn | in_place, names[each, best], "")
-    found.second[rows] = np.where(torn, names[each, other], np.where(in_place, "orbiting", ""))
+    decision.kind[rows] = np.where(in_place, "undecided", kind)
+    decision.first[rows] = np.where(torn | in_place, names[each, best], "")
+    decision.second[rows] = np.where(torn, names[each, other], np.where(in_place, "orbiting", ""))
     power = fits.power[each, best]
     constant = (best == lasting) & ~power
-    found.method[rows] = np.where(power, "power", np.where(constant, "constant", "geometric"))
+    decision.method[rows] = np.where(power, "power", np.where(constant, "constant", "geometric"))
     slope = fits.slope[each, best]
-    found.rate[rows] = np.exp(np.where(power, fits.plain_slope, slope))
-    found.exponent[rows] = np.where(power, slope, fits.plain_power)
-    found.first_law[rows], found.second_law[rows] = _law_words(fits, best), _law_words(fits, other)
-    found.more_loops[rows] = np.where(torn, fits.loops_to_part(best, other, loops, AHEAD), in_place * loops)
+    decision.rate[rows] = np.exp(np.where(power, fits.plain_slope, slope))
+    decision.exponent[rows] = np.where(power, slope, fits.plain_power)
+    decision.first_law[rows], decision.second_law[rows] = _law_words(fits, best), _law_words(fits, other)
+    decision.more_loops[rows] = np.where(torn, fits.loops_to_part(best, other, loops, AHEAD), in_place * loops)
 
 
 def _law_words(fits: LawFits, law: Integers) -> NDArray[np.str_]:
-    """The law of one class in a few characters: ``× 0.972 per loop`` or ``like t^-0.40``."""
+    """Return the law of one class in a few characters: ``× 0.972 per loop`` or ``like t^-0.40``."""
     each = np.arange(len(law))
     slopes, powers = fits.slope[each, law], fits.power[each, law]
     return np.array(
@@ -463,22 +463,22 @@ def _law_words(fits: LawFits, law: Integers) -> NDArray[np.str_]:
     )
 
 
-def _doubt_short_floats(found: _Decision, residual: Floats, cosine: Floats, state: Floats, known: Bools) -> None:
-    """Where the type of the states is not known: steps that fell and then last, turning, may be bfloat16 round-off."""
+def _doubt_short_floats(decision: _Decision, residual: Floats, cosine: Floats, state: Floats, known: Bools) -> None:
+    """Doubt steps of states of unknown type that fell and then last, turning: they may be bfloat16 round-off."""
     loops = residual.shape[1]
     end = end_above(residual, state, known, ROUND_OFF_OF["bfloat16"])
     fell = residual.max(axis=1) > FLOOR_GROWTH * residual[:, -1]
     below = np.arange(loops)[None] >= np.minimum(end, loops - 1)[:, None]
     turns = mean_where(cosine, below) < STRAIGHT
-    lasts = (found.kind == "orbiting") | (found.second == "orbiting") | (found.first == "orbiting")
+    lasts = (decision.kind == "orbiting") | (decision.second == "orbiting") | (decision.first == "orbiting")
     doubt = known & (end < loops) & fell & turns & lasts
-    found.kind[doubt], found.first[doubt], found.second[doubt] = "undecided", "settling", "orbiting"
-    found.first_law[doubt], found.second_law[doubt] = "to bfloat16 round-off", "in an orbit of that size"
-    found.more_loops[doubt] = 0
+    decision.kind[doubt], decision.first[doubt], decision.second[doubt] = "undecided", "settling", "orbiting"
+    decision.first_law[doubt], decision.second_law[doubt] = "to bfloat16 round-off", "in an orbit of that size"
+    decision.more_loops[doubt] = 0
 
 
 def _ratio(values: Floats, first: NDArray[np.int64], last: NDArray[np.int64]) -> Floats:
-    """Geometric mean of successive ratios between two loops of each row."""
+    """Return the geometric mean of successive ratios between two loops of each row."""
     rows = np.arange(len(values))
     first, last = np.clip(first, 0, values.shape[1] - 1), np.clip(last, 0, values.shape[1] - 1)
     first = np.minimum(first, np.maximum(last - 1, 0))

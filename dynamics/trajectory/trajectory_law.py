@@ -64,7 +64,7 @@ def sentence_of(
         cosine: Mean cosine of successive late steps; NaN where not known.
         laws: What the two laws of an undecided loop are, in a few characters each.
         bad_loop: First loop whose state is not finite.
-        fewest: Loops below which nothing is said.
+        fewest: Loops below which there is no sentence.
     """
     share = f" ({100 * law.last_relative_step:.2g} % of the state)" if math.isfinite(law.last_relative_step) else ""
     end = f"; the last of {loops} is {law.last_step:.3g}{share}."
@@ -89,7 +89,7 @@ def sentence_of(
 
 
 def _lasting(law: TrajectoryLaw, cosine: float) -> str:
-    """A loop whose steps neither add up nor grow geometrically."""
+    """Return the law of a loop whose steps neither add up nor grow geometrically."""
     verb = "drifts" if law.kind == "drifting" else "stays in bounds without settling (an orbit)"
     turn = f" with cosine {cosine:.2f} from one to the next" if math.isfinite(cosine) else ""
     if law.method == "power" and law.exponent < -0.1:
@@ -104,7 +104,7 @@ def _lasting(law: TrajectoryLaw, cosine: float) -> str:
 
 
 def _undecided(law: TrajectoryLaw, laws: tuple[str, str], end: str) -> str:
-    """Two kinds that the loops cannot tell apart, and what would."""
+    """Name the two kinds that the loops cannot tell apart, and what would."""
     if law.between == ("drifting", "orbiting"):
         pair = f"drifting and orbiting (steps {laws[0]})"
     else:

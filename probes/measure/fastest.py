@@ -8,7 +8,7 @@ from .reduction import EagerReduction, Reduction
 
 
 def reduction_for(device: torch.device) -> Reduction:
-    """The fastest reduction of states on this device."""
+    """Return the fastest reduction of states on this device."""
     if device.type == "cuda":
         try:
             from .fused import FusedReduction

@@ -73,7 +73,7 @@ class FixedBatch:
         self._looked = False  # whether a pass was run, and seen to leave every bit as it was
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keeps the beginning of a training batch, given the arguments of a forward; not where there is a batch."""
+        """Keep the beginning of a training batch, given the arguments of a forward; not where there is a batch."""
         if self.call is not None:
             return
         given = Call(args, kwargs)
@@ -91,7 +91,7 @@ class FixedBatch:
     def run(
         self, tap: LoopTap, *, token_steps: bool = False, together: Callable[[], bool] | None = None
     ) -> Pass | None:
-        """Runs the batch at depth 2·μ_rec and records its loop; training notices nothing.
+        """Run the batch at depth 2·μ_rec and record its loop; training notices nothing.
 
         Args:
             tap: The tap of the loop.

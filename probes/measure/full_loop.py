@@ -70,7 +70,7 @@ def arrays_of(loop: FullLoop) -> dict[str, Floats]:
 
 
 def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | None = None) -> FullLoop:
-    r"""What does this loop do to small perturbations at the states it visits?
+    r"""Measure what this loop does to small perturbations at the states it visits.
 
     Runs ``loops`` loops from ``loop.state`` and linearises at the last one. Costs, in backward passes of one loop: the
     spectrum 40 to 160 (D of them up to width 128, where it is exact), the exponents `EXPONENTS` per loop, the norm 40,
@@ -92,8 +92,8 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
     >>> from loopscope.models import build
     >>> _ = torch.manual_seed(0)
     >>> with bound_loop(build("demo", injection="addition"), torch.zeros(1, 4, dtype=torch.int64)) as loop:
-    ...     found = measure_full_loop(loop, loops=8)
-    >>> found.spectrum, found.radius.method, found.radius.converged
+    ...     numbers = measure_full_loop(loop, loops=8)
+    >>> numbers.spectrum, numbers.radius.method, numbers.radius.converged
     ('per token', 'per token, exact', True)
     """
     if loops < 1:
@@ -114,7 +114,7 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
 
 
 def _attempt(name: str, part: Callable[[], T], /) -> T | None:
-    """One number, None where it cannot be had."""
+    """Return one number, None where it could not be computed."""
     try:
         return part()
     except EXPECTED:
@@ -123,7 +123,7 @@ def _attempt(name: str, part: Callable[[], T], /) -> T | None:
 
 @torch.no_grad()
 def _visited(loop: BoundLoop, loops: int) -> tuple[Tensor, Tensor]:
-    """The states half way and at the end."""
+    """Return the states half way and at the end."""
     state = middle = loop.state
     for t in range(loops):
         middle = state if t == loops // 2 else middle
@@ -132,7 +132,7 @@ def _visited(loop: BoundLoop, loops: int) -> tuple[Tensor, Tensor]:
 
 
 def _structure(loop: BoundLoop, state: Tensor) -> Structure:
-    """Per token where that is exact and one backward pass serves all tokens, else whole."""
+    """Choose per token where that is exact and one backward pass serves all tokens, else whole."""
     if state.dim() != 3:
         return "whole"
     try:
@@ -170,7 +170,7 @@ class FullLoopProbe:
         self._failed = False
 
     def measure(self, batch: Call | None, step: int) -> Measured:
-        """The numbers of now; nothing after a failure.
+        """Return the numbers as they are now; nothing after a failure.
 
         Training notices nothing: modes, gradients and random states are as before.
 
@@ -182,22 +182,22 @@ class FullLoopProbe:
             return Measured()
         began = time.perf_counter()
         try:
-            found, where = self._measured(batch)
+            loop, where = self._measured(batch)
         except Exception as error:
             self._failed = True
             message = f"the full loop is not measured in this run: {error}"
             log.warning("loopscope: %s", message)
             return Measured(event=Event(step, time.time(), EVENT, "warning", message=message))
-        values = values_of(found) | {"full_loop_seconds": time.perf_counter() - began}
+        values = values_of(loop) | {"full_loop_seconds": time.perf_counter() - began}
         event = None
-        if self._structure is None and found.radius is not UNKNOWN:
-            self._structure = found.spectrum
-            message = f"full loop measured {where}: {found.radius.method}"
+        if self._structure is None and loop.radius is not UNKNOWN:
+            self._structure = loop.spectrum
+            message = f"full loop measured {where}: {loop.radius.method}"
             event = Event(step, time.time(), EVENT, message=message)
-        return Measured(values, arrays_of(found), event)
+        return Measured(values, arrays_of(loop), event)
 
     def _measured(self, batch: Call | None) -> tuple[FullLoop, str]:
-        """One measurement, in eager mode and without autocast, and where it was taken."""
+        """Measure once, in eager mode and without autocast; return the numbers and where they were taken."""
         if batch is None:
             raise LoopSiteError("training called the model without a tensor; give attach() a probe_batch")
         if is_sharded(self._model):

@@ -147,7 +147,7 @@ class FusedReduction:
         if not self._eagerly and _fits(state):
             try:
                 return self._launch(state, rows, at)
-            except Exception as error:  # a driver or compiler that does not suit: the numbers can be had otherwise
+            except Exception as error:  # a driver or compiler that does not suit: plain torch computes the same numbers
                 self.broken = True
                 log.warning("loopscope: the fused reduction failed, torch operations take over: %r", error)
         if not self._eagerly:

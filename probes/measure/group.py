@@ -11,7 +11,7 @@ Why nobody waits for ever:
   Where there is a yes, every rank is inside of `Group.agree` and the collective is the next thing it does: no code lies
   between in which it could fail, close or go elsewhere, and nothing is promised ahead of time.
 - **At the same place.** On CUDA the host does not wait for collectives, so a rank could come to a meeting from another
-  step than the others. What is said therefore names the step and how many forwards the rank has begun: where all agree,
+  step than the others. Each answer therefore names the step and how many forwards the rank has begun: where all agree,
   the same collectives of training lie behind all of them.
 - **Who is known to be gone is not waited for.** A probe that fails or is closed answers the meeting to come, or the one
   under way, with no. A rank that stays away with its probe alive is waited for `PATIENCE` seconds, and one that closes
@@ -155,7 +155,7 @@ class Together:
     Args:
         model: The user's module, unwrapped.
         path: The run file, this rank's.
-        notices: Where it is said that ranks are apart.
+        notices: Takes the message that ranks are apart.
 
     Attributes:
         group: The ranks.

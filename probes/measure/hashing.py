@@ -1,6 +1,6 @@
 """A number for a batch, so that the batch of a step that went wrong can be found again in the data.
 
-Not covered: an adversary. Two different batches have the same number once in 2⁶⁴ by accident, on purpose easily.
+Not covered: an adversary. By accident two different batches have the same number once in 2⁶⁴; on purpose it is easy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def batch_hash(batch: Tensor) -> Tensor:
-    """A 64-bit number of a batch's contents, in order, computed where the batch is; nobody waits.
+    """Return a 64-bit number of a batch's contents, in order, computed where the batch is; the host does not wait.
 
     Whole numbers give the same number in every integer type; other numbers are taken by their bits. Shape does not
     enter. Costs one pass over the batch.

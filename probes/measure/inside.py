@@ -36,7 +36,7 @@ class InsideCounts:
     arrived: tuple[bool, ...]
 
     def norms(self, inside: NDArray[Any], gradients: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The step's arrays: NaN where nothing was measured, infinite where what was measured is not finite.
+        """Return the step's arrays: NaN where nothing was measured, infinite where what was measured is not finite.
 
         An array of which nothing was measured is left out.
 
@@ -45,21 +45,21 @@ class InsideCounts:
             gradients: Squares of norms ``(T + 1,)``.
 
         >>> counts = InsideCounts((2, 0), (False, True, True))
-        >>> found = counts.norms(np.array([6.0, 0.0]), np.array([0.0, 4.0, np.nan]))
-        >>> {name: values.tolist() for name, values in found.items()}
+        >>> norms = counts.norms(np.array([6.0, 0.0]), np.array([0.0, 4.0, np.nan]))
+        >>> {name: values.tolist() for name, values in norms.items()}
         {'block_state_norm': [3.0, nan], 'state_gradient_norm': [nan, 2.0, inf]}
         """
         tokens, arrived = np.array(self.tokens), np.array(self.arrived, dtype=bool)
-        found = {}
+        norms = {}
         if tokens.any():
-            found[BLOCK_NORM] = _where(tokens > 0, inside / np.maximum(tokens, 1))
+            norms[BLOCK_NORM] = _where(tokens > 0, inside / np.maximum(tokens, 1))
         if arrived.any():
-            found[GRADIENT_NORM] = _where(arrived, np.sqrt(gradients))
-        return found
+            norms[GRADIENT_NORM] = _where(arrived, np.sqrt(gradients))
+        return norms
 
 
 def _where(measured: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[np.float32]:
-    """Values where there are any, NaN elsewhere; a NaN that was measured is an infinity, to be told from those."""
+    """Return values where there are any, NaN elsewhere; a NaN that was measured becomes an infinity."""
     return np.where(measured, np.nan_to_num(values, nan=np.inf, posinf=np.inf), np.nan).astype(np.float32)
 
 
@@ -89,7 +89,7 @@ class InsideTap:
             tap.watch_inside(self.places)
 
     def enable(self, due: bool) -> None:
-        """Says whether the next step is measured, and forgets the last one."""
+        """Say whether the next step is measured, and forget the last one."""
         due = due and not self._broken
         self._tap.on_inner = self._inner if due else None
         self._tap.on_state = self._state if due else None
@@ -99,7 +99,7 @@ class InsideTap:
         self._done, self._reached, self._forward = set(), set(), -1
 
     def device_rows(self) -> dict[str, Tensor]:
-        """Sums over tokens of the norms ``(K,)`` and squares of gradient norms ``(T + 1,)``, where they are."""
+        """Return sums over tokens of the norms ``(K,)`` and of squared gradient norms ``(T + 1,)``, where they are."""
         deepest = max(self._reached, default=-1)
         return {"inside": self._norms.clone(), "gradients": self._gradients[: deepest + 1].clone()}
 
@@ -111,7 +111,7 @@ class InsideTap:
 
     @torch.no_grad()
     def _inner(self, place: int, output: Tensor) -> None:
-        """Adds what a module returned, the first time that it runs in a forward."""
+        """Add what a module returned, the first time that it runs in a forward."""
         sums = self._tap.recorded
         assert sums is not None
         if sums.first != self._forward:
@@ -124,7 +124,7 @@ class InsideTap:
         self._tokens[place] += norms.numel()
 
     def _state(self, loop: int, state: Tensor) -> None:
-        """Waits for the gradient of a state; a hook that returns nothing changes nothing."""
+        """Wait for the gradient of a state; a hook that returns nothing changes nothing."""
         if not state.requires_grad or loop >= DEEPEST:
             return
 
@@ -139,12 +139,12 @@ class InsideTap:
 
     @torch.no_grad()
     def _add_gradient(self, loop: int, gradient: Tensor) -> None:
-        """Adds the square of a gradient's norm: squares add over micro-batches."""
+        """Add the square of a gradient's norm: squares add over micro-batches."""
         norm = torch.linalg.vector_norm(_wide(gradient), dtype=torch.float32)
         self._gradients[loop] += norm * norm
         self._reached.add(loop)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Float64 made float32, which a float32 norm needs."""
+    """Return float64 as float32, which a float32 norm needs."""
     return x.float() if x.dtype == torch.float64 else x

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ...loops.hooks import Hook, LoopHooks, state_in
 from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument
+from ...loops.states import is_same
 from .internals import in_backward
 from .sums import LoopSums
 
@@ -56,7 +57,7 @@ Report = Callable[[str, str, Exception | None], None]
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 def _tap(order: Tensor, seen: list[Tensor], key: int, place: str, number: int) -> None:
-    """What a compiled graph calls where a hook is; ``order`` keeps the calls in order and is not changed."""
+    """Stand in a compiled graph where a hook is; ``order`` keeps the calls in order and is not changed."""
     tap = _TAPS.get(key)
     if tap is not None:
         tap.see(place, seen, number)
@@ -122,8 +123,7 @@ class LoopTap:
 
     def _named(self) -> dict[str, nn.Module]:
         """Return the modules that the site names, as the model has them now."""
-        named = {"body": self._site.body, "after": self._site.after, "output": self._site.output}
-        return {role: self._model.get_submodule(name) for role, name in named.items() if name is not None}
+        return {role: self._model.get_submodule(name) for role, name in self._site.modules.items()}
 
     def follow(self) -> tuple[str, ...]:
         """Go to the modules that have taken the place of those that were watched.
@@ -242,7 +242,7 @@ class LoopTap:
         self.report("state_missing", what, error)
 
     def _take(self, place: str, seen: list[Tensor], number: int) -> None:
-        """As `see`, and raises."""
+        """Do what `see` does, and raise its errors."""
         sums = self._target
         if place == "begin":
             self._begin_forward(seen, number)
@@ -310,7 +310,7 @@ class LoopTap:
         if sums.loop:
             if self._ended:
                 self._ended = False
-                if _is_same(seen[0], self._held):
+                if is_same(seen[0], self._held):
                     return
                 again, self._again = True, sums.cursor
                 self._say_again("where it began with another state, that is recorded as a run of its own")
@@ -340,16 +340,6 @@ class LoopTap:
             return self._site.b_bar().detach().float()
         finally:
             self._target = target
-
-
-def _is_same(state: Tensor, held: Tensor | None) -> bool:
-    """Return whether two tensors are the same memory, as far as the host can tell."""
-    if held is None or state.shape != held.shape or state.stride() != held.stride():
-        return False
-    try:
-        return state.data_ptr() == held.data_ptr()
-    except RuntimeError:  # tensors of a transform have no memory of their own
-        return False
 
 
 def _short(error: Exception) -> str:

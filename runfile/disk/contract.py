@@ -20,7 +20,7 @@ from h5py import h5a, h5d, h5l, h5o, h5s, h5t
 from ..layout import COMMIT_COLUMNS, MAX_EIGENVALUES, table_shapes, tables_of
 from .skeleton import FILTER_IDS, LARGEST_CHUNK, MOST_COLUMNS
 
-_COMMIT_WIDTHS: Final = (12, len(COMMIT_COLUMNS))  # of version 1 and of this one
+_COMMIT_WIDTHS: Final = (12, 14, len(COMMIT_COLUMNS))  # of versions 1 and 2, and of this one
 _LONGEST_TEXT: Final = 8 << 20  # bytes of an attribute: the description of the largest models takes a hundredth of that
 _ENTRY: Final = 8  # bytes that the index of chunks takes for each, at least
 _ALWAYS: Final = 64 << 20  # bytes of a table that are never too many
@@ -66,10 +66,10 @@ def text(file: h5py.File, name: str) -> str:
     if not kind.is_variable_str() and kind.get_size() > _LONGEST_TEXT:
         raise Broken(f"attribute {name} is too long")
     said = file.attrs[name]
-    found = said if isinstance(said, str) else bytes(said).decode("utf-8", "replace")
-    if len(found) > _LONGEST_TEXT:
+    words = said if isinstance(said, str) else bytes(said).decode("utf-8", "replace")
+    if len(words) > _LONGEST_TEXT:
         raise Broken(f"attribute {name} is too long")
-    return found
+    return words
 
 
 def whole_number(file: h5py.File, name: str) -> int:
@@ -113,7 +113,7 @@ def _check_table(file: h5py.File, name: str, size: int) -> None:
     shape = dataset.shape
     if len(shape) != 1 + len(expected) or not all(0 < width <= MOST_COLUMNS for width in shape[1:]):
         raise Broken(f"table {name} has the shape {shape}")
-    if name in ("loops", "probe", "probe_index") and shape[1:] != expected:
+    if name in ("loops", "probe", "probe_index", "variables", "variable_index") and shape[1:] != expected:
         raise Broken(f"table {name} has {shape[1]} columns")
     if name == "columns" and not 0 < shape[0] <= MOST_COLUMNS:
         raise Broken(f"table columns has {shape[0]} names")
@@ -130,9 +130,9 @@ def _check_table(file: h5py.File, name: str, size: int) -> None:
 
 
 def _same(kind: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether HDF5's type is the one of a table; one that NumPy has no word for is not."""
+    """Return whether HDF5's type is the one of a table; one that NumPy has no word for is not."""
     try:
-        found: np.dtype[Any] = kind.dtype
+        stored: np.dtype[Any] = kind.dtype
     except (TypeError, ValueError, RuntimeError, NotImplementedError, OverflowError, MemoryError):
         return False
-    return found == dtype and h5py.check_enum_dtype(found) is None
+    return stored == dtype and h5py.check_enum_dtype(stored) is None

@@ -32,7 +32,7 @@ def check_heaps(path: Path) -> None:
 
 
 def _adds_up(fd: int, position: int, stop: int) -> bool:
-    """Whether the objects of a collection follow one another up to its end."""
+    """Return whether the objects of a collection follow one another up to its end."""
     while position + _HEADER <= stop:
         index, size = _whole_number(fd, position) & 0xFFFF, _whole_number(fd, position + 8)
         position += _HEADER + -(-size // 8) * 8 if index else size
@@ -43,5 +43,5 @@ def _adds_up(fd: int, position: int, stop: int) -> bool:
 
 def _whole_number(fd: int, position: int) -> int:
     """Return the eight bytes at a position of a file as a number, 0 where they are not all there."""
-    found: int = struct.unpack("<Q", os.pread(fd, 8, position).ljust(8, b"\0"))[0]
-    return found
+    number: int = struct.unpack("<Q", os.pread(fd, 8, position).ljust(8, b"\0"))[0]
+    return number

@@ -183,7 +183,7 @@ def _before_a_gap(blocks: NDArray[np.int64], across: int) -> int:
 
 
 def commits_whole(commits: Any, valid: int) -> bool:
-    """Whether the last of the ``valid`` leading commit rows is the newest.
+    """Return whether the last of the ``valid`` leading commit rows is the newest.
 
     A kill may leave room for one row that was never written; of several, rows were written that are gone now.
     """

@@ -71,7 +71,7 @@ class Lease:
         return None
 
     def release(self) -> None:
-        """Give the lease back and remove its file; harmless when done twice."""
+        """Give the lease back and remove its file; a second call does nothing."""
         fd, self._fd = self._fd, None
         if fd is not None:
             with contextlib.suppress(OSError):

@@ -10,8 +10,9 @@ from such a one, table by table:
 - ``loops``, ``probe``: means over some tokens, so that the last recorded row has a number of tokens;
 - ``spectra``: the step is finite and not everything is zero;
 - ``events``: there is a kind and one of three severities;
+- ``variables``: the pass of its last row is not zero; ``variable_index``: as ``probe_index``, of a few variables;
 - ``array_index``: there is a name, and kind and shape give just the bytes between its end and the one before;
-- ``arrays``: zeros at the end of the last array cannot be told from bytes that were not written: it does not count.
+- ``arrays``: zeros at the end of the last array look like bytes that were not written: it does not count.
 
 Generations never fall either: rows of an earlier one behind are left from a kill and were never acknowledged.
 
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import number_bytes, stored_bytes
-from ..layout import FIRST_COLUMNS, LARGEST_STEP, STEP_COLUMNS, TABLES, Severity
+from ..layout import FIRST_COLUMNS, LARGEST_STEP, MOST_VARIABLES, STEP_COLUMNS, TABLES, Severity
 from .integrity import READ_ERRORS
 
 Rows = NDArray[Any]
@@ -55,16 +56,17 @@ def proven_lengths(file: h5py.File, bound: dict[str, int], *, recorded: bool) ->
         kept["spectra"] = _leading(file["spectra"], bound["spectra"], _is_spectrum)
         kept["events"] = _leading(file["events"], bound["events"], _is_event)
     kept |= _arrays(file, bound, recorded)
+    kept |= _variables(file, bound, recorded)
     return {table: kept[table] for table in TABLES}
 
 
 def names_intact(file: h5py.File) -> bool:
-    """Whether the names that every run begins with are in their places."""
+    """Return whether the names that every run begins with are in their places."""
     try:
-        found: bool = np.array_equal(file["columns"][:FIRST_COLUMNS], _KNOWN_NAMES)
+        intact: bool = np.array_equal(file["columns"][:FIRST_COLUMNS], _KNOWN_NAMES)
     except READ_ERRORS:
         return False
-    return found
+    return intact
 
 
 def _named(names: Rows) -> int:
@@ -98,6 +100,21 @@ def _passes(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str,
     return {"probe_index": passes, "probe": int(file["probe_index"][passes - 1, 2]) if passes else 0}
 
 
+def _variables(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str, int]:
+    """Return how many variables of steps there are with all of their rows."""
+    if not bound["variable_index"]:
+        return {"variable_index": 0, "variables": 0}
+    rows = bound["variables"] if recorded else _last_given(file["variables"], bound["variables"])
+
+    def good(index: Rows) -> Flags:
+        known = (index[:, 2] >= 0) & (index[:, 2] < MOST_VARIABLES)
+        whole = _never_falls(index[:, 3]) & (index[:, 3] >= (0 if recorded else 1)) & (index[:, 3] <= rows) & known
+        return whole if recorded else whole & _is_generation(index[:, 1])
+
+    count = _leading(file["variable_index"], bound["variable_index"], good)
+    return {"variable_index": count, "variables": int(file["variable_index"][count - 1, 3]) if count else 0}
+
+
 def _arrays(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str, int]:
     """Return how many arrays there are with all of their bytes."""
     if not bound["array_index"]:
@@ -114,46 +131,46 @@ def _arrays(file: h5py.File, bound: dict[str, int], recorded: bool) -> dict[str,
 
 
 def _has_step(rows: Rows) -> Flags:
-    """Whether each row is of a step at all."""
-    found: Flags = np.abs(rows[:, 0]) < LARGEST_STEP  # false for NaN
-    return found
+    """Return whether each row is of a step at all."""
+    plausible: Flags = np.abs(rows[:, 0]) < LARGEST_STEP  # false for NaN
+    return plausible
 
 
 def _is_step(rows: Rows, named: int) -> Flags:
-    """Whether each row of ``steps`` was recorded; without a column that has no name, zeros alone tell."""
+    """Return whether each row of ``steps`` was recorded; without a column that has no name, zeros alone tell."""
     spare = rows[:, -1] if named < rows.shape[1] else np.where(rows.any(axis=1), np.nan, 0.0)
     return _has_step(rows) & np.isnan(spare) & _is_generation(rows[:, STEP_COLUMNS.index("generation")])
 
 
 def _is_spectrum(rows: Rows) -> Flags:
-    """Whether each row of ``spectra`` was recorded."""
+    """Return whether each row of ``spectra`` was recorded."""
     return _has_step(rows) & rows.any(axis=1) & _is_generation(rows[:, 1])
 
 
 def _is_event(rows: Rows) -> Flags:
-    """Whether each row of ``events`` was recorded."""
-    found: Flags = (rows["kind"] != b"") & np.isin(rows["severity"], _SEVERITIES) & _is_generation(rows["generation"])
-    return found
+    """Return whether each row of ``events`` was recorded."""
+    known: Flags = (rows["kind"] != b"") & np.isin(rows["severity"], _SEVERITIES) & _is_generation(rows["generation"])
+    return known
 
 
 def _is_generation(generation: Rows) -> Flags:
-    """Whether each number can be the generation of its row."""
+    """Return whether each number can be the generation of its row."""
     return _never_falls(generation) & (generation >= 0) & (generation < 2**31)
 
 
 def _never_falls(values: Rows) -> Flags:
-    """Whether each value is not below the one before it."""
-    found: Flags = np.append(True, values[1:] >= values[:-1])[: len(values)]
-    return found
+    """Return whether each value is not below the one before it."""
+    rises: Flags = np.append(True, values[1:] >= values[:-1])[: len(values)]
+    return rises
 
 
 def _leading(table: Any, length: int, good: Callable[[Rows], Flags]) -> int:
-    """Return how many of the first rows are ``good``, which is asked for a block and the row before it at a time."""
+    """Return how many of the first rows are ``good``, looking at a block and the row before it at a time."""
     for start in range(0, length, _BLOCK):
         before = min(start, 1)
-        found = good(table[start - before : min(start + _BLOCK, length)])[before:]
-        if not found.all():
-            return start + int(np.argmin(found))
+        sound = good(table[start - before : min(start + _BLOCK, length)])[before:]
+        if not sound.all():
+            return start + int(np.argmin(sound))
     return length
 
 

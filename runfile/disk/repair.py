@@ -166,8 +166,8 @@ def _close_cleanly(path: Path, rows: int, beyond: int, actions: list[str]) -> Re
     unclosed = handles.make_writable(path)
     if unclosed:
         actions.append("closed the file that a killed process had left open")
-    found: Literal["damaged", "unclosed", "whole"] = "damaged" if backup else "unclosed" if unclosed else "whole"
-    return RepairReport(path, found, rows, 0, backup, tuple(actions or ["nothing to repair"]))
+    state: Literal["damaged", "unclosed", "whole"] = "damaged" if backup else "unclosed" if unclosed else "whole"
+    return RepairReport(path, state, rows, 0, backup, tuple(actions or ["nothing to repair"]))
 
 
 def _examine(path: Path, file: h5py.File) -> tuple[dict[str, int], dict[str, int], Commit | None]:

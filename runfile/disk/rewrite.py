@@ -29,8 +29,8 @@ from .integrity import READ_ERRORS, read_info
 
 Layout = Literal["live", "sealed"]
 _BLOCK: Final = 65536  # rows copied at a time; a multiple of every sealed chunk, so each chunk is compressed once
-_SEALED_ROWS: Final = {"loops": 65536, "arrays": 65536}
-_BY_COLUMN: Final = ("steps", "loops", "probe")
+_SEALED_ROWS: Final = {"loops": 65536, "arrays": 65536, "variables": 65536}
+_BY_COLUMN: Final = ("steps", "loops", "probe", "variables")
 
 
 def create_run(path: Path, *, info: str, names: tuple[str, ...], eigenvalues: int) -> Commit:
@@ -77,7 +77,7 @@ def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> N
 
 
 def attributes_intact(file: h5py.File) -> bool:
-    """Whether it can be read which run this is and what the writer said about it."""
+    """Return whether it can be read which run this is and what the writer said about it."""
     try:
         read_info(file)
         return bool(text(file, "run_id"))
@@ -162,7 +162,8 @@ def _create_table(
             shuffle=True,
         )
     named = {"loops": layout.LOOP_COLUMNS, "probe": layout.LOOP_COLUMNS, "probe_index": layout.PROBE_INDEX_COLUMNS}
-    named |= {"commit": layout.COMMIT_COLUMNS}
+    named |= {"commit": layout.COMMIT_COLUMNS, "variables": layout.VARIABLE_COLUMNS}
+    named |= {"variable_index": layout.VARIABLE_INDEX_COLUMNS}
     if name in named:
         table.attrs["columns"] = ",".join(named[name])
     return table

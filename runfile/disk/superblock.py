@@ -101,6 +101,7 @@ class _CleanView(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Buffer) -> int:
+        """Read bytes of the file, the superblock corrected, zeros behind its end."""
         target = memoryview(buffer).cast("B")
         if self._position > self._size:  # or beyond what a file can be long
             raise OSError(errno.EINVAL, "an address in it lies far behind its end")

@@ -1,8 +1,8 @@
-"""Which rank files belong to a run, and what has to be said of the others.
+"""Which rank files belong to a run, and what is wrong with the others.
 
 A name is no proof: a file may be left over from an older run of the same name. Ranks of one run train side by side, so
 theirs were written at the same time as rank 0's and by as many ranks; both is recorded by `attach` in every file, and
-nothing has to be agreed on between processes. What does not belong is left out and said, as an event of a kind in
+nothing has to be agreed on between processes. What does not belong is left out, with an event of a kind in
 ``RANK_EVENTS``; the diagnosis turns those into findings.
 
 Not covered: clocks of hosts that differ by more than a run lasts.
@@ -32,7 +32,7 @@ WORLD_SIZE: Final = "world_size"
 
 
 def of_several_ranks(run: Recording) -> bool:
-    """Whether a run has, or should have, files of further ranks; a run without costs one look at the disk."""
+    """Return whether a run has, or should have, files of further ranks; a run without costs one look at the disk."""
     return not rank_of(run.path) and (max(world_sizes(run), default=1) > 1 or bool(rank_files(run.path)))
 
 
@@ -102,7 +102,7 @@ def _is_rank(first: Recording, other: Recording, rank: int) -> bool:
 
 
 def resumed_on(world_size: int | None, run: Recording) -> int | None:
-    """Return the number of ranks that a resume has to note in the file; None where the file says so already.
+    """Return the number of ranks that a resume has to note in the file; None where the file has it already.
 
     A process that knows no number has no process group: it trains alone.
     """
@@ -129,13 +129,13 @@ def went_back(first: Recording) -> list[tuple[float, float]]:
     """Return to which steps a run went back when it was resumed, and when."""
     if not first.generation:
         return []
-    rows, found = first.history("step", "time", "generation"), []
+    rows, returns = first.history("step", "time", "generation"), []
     for generation in range(1, first.generation + 1):
         begin = int(np.searchsorted(rows["generation"], generation))  # they never fall
         if 0 < begin < len(rows["step"]) and rows["generation"][begin] == generation:
             moment = (rows["time"][begin - 1] + rows["time"][begin]) / 2  # clocks of hosts may differ a little
-            found.append((float(rows["step"][begin]), float(moment)))
-    return found
+            returns.append((float(rows["step"][begin]), float(moment)))
+    return returns
 
 
 def abandoned(back: Sequence[tuple[float, float]], steps: NDArray[Any], times: NDArray[Any]) -> Intervals:
@@ -147,12 +147,12 @@ def abandoned(back: Sequence[tuple[float, float]], steps: NDArray[Any], times: N
     >>> abandoned([(2.0, 9.5)], np.array([0, 1, 2, 3, 4]), np.array([5, 6, 7, 8, 10]))
     [(2.0, 3.0)]
     """
-    found = []
+    intervals = []
     for step, moment in back:
         before = steps[times < moment]
         if len(before) and before[-1] >= step:
-            found.append((step, float(before[-1])))
-    return found
+            intervals.append((step, float(before[-1])))
+    return intervals
 
 
 def outside(steps: NDArray[Any], intervals: Intervals) -> NDArray[np.bool_]:
@@ -182,23 +182,23 @@ def what_is_wrong(
     wanted = sizes[-1] if sizes else None
     there = runs.keys() | foreign.keys() | unreadable.keys()
     missing = [rank for rank in range(1, wanted or 1) if rank not in there]
-    found = [
+    events = [
         *(_event("rank_unreadable", "error", begin, f"rank {n} is left out: {why}") for n, why in unreadable.items()),
         *(_event("rank_foreign", "warning", begin, _left_over(n, why, wanted or 1)) for n, why in foreign.items()),
     ]
     if missing:
         alone = len(runs) == 1 and not foreign and not unreadable  # a probe on rank 0 only, as many attach it
         text = f"{in_words(missing)} of {wanted} left no file: the numbers are those of {in_words(sorted(runs))}"
-        found.append(_event("rank_missing", "note" if alone else "warning", begin, text))
-    return [*found, *_ended_early(runs, wanted, end)]
+        events.append(_event("rank_missing", "note" if alone else "warning", begin, text))
+    return [*events, *_ended_early(runs, wanted, end)]
 
 
 def _ended_early(runs: Mapping[int, FileSource], wanted: int | None, end: int) -> list[Event]:
     """Return an event for every rank that is not writing any more and stopped before the last step."""
     went_on = any(run.state != "interrupted" for run in runs.values())
-    found: list[Event] = []
+    events: list[Event] = []
     if not any(len(run) for run in runs.values()):
-        return found
+        return events
     for rank, run in runs.items():
         last = run.step_at(-1) if len(run) else None
         # A rank that a resume left out has not died.
@@ -207,8 +207,8 @@ def _ended_early(runs: Mapping[int, FileSource], wanted: int | None, end: int) -
         until = "recorded no step" if last is None else f"stopped at step {last}"
         text = f"rank {rank} {until}, the run went on to step {end}: later numbers are without it"
         # All of them killed at once differ by the rows that were not yet flushed.
-        found.append(_event("rank_ended", "warning" if went_on else "note", last or 0, text))
-    return found
+        events.append(_event("rank_ended", "warning" if went_on else "note", last or 0, text))
+    return events
 
 
 def _span(runs: Mapping[int, FileSource]) -> tuple[int, int]:

@@ -75,10 +75,10 @@ def united(steps: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 def spread(values: Sequence[Series], at: Sequence[Rows], length: int) -> Series:
     """Return one row per rank with its values at their places, NaN at the steps that it does not have."""
-    found = np.full((len(values), length), np.nan)
-    for row, own, where in zip(found, values, at, strict=True):
+    table = np.full((len(values), length), np.nan)
+    for row, own, where in zip(table, values, at, strict=True):
         row[where] = own
-    return found
+    return table
 
 
 def merge_column(name: str, values: Series, nonfinite: Series, tokens: Series | None = None) -> Series:
@@ -146,8 +146,8 @@ def merge_loops(
         weights = _weights(name, own, count)
         total[where, : own.shape[1]] += np.where(weights > 0, own * weights, 0.0)
         weight[where, : own.shape[1]] += weights
-    found: Series = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
-    return found
+    means: Series = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+    return means
 
 
 def merge_tokens(tokens: Sequence[Series], at: Sequence[Rows], length: int) -> Series:
@@ -180,10 +180,10 @@ def _weights(name: str, values: Series, tokens: Series) -> Series:
 def last_of(values: Series, tokens: Series, back: int) -> Series:
     """Return the number ``back`` rows before the last loop of every step, NaN where it did not run as deep."""
     count = np.sum(~np.isnan(tokens), axis=1)
-    found = np.full(len(values), np.nan)
+    last = np.full(len(values), np.nan)
     deep = np.flatnonzero(count > back)
-    found[deep] = values[deep, count[deep] - 1 - back]
-    return found
+    last[deep] = values[deep, count[deep] - 1 - back]
+    return last
 
 
 def widest(values: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -12,12 +12,12 @@ Rows are matched by training step; a step is there when any rank has it. What be
   the rule of every column);
 - eigenvalues are those of the rank with the largest radius; where replicas hold the same A̅, all have the same;
 - numbers derived from loops (last norms, ratios) are derived from the merged loops;
-- events of one kind at one step are one event: the worst value, the earliest time, and which ranks said it. What is to
-  be said of the ranks themselves comes first (`companions`);
+- events of one kind at one step are one event: the worst value, the earliest time, and which ranks said it. Events
+  about the ranks themselves come first (`companions`);
 - arrays of any shape, and flights with them, are those of rank 0;
 - the run is live while any rank is, finished when all its files are.
 
-Not covered: anything that is told apart by rank; ``ranks`` holds each as a source of its own.
+Not covered: numbers of single ranks; ``ranks`` holds each as a source of its own.
 """
 
 from __future__ import annotations
@@ -147,14 +147,33 @@ class MergedSource:
         steps, at, kept = self._keep("probe_steps", self._line_up_passes)
         return _merge_loops(name, lambda rank, n: self._members[rank].probe(n)[kept[rank]], at, len(steps))
 
+    def variable(self, number: int, name: str) -> tuple[Index, Series]:
+        """Return steps, and a number of one variable per step and update, over the tokens of all ranks that have it."""
+        kept = {
+            rank: outside(run.variable(number, "tokens")[0], self._gone[rank]) for rank, run in self._members.items()
+        }
+        own = {rank: run.variable(number, "tokens")[0][kept[rank]] for rank, run in self._members.items()}
+        steps = united(list(own.values()))
+        at: dict[int, Rows] = {rank: np.searchsorted(steps, each) for rank, each in own.items()}
+        if name in ("pass", "inner"):  # of the ranks that have a step, those of the longest
+            parts = widest([self._members[rank].variable(number, name)[1][kept[rank]] for rank in own])
+            table = np.full((len(steps), parts.shape[1]), np.nan)
+            for row, values in zip(np.concatenate([np.asarray(at[rank]) for rank in own]), parts, strict=True):
+                table[row] = np.fmax(table[row], values)
+            return steps.astype(np.int64), table
+        merged = _merge_loops(
+            name, lambda rank, n: self._members[rank].variable(number, n)[1][kept[rank]], at, len(steps)
+        )
+        return steps.astype(np.int64), merged
+
     def spectra(self) -> tuple[Index, NDArray[np.complex128]]:
         """Return eigenvalues of A̅ over time, at each step those of the rank with the largest radius."""
         steps, values = [], []
         for rank, run in self._members.items():
-            own, found = run.spectra()
+            own, eigenvalues = run.spectra()
             kept = outside(own, self._gone[rank])
             steps.append(own[kept])
-            values.append(found[kept])
+            values.append(eigenvalues[kept])
         step, table = np.concatenate(steps), widest(values)
         radius = np.nan_to_num(np.abs(table[:, 0]) if table.shape[1] else np.zeros(len(table)), nan=-1.0)
         order = np.lexsort((-radius, step))  # of equal radii the lowest rank's stays first
@@ -188,21 +207,21 @@ class MergedSource:
 
     @property
     def events(self) -> list[Event]:
-        """What is to be said of the ranks, then what they found, by step; see the module for how events are merged."""
+        """Events about the ranks, then events that the ranks recorded, by step; the module says how they are merged."""
         return self._wrong + self._said
 
     def history(self, *names: str) -> dict[str, Series]:
         """Return recorded columns over all rows of all files, one rank after another, with a column ``rank``."""
         runs = self._members.values()
         lengths = [len(run.history("step")["step"]) for run in runs]
-        found = {"rank": np.repeat(np.array(list(self._members), dtype=np.float64), lengths)}
+        columns = {"rank": np.repeat(np.array(list(self._members), dtype=np.float64), lengths)}
         for name in names or self._names:
             parts = [
                 run.history(name)[name] if name in run else np.full(length, np.nan)
                 for run, length in zip(runs, lengths, strict=True)
             ]
-            found[name] = np.concatenate(parts)
-        return found
+            columns[name] = np.concatenate(parts)
+        return columns
 
     # -- following a live run -------------------------------------------------------------------------------------
 
@@ -224,7 +243,7 @@ class MergedSource:
         return changed
 
     def close(self) -> None:
-        """Give all files back; what was read stays usable. Harmless when repeated."""
+        """Give all files back; what was read stays usable. A second call does nothing."""
         for run in self._files.values():
             run.close()
 
@@ -280,19 +299,19 @@ class MergedSource:
 
     def _abandoned(self, back: list[tuple[float, float]]) -> dict[int, Intervals]:
         """Return the steps of each rank that the run went back behind without it; where that is enough, by new rows."""
-        found: dict[int, Intervals] = {0: []}
+        intervals: dict[int, Intervals] = {0: []}
         for rank, run in self._members.items():
             known = self._gone.get(rank)
             if rank == 0 or not back:
-                found[rank] = []
+                intervals[rank] = []
             elif known is not None and back == self._back and self._only_newer(run, known):
-                found[rank] = known
+                intervals[rank] = known
             else:
-                found[rank] = abandoned(back, run.values("step"), run.values("time"))
-        return found
+                intervals[rank] = abandoned(back, run.values("step"), run.values("time"))
+        return intervals
 
     def _only_newer(self, run: FileSource, known: Intervals) -> bool:
-        """Whether all that is new of a rank was recorded after the run went back for the last time."""
+        """Return whether all that is new of a rank was recorded after the run went back for the last time."""
         times = run.values("time", slice(run.first_at(run.changed_from), None))
         latest = max(moment for _, moment in self._back)
         return bool(np.all(times >= latest)) and all(end < run.changed_from for _, end in known)
@@ -328,11 +347,11 @@ class MergedSource:
 
     def _spread(self, name: str, steps: Series, read: Callable[[FileSource, Rows], Series]) -> Series:
         """Return what ``read`` gives of every rank, ``(ranks, steps)``, NaN where a rank has no such step or column."""
-        found = np.full((len(self._members), len(steps)), np.nan)
-        for row, (rank, (rows, at)) in zip(found, self._places(steps).items(), strict=True):
+        table = np.full((len(self._members), len(steps)), np.nan)
+        for row, (rank, (rows, at)) in zip(table, self._places(steps).items(), strict=True):
             if name in self._members[rank]:
                 row[at] = read(self._members[rank], rows)
-        return found
+        return table
 
     def _merge(self, name: str, steps: Series) -> Series:
         """Return a step column over all ranks at some steps."""

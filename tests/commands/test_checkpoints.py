@@ -1,4 +1,4 @@
-"""What is asked of a checkpoint: its depth curve and its dynamics, against what can be computed directly."""
+"""Questions to a checkpoint: its depth curve and its dynamics, against what can be computed directly."""
 
 import json
 
@@ -52,17 +52,17 @@ def test_a_loop_that_explodes_is_not_safe_at_every_depth(trained):
 
 
 def test_linearize_reads_the_checkpoint(trained):
-    found = linearize_checkpoint(
+    linearization = linearize_checkpoint(
         trained / "parcae.checkpoint", num_loops=16, text=None, shape=(1, 8), budget=30, device="cpu"
     )
     from loopscope.models.checkpoint import load_model
 
     a_bar = load_model(trained / "parcae.checkpoint").injection.a_bar().detach()
-    assert found.linear is not None
-    assert found.linear.radius.value == pytest.approx(float(a_bar.abs().max()), rel=1e-6)  # float32 parameters
-    assert found.regimes["lti"] == "stable"
-    assert found.verdict.startswith("LTI stable (ρ 0.")
-    json.loads(found.to_json())
+    assert linearization.linear is not None
+    assert linearization.linear.radius.value == pytest.approx(float(a_bar.abs().max()), rel=1e-6)  # float32 parameters
+    assert linearization.regimes["lti"] == "stable"
+    assert linearization.verdict.startswith("LTI stable (ρ 0.")
+    json.loads(linearization.to_json())
 
 
 def test_text_of_the_users_own_is_the_input(trained, tmp_path):

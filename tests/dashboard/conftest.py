@@ -1,5 +1,6 @@
 """Synthetic runs written with the real writer, and a server on a free port for browser tests."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -90,25 +91,41 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+def write_synthetic(
+    path: Path, *, start: float = 0.6, end: float = 0.7, steps: int = 200, seed: int = 0, study: bool = False,
+    **info: object,
+) -> Path:  # fmt: skip
+    """Write a whole run and seal it."""
+    writer = RunWriter.create(path, info=INFO | info, eigenvalues=WIDTH)
+    training = Training(writer, start=start, end=end, steps=steps, seed=seed)
+    training.study = study
+    for step in range(steps):
+        training.step(step)
+    writer.flush()
+    writer.seal()
+    writer.close()
+    return path
+
+
 @pytest.fixture
 def write_run() -> Callable[..., Path]:
     """Return a function that writes a whole run and seals it."""
+    return write_synthetic
 
-    def write(
-        path: Path, *, start: float = 0.6, end: float = 0.7, steps: int = 200, seed: int = 0, study: bool = False,
-        **info: object,
-    ) -> Path:  # fmt: skip
-        writer = RunWriter.create(path, info=INFO | info, eigenvalues=WIDTH)
-        training = Training(writer, start=start, end=end, steps=steps, seed=seed)
-        training.study = study
-        for step in range(steps):
-            training.step(step)
-        writer.flush()
-        writer.seal()
-        writer.close()
-        return path
 
-    return write
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of runs that are written once; tests work on copies of them."""
+    folder = tmp_path_factory.mktemp("recorded")
+    runs = folder / "runs"
+    (runs / "parcae").mkdir(parents=True)
+    write_synthetic(runs / "parcae" / "seed0.h5", start=0.45, end=0.8, seed=1)
+    write_synthetic(runs / "addition.h5", start=1.0, end=1.0, seed=2)
+    write_synthetic(runs / "concatenation.h5", start=0.65, end=2.6, seed=3)
+    (runs / "foreign.h5").write_bytes(b"not HDF5 at all")
+    RunWriter.create(runs / "no rows.h5", info={"model": "none"}).close()
+    write_synthetic(folder / "study.h5", start=0.65, end=2.6, study=True)
+    return folder
 
 
 @pytest.fixture
@@ -179,14 +196,15 @@ def elsewhere() -> Iterator[Callable[[Path], Elsewhere]]:
 
 
 @pytest.fixture
-def runs(tmp_path: Path, write_run: Callable[..., Path]) -> Path:
+def runs(tmp_path: Path, recorded: Path) -> Path:
     """Return a folder with a stable, a marginal and an unstable run, and two files that are none."""
-    write_run(tmp_path / "parcae" / "seed0.h5", start=0.45, end=0.8, seed=1)
-    write_run(tmp_path / "addition.h5", start=1.0, end=1.0, seed=2)
-    write_run(tmp_path / "concatenation.h5", start=0.65, end=2.6, seed=3)
-    (tmp_path / "foreign.h5").write_bytes(b"not HDF5 at all")
-    RunWriter.create(tmp_path / "no rows.h5", info={"model": "none"}).close()
-    return tmp_path
+    return Path(shutil.copytree(recorded / "runs", tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture
+def study(tmp_path: Path, recorded: Path) -> Path:
+    """Return a run that recorded what the preset `study` does."""
+    return Path(shutil.copy2(recorded / "study.h5", tmp_path / "study.h5"))
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from loopscope.runfile.writer import RunWriter
 def test_findings_are_listed_with_their_lead_and_events_that_no_rule_told_of(tmp_path, write_run):
     held = OpenRun(write_run(tmp_path / "a.h5", start=0.65, end=2.6, seed=3))
     story = held.story()
-    found = alerts_of(held, story)
+    alerts = alerts_of(held, story)
     held.close()
-    assert [one["rule"] for one in found][: len(story.findings)] == [one.rule for one in story.findings]
-    unstable = next(one for one in found if one["severity"] == "error")
+    assert [one["rule"] for one in alerts][: len(story.findings)] == [one.rule for one in story.findings]
+    unstable = next(one for one in alerts if one["severity"] == "error")
     assert unstable["lead"] == story.loss_step - unstable["step"] > 0
-    kinds = {one["name"] for one in found if one["rule"] == "event"}
+    kinds = {one["name"] for one in alerts if one["rule"] == "event"}
     assert ("loss_spike" in kinds) != any(one.name == "loss-spike" for one in story.findings)
-    json.dumps(found, allow_nan=False)
+    json.dumps(alerts, allow_nan=False)
 
 
 def test_a_flood_of_hostile_events_is_cut_and_counted(tmp_path):
@@ -35,10 +35,10 @@ def test_a_flood_of_hostile_events_is_cut_and_counted(tmp_path):
     writer.flush()
     writer.close()
     held = OpenRun(tmp_path / "a.h5")
-    found = [one for one in alerts_of(held, held.story()) if one["rule"] == "event"]
+    listed = [one for one in alerts_of(held, held.story()) if one["rule"] == "event"]
     held.close()
-    assert len(found) == alerts.KEPT_EVENTS + 1 and found[0]["severity"] == "error" and found[0]["step"] == 299
-    assert "200 more" in found[-1]["message"] and "\x1b" not in json.dumps(found, ensure_ascii=False)
+    assert len(listed) == alerts.KEPT_EVENTS + 1 and listed[0]["severity"] == "error" and listed[0]["step"] == 299
+    assert "200 more" in listed[-1]["message"] and "\x1b" not in json.dumps(listed, ensure_ascii=False)
 
 
 def test_errors_come_first_then_runs_in_order():

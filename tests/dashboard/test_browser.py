@@ -212,8 +212,10 @@ def test_findings_select_their_step(screen, runs):
     page = screen(runs).run("concatenation")
     link = page.locator(".ls-finding .ls-link").first
     step = int(re.search(r"[0-9]+", link.inner_text()).group())
+    assert "step=" not in page.url
     link.click()
     page.wait_for_url(re.compile(f"step={step}"))
+    sync_api.expect(page.locator("#step-input")).to_have_value(str(step), timeout=PATIENCE)
 
 
 def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewhere):
@@ -289,9 +291,8 @@ def test_the_light_says_when_the_server_is_gone_and_when_it_is_back(chromium, se
 
 @pytest.mark.parametrize("tab", all_tabs())
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_tab_fits_a_phone_in_both_themes(screen, tmp_path, write_run, scheme, tab):
-    write_run(tmp_path / "study.h5", start=0.65, end=2.6, study=True)
-    shown = screen(tmp_path, width=390, scheme=scheme)
+def test_every_tab_fits_a_phone_in_both_themes(screen, study, scheme, tab):
+    shown = screen(study, width=390, scheme=scheme)
     page = shown.run("study", f"?tab={tab}&step=150")
     assert shown.overflow() == 0
     assert page.locator("html").get_attribute("data-mantine-color-scheme") == scheme

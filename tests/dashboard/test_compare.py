@@ -25,8 +25,8 @@ NONE = np.full(5, np.nan)
     ],
 )
 def test_every_step_has_its_place_and_none_lies_before_an_earlier_one(axis, tokens, time, origin, expected):
-    found = axis_of(axis, STEPS, tokens, time, origin)
-    assert expected is None if found is None else np.allclose(found, expected)
+    places = axis_of(axis, STEPS, tokens, time, origin)
+    assert expected is None if places is None else np.allclose(places, expected)
 
 
 def test_runs_are_aligned_to_their_first_breach(tmp_path, write_run):

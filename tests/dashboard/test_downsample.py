@@ -43,7 +43,7 @@ def test_zoom_returns_every_step_of_a_short_range():
     assert x.tolist() == list(range(39_999, 40_102))
 
 
-def test_view_beyond_the_data_is_harmless():
+def test_a_view_beyond_the_data_keeps_its_last_point():
     assert visible(np.arange(5.0), (90, 99)) == slice(4, 5)
     assert visible(np.empty(0), (0, 1)) == slice(0, 0)
 
@@ -51,22 +51,22 @@ def test_view_beyond_the_data_is_harmless():
 def test_columns_keep_one_exploding_step_among_many():
     residual = np.ones((100_000, 8))
     residual[54_321, 7] = 1e9
-    found = columns(np.arange(100_000.0), residual)
-    assert found.values.shape == (COLUMNS, 8) and found.per_column == 250
-    at = int(np.argmax(found.values[:, 7]))
-    assert found.values[at, 7] == 1e9 and abs(found.steps[at] - 54_321) <= 125
-    assert np.all(np.delete(found.values, at, axis=0) == 1)
+    cells = columns(np.arange(100_000.0), residual)
+    assert cells.values.shape == (COLUMNS, 8) and cells.per_column == 250
+    at = int(np.argmax(cells.values[:, 7]))
+    assert cells.values[at, 7] == 1e9 and abs(cells.steps[at] - 54_321) <= 125
+    assert np.all(np.delete(cells.values, at, axis=0) == 1)
 
 
 def test_columns_ignore_loops_that_did_not_run():
     residual = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 7.0], [np.nan, np.nan]])
-    found = columns(np.arange(4.0), residual, limit=2)
-    assert np.array_equal(found.values, [[2.0, np.nan], [3.0, 7.0]], equal_nan=True)
+    cells = columns(np.arange(4.0), residual, limit=2)
+    assert np.array_equal(cells.values, [[2.0, np.nan], [3.0, 7.0]], equal_nan=True)
 
 
 def test_columns_are_single_steps_once_zoomed_in():
-    found = columns(np.arange(100_000.0), np.ones((100_000, 2)), view=(500.0, 600.0))
-    assert found.per_column == 1 and found.steps.tolist() == list(range(499, 602))
+    cells = columns(np.arange(100_000.0), np.ones((100_000, 2)), view=(500.0, 600.0))
+    assert cells.per_column == 1 and cells.steps.tolist() == list(range(499, 602))
 
 
 def test_bins_cover_every_row_once():

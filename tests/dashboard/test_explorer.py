@@ -33,9 +33,9 @@ def test_the_presets_tell_the_story_of_the_paper():
 @pytest.mark.parametrize("delta", [LIMITS["delta"][0], 1.0, LIMITS["delta"][1]])
 @pytest.mark.parametrize("rate", [LIMITS["rate"][0], 1.0, LIMITS["rate"][1]])
 def test_parcae_is_below_one_whatever_delta_and_a_are(delta, rate):
-    found = explore(Sandbox(kind="parcae", delta=delta, rate=rate))
-    assert found.radius == pytest.approx(np.exp(-delta * rate / 2)) and found.radius < 1
-    assert found.regimes["lti"] != "unstable" and found.peak.growth.value == 1
+    explored = explore(Sandbox(kind="parcae", delta=delta, rate=rate))
+    assert explored.radius == pytest.approx(np.exp(-delta * rate / 2)) and explored.radius < 1
+    assert explored.regimes["lti"] != "unstable" and explored.peak.growth.value == 1
 
 
 def test_euler_is_unstable_beyond_its_disc_and_the_others_are_not():
@@ -58,12 +58,14 @@ def test_the_matrix_of_the_concatenation_has_the_norm_asked_for_and_is_normal_wi
 @pytest.mark.parametrize("gain", [0.0, 1.3])
 def test_powers_lie_between_their_bounds_and_states_follow_the_recursion(kind, gain):
     sandbox = Sandbox(kind=kind, gain=gain, skew=6, norm=1.5, loops=20)
-    found, system = explore(sandbox), linear_part(sandbox)
+    explored, system = explore(sandbox), linear_part(sandbox)
     a, _, _ = system.dense()
-    assert np.allclose(found.powers, [np.linalg.norm(np.linalg.matrix_power(a, t), 2) for t in range(21)])
-    assert (found.lower <= found.powers * (1 + 1e-9)).all() and (found.powers <= found.upper * (1 + 1e-9)).all()
-    assert len(found.alone) == 21 and len(found.blocked) == (21 if gain else 0)
-    assert len(found.full) == (system.width if gain else 0)
+    assert np.allclose(explored.powers, [np.linalg.norm(np.linalg.matrix_power(a, t), 2) for t in range(21)])
+    assert (explored.lower <= explored.powers * (1 + 1e-9)).all() and (
+        explored.powers <= explored.upper * (1 + 1e-9)
+    ).all()
+    assert len(explored.alone) == 21 and len(explored.blocked) == (21 if gain else 0)
+    assert len(explored.full) == (system.width if gain else 0)
 
 
 def test_the_eigenvalues_of_the_full_loop_are_those_of_its_finite_differences():
@@ -82,9 +84,9 @@ def test_the_eigenvalues_of_the_full_loop_are_those_of_its_finite_differences():
 
 
 def test_a_block_makes_a_contracting_injection_unstable_and_the_reason_says_so():
-    found = explore(Sandbox(kind="parcae", gain=3.0, loops=96, width=32))
-    assert found.regimes["lti"] == "stable" and found.regimes["loop"] == "unstable" == found.verdict
-    assert "A̅ alone is stable" in found.reason or "the blocks are the cause" in found.reason
+    explored = explore(Sandbox(kind="parcae", gain=3.0, loops=96, width=32))
+    assert explored.regimes["lti"] == "stable" and explored.regimes["loop"] == "unstable" == explored.verdict
+    assert "A̅ alone is stable" in explored.reason or "the blocks are the cause" in explored.reason
 
 
 @pytest.mark.parametrize(
@@ -98,8 +100,8 @@ def test_a_matrix_that_is_none_is_said_in_one_line(text, words):
 
 
 def test_a_jordan_block_grows_as_it_must():
-    found = explore(Sandbox(kind="matrix", matrix="0.5 10; 0 0.5"))
-    assert found.radius == pytest.approx(0.5) and found.peak.loop == 1 and found.verdict == "stable"
+    explored = explore(Sandbox(kind="matrix", matrix="0.5 10; 0 0.5"))
+    assert explored.radius == pytest.approx(0.5) and explored.peak.loop == 1 and explored.verdict == "stable"
 
 
 def test_settings_survive_the_address_and_nonsense_falls_back():

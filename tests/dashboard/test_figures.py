@@ -26,8 +26,8 @@ def text(chart: go.Figure) -> str:
 
 
 def heat(values, **more):
-    found = columns(STEPS, np.asarray(values, float))
-    return heatmaps.loop_heatmap(found, symbol="‖h‖", what="training", nothing="No loops were recorded.", **more)
+    cells = columns(STEPS, np.asarray(values, float))
+    return heatmaps.loop_heatmap(cells, symbol="‖h‖", what="training", nothing="No loops were recorded.", **more)
 
 
 ALL_EMPTY = {
@@ -147,12 +147,12 @@ def test_flat_series_are_not_blown_up_to_noise():
 
 def test_spectrum_has_equal_axes_the_unit_circle_and_regimes_by_modulus():
     chart = loop_figures.spectrum(7, np.array([1.4, 1j, 0.3 - 0.4j, np.nan]), tolerance=0.01)
-    found = traces(chart)
-    assert np.allclose(np.hypot(found["unit circle"].x, found["unit circle"].y), 1, rtol=1e-12)
+    drawn = traces(chart)
+    assert np.allclose(np.hypot(drawn["unit circle"].x, drawn["unit circle"].y), 1, rtol=1e-12)
     assert chart.layout.yaxis.scaleanchor == "x"
     assert chart.layout.xaxis.constrain == chart.layout.yaxis.constrain == "domain"
-    assert list(found["unstable"].x) == [1.4] and list(found["marginal"].y) == [1.0]
-    assert found["stable"].customdata[0][2] == pytest.approx(0.5)
+    assert list(drawn["unstable"].x) == [1.4] and list(drawn["marginal"].y) == [1.0]
+    assert drawn["stable"].customdata[0][2] == pytest.approx(0.5)
     assert "3 leading" in text(chart) and chart.layout.xaxis.range[1] > 1.4
 
 
@@ -163,7 +163,7 @@ def test_the_unit_circle_stays_in_sight_however_far_an_eigenvalue_is(largest):
     if largest <= 1e6:
         assert 1 / reach > 0.05  # the circle's share of half the plot
     assert float(drawn_radius(largest)) < reach and "logarithmic" in text(chart)
-    assert traces(chart)["unstable"].customdata[0][2] == largest  # what is said is the number itself
+    assert traces(chart)["unstable"].customdata[0][2] == largest  # the text shows the number itself
     assert drawn_radius(1.0 + 1e-9) == pytest.approx(1.0)
 
 

@@ -11,8 +11,8 @@ STEPS = np.arange(100.0)
 
 
 def residual_heatmap(steps, residual):
-    found = columns(steps, residual)
-    return heatmaps.loop_heatmap(found, symbol="‖Δh‖", what="training", nothing="No loops were recorded.")
+    cells = columns(steps, residual)
+    return heatmaps.loop_heatmap(cells, symbol="‖Δh‖", what="training", nothing="No loops were recorded.")
 
 
 def subtitle(chart) -> str:

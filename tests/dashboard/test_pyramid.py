@@ -104,8 +104,8 @@ def test_a_spike_a_nan_and_a_lost_state_are_in_the_figures_at_full_zoom_out(long
 def test_a_stretch_is_drawn_from_its_rows_once_it_is_short(long_run):
     with open_run(long_run) as run:
         tracks = Tracks(run)
-        found = tracks.track("loss", (20_000.0, 20_100.0))
-        assert found.steps.tolist() == list(range(19_999, 20_102)) and 4 * POINTS == EXACT_ROWS
+        track = tracks.track("loss", (20_000.0, 20_100.0))
+        assert track.steps.tolist() == list(range(19_999, 20_102)) and 4 * POINTS == EXACT_ROWS
         sheet = tracks.sheet("residual_norm", (100.0, 120.0))
         assert sheet.per_column == 1 and sheet.steps.tolist() == list(range(99, 122))
 
@@ -138,6 +138,6 @@ def test_a_run_that_went_back_is_taken_in_anew(tmp_path):
             writer.append_step({"step": step, "loss": 7.0})
         writer.flush()
         held.refresh()
-        found = held.tracks.track("loss")
-        assert found.steps.tolist() == list(range(200)) and set(found.values[100:]) == {7.0}
+        track = held.tracks.track("loss")
+        assert track.steps.tolist() == list(range(200)) and set(track.values[100:]) == {7.0}
         held.close()

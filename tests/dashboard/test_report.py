@@ -14,8 +14,8 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
 def figures(document: str) -> list[dict]:
-    found = re.findall(r'<script type="application/json" data-place="[^"]*">(.*?)</script>', document, re.DOTALL)
-    return [json.loads(one)["figure"] for one in found]
+    scripts = re.findall(r'<script type="application/json" data-place="[^"]*">(.*?)</script>', document, re.DOTALL)
+    return [json.loads(one)["figure"] for one in scripts]
 
 
 def test_an_autopsy_tells_the_verdict_its_causes_and_every_plot_there_is(tmp_path, write_run):

@@ -20,9 +20,9 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(["config", "command", "parameters", "started", "model", "site"]), JSON))
 @settings(deadline=None, max_examples=150)
 def test_no_info_is_too_odd(info):
-    found = settings_of(info)
-    assert isinstance(found, Settings)
-    assert all("\x1b" not in chip for chip in found.chips())
+    understood = settings_of(info)
+    assert isinstance(understood, Settings)
+    assert all("\x1b" not in chip for chip in understood.chips())
     assert all(isinstance(value, str) for value in table(info).values())
     assert isinstance(command(info, resume=True), str)
 
@@ -39,8 +39,8 @@ def test_deep_and_huge_settings_are_cut():
 
 @pytest.mark.parametrize("names", [("width", "lr"), ("d_model", "learning_rate"), ("hidden_size", "max_lr")])
 def test_the_usual_names_are_understood(names):
-    found = settings_of({"config": {"a": {names[0]: 64}, "b": {names[1]: 1e-3}}})
-    assert (found.width, found.lr) == (64, 1e-3)
+    settings = settings_of({"config": {"a": {names[0]: 64}, "b": {names[1]: 1e-3}}})
+    assert (settings.width, settings.lr) == (64, 1e-3)
 
 
 def test_a_command_can_be_pasted_and_resumes_once():

@@ -1,4 +1,4 @@
-"""What is said of a run: one moment, the cause before the consequence, the lead over the loss, the right advice."""
+"""The story of a run: one moment, the cause before the consequence, the lead over the loss, the right advice."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every report format: valid by its schema, harmless whatever text a file holds, within its limits."""
+"""Every report format: valid by its schema, safe whatever text a file holds, within its limits."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def run_check(findings: list[Finding], path: str = "runs/a.h5", summary: str = "
         Judgement("LS030", "state-explosion", "error", "no data", 0, summary),
     ]
     end = Ending("finished", "", 49, None, "")
-    found = Diagnosis(regimes, "unstable", 1.3, summary, findings, judgements, end, 50)  # type: ignore[arg-type]
-    return RunCheck(Path(path), found, trends={"loss": sparkline([3.0, 2.0, 1.0])})
+    verdict = Diagnosis(regimes, "unstable", 1.3, summary, findings, judgements, end, 50)  # type: ignore[arg-type]
+    return RunCheck(Path(path), verdict, trends={"loss": sparkline([3.0, 2.0, 1.0])})
 
 
 def result_of(*runs: RunCheck) -> GateResult:

@@ -1,4 +1,4 @@
-"""Following runs: what changed is told once, the end gives the code of check, a lost file is said."""
+"""Following runs: each change is reported one time, the end gives the code of check, a lost file is reported."""
 
 from __future__ import annotations
 

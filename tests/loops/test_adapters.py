@@ -112,12 +112,12 @@ def test_parcae_stand_in(injection, sampling, foreign, tmp_path):
     torch.manual_seed(0)
     model = foreign("parcae_lm").Parcae(injection, sampling)
     site = adapted_site(model)
-    found = discover(model)
+    adapted = discover(model)
     for name in ("body", "after", "input_argument", "shared", "sublayers", "prelude", "depth_attribute"):
-        assert getattr(site, name) == getattr(found, name)
+        assert getattr(site, name) == getattr(adapted, name)
     assert site.depth_attribute == ("config.mean_recurrence" if sampling == "per-batch" else None)
     h, e = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
-    for one in (site, found):
+    for one in (site, adapted):
         a_bar, b_bar = one.a_bar(), one.b_bar()
         linear = (h @ a_bar.mT if a_bar.ndim == 2 else a_bar * h) + (e @ b_bar.mT if b_bar.ndim == 2 else b_bar * e)
         # One multiply-add of 32 terms in float32.
@@ -138,15 +138,15 @@ def test_a_gated_loop_is_not_linearised_unasked(foreign):
     with pytest.raises(LoopSiteError, match=r"recurrent_iteration_method = 'per-batch'"):
         loopscope.linearize(model, tokens, num_loops=4)
     model.config.recurrent_iteration_method = "per-batch"
-    found = loopscope.linearize(model, tokens, num_loops=4)
-    assert "LTI stable" in found.verdict and "sublayers" not in found.skipped
+    linearization = loopscope.linearize(model, tokens, num_loops=4)
+    assert "LTI stable" in linearization.verdict and "sublayers" not in linearization.skipped
     assert model.config.mean_recurrence == 4
 
 
 def test_huginn_stand_in(foreign, tmp_path):
     torch.manual_seed(0)
     model = foreign("huginn").RavenForCausalLM()
-    site, found = adapted_site(model), discover(model)
+    site, adapted = adapted_site(model), discover(model)
     for name in (
         "body",
         "after",
@@ -157,8 +157,8 @@ def test_huginn_stand_in(foreign, tmp_path):
         "sublayers",
         "prelude",
     ):
-        assert getattr(site, name) == getattr(found, name)
-    assert torch.equal(torch.cat([found.a_bar(), found.b_bar()], dim=1), model.transformer["adapter"].weight)
+        assert getattr(site, name) == getattr(adapted, name)
+    assert torch.equal(torch.cat([adapted.a_bar(), adapted.b_bar()], dim=1), model.transformer["adapter"].weight)
     info, _ = attach_train_detach(model, tmp_path / "run.h5", lambda: model.visited)
     assert info["a_bar_structure"] == "dense"
     with open_run(tmp_path / "run.h5") as run:
@@ -201,9 +201,9 @@ def test_the_state_inside_a_joined_argument_can_be_replaced(foreign):
 def test_models_that_return_objects_can_be_linearised(foreign):
     torch.manual_seed(0)
     model = foreign("ouro").OuroForCausalLM()
-    found = loopscope.linearize(model, torch.zeros(1, 4, dtype=torch.int64), num_loops=4)
-    assert "LTI unknown" in str(found.verdict)
-    assert "full loop" in str(found.verdict)
+    linearization = loopscope.linearize(model, torch.zeros(1, 4, dtype=torch.int64), num_loops=4)
+    assert "LTI unknown" in str(linearization.verdict)
+    assert "full loop" in str(linearization.verdict)
 
 
 @pytest.mark.parametrize("labels", ["labels", None])
@@ -224,7 +224,7 @@ def test_ouro_stand_in(labels, foreign, tmp_path):
 def test_a_loop_over_bare_parameters(foreign, tmp_path):
     torch.manual_seed(0)
     model = foreign("bare").BareParameters()
-    # No module receives h, so h_0 is not recorded, and is said not to be.
+    # No module receives h, so h_0 is not recorded, and the description names it as missing.
     info, _ = attach_train_detach(model, tmp_path / "run.h5", lambda: model.visited, first=1)
     assert info["site"]["output"] == "block"
     assert any("h_0 is not recorded" in note for note in info["site"]["notes"])
@@ -241,8 +241,8 @@ def test_an_identity_on_the_state_makes_a_loop_of_bare_parameters_whole(foreign,
     model = foreign("bare").BareParameters(marked=True)
     info, _ = attach_train_detach(model, tmp_path / "run.h5", lambda: model.visited)
     assert info["site"]["body"] == "loop_state"
-    found = loopscope.linearize(model, example_tokens(model), num_loops=4)
-    assert found.verdict
+    linearization = loopscope.linearize(model, example_tokens(model), num_loops=4)
+    assert linearization.verdict
 
 
 def test_a_loop_of_operations_alone(foreign, tmp_path):
@@ -282,9 +282,9 @@ def open_mythos_model():
 
 def test_open_mythos(tmp_path):
     model = open_mythos_model()
-    site, found = adapted_site(model), discover(model)
+    site, adapted = adapted_site(model), discover(model)
     for name in ("body", "after", "state_argument", "input_argument", "output", "shared"):
-        assert getattr(site, name) == getattr(found, name)
+        assert getattr(site, name) == getattr(adapted, name)
     assert torch.equal(site.a_bar(), model.recurrent.injection.get_A())
     seen = []
 

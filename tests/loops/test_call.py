@@ -114,8 +114,12 @@ def test_an_example_by_name_finds_the_loop_and_is_the_fixed_batch(tmp_path: Path
     with open_run(tmp_path / "a.h5") as run:
         assert run.probe_steps.tolist() == [0] and run.info["linear_estimate"]["radius"] is not None
     assert (6, (SEQUENCES, 80)) in model.seen
-    found = loopscope.linearize(model, example, num_loops=3)
-    assert found.linear is None and found.regimes["loop"] == "stable" and "read_out" not in found.verdict
+    linearization = loopscope.linearize(model, example, num_loops=3)
+    assert (
+        linearization.linear is None
+        and linearization.regimes["loop"] == "stable"
+        and "read_out" not in linearization.verdict
+    )
 
 
 def test_a_model_that_fails_on_the_fixed_batch_is_recorded_all_the_same(

@@ -407,18 +407,18 @@ def test_least_squares_finds_the_matrix_of_a_linear_loop(shows_input):
     site = discover(model)
     assert site.a_bar is None
     assert (site.input_argument is not None) == shows_input
-    found = estimate_linear_part(model, site)
+    estimate = estimate_linear_part(model, site)
     # The states are float32, about 1e-7 relative, and the fit of 6 to 13 unknowns amplifies that by its condition.
-    np.testing.assert_allclose(found.a, a.numpy(), atol=1e-4)
-    assert found.radius.value == pytest.approx(0.9, abs=1e-4)
-    assert found.radius.converged
-    assert found.radius.residual < 1e-5
-    assert found.halves == pytest.approx((0.9, 0.9), abs=1e-4)
+    np.testing.assert_allclose(estimate.a, a.numpy(), atol=1e-4)
+    assert estimate.radius.value == pytest.approx(0.9, abs=1e-4)
+    assert estimate.radius.converged
+    assert estimate.radius.residual < 1e-5
+    assert estimate.halves == pytest.approx((0.9, 0.9), abs=1e-4)
     if shows_input:
-        np.testing.assert_allclose(found.b, b.numpy(), atol=1e-4)
+        np.testing.assert_allclose(estimate.b, b.numpy(), atol=1e-4)
     else:
-        assert found.b is None
-        assert "steps" in found.radius.method
+        assert estimate.b is None
+        assert "steps" in estimate.radius.method
     assert "estimate of the whole loop's linear part" in str(loopscope.describe(model))
 
 
@@ -426,10 +426,10 @@ def test_an_estimate_from_too_little_is_none():
     torch.manual_seed(0)
     model = Model(lambda model, e, n: plain(model, e, n), inject=Joined(), block=block())
     site = discover(model)
-    found = estimate_linear_part(model, site, torch.zeros(1, 2, dtype=torch.int64))
-    assert (found.a, found.radius.converged) == (None, False)
-    assert np.isnan(found.radius.value)
-    assert found.summary()["radius"] is None
+    estimate = estimate_linear_part(model, site, torch.zeros(1, 2, dtype=torch.int64))
+    assert (estimate.a, estimate.radius.converged) == (None, False)
+    assert np.isnan(estimate.radius.value)
+    assert estimate.summary()["radius"] is None
     # The same token everywhere: many samples, one trajectory.
     same = estimate_linear_part(model, site, torch.zeros(4, 64, dtype=torch.int64))
     assert not same.radius.converged

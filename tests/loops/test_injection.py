@@ -1,4 +1,4 @@
-"""A matrix is A̅ only where the injection was seen to act like it; else what it does is measured, or nothing is said."""
+"""A matrix is A̅ only where the injection was seen to act like it; else its effect is measured, or it is missing."""
 
 import loopscope
 import numpy as np

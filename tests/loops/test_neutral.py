@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from loopscope.loops.neutral import LookError, looking, on_the_side, quietly
+from loopscope.loops.neutral import LookError, all_quietly, looking, on_the_side, quietly
 from loopscope.loops.site import LoopSite, LoopSiteError
 from loopscope.probes.schedule import PRESETS
 from torch import Tensor, nn
@@ -430,6 +430,23 @@ def test_a_reading_that_acts_is_made_quiet_and_any_other_is_left_alone() -> None
         return plain.inject.weight
 
     assert quietly(plain, weight) is weight
+
+
+def test_readings_tried_out_together_are_judged_one_by_one() -> None:
+    model = made(Spectral)
+
+    def embedding() -> Tensor:
+        return model.embed.weight
+
+    def broken() -> Tensor:
+        raise RuntimeError("no such matrix")
+
+    before = model.inject.parametrizations.weight[0]._u.clone()
+    reads = all_quietly(model, {"a_bar": lambda: model.inject.weight, "b_bar": embedding, "c_out": broken})
+    assert reads["b_bar"] is embedding and reads["c_out"] is broken
+    reads["a_bar"]()
+    assert torch.equal(model.inject.parametrizations.weight[0]._u, before)
+    assert all_quietly(model, reads) == reads  # what was tried out once is not tried again
 
 
 class Numbers(Looped):

@@ -43,6 +43,6 @@ def run(out, name, micro_batches, options, *, steps=4, resume=False):
 if __name__ == "__main__":
     with started("cpu"):
         for name, options in CASES.items():
-            found = run(sys.argv[1], name, 2, options)
+            losses = run(sys.argv[1], name, 2, options)
             if rank() == 0:
-                torch.save(found, f"{sys.argv[1]}/{name}.pt")
+                torch.save(losses, f"{sys.argv[1]}/{name}.pt")

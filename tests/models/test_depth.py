@@ -10,21 +10,21 @@ from loopscope.models.train import train
 def test_loss_is_the_mean_over_tokens_from_the_same_start():
     torch.manual_seed(0)
     model, text = build("demo", state_init="zero"), standard_library(sequence_length=16)
-    found = loss_at_depths(model, text, [2], batches=2, batch_size=4)
+    losses = loss_at_depths(model, text, [2], batches=2, batch_size=4)
     tokens = torch.cat([b for _, b in zip(range(2), text.held_out(4), strict=False)])
     with torch.no_grad():
         logits = model(tokens[:, :-1], num_loops=2)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-    assert found[2] == pytest.approx(expected.item(), rel=1e-5)  # float32 means in another order
+    assert losses[2] == pytest.approx(expected.item(), rel=1e-5)  # float32 means in another order
 
 
 def test_nothing_is_disturbed_and_numbers_repeat():
     torch.manual_seed(0)
     model, text = build("demo").train(), standard_library(sequence_length=16)
     state = torch.get_rng_state()
-    found = loss_at_depths(model, text, [1, 4], batches=1)
+    losses = loss_at_depths(model, text, [1, 4], batches=1)
     assert model.training and torch.equal(torch.get_rng_state(), state)
-    assert loss_at_depths(model, text, [4, 1], batches=1) == {4: found[4], 1: found[1]}
+    assert loss_at_depths(model, text, [4, 1], batches=1) == {4: losses[4], 1: losses[1]}
 
 
 def test_a_trained_loop_gets_better_with_depth_and_then_saturates():

@@ -62,8 +62,8 @@ def test_streaming_reads_through_datasets(tmp_path, monkeypatch):
     lines = [json.dumps({"content": f"document {i}"}) for i in range(5)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     files = [str(tmp_path / "rows.jsonl")]
-    found = stream_documents(HubText("json", column="content"), data_files=files)
-    assert next(found) == "document 0" and list(found) == [f"document {i}" for i in range(1, 5)]
+    documents = stream_documents(HubText("json", column="content"), data_files=files)
+    assert next(documents) == "document 0" and list(documents) == [f"document {i}" for i in range(1, 5)]
     with pytest.raises(DocumentError, match=r"json, row 0: expected text under 'text', found content"):
         next(stream_documents(HubText("json"), data_files=files))
     with pytest.raises(DocumentError, match="nothing: expected one of fineweb-edu, huginn"):

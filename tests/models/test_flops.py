@@ -20,15 +20,15 @@ def test_formula_equals_torchs_own_count_of_a_forward(name):
     # the counter knows matrix products, not the CPU's fused attention: let attention be made of products
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
-    found = effective_parameters(model.config, S)
-    assert counter.get_total_flops() == 2 * (found.without_gradient + found.with_gradient) * tokens.numel()
+    parameters = effective_parameters(model.config, S)
+    assert counter.get_total_flops() == 2 * (parameters.without_gradient + parameters.with_gradient) * tokens.numel()
 
 
 def test_training_counts_gradients_of_the_last_loops_only():
     config = build("parcae-tiny").config
-    found = effective_parameters(config, S)
-    loop = found.without_gradient / (config.mean_depth - config.backward_depth)
-    assert training_flops(config, S, 10) == pytest.approx(10 * (2 * 4 * loop + 6 * found.with_gradient), rel=1e-12)
+    parameters = effective_parameters(config, S)
+    loop = parameters.without_gradient / (config.mean_depth - config.backward_depth)
+    assert training_flops(config, S, 10) == pytest.approx(10 * (2 * 4 * loop + 6 * parameters.with_gradient), rel=1e-12)
 
 
 def test_utilisation_of_an_unknown_device_is_not_a_number():

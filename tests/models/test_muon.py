@@ -8,10 +8,10 @@ from loopscope.models.muon import Muon, orthogonalize
 @pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8), (3, 16, 8)])
 def test_singular_values_move_to_one_and_vectors_stay(shape):
     g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalize(g)
+    rotation = orthogonalize(g)
     u, s, v = torch.linalg.svd(g, full_matrices=False)
     # the published quintic maps every singular value above 1/100 of the norm into [0.68, 1.15] after five steps
-    inside = u.mT @ found @ v.mT
+    inside = u.mT @ rotation @ v.mT
     values = torch.diagonal(inside, dim1=-2, dim2=-1)
     well = s / g.norm(dim=(-2, -1), keepdim=True)[..., 0] > 0.02
     assert torch.all(values[well] > 0.65) and torch.all(values < 1.25)
@@ -38,8 +38,8 @@ def test_batching_matrices_of_one_shape_changes_nothing():
     for parameter, gradient in zip(together, gradients, strict=True):
         parameter.grad = gradient.clone()
     Muon(together, lr=0.1).step()
-    for matrix, gradient, found in zip(matrices, gradients, together, strict=True):
+    for matrix, gradient, batched in zip(matrices, gradients, together, strict=True):
         alone = torch.nn.Parameter(matrix.clone())
         alone.grad = gradient.clone()
         Muon([alone], lr=0.1).step()
-        assert torch.allclose(alone, found, atol=1e-5)  # batched products may be summed in another order
+        assert torch.allclose(alone, batched, atol=1e-5)  # batched products may be summed in another order

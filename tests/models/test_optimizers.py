@@ -11,37 +11,37 @@ EXEMPT = {"injection.log_a", "injection.dt_bias", "injection.b", "read_out.weigh
 def groups(model, config):
     """Names by (optimizer, weight decay)."""
     names = {id(p): name for name, p in model.named_parameters()}
-    found = {}
+    members = {}
     for optimizer in build_optimizers(model, config):
         for group in optimizer.param_groups:
             key = (type(optimizer).__name__, group["weight_decay"])
-            found.setdefault(key, set()).update(names[id(p)] for p in group["params"])
-    assert sorted(n for s in found.values() for n in s) == sorted(names.values())  # everybody once
-    return found
+            members.setdefault(key, set()).update(names[id(p)] for p in group["params"])
+    assert sorted(n for s in members.values() for n in s) == sorted(names.values())  # everybody once
+    return members
 
 
 def test_adamw_decays_matrices_and_embeddings_only():
     model = build("parcae-tiny")
-    found = groups(model, TrainConfig(weight_decay=0.3))
-    plain = found[("AdamW", 0.0)]
+    by_optimizer = groups(model, TrainConfig(weight_decay=0.3))
+    plain = by_optimizer[("AdamW", 0.0)]
     assert plain >= EXEMPT and {n for n in plain if "norm" in n} == {
         n for n, _ in model.named_parameters() if "norm" in n
     }
     assert all("norm" in n or n in EXEMPT for n in plain)
-    assert "embedding.weight" in found[("AdamW", 0.3)]
+    assert "embedding.weight" in by_optimizer[("AdamW", 0.3)]
 
 
 def test_the_adapter_of_concatenation_is_decayed():
-    found = groups(build("demo", injection="concatenation"), TrainConfig(weight_decay=0.3))
-    assert "injection.adapter.weight" in found[("AdamW", 0.3)]
+    by_optimizer = groups(build("demo", injection="concatenation"), TrainConfig(weight_decay=0.3))
+    assert "injection.adapter.weight" in by_optimizer[("AdamW", 0.3)]
 
 
 def test_muon_takes_attention_and_mlp_only():
     model = build("parcae-tiny")
-    found = groups(model, TrainConfig(optimizer="muon", weight_decay=0.0))
-    hidden = found[("Muon", 0.2)]
+    by_optimizer = groups(model, TrainConfig(optimizer="muon", weight_decay=0.0))
+    hidden = by_optimizer[("Muon", 0.2)]
     assert all(".attention." in n or ".mlp." in n for n in hidden) and len(hidden) == 6 * 6 + 3  # and three gates
-    assert found[("AdamW", 0.0)] >= EXEMPT | {"embedding.weight", "value_tables.1.weight"}
+    assert by_optimizer[("AdamW", 0.0)] >= EXEMPT | {"embedding.weight", "value_tables.1.weight"}
 
 
 @pytest.mark.parametrize("step", [0, 25, 99])

@@ -28,8 +28,8 @@ def reference(case):
     return fixture, provenance, weights
 
 
-def relative_error(found, expected):
-    return (np.abs(found - expected).max() / np.abs(expected).max()).item()
+def relative_error(values, expected):
+    return (np.abs(values - expected).max() / np.abs(expected).max()).item()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -40,9 +40,9 @@ def test_logits_equal_the_reference(case):
     assert len(provenance["commit"]) == 40 and len(fixture["depths"]) == 4
     for depth, expected in zip(fixture["depths"], fixture["logits"], strict=True):
         with torch.no_grad():
-            found = model(tokens, num_loops=int(depth), initial_state=state).numpy()
+            logits = model(tokens, num_loops=int(depth), initial_state=state).numpy()
         # float32 round-off through 18 blocks at most; the acceptance limit of the project
-        assert relative_error(found, expected) < 1e-5, f"T = {depth}"
+        assert relative_error(logits, expected) < 1e-5, f"T = {depth}"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -56,9 +56,9 @@ def test_parity_is_sensitive_to_every_part(case):
         with torch.no_grad():
             before = parameter.clone()
             parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.02)
-            found = model(tokens, num_loops=5, initial_state=state).numpy()
+            logits = model(tokens, num_loops=5, initial_state=state).numpy()
             parameter.copy_(before)
-        assert relative_error(found, fixture["logits"][2]) > 1e-4, name
+        assert relative_error(logits, fixture["logits"][2]) > 1e-4, name
 
 
 @pytest.mark.parametrize("case", ["diagonal", "linear"])

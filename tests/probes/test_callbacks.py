@@ -318,10 +318,10 @@ def test_without_the_library_one_line_says_what_to_install(name, extra, monkeypa
 
 @pytest.fixture
 def lightning():
-    found = pytest.importorskip("lightning.pytorch")
+    module = pytest.importorskip("lightning.pytorch")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return found
+    return module
 
 
 @pytest.fixture

@@ -98,9 +98,9 @@ def test_eager_training_is_bit_identical_and_the_rows_are_right(
         recorded = run.loops("state_norm"), run.loops("residual_norm")
     for step in range(len(depths)):
         expected = means_of(states.forwards[accumulation * step :][:accumulation])
-        for found, right in zip(recorded, expected, strict=True):
+        for row, right in zip(recorded, expected, strict=True):
             # float32 sums over 128 or 256 tokens against float64
-            np.testing.assert_allclose(found[step, : len(right)], right, rtol=2e-6)
+            np.testing.assert_allclose(row[step, : len(right)], right, rtol=2e-6)
 
 
 @PRECISION
@@ -141,8 +141,8 @@ def test_compiled_training_has_the_right_rows_and_no_graph_break(how, checkpoint
     for step, of_step in enumerate(depths):
         expected = means_of(states.forwards[first : first + len(of_step)])
         first += len(of_step)
-        for found, right in zip(recorded, expected, strict=True):
-            np.testing.assert_allclose(found[step, : len(right)], right, rtol=TOLERANCE[precision])
+        for row, right in zip(recorded, expected, strict=True):
+            np.testing.assert_allclose(row[step, : len(right)], right, rtol=TOLERANCE[precision])
 
 
 def warnings_of(caplog):

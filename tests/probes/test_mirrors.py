@@ -39,7 +39,7 @@ class TrackioStandIn:
 
 
 class Keeping:
-    """Keeps rows and the threads they came on; may be told to wait first or to fail."""
+    """Keeps rows and the threads they came on; can wait first or fail."""
 
     def __init__(self, before=lambda: None):
         self.rows, self.threads, self.closed, self._before = [], set(), 0, before

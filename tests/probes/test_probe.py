@@ -205,8 +205,8 @@ def test_nan_losses_and_spikes_become_events(demo_model, tokens, tmp_path):
         happened = [(event.step, event.kind) for event in run.events if event.kind != "flight"]
         assert happened == [(30, "loss_spike"), (32, "non_finite")]
         assert run["nonfinite"].sum() == 2
-    found = loopscope.diagnose(open_run(tmp_path / "run.h5"))
-    assert [finding.rule for finding in found.findings] == ["LS010", "LS001"]
+    diagnosis = loopscope.diagnose(open_run(tmp_path / "run.h5"))
+    assert [finding.rule for finding in diagnosis.findings] == ["LS010", "LS001"]
 
 
 def test_a_probe_that_breaks_says_so_once_and_numbers_go_on(demo_model, tokens, tmp_path, caplog, monkeypatch):

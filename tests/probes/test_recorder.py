@@ -16,13 +16,13 @@ def drift(steps: int) -> np.ndarray:
     random = np.random.default_rng(0)
     bulk = random.standard_normal((WIDTH, WIDTH))
     one, other = np.linalg.qr(random.standard_normal((WIDTH, 2)))[0].T
-    found = []
+    matrices = []
     for t in range(steps):
         share = 0.02
         bulk = np.sqrt(1 - share**2) * bulk + share * random.standard_normal((WIDTH, WIDTH))
         growing = 0.8 + 0.4 * t / steps  # passes the other outlier at 0.95, then 1
-        found.append(0.5 * bulk / np.sqrt(WIDTH) + growing * np.outer(one, one) - 0.95 * np.outer(other, other))
-    return np.stack(found).astype(np.float32)
+        matrices.append(0.5 * bulk / np.sqrt(WIDTH) + growing * np.outer(one, one) - 0.95 * np.outer(other, other))
+    return np.stack(matrices).astype(np.float32)
 
 
 @pytest.fixture

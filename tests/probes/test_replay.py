@@ -45,8 +45,8 @@ def test_the_step_that_went_wrong_can_be_found_and_run_again(demo_model, tmp_pat
     assert [one.step for one in flight.steps] == list(range(BAD + FOLLOWING + 1))
     wanted = flight.steps[BAD]
     np.testing.assert_array_equal(wanted.loops[:, 0], profile[np.isfinite(profile)])
-    [found] = [step for step in range(60) if [int(batch_hash(batch_of(step)[:, :-1]))] == wanted.batch_hash.tolist()]
-    assert found == BAD
+    [bad_step] = [step for step in range(60) if [int(batch_hash(batch_of(step)[:, :-1]))] == wanted.batch_hash.tolist()]
+    assert bad_step == BAD
     again = demo_model("parcae", seed=1)
     for step in (BAD, 0):  # the first one too, whose seed was set after attaching
         again.load_state_dict(began_with[step], strict=False)

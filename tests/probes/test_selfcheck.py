@@ -27,16 +27,16 @@ def check(make_model, **settings):
 
 @pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
 def test_a_healthy_model_passes(checkpointing, demo_model):
-    found = check(lambda: demo_model(activation_checkpointing=checkpointing))
-    assert found.passed, found.text()
-    assert (found.same_losses, found.same_parameters, found.same_random) == (True, True, True)
-    assert found.difference == 0
-    assert found.loops_recorded == found.loops_run > 3
-    assert found.norm_error < 1e-6
-    assert found.graphs == (0, 0)
-    assert found.step_seconds > 0
-    assert "PASS" in found.text()
-    assert json.loads(json.dumps(found.as_dict()))["passed"] is True
+    report = check(lambda: demo_model(activation_checkpointing=checkpointing))
+    assert report.passed, report.text()
+    assert (report.same_losses, report.same_parameters, report.same_random) == (True, True, True)
+    assert report.difference == 0
+    assert report.loops_recorded == report.loops_run > 3
+    assert report.norm_error < 1e-6
+    assert report.graphs == (0, 0)
+    assert report.step_seconds > 0
+    assert "PASS" in report.text()
+    assert json.loads(json.dumps(report.as_dict()))["passed"] is True
 
 
 def test_a_model_of_the_users_own_with_accumulation_and_a_compiled_body():
@@ -60,7 +60,7 @@ def test_a_model_of_the_users_own_with_accumulation_and_a_compiled_body():
                 h = self.inject(h)
             return self.head(h)
 
-    found = selfcheck(
+    report = selfcheck(
         Toy,
         batch_of,
         lambda model, tokens: sum(loss_of(model, part) for part in tokens.split(1)),
@@ -68,22 +68,22 @@ def test_a_model_of_the_users_own_with_accumulation_and_a_compiled_body():
         steps=3,
         timed=1,
     )
-    assert found.passed, found.text()
-    assert found.loops_run == found.loops_recorded == 12
-    assert found.graph_breaks == (0, 0)
-    assert found.graphs[1] >= found.graphs[0] > 0
-    assert found.overhead == found.overhead  # every timed step was watched, in graphs of its own
-    assert "graph breaks: 0" in found.text()
+    assert report.passed, report.text()
+    assert report.loops_run == report.loops_recorded == 12
+    assert report.graph_breaks == (0, 0)
+    assert report.graphs[1] >= report.graphs[0] > 0
+    assert report.overhead == report.overhead  # every timed step was watched, in graphs of its own
+    assert "graph breaks: 0" in report.text()
 
 
 def test_a_probe_that_draws_random_numbers_is_found_out(demo_model, monkeypatch):
     honest = reduction_module.EagerReduction.add
     monkeypatch.setattr(reduction_module.EagerReduction, "add", lambda *args: (torch.rand(()), honest(*args))[1])
-    found = check(demo_model)
-    assert not found.passed
-    assert not found.same_random
-    assert "the random state differs with the probe" in found.problems
-    assert "FAIL" in found.text()
+    report = check(demo_model)
+    assert not report.passed
+    assert not report.same_random
+    assert "the random state differs with the probe" in report.problems
+    assert "FAIL" in report.text()
 
 
 def test_a_probe_that_measures_wrongly_or_not_at_all_is_found_out(demo_model, monkeypatch):
@@ -91,19 +91,19 @@ def test_a_probe_that_measures_wrongly_or_not_at_all_is_found_out(demo_model, mo
     monkeypatch.setattr(
         reduction_module.EagerReduction, "add", lambda self, state, *where: honest(self, 1.01 * state, *where)
     )
-    found = check(demo_model)
-    assert [problem.split(" by ")[0] for problem in found.problems] == ["recorded norms are off"]
-    assert found.norm_error == pytest.approx(0.01, rel=1e-3)
+    report = check(demo_model)
+    assert [problem.split(" by ")[0] for problem in report.problems] == ["recorded norms are off"]
+    assert report.norm_error == pytest.approx(0.01, rel=1e-3)
     monkeypatch.setattr(tap_module.LoopTap, "_see", lambda self, *seen: None)
-    found = check(demo_model)
-    assert found.loops_recorded == 0
-    assert any(problem.startswith("0 loops recorded where") for problem in found.problems)
+    report = check(demo_model)
+    assert report.loops_recorded == 0
+    assert any(problem.startswith("0 loops recorded where") for problem in report.problems)
 
 
 def test_the_command_reports_and_exits_with_zero():
     command = [sys.executable, "-m", "loopscope.cli", "selfcheck", "--device", "cpu", "--precision", "bf16", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["passed"] is True
-    assert found["same_parameters"] is True
+    report = json.loads(done.stdout)
+    assert report["passed"] is True
+    assert report["same_parameters"] is True

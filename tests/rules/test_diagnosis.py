@@ -19,19 +19,24 @@ def diagnosis(path):
         (0.8, 0.8, ("stable", "stable"), "stable"),
         (1.0, 1.0, ("marginal", "marginal"), "marginal"),
         (3.0, 3.0, ("unstable", "unstable"), "unstable"),
-        (3.0, 0.7, ("unstable", "stable"), "stable"),  # what was measured on the loop outranks A̅ alone, and it is said
+        (
+            3.0,
+            0.7,
+            ("unstable", "stable"),
+            "stable",
+        ),  # a measurement of the loop outranks A̅ alone
         (0.8, 2.0, ("stable", "unstable"), "unstable"),
     ],
 )
 def test_regimes_come_from_the_numbers(write_run, loop_rows, radius, ratio, regimes, verdict):
     path = write_run(loss=wavy(30), a_bar_radius=radius, probe={29: loop_rows(ratio)})
-    found = diagnosis(path)
-    assert (found.regimes["lti"], found.regimes["trajectory"]) == regimes
-    assert found.regimes["loop"] == "unknown"  # no Jacobian was recorded
-    assert found.verdict == verdict
-    assert f"{radius:.3f}" in found.summary
-    assert ("A̅" in found.summary.replace("ρ(A̅)", "")) == (regimes[0] != regimes[1])  # a disagreement is told
-    assert found.summary.endswith(".") and ".." not in found.summary
+    diagnosed = diagnosis(path)
+    assert (diagnosed.regimes["lti"], diagnosed.regimes["trajectory"]) == regimes
+    assert diagnosed.regimes["loop"] == "unknown"  # no Jacobian was recorded
+    assert diagnosed.verdict == verdict
+    assert f"{radius:.3f}" in diagnosed.summary
+    assert ("A̅" in diagnosed.summary.replace("ρ(A̅)", "")) == (regimes[0] != regimes[1])  # a disagreement is named
+    assert diagnosed.summary.endswith(".") and ".." not in diagnosed.summary
 
 
 def test_without_a_probe_batch_the_deepest_recent_step_is_read(write_run, loop_rows):
@@ -45,23 +50,23 @@ def test_the_crossing_is_the_last_one(write_run):
 
 
 def test_nothing_recorded_is_said(write_run):
-    found = diagnosis(write_run())
-    assert found.verdict == "unknown"
-    assert [finding.rule for finding in found.findings] == ["LS000"]
-    assert "no step was recorded" in found.summary
+    diagnosed = diagnosis(write_run())
+    assert diagnosed.verdict == "unknown"
+    assert [finding.rule for finding in diagnosed.findings] == ["LS000"]
+    assert "no step was recorded" in diagnosed.summary
 
 
 def test_rows_without_any_measurement_are_no_data(write_run):
-    found = diagnosis(write_run(lr=np.ones(5)))
-    assert "LS000" in [finding.rule for finding in found.findings]
-    assert found.evaluated is False
+    diagnosed = diagnosis(write_run(lr=np.ones(5)))
+    assert "LS000" in [finding.rule for finding in diagnosed.findings]
+    assert diagnosed.evaluated is False
 
 
 def test_the_first_breach_is_no_note(write_run, loop_rows):
     path = write_run(loss=wavy(60), a_bar_radius=1.0, info={"a_bar_learned": False})
-    found = diagnosis(path)
-    assert [finding.severity for finding in found.findings] == ["note"]
-    assert found.first_breach is None
+    diagnosed = diagnosis(path)
+    assert [finding.severity for finding in diagnosed.findings] == ["note"]
+    assert diagnosed.first_breach is None
 
 
 @pytest.mark.parametrize(
@@ -78,17 +83,17 @@ def test_the_first_breach_is_no_note(write_run, loop_rows):
 )
 def test_the_loop_regime_is_what_exponent_and_radius_agree_on(write_run, exponent, radius, regime):
     measured = {"lyapunov_max": exponent, "jacobian_radius": radius, "full_loop_seconds": 0.2}
-    found = diagnosis(write_run(loss=wavy(30), a_bar_radius=0.8, **measured))
-    assert found.regimes["loop"] == regime
+    diagnosed = diagnosis(write_run(loss=wavy(30), a_bar_radius=0.8, **measured))
+    assert diagnosed.regimes["loop"] == regime
     shown = [f"λ {exponent:+.2f}"] if np.isfinite(exponent) else []
     shown += [f"log ρ(J) {np.log(radius) if radius else -np.inf:+.2f}"] if np.isfinite(radius) else []
-    assert f"Full loop {regime}: {', '.join(shown)} per loop" in found.summary
+    assert f"Full loop {regime}: {', '.join(shown)} per loop" in diagnosed.summary
 
 
 def test_a_measurement_that_failed_at_the_end_leaves_the_loop_unknown(write_run):
     exponent = np.array([-0.3] * 20 + [np.nan] * 10)
-    found = diagnosis(write_run(loss=wavy(30), lyapunov_max=exponent, full_loop_seconds=0.2))
-    assert found.regimes["loop"] == "unknown"
+    diagnosed = diagnosis(write_run(loss=wavy(30), lyapunov_max=exponent, full_loop_seconds=0.2))
+    assert diagnosed.regimes["loop"] == "unknown"
 
 
 def test_an_expansive_loop_is_warned_of(write_run):
@@ -98,8 +103,8 @@ def test_an_expansive_loop_is_warned_of(write_run):
     result = diagnosis(write_run(loss=wavy(30), **measured))
     by_rule = {finding.rule: finding for finding in result.findings}
     assert by_rule.keys() == {"LS040"} | ({"LS005"} if result.verdict == "unstable" else set())
-    found = by_rule["LS040"]
-    assert (found.severity, found.step, found.value) == ("warning", 10, 0.1)
+    warning = by_rule["LS040"]
+    assert (warning.severity, warning.step, warning.value) == ("warning", 10, 0.1)
     assert diagnosis(write_run("b.h5", loss=wavy(30), lyapunov_max=0.04, a_bar_radius=0.8)).findings == []
     drifting = {"lyapunov_max": 0.1, "jacobian_radius": 1.02, "a_bar_radius": 0.8}
     assert diagnosis(write_run("c.h5", loss=wavy(30), **drifting)).findings == []
@@ -109,38 +114,38 @@ def test_an_expansive_loop_is_warned_of(write_run):
 def test_a_pass_that_stops_being_finite_is_unstable(write_run, loop_rows, bad):
     rows = loop_rows(0.5)
     rows[bad:, 0], rows[bad - 1 : -1, 1] = np.nan, np.nan
-    found = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, probe={29: rows}))
-    assert (found.regimes["trajectory"], found.verdict) == ("unstable", "unstable")
-    assert f"not finite from loop {bad} of 16 on" in found.summary
+    diagnosed = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, probe={29: rows}))
+    assert (diagnosed.regimes["trajectory"], diagnosed.verdict) == ("unstable", "unstable")
+    assert f"not finite from loop {bad} of 16 on" in diagnosed.summary
 
 
 def test_steps_in_which_sequences_ran_different_loops_are_no_trajectory(write_run, loop_rows):
     rows = loop_rows(1.3)
     rows[8:, 3] = 4.0  # half of the tokens stopped
-    found = diagnosis(write_run(loss=np.ones(30), loops=rows))
-    assert found.regimes["trajectory"] == "unknown"
-    assert "no trajectory" in found.summary
+    diagnosed = diagnosis(write_run(loss=np.ones(30), loops=rows))
+    assert diagnosed.regimes["trajectory"] == "unknown"
+    assert "no trajectory" in diagnosed.summary
 
 
 @pytest.mark.parametrize(("kind", "regime"), [("bfloat16", "stable"), ("float32", "unknown"), (None, "unknown")])
 def test_the_floor_of_bfloat16_states_is_settled_where_their_type_is_known(write_run, loop_rows, kind, regime):
     rows = loop_rows(0.3)
     rows[:, 0], rows[5:16, 1], rows[1:16, 2] = 1.0, 4e-3, -0.5
-    found = diagnosis(write_run(loss=np.ones(30), probe={29: rows}, info={"parameter_dtype": kind}))
-    assert found.regimes["trajectory"] == regime
+    diagnosed = diagnosis(write_run(loss=np.ones(30), probe={29: rows}, info={"parameter_dtype": kind}))
+    assert diagnosed.regimes["trajectory"] == regime
 
 
 def test_rates_that_disagree_are_said_to(write_run, loop_rows):
     measured = {"lyapunov_max": 0.3, "jacobian_radius": 0.74, "full_loop_seconds": 0.2}
-    found = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, probe={29: loop_rows(0.7)}, **measured))
-    assert found.regimes["loop"] == "marginal"
-    assert "which disagree" in found.summary and "barely forgets" not in found.summary
+    diagnosed = diagnosis(write_run(loss=np.ones(30), a_bar_radius=0.8, probe={29: loop_rows(0.7)}, **measured))
+    assert diagnosed.regimes["loop"] == "marginal"
+    assert "which disagree" in diagnosed.summary and "barely forgets" not in diagnosed.summary
 
 
 def test_an_attracting_cycle_is_no_disagreement(write_run, loop_rows):
     rows = loop_rows(1.0)
     rows[:, 0], rows[1:16, 2] = 3.0, -1.0
     measured = {"lyapunov_max": -0.6, "jacobian_radius": 2.1, "full_loop_seconds": 0.2}
-    found = diagnosis(write_run(loss=np.ones(30), probe={29: rows}, **measured))
-    assert (found.regimes["loop"], found.regimes["trajectory"]) == ("stable", "marginal")
-    assert "attracting" in found.summary and "disagree" not in found.summary
+    diagnosed = diagnosis(write_run(loss=np.ones(30), probe={29: rows}, **measured))
+    assert (diagnosed.regimes["loop"], diagnosed.regimes["trajectory"]) == ("stable", "marginal")
+    assert "attracting" in diagnosed.summary and "disagree" not in diagnosed.summary

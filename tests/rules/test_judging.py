@@ -79,8 +79,8 @@ def test_non_finite_and_spike(write_run):
 def test_rules_whose_series_are_missing_are_said_to_be_skipped(write_run, tmp_path):
     path = write_run(loss=wavy(5))
     with open_run(path) as run:
-        found, skipped = evaluate(run, only(tmp_path, expr="frobnication > 1"))
-    assert (found, skipped) == ([], ["X1"])
+        findings, skipped = evaluate(run, only(tmp_path, expr="frobnication > 1"))
+    assert (findings, skipped) == ([], ["X1"])
 
 
 def test_a_users_file_changes_adds_and_removes(tmp_path):

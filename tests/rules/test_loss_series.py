@@ -45,8 +45,8 @@ def test_row_by_row_at_once_and_across_a_resume_are_the_same(seed):
 def fired(write_run, rules=None, **series):
     path = write_run(**series)
     with open_run(path) as run:
-        found = judge(run, rules or load_rules()).findings
-    return {finding.rule: finding for finding in found if finding.state == "fired"}
+        findings = judge(run, rules or load_rules()).findings
+    return {finding.rule: finding for finding in findings if finding.state == "fired"}
 
 
 def falling(rows=300, noise=0.02, seed=0):
@@ -100,8 +100,8 @@ def test_a_rate_of_zero(write_run, rate, expected):
 @pytest.mark.parametrize("skipped", [1, 5, SETTLING])
 def test_a_loss_scale_that_settles_is_a_note(write_run, skipped):
     norm = np.where(np.arange(300) < skipped, np.inf, 1.0)
-    found = fired(write_run, loss=falling(), grad_norm=norm)
-    assert "LS001" not in found and (found["LS006"].severity, found["LS006"].step) == ("note", 0)
+    findings = fired(write_run, loss=falling(), grad_norm=norm)
+    assert "LS001" not in findings and (findings["LS006"].severity, findings["LS006"].step) == ("note", 0)
 
 
 @pytest.mark.parametrize(

@@ -94,15 +94,15 @@ def make_files(folder: Path) -> list[Path]:
 def rows_of(path: Path) -> dict[str, tuple[int, int]]:
     """Where the first rows of each table lie in a file: first and last byte."""
     with open_clean(path) as file:
-        found = {}
+        places = {}
         for table in (*TABLES, "commit"):
             if (dataset := file[table]).chunks is None:
-                found[table] = dataset.id.get_offset(), dataset.nbytes
+                places[table] = dataset.id.get_offset(), dataset.nbytes
             elif dataset.id.get_num_chunks():
                 chunk = dataset.id.get_chunk_info(0)
                 used = chunk.size if dataset.compression else min(chunk.size, dataset.nbytes)
-                found[table] = chunk.byte_offset, used
-    return {table: (first, first + used) for table, (first, used) in found.items()}
+                places[table] = chunk.byte_offset, used
+    return {table: (first, first + used) for table, (first, used) in places.items()}
 
 
 def damage(path: Path, rows: dict[str, tuple[int, int]], rng: np.random.Generator) -> str:
@@ -153,15 +153,15 @@ def questions(run: Run) -> dict[str, Callable[[], Any]]:
 
 def answers(path: Path) -> dict[str, bytes]:
     """All that a run says; what it could not answer is missing."""
-    found = {}
+    replies = {}
     with open_run(path) as run:
         for question, ask in questions(run).items():
             with contextlib.suppress(RunFileError):
-                found[question] = pickle.dumps(ask())
+                replies[question] = pickle.dumps(ask())
         assert run.state in ("live", "interrupted", "finished") and repr(run)
-        if len(run.ranks) < len(list(path.parent.glob("a*.h5"))):  # the numbers are said to be without a rank
-            found.clear()
-    return found
+        if len(run.ranks) < len(list(path.parent.glob("a*.h5"))):  # an event says that a rank is missing
+            replies.clear()
+    return replies
 
 
 def known_of(path: Path) -> dict[str, Any]:

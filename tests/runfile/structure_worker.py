@@ -274,7 +274,7 @@ def change_length(file: h5py.File, rng: np.random.Generator, folder: Path) -> st
     name = str(rng.choice(TABLES))
     rows = int(rng.choice([-1, 0, 1, 10**4, 2**31, 2**50, 2**63 - 1]))
     publish(file, name, rows)
-    return f"{name} is said to have {rows} rows"
+    return f"{name} claims {rows} rows"
 
 
 def publish(file: h5py.File, name: str, rows: int) -> None:

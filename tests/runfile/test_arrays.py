@@ -30,8 +30,8 @@ def example(step: int) -> np.ndarray:
 
 
 def check(run: Run, steps: list[int]) -> None:
-    found, arrays = run.arrays("example")
-    assert found.dtype == np.int64 and found.tolist() == steps
+    at, arrays = run.arrays("example")
+    assert at.dtype == np.int64 and at.tolist() == steps
     for step, array in zip(steps, arrays, strict=True):
         assert array.dtype == example(step).dtype and array.shape == (step, step % 5)
         assert np.array_equal(array, example(step))
@@ -42,8 +42,8 @@ def test_any_array_survives_packing(array: np.ndarray) -> None:
     for given_as in (array, array.astype(array.dtype.newbyteorder(">")), np.array(array, order="F")):
         data, stored = flat_bytes("x", given_as)
         row = np.array([index_row(3, 1, 7, "x", stored)], dtype=ARRAY_INDEX_DTYPE)[0]
-        found = from_bytes(row, data.copy())
-        assert found.dtype == array.dtype and found.shape == array.shape and found.tobytes() == array.tobytes()
+        unpacked = from_bytes(row, data.copy())
+        assert unpacked.dtype == array.dtype and unpacked.shape == array.shape and unpacked.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 
         def __getitem__(self, where: slice) -> np.ndarray:
             read.append(("arrays", where))
-            found: np.ndarray = self.dataset[where]
-            return found
+            rows: np.ndarray = self.dataset[where]
+            return rows
 
     def watch(handle: Handle, name: str) -> object:
         return Watched(renewed(handle, name)) if name == "arrays" else renewed(handle, name)

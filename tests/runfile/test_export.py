@@ -33,8 +33,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
         writer.append_probe(5, rows)
         writer.append_spectrum(5, [0.5 + 0.25j])
         writer.append_event(Event(5, 1.0, "loss_spike", "error", np.inf, np.nan, 'said "no", twice\nρ'))
-    with open_run(writer.path) as found:
-        yield found
+    with open_run(writer.path) as opened:
+        yield opened
 
 
 def refuse(word: str) -> None:
@@ -42,7 +42,7 @@ def refuse(word: str) -> None:
 
 
 def same(text: str, value: Any) -> bool:
-    """Whether a CSV field says exactly this number; a NaN is said where it was given, else the field is empty."""
+    """Whether a CSV field says exactly this number; a NaN stands where it was given, else the field is empty."""
     return text in ("", "nan") if value != value else float(text) == value
 
 
@@ -98,15 +98,15 @@ def test_the_loops_table_is_tidy(run: Run, tmp_path: Path) -> None:
 
 
 def test_json_is_strict_and_holds_every_table(run: Run, tmp_path: Path) -> None:
-    found = json.loads(export(run, tmp_path / "a.json").read_text(), parse_constant=refuse)
-    assert found["state"] == "finished" and found["info"] == {"lr": 0.1, "odd": "NaN"}
-    assert set(TABLE_NAMES) <= set(found)
-    assert found["steps"]["loss"][3:6] == ["NaN", "Infinity", 5 / 3] and found["steps"]["mine"] == [-1e-300] * 20
-    assert found["steps"]["nonfinite"][3:5] == [1, 1]
-    assert found["probe"]["step"] == [5] * len(found["probe"]["loop"])
-    assert (found["spectra"]["real"], found["spectra"]["imag"]) == ([0.5], [0.25])
-    assert found["spectra"]["modulus"] == [pytest.approx(np.sqrt(0.3125), rel=1e-15)]  # one rounding of hypot
-    assert found["events"]["message"] == ['said "no", twice\nρ'] and found["events"]["value"] == ["Infinity"]
+    report = json.loads(export(run, tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert report["state"] == "finished" and report["info"] == {"lr": 0.1, "odd": "NaN"}
+    assert set(TABLE_NAMES) <= set(report)
+    assert report["steps"]["loss"][3:6] == ["NaN", "Infinity", 5 / 3] and report["steps"]["mine"] == [-1e-300] * 20
+    assert report["steps"]["nonfinite"][3:5] == [1, 1]
+    assert report["probe"]["step"] == [5] * len(report["probe"]["loop"])
+    assert (report["spectra"]["real"], report["spectra"]["imag"]) == ([0.5], [0.25])
+    assert report["spectra"]["modulus"] == [pytest.approx(np.sqrt(0.3125), rel=1e-15)]  # one rounding of hypot
+    assert report["events"]["message"] == ['said "no", twice\nρ'] and report["events"]["value"] == ["Infinity"]
     one = json.loads(export(run, tmp_path / "b.json", table="events").read_text(), parse_constant=refuse)
     assert "events" in one and "steps" not in one
 
@@ -114,10 +114,10 @@ def test_json_is_strict_and_holds_every_table(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("table", TABLE_NAMES)
 def test_parquet_holds_every_number_and_tells_its_run(run: Run, tmp_path: Path, table: Any) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    found = parquet.read_table(export(run, tmp_path / "a.parquet", table=table))
-    assert json.loads(found.schema.metadata[b"loopscope"])["lr"] == 0.1
+    exported = parquet.read_table(export(run, tmp_path / "a.parquet", table=table))
+    assert json.loads(exported.schema.metadata[b"loopscope"])["lr"] == 0.1
     for name, values in columns(run, table).items():
-        back = [np.nan if value is None else value for value in found[name].to_pylist()]
+        back = [np.nan if value is None else value for value in exported[name].to_pylist()]
         if isinstance(values, list):
             assert back == [
                 pytest.approx(value, nan_ok=True) if isinstance(value, float) else value for value in values

@@ -80,12 +80,12 @@ class Training:
 
 def everything(run: Run) -> dict[str, np.ndarray]:
     """All numbers that a run gives."""
-    found = {name: run[name] for name in run.names}
-    found |= {f"{table} {name}": getattr(run, table)(name) for table in ("loops", "probe") for name in LOOP_COLUMNS}
+    arrays = {name: run[name] for name in run.names}
+    arrays |= {f"{table} {name}": getattr(run, table)(name) for table in ("loops", "probe") for name in LOOP_COLUMNS}
     some = np.random.default_rng(len(run)).integers(0, len(run), 20) if len(run) else np.empty(0, dtype=np.int64)
-    found |= {"some": run.loops("state_norm", some), "last": run.loops("residual_norm", slice(-7, None))}
-    found |= {"spectrum steps": run.spectra()[0], "spectra": run.spectra()[1], "passes": run.probe_steps}
-    return found
+    arrays |= {"some": run.loops("state_norm", some), "last": run.loops("residual_norm", slice(-7, None))}
+    arrays |= {"spectrum steps": run.spectra()[0], "spectra": run.spectra()[1], "passes": run.probe_steps}
+    return arrays
 
 
 def check_same(followed: Run, opened: Run) -> None:

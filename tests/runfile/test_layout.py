@@ -13,6 +13,7 @@ from loopscope.runfile.layout import Commit, Event
 
 def test_every_recorded_and_derived_name_has_a_unit_and_a_meaning() -> None:
     names = {*layout.STEP_COLUMNS, *layout.LOOP_COLUMNS, *layout.STEP_DERIVED, *layout.PROBE_DERIVED}
+    names |= {*layout.VARIABLE_COLUMNS}
     assert names == set(layout.DESCRIPTIONS)
     assert all(meaning for _, meaning in layout.DESCRIPTIONS.values())
 
@@ -44,11 +45,11 @@ def test_rows_never_written_are_no_commits() -> None:
 def test_an_event_survives_packing_and_long_text_is_cut_between_characters() -> None:
     event = Event(7, 12.5, "loss_spike", "error", math.inf, 3.0, "ρ(A̅) " * 100)
     row = np.array([layout.pack_event(event, 2)], dtype=layout.EVENT_DTYPE)[0]
-    found = layout.unpack_event(row)
-    assert (found.step, found.time, found.kind, found.severity, found.value, found.threshold) == (
+    unpacked = layout.unpack_event(row)
+    assert (unpacked.step, unpacked.time, unpacked.kind, unpacked.severity, unpacked.value, unpacked.threshold) == (
         7, 12.5, "loss_spike", "error", math.inf, 3.0,
     )  # fmt: skip
-    assert event.message.startswith(found.message) and 236 < len(found.message.encode()) <= 240
+    assert event.message.startswith(unpacked.message) and 236 < len(unpacked.message.encode()) <= 240
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "loss", "state_norm", "residual_ratio"])

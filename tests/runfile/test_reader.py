@@ -36,10 +36,10 @@ def write_ragged(writer: RunWriter, steps: range, seed: int = 0) -> tuple[list[f
 
 def padded(profiles: list[np.ndarray], column: int) -> np.ndarray:
     """The slow twin of ``Run.loops``."""
-    found = np.full((len(profiles), max(len(rows) for rows in profiles)), np.nan)
+    table = np.full((len(profiles), max(len(rows) for rows in profiles)), np.nan)
     for i, rows in enumerate(profiles):
-        found[i, : len(rows)] = rows[:, column]
-    return found
+        table[i, : len(rows)] = rows[:, column]
+    return table
 
 
 @pytest.mark.parametrize("sealed", [False, True])
@@ -353,7 +353,7 @@ def test_a_reader_written_from_the_format_page_agrees(tmp_path: Path, sealed: bo
 import json, sys, zlib
 import h5py, numpy as np
 with h5py.File(sys.argv[1], "r", swmr=True, locking=False) as file:
-    assert file.attrs["format"] == "loopscope-run" and file.attrs["version"] <= 2
+    assert file.attrs["format"] == "loopscope-run" and file.attrs["version"] <= 3
     row = next(row for row in file["commit"][:][::-1] if row[-1] == zlib.crc32(row[:-1].astype("<i8").tobytes()))
     columns, loops, loop_end, steps = row[:4]
     index = file["array_index"][: row[9]]

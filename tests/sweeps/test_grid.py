@@ -1,4 +1,4 @@
-"""The file of a sweep: which cells it describes, and what is said of a mistake in it."""
+"""The file of a sweep: which cells it describes, and the message of a mistake in it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A sweep trained for real, tiny: what is done stays done, a killed one goes on, a failed cell is told."""
+"""A sweep trained for real, tiny: what is done stays done, a killed one goes on, a failed cell is reported."""
 
 import json
 import os
@@ -38,12 +38,12 @@ def write_grid(folder: Path, steps: int = 12) -> Path:
 
 
 def losses(folder: Path) -> dict[str, list[float]]:
-    found = {}
+    by_file = {}
     for path in sorted(folder.glob("*.h5")):
         with open_run(path) as run:
             assert run.state == "finished", path
-            found[path.name] = run["loss"].tolist()
-    return found
+            by_file[path.name] = run["loss"].tolist()
+    return by_file
 
 
 def command(grid: Path, out: Path, *words: str) -> list[str]:

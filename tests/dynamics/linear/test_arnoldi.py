@@ -8,19 +8,19 @@ RNG = np.random.default_rng
 
 def test_full_subspace_gives_every_eigenvalue() -> None:
     a = RNG(0).normal(size=(12, 12))
-    found = arnoldi(lambda v: a @ v, RNG(1).normal(size=12), steps=12)
+    leading = arnoldi(lambda v: a @ v, RNG(1).normal(size=12), steps=12)
     exact = np.linalg.eigvals(a)
-    for value in found.values:
+    for value in leading.values:
         # A complete Krylov space is a similarity; 1e-10 leaves room for eigenvalue conditions of a few hundred.
         assert np.abs(exact - value).min() < 1e-10
-    assert found.converged and found.products == 12
+    assert leading.converged and leading.products == 12
 
 
 def test_residual_is_the_true_backward_error() -> None:
     a = RNG(2).normal(size=(60, 60)) / 8
-    found = arnoldi(lambda v: a @ v, RNG(3).normal(size=60), steps=20, restarts=1)
+    leading = arnoldi(lambda v: a @ v, RNG(3).normal(size=60), steps=20, restarts=1)
     # The smallest perturbation that makes θ an eigenvalue is σ_min(A − θI); no residual can be below it.
-    for value, residual in zip(found.values[:5], found.residuals[:5], strict=True):
+    for value, residual in zip(leading.values[:5], leading.residuals[:5], strict=True):
         assert np.linalg.svd(a - value * np.eye(60), compute_uv=False)[-1] <= residual * (1 + 1e-9)
 
 
@@ -30,25 +30,25 @@ def test_a_rotating_pair_is_found_as_a_pair() -> None:
     spectrum = np.diag(np.linspace(0.0, 0.8, width))
     spectrum[:2, :2] = 0.99 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     a = q @ spectrum @ q.T
-    found = arnoldi(lambda v: a @ v, RNG(5).normal(size=width), tolerance=1e-8)
-    assert found.converged
+    leading = arnoldi(lambda v: a @ v, RNG(5).normal(size=width), tolerance=1e-8)
+    assert leading.converged
     # Tolerance 1e-8 on a normal matrix bounds the eigenvalue error itself.
-    np.testing.assert_allclose(found.values[:2], 0.99 * np.exp([1j * angle, -1j * angle]), atol=1e-8)
+    np.testing.assert_allclose(leading.values[:2], 0.99 * np.exp([1j * angle, -1j * angle]), atol=1e-8)
 
 
 def test_too_few_steps_are_reported_unconverged() -> None:
     a = RNG(6).normal(size=(200, 200)) / np.sqrt(200)
-    found = arnoldi(lambda v: a @ v, RNG(7).normal(size=200), steps=4, restarts=2)
+    leading = arnoldi(lambda v: a @ v, RNG(7).normal(size=200), steps=4, restarts=2)
     # The second subspace keeps one vector of the first and the direction that follows.
-    assert not found.converged and found.products == 7
+    assert not leading.converged and leading.products == 7
 
 
 def test_invariant_subspaces_and_the_zero_operator_end_early() -> None:
     projector = np.zeros((30, 30))
     projector[0, 0] = 2.0
-    found = arnoldi(lambda v: projector @ v, np.ones(30), steps=20)
-    assert found.converged and found.values.size <= 3
-    assert found.values[0] == pytest.approx(2.0, abs=1e-12)
+    leading = arnoldi(lambda v: projector @ v, np.ones(30), steps=20)
+    assert leading.converged and leading.values.size <= 3
+    assert leading.values[0] == pytest.approx(2.0, abs=1e-12)
     assert arnoldi(lambda v: 0 * v, np.ones(30)).values.tolist() == [0]
 
 
@@ -93,10 +93,10 @@ def near_identity(kind: str, width: int) -> np.ndarray[tuple[int, ...], np.dtype
 def test_breakdown_near_a_multiple_of_the_identity_costs_no_eigenvalue(kind: str, dtype: type) -> None:
     a = near_identity(kind, 700).astype(dtype)
     exact = float(np.abs(np.linalg.eigvals(a)).max())
-    found = arnoldi(lambda v: a @ v, RNG(11).normal(size=700).astype(dtype))
+    leading = arnoldi(lambda v: a @ v, RNG(11).normal(size=700).astype(dtype))
     # 4e-5: an eigenvector that a random vector holds to 1/√700 shows as long as its share is above 16 roundings.
-    assert abs(found.values[0]) == pytest.approx(exact, rel=4e-5)
-    assert found.residuals[0] >= np.finfo(dtype).eps * 0.1, "no product is more exact than its rounding"
+    assert abs(leading.values[0]) == pytest.approx(exact, rel=4e-5)
+    assert leading.residuals[0] >= np.finfo(dtype).eps * 0.1, "no product is more exact than its rounding"
 
 
 def test_a_thick_restart_keeps_the_arnoldi_relation() -> None:
@@ -114,11 +114,11 @@ def test_a_thick_restart_keeps_the_arnoldi_relation() -> None:
 @pytest.mark.parametrize("coupling", [0.0, 1.0, 100.0])
 def test_the_condition_tells_how_far_a_residual_reaches(coupling: float) -> None:
     a = np.diag(np.linspace(0.1, 0.9, 30)) + coupling * np.diag(np.ones(29), 1)
-    found = arnoldi(lambda v: a @ v, RNG(14).normal(size=30), steps=30)
+    leading = arnoldi(lambda v: a @ v, RNG(14).normal(size=30), steps=30)
     values, vectors = np.linalg.eig(a)
     exact = np.linalg.norm(np.linalg.inv(vectors)[np.argmax(np.abs(values))])
     if coupling < 100:
         # The complete space is a similarity; conditions above 1e10 are themselves only known to a factor.
-        assert found.condition == pytest.approx(exact, rel=1e-2 if coupling == 0.0 else 10)
+        assert leading.condition == pytest.approx(exact, rel=1e-2 if coupling == 0.0 else 10)
     else:
-        assert found.condition > 1e6
+        assert leading.condition > 1e6

@@ -37,9 +37,9 @@ def test_encloses_radii_known_without_rounding(seed: int, width: int, exponent: 
     exact = float(np.abs(eighths).max())
     # All intermediate numbers are multiples of 1/8 below 2^50, so the products above were exact.
     assert np.abs(a).max() * 8 < 2**50
-    found = certify_radius(np.ldexp(a, exponent))
-    assert found.lower <= math.ldexp(exact, exponent) <= found.upper, (seed, found, exact)
-    assert found.lower <= found.value <= found.upper
+    bounds = certify_radius(np.ldexp(a, exponent))
+    assert bounds.lower <= math.ldexp(exact, exponent) <= bounds.upper, (seed, bounds, exact)
+    assert bounds.lower <= bounds.value <= bounds.upper
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0.0, 3.2))
@@ -49,9 +49,9 @@ def test_encloses_rotating_pairs(seed: int, power: int, angle: float) -> None:
     a = (1 + 2.0**-power) * np.array([[c, -s], [s, c]])
     # ρ² = det for a pair; its rounding error is two units of round-off of numbers near one.
     exact = math.sqrt(a[0, 0] * a[1, 1] - a[0, 1] * a[1, 0])
-    found = certify_radius(a)
-    assert found.lower <= exact * (1 + 4e-16) and exact * (1 - 4e-16) <= found.upper
-    assert found.upper <= found.lower * 1.01
+    bounds = certify_radius(a)
+    assert bounds.lower <= exact * (1 + 4e-16) and exact * (1 - 4e-16) <= bounds.upper
+    assert bounds.upper <= bounds.lower * 1.01
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -59,11 +59,11 @@ def test_encloses_what_lapack_finds_and_is_narrow(seed: int) -> None:
     width = int(RNG(seed).integers(2, 80))
     a = RNG(seed).normal(size=(width, width)) / math.sqrt(width)
     exact = float(np.abs(np.linalg.eigvals(a)).max())
-    found = certify_radius(a)
+    bounds = certify_radius(a)
     # Random matrices have eigenvalue condition numbers of order d: 80 · 80 · 1e-16 is far below 1e-11.
-    assert found.lower <= exact * (1 + 1e-11) and exact * (1 - 1e-11) <= found.upper
-    assert found.upper <= found.lower * 1.001 and found.converged
-    assert abs(found.value / exact - 1) < 1e-3
+    assert bounds.lower <= exact * (1 + 1e-11) and exact * (1 - 1e-11) <= bounds.upper
+    assert bounds.upper <= bounds.lower * 1.001 and bounds.converged
+    assert abs(bounds.value / exact - 1) < 1e-3
 
 
 def test_agrees_with_mpmath_where_float64_eigenvalues_fail() -> None:
@@ -76,23 +76,23 @@ def test_agrees_with_mpmath_where_float64_eigenvalues_fail() -> None:
         exact = max(abs(complex(value)) for value in mpmath.eig(mpmath.matrix(a.tolist()), left=False, right=False))
     assert abs(exact - 0.75) < 1e-12
     assert abs(float(np.abs(np.linalg.eigvals(a)).max()) - 0.75) > 1e-4, "LAPACK alone would mislead here"
-    found = certify_radius(a)
-    assert found.lower <= exact <= found.upper
+    bounds = certify_radius(a)
+    assert bounds.lower <= exact <= bounds.upper
 
 
 @pytest.mark.parametrize(("radius", "words"), [(1.0158, "certified unstable"), (0.9833, "certified stable")])
 def test_decides_close_to_one_at_model_width(radius: float, words: str) -> None:
     a = RNG(1).normal(size=(384, 384))
     a *= radius / np.abs(np.linalg.eigvals(a)).max()
-    found = certify_radius(torch.tensor(a))
-    assert verdict(found) == words
+    bounds = certify_radius(torch.tensor(a))
+    assert verdict(bounds) == words
     # 0.5 %: what d^(1/k) leaves at the power where the rounding bound has used up float64.
-    assert found.residual < 5e-3
+    assert bounds.residual < 5e-3
 
 
 def test_highly_non_normal_triangle_is_balanced_first() -> None:
-    found = certify_radius([[0.9, 1e5], [0.0, 0.8]])
-    assert verdict(found) == "certified stable" and found.residual < 1e-3
+    bounds = certify_radius([[0.9, 1e5], [0.0, 0.8]])
+    assert verdict(bounds) == "certified stable" and bounds.residual < 1e-3
 
 
 def test_special_matrices() -> None:

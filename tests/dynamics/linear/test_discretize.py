@@ -48,9 +48,9 @@ def test_step_sizes_scale_rows_of_a_dense_matrix() -> None:
 
 
 def test_mixture_is_zoh_for_a_and_euler_for_b() -> None:
-    found = mixture(A, 0.3, B)
-    np.testing.assert_array_equal(found.a_bar, zoh(A, 0.3).a_bar)
-    np.testing.assert_array_equal(found.b_bar, euler(A, 0.3, B).b_bar)
+    system = mixture(A, 0.3, B)
+    np.testing.assert_array_equal(system.a_bar, zoh(A, 0.3).a_bar)
+    np.testing.assert_array_equal(system.b_bar, euler(A, 0.3, B).b_bar)
 
 
 @given(st.floats(-5.0, -1e-6), st.floats(1e-6, 10.0))

@@ -69,8 +69,8 @@ def test_structured_forms_agree_with_the_dense_one() -> None:
         LTISystem(np.diag(a), b, c),
     ):
         for gramian in (controllability_gramian, observability_gramian):
-            found = gramian(system)
-            np.testing.assert_allclose(np.diag(found) if found.ndim == 1 else found, gramian(dense), atol=1e-12)
+            energy = gramian(system)
+            np.testing.assert_allclose(np.diag(energy) if energy.ndim == 1 else energy, gramian(dense), atol=1e-12)
         assert h2_norm(system) == pytest.approx(h2_norm(dense), rel=1e-12)
         np.testing.assert_allclose(hankel_singular_values(system), hankel_singular_values(dense), rtol=1e-7)
 

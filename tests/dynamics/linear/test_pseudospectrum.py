@@ -12,16 +12,16 @@ RNG = np.random.default_rng
 @settings(max_examples=40, deadline=None)
 def test_no_perturbation_exceeds_it_and_a_dense_grid_reaches_it(seed: int, width: int, epsilon: float) -> None:
     a = RNG(seed).normal(size=(width, width))
-    found = pseudospectral_radius(LTISystem(a), epsilon)
-    assert found.converged
+    radius = pseudospectral_radius(LTISystem(a), epsilon)
+    assert radius.converged
     rng = RNG(seed + 1)
     for _ in range(20):
         u, v = rng.normal(size=(2, width))
         change = epsilon * np.outer(u, v) / (np.linalg.norm(u) * np.linalg.norm(v))
         # 1e-6: ill-conditioned eigenvalues of the perturbed matrix carry rounding errors of their own.
-        assert np.abs(np.linalg.eigvals(a + change)).max() <= found.upper * (1 + 1e-6)
+        assert np.abs(np.linalg.eigvals(a + change)).max() <= radius.upper * (1 + 1e-6)
     # Just outside the radius no point of a dense grid of angles lies in the pseudospectrum.
-    points = found.value * (1 + 1e-6) * np.exp(1j * np.linspace(0, np.pi, 400))
+    points = radius.value * (1 + 1e-6) * np.exp(1j * np.linspace(0, np.pi, 400))
     heights = [np.linalg.svd(z * np.eye(width) - a, compute_uv=False)[-1] for z in points]
     assert min(heights) >= epsilon * (1 - 1e-6)
 
@@ -37,17 +37,17 @@ def test_normal_matrices_move_by_exactly_epsilon() -> None:
 def test_jordan_block_in_closed_form() -> None:
     # For [[0, 1], [0, 0]]: σ_min(zI − A) = ε at |z|² = ε² + ε, from σ₁σ₂ = |z|² and σ₁² + σ₂² = 2|z|² + 1.
     for epsilon in (1e-6, 1e-3, 0.5):
-        found = pseudospectral_radius(LTISystem([[0.0, 1.0], [0.0, 0.0]]), epsilon)
-        assert found.value == pytest.approx((epsilon**2 + epsilon) ** 0.5, rel=1e-6)
+        radius = pseudospectral_radius(LTISystem([[0.0, 1.0], [0.0, 0.0]]), epsilon)
+        assert radius.value == pytest.approx((epsilon**2 + epsilon) ** 0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-3, 1e-1])
 def test_strongly_non_normal_matrix(epsilon: float) -> None:
     # The Grcar matrix, whose pseudospectra bulge far beyond its eigenvalues.
     a = (np.eye(30) - np.diag(np.ones(29), -1) + sum(np.diag(np.ones(30 - k), k) for k in (1, 2, 3))) / 3
-    found = pseudospectral_radius(LTISystem(a), epsilon)
+    radius = pseudospectral_radius(LTISystem(a), epsilon)
     for scale, compare in ((1 + 1e-5, np.greater), (1 - 1e-3, np.less)):
-        points = found.value * scale * np.exp(1j * np.linspace(0, np.pi, 800))
+        points = radius.value * scale * np.exp(1j * np.linspace(0, np.pi, 800))
         lowest = min(np.linalg.svd(z * np.eye(30) - a, compute_uv=False)[-1] for z in points)
         # Just outside nothing is within ε; a thousandth inside, wider than the grid is coarse, something is.
         assert compare(lowest, epsilon), scale
@@ -56,11 +56,11 @@ def test_strongly_non_normal_matrix(epsilon: float) -> None:
 def test_grid_is_the_smallest_singular_value() -> None:
     a = RNG(1).normal(size=(5, 5))
     x, y = np.linspace(-2, 2, 5), np.linspace(-1, 1, 5)
-    found = pseudospectrum_on_grid(LTISystem(a), x, y)
+    smallest = pseudospectrum_on_grid(LTISystem(a), x, y)
     for i, yy in enumerate(y):
         for j, xx in enumerate(x):
             exact = np.linalg.svd((xx + 1j * yy) * np.eye(5) - a, compute_uv=False)[-1]
-            assert found[i, j] == pytest.approx(exact, abs=1e-14)
+            assert smallest[i, j] == pytest.approx(exact, abs=1e-14)
     d = np.array([0.5, -0.2])
     np.testing.assert_allclose(
         pseudospectrum_on_grid(LTISystem(d), x, y), pseudospectrum_on_grid(LTISystem(np.diag(d)), x, y), atol=1e-14
@@ -81,14 +81,14 @@ def test_a_search_that_sees_no_crossing_is_unconverged(name: str) -> None:
         "cycle": np.roll(np.eye(7), 1, 0),
         "Jordan": 0.9 * np.eye(6) + np.diag(np.ones(5), 1),
     }[name]
-    found = pseudospectral_radius(LTISystem(a), 1e-14)  # below the rounding of the matrix of twice the size
-    assert not found.converged and found.upper == np.inf
-    assert found.value == found.lower >= np.abs(np.linalg.eigvals(a)).max()
+    radius = pseudospectral_radius(LTISystem(a), 1e-14)  # below the rounding of the matrix of twice the size
+    assert not radius.converged and radius.upper == np.inf
+    assert radius.value == radius.lower >= np.abs(np.linalg.eigvals(a)).max()
 
 
 @pytest.mark.parametrize("epsilon", [1e-8, 1e-3, 0.5])
 def test_never_below_what_one_eigenvalue_can_be_moved(epsilon: float) -> None:
     for a in (np.roll(np.eye(5), 1, 0), np.eye(4), -np.eye(3), np.diag([0.5, 0.5, 0.1])):
-        found = pseudospectral_radius(LTISystem(a), epsilon)
-        assert found.value == pytest.approx(np.abs(np.linalg.eigvals(a)).max() + epsilon, rel=1e-9)
-        assert found.lower <= found.value <= found.upper
+        radius = pseudospectral_radius(LTISystem(a), epsilon)
+        assert radius.value == pytest.approx(np.abs(np.linalg.eigvals(a)).max() + epsilon, rel=1e-9)
+        assert radius.lower <= radius.value <= radius.upper

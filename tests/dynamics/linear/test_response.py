@@ -39,10 +39,10 @@ def test_responses_agree_with_python_control(ours: object, reference: str) -> No
 def test_simulation_agrees_with_python_control() -> None:
     system = dense_system()
     inputs, start = RNG(3).normal(size=(10, 2)), RNG(4).normal(size=5)
-    found = simulate(system, inputs, 10, start)
+    states = simulate(system, inputs, 10, start)
     padded = np.vstack([inputs, np.zeros((1, 2))])
     reference = control.forced_response(theirs(system), np.arange(11), padded.T, start)
-    np.testing.assert_allclose(found.T, reference.states, atol=1e-12)
+    np.testing.assert_allclose(states.T, reference.states, atol=1e-12)
 
 
 def test_a_constant_input_leads_to_the_steady_state() -> None:
@@ -74,15 +74,15 @@ def test_addition_counts_its_inputs() -> None:
 def test_modes_of_a_rotation() -> None:
     angle = 2 * np.pi / 8
     a = 0.5 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    found = modes(LTISystem(a))
-    np.testing.assert_allclose(found.time_constants, 1 / np.log(2), rtol=1e-12)
-    np.testing.assert_allclose(found.frequencies, [1 / 8, -1 / 8], rtol=1e-12)
+    spectrum = modes(LTISystem(a))
+    np.testing.assert_allclose(spectrum.time_constants, 1 / np.log(2), rtol=1e-12)
+    np.testing.assert_allclose(spectrum.frequencies, [1 / 8, -1 / 8], rtol=1e-12)
 
 
 def test_time_constants_at_their_limits() -> None:
-    found = modes(LTISystem([2.0, 1.0, 0.0]))
-    assert found.time_constants[0] == pytest.approx(-1 / np.log(2))
-    assert found.time_constants[1] == np.inf and found.time_constants[2] == 0.0
+    spectrum = modes(LTISystem([2.0, 1.0, 0.0]))
+    assert spectrum.time_constants[0] == pytest.approx(-1 / np.log(2))
+    assert spectrum.time_constants[1] == np.inf and spectrum.time_constants[2] == 0.0
 
 
 def test_preconditions_are_named() -> None:

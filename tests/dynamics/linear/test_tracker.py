@@ -37,26 +37,26 @@ def test_follows_drift_and_crossings(kind: str, rate: float) -> None:
     norm = SpectralTracker("norm", refresh_every=10**6, background=False)
     for step, a in enumerate(drift(kind, rate)):
         exact = float(np.abs(np.linalg.eigvals(a)).max())
-        found = radius.update(a)
+        estimate = radius.update(a)
         # The targets: 1 % for ρ, 0.1 % for σ_max, at every step.
-        assert abs(found.value / exact - 1) < 0.01, (step, found, exact)
-        assert found.converged and found.lower <= exact <= found.upper, (step, found, exact)
+        assert abs(estimate.value / exact - 1) < 0.01, (step, estimate, exact)
+        assert estimate.converged and estimate.lower <= exact <= estimate.upper, (step, estimate, exact)
         # Exact refreshes have proven bounds, which are wide.
-        assert "LAPACK" in found.method or found.upper - found.lower < 0.02 * exact, (step, found)
+        assert "LAPACK" in estimate.method or estimate.upper - estimate.lower < 0.02 * exact, (step, estimate)
         stretch = float(np.linalg.norm(a.astype(np.float64), 2))
-        found = norm.update(a)
-        assert abs(found.value / stretch - 1) < 0.001, (step, found, stretch)
-        assert found.lower <= stretch
+        estimate = norm.update(a)
+        assert abs(estimate.value / stretch - 1) < 0.001, (step, estimate, stretch)
+        assert estimate.lower <= stretch
 
 
 def test_near_one_a_refresh_makes_the_value_exact() -> None:
     a = np.diag(np.linspace(0.0, 0.99, 100))
     tracker = SpectralTracker("radius", background=False, refresh_every=10**6)
     for step in range(3):
-        found = tracker.update(a)
-        assert found.method == "eigenvalues (LAPACK)"
-        assert tracker.exact == (step, found)
-        assert found.value == pytest.approx(0.99, rel=1e-13)
+        estimate = tracker.update(a)
+        assert estimate.method == "eigenvalues (LAPACK)"
+        assert tracker.exact == (step, estimate)
+        assert estimate.value == pytest.approx(0.99, rel=1e-13)
 
 
 def test_far_from_one_refreshes_come_at_the_interval() -> None:
@@ -80,8 +80,8 @@ def test_an_eigenvalue_hidden_from_the_start_vector_is_found_by_the_refresh() ->
     assert tracker.update(a).value == pytest.approx(0.8)
     assert tracker.missed == 1
     # The next tracked value starts from what the refresh found.
-    found = tracker.update(a)
-    assert found.method.startswith("Arnoldi") and found.value == pytest.approx(0.8)
+    estimate = tracker.update(a)
+    assert estimate.method.startswith("Arnoldi") and estimate.value == pytest.approx(0.8)
 
 
 class _Silent:
@@ -235,9 +235,9 @@ def test_near_a_multiple_of_the_identity_the_leading_value_is_kept(update: str, 
             "scaled": np.eye(width),
         }[update]
         a = (0.7 * np.eye(width) + 0.012 * step * change).astype(dtype)
-        found, exact = tracker.update(a), float(np.abs(np.linalg.eigvals(a)).max())
-        assert abs(found.value / exact - 1) < 1e-4, (step, found, exact)
-        assert found.converged and found.lower <= exact <= found.upper, (step, found, exact)
+        estimate, exact = tracker.update(a), float(np.abs(np.linalg.eigvals(a)).max())
+        assert abs(estimate.value / exact - 1) < 1e-4, (step, estimate, exact)
+        assert estimate.converged and estimate.lower <= exact <= estimate.upper, (step, estimate, exact)
 
 
 @pytest.mark.parametrize("kind", ["cycle", "permutation", "rotation", "equal moduli", "nilpotent", "Jordan", "Grcar"])
@@ -261,11 +261,15 @@ def test_what_does_not_converge_has_an_interval_that_holds_the_radius(kind: str)
     tracker = SpectralTracker(background=False, refresh_every=4)
     for step in range(8):
         drifted = a * (1 + 0.001 * step)
-        found, exact = tracker.update(drifted), float(np.abs(np.linalg.eigvals(drifted)).max())
-        assert np.isfinite(found.value) and np.isfinite(found.upper)
+        estimate, exact = tracker.update(drifted), float(np.abs(np.linalg.eigvals(drifted)).max())
+        assert np.isfinite(estimate.value) and np.isfinite(estimate.upper)
         if tracker.exact is not None and step > 4:
-            assert found.lower <= exact * (1 + 1e-9) and exact <= found.upper * (1 + 1e-9), (step, found, exact)
-            assert not found.converged or abs(found.value - exact) <= 0.01 * exact, (step, found, exact)
+            assert estimate.lower <= exact * (1 + 1e-9) and exact <= estimate.upper * (1 + 1e-9), (
+                step,
+                estimate,
+                exact,
+            )
+            assert not estimate.converged or abs(estimate.value - exact) <= 0.01 * exact, (step, estimate, exact)
     assert tracker.drift > 0.1 or kind not in ("nilpotent", "Jordan"), (
         "the last exact value was far from the tracked one"
     )

@@ -28,15 +28,15 @@ def test_norm_bound_is_above_and_close(seed: int, width: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_peak_is_the_largest_power_norm(seed: int) -> None:
     a = sheared(seed, 5, 0.8)
-    found = peak_growth(LTISystem(a))
+    peak = peak_growth(LTISystem(a))
     norms, power = [1.0], np.eye(5)
     for _ in range(300):
         power = power @ a
         norms.append(float(np.linalg.norm(power, 2)))
-    assert found.growth.converged
+    assert peak.growth.converged
     # The same products in the same order: equal up to the rounding of the norm.
-    assert found.growth.value == pytest.approx(max(norms), rel=1e-12)
-    assert found.loop == int(np.argmax(norms))
+    assert peak.growth.value == pytest.approx(max(norms), rel=1e-12)
+    assert peak.loop == int(np.argmax(norms))
 
 
 def test_normal_and_unstable_matrices() -> None:
@@ -49,9 +49,9 @@ def test_normal_and_unstable_matrices() -> None:
 
 def test_endless_plateau_is_reported_unconverged() -> None:
     # ρ = 1 with a Jordan block: ‖A^t‖ grows like t for ever, and no horizon can prove a maximum.
-    found = peak_growth(LTISystem([[1.0, 1.0], [0.0, 1.0]]), horizon=20)
-    assert not found.growth.converged and found.growth.upper == np.inf
-    assert found.growth.value == pytest.approx(20.05, abs=0.01) and found.loop == 20
+    peak = peak_growth(LTISystem([[1.0, 1.0], [0.0, 1.0]]), horizon=20)
+    assert not peak.growth.converged and peak.growth.upper == np.inf
+    assert peak.growth.value == pytest.approx(20.05, abs=0.01) and peak.loop == 20
     with pytest.raises(ValueError, match="horizon must be at least 1"):
         peak_growth(LTISystem(0.5), horizon=0)
 
@@ -60,21 +60,21 @@ def test_endless_plateau_is_reported_unconverged() -> None:
 @settings(max_examples=60, deadline=None)
 def test_numerical_radius_is_between_its_bounds_and_above_a_grid(seed: int, width: int) -> None:
     a = RNG(seed).normal(size=(width, width))
-    found = numerical_radius(LTISystem(a))
+    reach = numerical_radius(LTISystem(a))
     turns = (np.exp(1j * angle) * a for angle in np.linspace(0, np.pi, 200))
     grid = max(float(np.linalg.eigvalsh((m + m.conj().T) / 2)[-1]) for m in turns)
     norm, radius = float(np.linalg.norm(a, 2)), float(np.abs(np.linalg.eigvals(a)).max())
-    assert found.converged
+    assert reach.converged
     # The function has slope at most ‖A‖ and is flat at its top: half a grid step of 8e-3 costs at most 1e-5 · 5 ‖A‖.
-    assert grid <= found.upper * (1 + 1e-12) and found.value <= grid + 1e-4 * norm
-    assert max(radius, norm / 2) <= found.value * (1 + 1e-6) and found.value <= norm * (1 + 1e-12)
+    assert grid <= reach.upper * (1 + 1e-12) and reach.value <= grid + 1e-4 * norm
+    assert max(radius, norm / 2) <= reach.value * (1 + 1e-6) and reach.value <= norm * (1 + 1e-12)
 
 
 def test_numerical_radius_of_a_shift_in_closed_form() -> None:
     # The n × n shift has numerical radius cos(π / (n + 1)).
     for width in (2, 3, 6):
-        found = numerical_radius(LTISystem(np.diag(np.ones(width - 1), 1))).value
-        assert found == pytest.approx(np.cos(np.pi / (width + 1)), rel=1e-7)
+        radius = numerical_radius(LTISystem(np.diag(np.ones(width - 1), 1))).value
+        assert radius == pytest.approx(np.cos(np.pi / (width + 1)), rel=1e-7)
     assert numerical_radius(LTISystem(np.zeros((2, 2)))).value == 0.0
     assert numerical_radius(LTISystem([0.5, -0.9])).value == 0.9
 
@@ -139,37 +139,37 @@ def test_what_stretches_nothing_has_peak_and_kreiss_constant_one(name: str) -> N
 def test_a_little_above_one_is_for_ever_where_the_eigenvalue_is_sure(excess: float) -> None:
     turn = np.linalg.qr(RNG(3).normal(size=(15, 15)))[0]
     assert peak_growth(LTISystem((1 + excess) * turn)).growth.value == np.inf
-    # The same eigenvalues in a Jordan block cannot be told from one by their computed value.
+    # The same eigenvalues in a Jordan block look like one by their computed value.
     jordan = np.eye(8) + np.diag(np.ones(7), 1)
     similar = np.linalg.qr(RNG(4).normal(size=(8, 8)))[0]
-    found = peak_growth(LTISystem(similar @ jordan @ similar.T), horizon=30)
-    assert np.isfinite(found.growth.lower) and not found.growth.converged
+    peak = peak_growth(LTISystem(similar @ jordan @ similar.T), horizon=30)
+    assert np.isfinite(peak.growth.lower) and not peak.growth.converged
 
 
 def test_a_long_chain_peaks_where_it_does() -> None:
     # h_i <- 0.9 h_i + 0.2 h_(i-1) over 32 places: 2.1e8 at t = 303 although ρ = 0.9.
-    found = peak_growth(LTISystem(0.9 * np.eye(32) + 0.2 * np.diag(np.ones(31), -1)))
-    assert found.growth.converged and found.loop == 303
-    assert found.growth.value == pytest.approx(2.1472e8, rel=1e-3)
+    peak = peak_growth(LTISystem(0.9 * np.eye(32) + 0.2 * np.diag(np.ones(31), -1)))
+    assert peak.growth.converged and peak.loop == 303
+    assert peak.growth.value == pytest.approx(2.1472e8, rel=1e-3)
 
 
 def test_a_peak_beyond_the_horizon_is_enclosed() -> None:
     # (a^t − b^t) / (a − b) is largest at t = log(log b / log a) / log(a / b) = 6931, where it is about 2500.
     a, b = 0.9999, 0.9998
-    found = peak_growth(LTISystem([[a, 1.0], [0.0, b]]))
-    assert found.growth.lower <= 2500.1 <= found.growth.upper < np.inf
-    assert found.growth.value == pytest.approx(2500, rel=0.01) and abs(found.loop - 6931) < 1000
-    assert not found.growth.converged
+    peak = peak_growth(LTISystem([[a, 1.0], [0.0, b]]))
+    assert peak.growth.lower <= 2500.1 <= peak.growth.upper < np.inf
+    assert peak.growth.value == pytest.approx(2500, rel=0.01) and abs(peak.loop - 6931) < 1000
+    assert not peak.growth.converged
 
 
 def test_a_similar_rotation_is_bounded_and_its_peak_is_not_claimed() -> None:
     scale = np.diag(10 ** np.linspace(0, 3, 12))
     a = scale @ np.linalg.qr(RNG(5).normal(size=(12, 12)))[0] @ np.linalg.inv(scale)
-    found = peak_growth(LTISystem(a), horizon=200)
-    assert 1 < found.growth.value <= 1000 and not found.growth.converged
+    peak = peak_growth(LTISystem(a), horizon=200)
+    assert 1 < peak.growth.value <= 1000 and not peak.growth.converged
     assert kreiss_constant(LTISystem(a)).value <= 1000
 
 
 def test_powers_that_overflow_end_the_search_with_what_was_seen() -> None:
-    found = peak_growth(LTISystem(np.triu(1e60 * np.ones((8, 8)), 1) + 0.5 * np.eye(8)))
-    assert 1e60 < found.growth.value < np.inf and found.growth.upper == np.inf and not found.growth.converged
+    peak = peak_growth(LTISystem(np.triu(1e60 * np.ones((8, 8)), 1) + 0.5 * np.eye(8)))
+    assert 1e60 < peak.growth.value < np.inf and peak.growth.upper == np.inf and not peak.growth.converged

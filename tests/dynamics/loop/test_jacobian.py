@@ -39,9 +39,9 @@ def test_a_rotating_pair_is_not_reported_as_a_real_eigenvalue():
     angle = 1.0
     turn = 0.9 * torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = torch.block_diag(turn, 0.5 * torch.eye(8, dtype=torch.float64))
-    found = LoopJacobian(lambda h: matrix @ h, torch.ones(10, dtype=torch.float64)).eigenvalues(2)
-    assert np.allclose(np.abs(found.values[0]), 0.9)  # invariant subspace of dimension 3, found exactly
-    assert np.allclose(np.abs(np.angle(found.values[0])), angle)
+    leading = LoopJacobian(lambda h: matrix @ h, torch.ones(10, dtype=torch.float64)).eigenvalues(2)
+    assert np.allclose(np.abs(leading.values[0]), 0.9)  # invariant subspace of dimension 3, found exactly
+    assert np.allclose(np.abs(np.angle(leading.values[0])), angle)
 
 
 def test_jordan_block_has_small_radius_and_large_norm():
@@ -56,27 +56,27 @@ def test_jordan_block_has_small_radius_and_large_norm():
 def test_residual_says_when_arnoldi_has_not_converged():
     # Ginibre matrix: the edge of its disc has no gap, ten steps cannot resolve it.
     matrix = torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) / 300**0.5
-    found = leading_eigenvalues(lambda v: v @ matrix, random_start(1, 300, matrix), count=1, steps=10, limit=10)
-    assert not found.converged[0]
-    assert found.residual[0, 0] > 1e-3
+    leading = leading_eigenvalues(lambda v: v @ matrix, random_start(1, 300, matrix), count=1, steps=10, limit=10)
+    assert not leading.converged[0]
+    assert leading.residual[0, 0] > 1e-3
 
 
 def test_batched_krylov_serves_each_operator_by_itself():
     matrices = torch.randn(5, 30, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = leading_eigenvalues(
+    leading = leading_eigenvalues(
         lambda v: torch.einsum("nij,nj->ni", matrices, v), random_start(5, 30, matrices), count=3, steps=30
     )
     exact = np.abs(np.linalg.eigvals(matrices.numpy())).max(1)
-    assert np.allclose(found.radius, exact, rtol=1e-9)  # full Krylov space, well-conditioned edge
+    assert np.allclose(leading.radius, exact, rtol=1e-9)  # full Krylov space, well-conditioned edge
 
 
 def test_norms_of_powers_show_the_transient(loop, dense, state):
     step = loop(2)
     matrix = dense(step, state).numpy()
-    for power, found in LoopJacobian(step, state).transient().items():
+    for power, norm in LoopJacobian(step, state).transient().items():
         exact = np.linalg.norm(np.linalg.matrix_power(matrix, power), 2)
-        assert float(found) == pytest.approx(exact, rel=1e-2), power  # eight steps without a gap
-        assert float(found) <= exact * (1 + 1e-9)  # always a lower bound
+        assert float(norm) == pytest.approx(exact, rel=1e-2), power  # eight steps without a gap
+        assert float(norm) <= exact * (1 + 1e-9)  # always a lower bound
 
 
 def chain(own, before):
@@ -171,11 +171,11 @@ class Chain(nn.Module):
 
 def test_shares_of_growth_add_up_to_the_log_of_the_eigenvalue():
     chain, h = Chain(), torch.randn(1, 1, 6, dtype=torch.float64)
-    found = LoopJacobian(chain, h).eigenvalues(1)
-    left = torch.from_numpy(found.vectors[0, 0])
+    leading = LoopJacobian(chain, h).eigenvalues(1)
+    left = torch.from_numpy(leading.vectors[0, 0])
     gains = sublayer_gains(chain, h, {"a": chain.a, "b": chain.b}, left)
     assert [g.name for g in gains] == ["a", "b", "rest"]
-    assert sum(g.log_gain for g in gains) == pytest.approx(np.log(found.radius[0]), abs=1e-9)  # telescopes exactly
+    assert sum(g.log_gain for g in gains) == pytest.approx(np.log(leading.radius[0]), abs=1e-9)  # telescopes exactly
 
 
 def test_branches_are_refused_as_sublayers():

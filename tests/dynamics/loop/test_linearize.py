@@ -1,4 +1,4 @@
-"""The whole linearisation: on closed forms, on our looped models, and where parts of it cannot be had."""
+"""The whole linearisation: on closed forms, on our looped models, and where parts of it cannot be computed."""
 
 import json
 import math
@@ -48,63 +48,63 @@ def test_per_token_spectra_of_our_models_equal_dense_jacobians(injection, layers
     exact = torch.stack([torch.stack([whole[b, s, :, b, s] for s in range(6)]) for b in range(2)])
     # Our model turns queries and keys in float32 whatever the weights are, so 24 bits are all there is.
     assert torch.allclose(blocks, exact, atol=1e-5)
-    found = token_spectra(step, state, count=8).radius
-    assert np.allclose(found, np.abs(np.linalg.eigvals(exact.numpy())).max(-1), atol=1e-4)
+    radii = token_spectra(step, state, count=8).radius
+    assert np.allclose(radii, np.abs(np.linalg.eigvals(exact.numpy())).max(-1), atol=1e-4)
 
 
 def test_parcae_at_initialisation_with_silent_blocks_is_its_linear_part():
     model = small("parcae", output_init="zero")
     step, e = bound(model, TOKENS)
-    found = linearize_loop(step, torch.zeros_like(e), a_bar=model.injection.a_bar())
+    result = linearize_loop(step, torch.zeros_like(e), a_bar=model.injection.a_bar())
     radius = math.sqrt(1 / 5)
-    assert found.linear.radius.value == pytest.approx(radius, rel=1e-6)  # float32 parameters
-    assert found.linear.certificate == "certified stable"
+    assert result.linear.radius.value == pytest.approx(radius, rel=1e-6)  # float32 parameters
+    assert result.linear.certificate == "certified stable"
     # J = rho I exactly; float32 products.
-    assert np.allclose(np.abs(found.loop.eigenvalues), radius, rtol=1e-5)
-    assert found.loop.norm.value == pytest.approx(radius, rel=1e-5)
-    assert found.loop.lyapunov_max == pytest.approx(math.log(radius), rel=1e-5)
-    assert found.loop.gap.value == pytest.approx(0, abs=1e-5)
-    assert found.regimes == {"lti": "stable", "loop": "stable", "trajectory": "stable"}
-    assert [p.kind for p in found.fixed_points] == ["stable node"]
-    assert "LTI stable (ρ 0.447, certified)" in found.verdict
-    assert "safe depth ≥ 64" in found.verdict
+    assert np.allclose(np.abs(result.loop.eigenvalues), radius, rtol=1e-5)
+    assert result.loop.norm.value == pytest.approx(radius, rel=1e-5)
+    assert result.loop.lyapunov_max == pytest.approx(math.log(radius), rel=1e-5)
+    assert result.loop.gap.value == pytest.approx(0, abs=1e-5)
+    assert result.regimes == {"lti": "stable", "loop": "stable", "trajectory": "stable"}
+    assert [p.kind for p in result.fixed_points] == ["stable node"]
+    assert "LTI stable (ρ 0.447, certified)" in result.verdict
+    assert "safe depth ≥ 64" in result.verdict
 
 
 def test_addition_with_silent_blocks_drifts_at_radius_one():
     model = small("addition", output_init="zero")
     step, e = bound(model, TOKENS)
-    found = linearize_loop(step, torch.zeros_like(e), a_bar=model.injection.a_bar())
-    assert found.linear.radius.value == 1.0
-    assert found.loop.radius.value == pytest.approx(1, abs=1e-6)
-    assert found.regimes == {"lti": "marginal", "loop": "marginal", "trajectory": "marginal"}
-    assert found.fixed_points == []
-    assert found.tokens.counts() == {"slider": 12}
-    assert "drifts" in found.verdict
+    result = linearize_loop(step, torch.zeros_like(e), a_bar=model.injection.a_bar())
+    assert result.linear.radius.value == 1.0
+    assert result.loop.radius.value == pytest.approx(1, abs=1e-6)
+    assert result.regimes == {"lti": "marginal", "loop": "marginal", "trajectory": "marginal"}
+    assert result.fixed_points == []
+    assert result.tokens.counts() == {"slider": 12}
+    assert "drifts" in result.verdict
 
 
 def test_an_exploding_loop_is_reported_with_what_can_still_be_had():
     step = lambda h: 1e6 * h + 1  # noqa: E731
-    found = linearize_loop(step, torch.ones(1, 4, 3), a_bar=torch.tensor(1e6), starts=[torch.zeros(1, 4, 3)])
-    assert found.trajectory.method == "non-finite"
-    assert found.loops < 16
-    assert found.regime == "unstable"
-    assert "explodes" in found.verdict
-    assert "transient" not in found.verdict
-    assert "safe depth" in found.skipped
+    result = linearize_loop(step, torch.ones(1, 4, 3), a_bar=torch.tensor(1e6), starts=[torch.zeros(1, 4, 3)])
+    assert result.trajectory.method == "non-finite"
+    assert result.loops < 16
+    assert result.regime == "unstable"
+    assert "explodes" in result.verdict
+    assert "transient" not in result.verdict
+    assert "safe depth" in result.skipped
 
 
 def test_a_loop_that_is_not_causal_falls_back_to_the_whole_operator(loop, state):
     step = loop(1, "bidirectional")
-    found = linearize_loop(step, state)
-    assert found.loop.spectrum == "whole"
-    assert "not causal" in found.skipped["spectrum"]
+    result = linearize_loop(step, state)
+    assert result.loop.spectrum == "whole"
+    assert "not causal" in result.skipped["spectrum"]
     last = state
     for _ in range(16):
         last = step(last)
     exact = np.abs(np.linalg.eigvals(jacrev(step)(last).reshape(96, 96).numpy())).max()
-    assert found.loop.radius.value == pytest.approx(exact, rel=1e-5)
-    assert found.linear is None
-    assert "LTI unknown" in found.verdict
+    assert result.loop.radius.value == pytest.approx(exact, rel=1e-5)
+    assert result.linear is None
+    assert "LTI unknown" in result.verdict
 
 
 class OnlyOnce(torch.autograd.Function):
@@ -122,11 +122,11 @@ class OnlyOnce(torch.autograd.Function):
 
 
 def test_without_second_derivatives_the_rest_is_still_measured():
-    found = linearize_loop(lambda h: 0.5 * OnlyOnce.apply(h) + 1, torch.zeros(1, 3, 4))
-    assert found.loop.radius.converged
-    assert found.loop.norm is None
-    assert "second derivatives" in found.skipped["norm"]
-    assert found.verdict.startswith("LTI unknown")
+    result = linearize_loop(lambda h: 0.5 * OnlyOnce.apply(h) + 1, torch.zeros(1, 3, 4))
+    assert result.loop.radius.converged
+    assert result.loop.norm is None
+    assert "second derivatives" in result.skipped["norm"]
+    assert result.verdict.startswith("LTI unknown")
 
 
 def test_one_operation_without_second_derivative_on_a_side_branch_is_seen():
@@ -138,24 +138,24 @@ def test_shares_of_growth_by_sublayer_add_up_to_the_radius():
     model = small("concatenation", 2)
     step, e = bound(model, TOKENS)
     layers = {"injection": model.injection, "block 0": model.core[0], "block 1": model.core[1]}
-    found = linearize_loop(step, torch.zeros_like(e), sublayers=layers)
-    assert [g.name for g in found.loop.sublayers] == list(layers)
+    result = linearize_loop(step, torch.zeros_like(e), sublayers=layers)
+    assert [g.name for g in result.loop.sublayers] == list(layers)
     # Exact per token; float32 and an eigenvector from a dense solver.
-    assert sum(g.log_gain for g in found.loop.sublayers) == pytest.approx(math.log(found.loop.radius.value), abs=1e-3)
+    assert sum(g.log_gain for g in result.loop.sublayers) == pytest.approx(math.log(result.loop.radius.value), abs=1e-3)
 
 
 def test_budget_progress_json_and_missing_inputs():
     seen = []
     decay = torch.tensor([0.5, 0.2])
-    found = linearize_loop(
+    result = linearize_loop(
         lambda h: decay * h + 1, torch.zeros(1, 3, 2), progress=lambda part, share: seen.append((part, share))
     )
     assert seen[-1] == ("done", 1.0)
     assert [share for _, share in seen] == sorted(share for _, share in seen)
-    assert found.skipped["input dependence"] == "step_of and e was not given"
-    plain = json.loads(found.to_json())
-    assert plain["regimes"] == found.regimes
-    assert plain["verdict"] == found.verdict
+    assert result.skipped["input dependence"] == "step_of and e was not given"
+    plain = json.loads(result.to_json())
+    assert plain["regimes"] == result.regimes
+    assert plain["verdict"] == result.verdict
     assert np.allclose(plain["loop"]["eigenvalues"], [[[[0.5, 0], [0.2, 0]]] * 3])
     late = linearize_loop(lambda h: decay * h + 1, torch.zeros(1, 3, 2), budget=0.0)
     assert "budget" in late.skipped["spectrum"]
@@ -166,9 +166,9 @@ def test_answers_decide_the_safe_depth_where_they_can_be_read():
     # The state moves by 1 per loop; the answer is token 0 until the first coordinate passes 30.5.
     step = lambda h: h + torch.tensor([1.0, 0.0]) + 0.0 * h.sin()  # noqa: E731
     read = lambda h: torch.stack([30.5 - h[..., 0], torch.zeros_like(h[..., 0])], -1)  # noqa: E731
-    found = linearize_loop(step, torch.zeros(1, 2, 2), read_out=read)
-    assert found.depth.depth == 30
-    assert found.verdict.endswith("safe depth 30")
+    result = linearize_loop(step, torch.zeros(1, 2, 2), read_out=read)
+    assert result.depth.depth == 30
+    assert result.verdict.endswith("safe depth 30")
 
 
 def test_measuring_changes_nothing():
@@ -185,21 +185,21 @@ def test_measuring_changes_nothing():
 
 def test_an_attracting_orbit_is_stable_as_a_loop_and_still_an_orbit():
     # The logistic map at 3.2: period 2, multiplier of the orbit f'(x1) f'(x2) = 0.16.
-    found = linearize_loop(lambda h: 3.2 * h * (1 - h), torch.full((1, 2, 3), 0.3, dtype=torch.float64), loops=64)
-    assert found.regimes == {"lti": "unknown", "loop": "stable", "trajectory": "marginal"}
-    assert found.loop.lyapunov_max == pytest.approx(math.log(0.16) / 2, abs=0.02)  # 33 loops, half a period over
-    assert "orbits with period 2" in found.verdict
-    assert [p.near for p in found.fixed_points] == [()]
-    assert found.fixed_points[0].kind.startswith("unstable")  # 1 - 1/3.2, multiplier -1.2
+    result = linearize_loop(lambda h: 3.2 * h * (1 - h), torch.full((1, 2, 3), 0.3, dtype=torch.float64), loops=64)
+    assert result.regimes == {"lti": "unknown", "loop": "stable", "trajectory": "marginal"}
+    assert result.loop.lyapunov_max == pytest.approx(math.log(0.16) / 2, abs=0.02)  # 33 loops, half a period over
+    assert "orbits with period 2" in result.verdict
+    assert [p.near for p in result.fixed_points] == [()]
+    assert result.fixed_points[0].kind.startswith("unstable")  # 1 - 1/3.2, multiplier -1.2
 
 
 def test_a_branch_named_as_a_sublayer_costs_only_that_part():
     model = small("parcae")
     step, e = bound(model, TOKENS)
-    found = linearize_loop(step, torch.zeros_like(e), sublayers={"attention": model.core[0].attention})
-    assert "goes past it" in found.skipped["sublayers"]
-    assert found.loop.sublayers == []
-    assert found.loop.radius.converged
+    result = linearize_loop(step, torch.zeros_like(e), sublayers={"attention": model.core[0].attention})
+    assert "goes past it" in result.skipped["sublayers"]
+    assert result.loop.sublayers == []
+    assert result.loop.radius.converged
 
 
 def test_wrong_states_are_named():
@@ -266,12 +266,12 @@ def test_modes_of_a_settled_loop_are_the_same_in_both_precisions(fastest, turned
 )
 def test_certified_is_said_of_what_is_proven(value, words):
     a_bar = torch.tensor([value, -0.3], dtype=torch.float64)
-    found = linearize_loop(lambda h: a_bar * h, torch.ones(1, 2, 2, dtype=torch.float64), a_bar=a_bar, loops=4)
-    assert found.verdict.startswith(words)
+    result = linearize_loop(lambda h: a_bar * h, torch.ones(1, 2, 2, dtype=torch.float64), a_bar=a_bar, loops=4)
+    assert result.verdict.startswith(words)
     # Bounds that leave the band, or that reach over 1, prove less than the regime.
     for lower, upper, said in ((0.5, 0.995, "certified < 1"), (1.001, 2.0, "certified > 1"), (0.5, 1.5, None)):
-        wide = replace(found.linear.radius, lower=lower, upper=upper)
-        verdict = replace(found, linear=replace(found.linear, radius=wide)).verdict.split(" | ")[0]
+        wide = replace(result.linear.radius, lower=lower, upper=upper)
+        verdict = replace(result, linear=replace(result.linear, radius=wide)).verdict.split(" | ")[0]
         assert verdict.endswith(f"{said})") if said else "certified" not in verdict
 
 

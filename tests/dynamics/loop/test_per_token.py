@@ -30,14 +30,14 @@ def test_blocks_and_spectrum_equal_the_dense_jacobian(loop, dense, state, layers
     step = loop(layers, injection=injection)
     blocks = dense_blocks(step, state, dense)
     assert torch.allclose(token_jacobians(step, state), blocks, atol=ROUND_OFF * 100, rtol=ROUND_OFF)
-    found = token_spectra(step, state, count=8)
+    spectra = token_spectra(step, state, count=8)
     for i, j in np.ndindex(2, 6):
         exact = np.linalg.eigvals(blocks[i, j].numpy())
         # Two runs of a dense eigen-solver on matrices that differ by round-off, condition up to 1e3 here.
-        assert np.allclose(np.sort_complex(found.eigenvalues[i, j]), np.sort_complex(exact), atol=1e-9), (i, j)
+        assert np.allclose(np.sort_complex(spectra.eigenvalues[i, j]), np.sort_complex(exact), atol=1e-9), (i, j)
     everything = np.linalg.eigvals(dense(step, state).numpy())
     # The dense eigenvalues of the non-normal whole are less exact than ours; the radius agrees to their accuracy.
-    assert found.radius.max() == pytest.approx(np.abs(everything).max(), rel=1e-6)
+    assert spectra.radius.max() == pytest.approx(np.abs(everything).max(), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gqa", "bool-mask", "float-mask", "eager"])
@@ -106,15 +106,15 @@ def test_batched_arnoldi_agrees_with_the_formed_blocks(loop, monkeypatch):
     state = torch.randn(2, 6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     exact = token_spectra(step, state, count=2)
     monkeypatch.setattr(per_token, "DENSE_WIDTH", 8)
-    found = token_spectra(step, state, count=2, tol=1e-8)
-    assert (exact.method, found.method) == ("exact", "Arnoldi")
-    assert found.converged.all()
+    spectra = token_spectra(step, state, count=2, tol=1e-8)
+    assert (exact.method, spectra.method) == ("exact", "Arnoldi")
+    assert spectra.converged.all()
     # The residual tolerance of 1e-8 times an eigenvalue condition of at most 100 for these blocks.
-    assert np.allclose(found.radius, exact.radius, rtol=1e-6)
+    assert np.allclose(spectra.radius, exact.radius, rtol=1e-6)
     blocks = token_jacobians(step, state).numpy()
     for i, j in np.ndindex(2, 6):
-        w = found.left[i, j]
-        assert np.linalg.norm(blocks[i, j].T @ w - found.eigenvalues[i, j, 0] * w) < 1e-6
+        w = spectra.left[i, j]
+        assert np.linalg.norm(blocks[i, j].T @ w - spectra.eigenvalues[i, j, 0] * w) < 1e-6
 
 
 def test_long_sequences_are_chunked_without_a_trace(loop, state, monkeypatch):

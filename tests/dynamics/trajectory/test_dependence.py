@@ -7,9 +7,9 @@ from loopscope.dynamics.trajectory.dependence import input_dependence, start_dep
 
 
 def test_a_contracting_loop_forgets_its_start_at_its_own_rate(loop, state):
-    found = start_dependence(lambda h: 0.8 * h + 1, [torch.zeros(1, 1, 4), torch.ones(1, 1, 4)], loops=40)
-    assert not found.depends
-    assert found.factor == pytest.approx(0.8, rel=1e-3)  # float32 round-off over 20 loops
+    dependence = start_dependence(lambda h: 0.8 * h + 1, [torch.zeros(1, 1, 4), torch.ones(1, 1, 4)], loops=40)
+    assert not dependence.depends
+    assert dependence.factor == pytest.approx(0.8, rel=1e-3)  # float32 round-off over 20 loops
     assert not start_dependence(loop(1), [state, -state]).depends
 
 

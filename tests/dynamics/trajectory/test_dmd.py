@@ -29,12 +29,12 @@ SPECTRUM = np.array([1.02, 0.9 * np.exp(0.7j), 0.9 * np.exp(-0.7j), 0.5, 0.3, -0
 def test_recovers_the_spectrum_and_modes_of_a_linear_loop():
     a = linear(CHOSEN)
     x = np.random.default_rng(1).normal(size=(100, 6))
-    found = decompose(x, x @ a.T, rank=6)
-    assert np.allclose(np.sort_complex(found.eigenvalues), np.sort_complex(SPECTRUM), atol=1e-9)
-    assert found.residuals.max() < 1e-10
-    for value, mode in zip(found.eigenvalues, found.shapes.T, strict=True):
+    decomposition = decompose(x, x @ a.T, rank=6)
+    assert np.allclose(np.sort_complex(decomposition.eigenvalues), np.sort_complex(SPECTRUM), atol=1e-9)
+    assert decomposition.residuals.max() < 1e-10
+    for value, mode in zip(decomposition.eigenvalues, decomposition.shapes.T, strict=True):
         assert np.linalg.norm(a @ mode - value * mode) < 1e-8  # basis of condition about 1e2
-    assert found.near_unit_mass(0.05) == pytest.approx(1 / 6)
+    assert decomposition.near_unit_mass(0.05) == pytest.approx(1 / 6)
 
 
 def test_agrees_with_pydmd_on_a_noisy_trajectory():
@@ -57,10 +57,10 @@ def test_residuals_mark_the_modes_that_are_artefacts():
     noise = rng.normal(size=(200, 4))
     before = np.hstack([x, noise])
     after = np.hstack([x @ a.T, rng.normal(size=(200, 4))])
-    found = decompose(before, after, rank=10)
-    trusted = found.trusted(0.05)
+    decomposition = decompose(before, after, rank=10)
+    trusted = decomposition.trusted(0.05)
     assert np.allclose(np.sort_complex(trusted), np.sort_complex(SPECTRUM[np.abs(SPECTRUM) > 0.1]), atol=1e-6)
-    assert found.residuals.max() > 0.3
+    assert decomposition.residuals.max() > 0.3
 
 
 def test_rank_follows_the_energy_and_never_enters_round_off():

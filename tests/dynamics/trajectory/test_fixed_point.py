@@ -10,11 +10,11 @@ from loopscope.dynamics.trajectory.lyapunov import token_exponents
 @pytest.mark.parametrize("method", ["plain", "anderson", "newton"])
 def test_every_method_finds_the_rest_state_of_a_contracting_loop(loop, state, method):
     step = loop(2)
-    found = find_fixed_point(step, state, method=method)
-    assert found.converged
-    assert found.method == method
+    point = find_fixed_point(step, state, method=method)
+    assert point.converged
+    assert point.method == method
     assert (
-        float((step(found.state) - found.state).norm() / found.state.norm()) < 1e-10
+        float((step(point.state) - point.state).norm() / point.state.norm()) < 1e-10
     )  # the tolerance is 1e-11 per sequence
 
 
@@ -30,10 +30,10 @@ def test_anderson_needs_fewer_loops_than_running_on():
 def test_newton_finds_unstable_points_and_they_are_called_unstable():
     a = torch.diag(torch.tensor([1.5, 0.4], dtype=torch.float64))
     step = lambda h: h @ a.T + 1.0  # noqa: E731
-    found = fixed_points(step, [torch.zeros(1, 1, 2, dtype=torch.float64)], methods=("newton",))
-    assert [p.kind for p in found] == ["saddle"]
-    assert torch.allclose(found[0].state, torch.tensor([[[-2.0, 1 / 0.6]]], dtype=torch.float64), atol=1e-9)
-    assert found[0].radius == pytest.approx(1.5)
+    points = fixed_points(step, [torch.zeros(1, 1, 2, dtype=torch.float64)], methods=("newton",))
+    assert [p.kind for p in points] == ["saddle"]
+    assert torch.allclose(points[0].state, torch.tensor([[[-2.0, 1 / 0.6]]], dtype=torch.float64), atol=1e-9)
+    assert points[0].radius == pytest.approx(1.5)
 
 
 def test_a_loop_without_a_fixed_point_yields_none():
@@ -44,15 +44,15 @@ def test_a_loop_without_a_fixed_point_yields_none():
 
 
 def test_starts_that_lead_to_the_same_point_are_counted_once(loop, state):
-    found = fixed_points(loop(1), [state, 2 * state, torch.zeros_like(state)])
-    assert [p.starts for p in found] == [3]
-    assert (found[0].spectrum, found[0].converged) == ("per token", True)
-    assert found[0].kind.startswith("stable")
+    points = fixed_points(loop(1), [state, 2 * state, torch.zeros_like(state)])
+    assert [p.starts for p in points] == [3]
+    assert (points[0].spectrum, points[0].converged) == ("per token", True)
+    assert points[0].kind.startswith("stable")
 
 
 def test_a_loop_that_is_not_causal_is_classified_from_the_whole_operator(loop, state):
-    found = fixed_points(loop(1, "bidirectional"), [state])
-    assert [p.spectrum for p in found] == ["whole"]
+    points = fixed_points(loop(1, "bidirectional"), [state])
+    assert [p.spectrum for p in points] == ["whole"]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_at_every_point_found_the_exponent_is_the_log_of_the_radius(loop, state)
     for layers in (1, 3):
         step = loop(layers)
         for point in fixed_points(step, [state, -state], tol=1e-13):
-            found = token_exponents(step, point.state, count=2, iterations=250, warmup=150)
-            token = np.unravel_index(np.argmax(found.asymptotic[..., 0]), found.asymptotic.shape[:2])
+            exponents = token_exponents(step, point.state, count=2, iterations=250, warmup=150)
+            token = np.unravel_index(np.argmax(exponents.asymptotic[..., 0]), exponents.asymptotic.shape[:2])
             pair = np.isclose(abs(point.multipliers[0]), abs(point.multipliers[1]), rtol=1e-9)
-            largest = found.asymptotic[token].mean() if pair else found.asymptotic[token][0]
+            largest = exponents.asymptotic[token].mean() if pair else exponents.asymptotic[token][0]
             assert largest == pytest.approx(np.log(point.radius), abs=1e-6)
 
 
@@ -115,8 +115,8 @@ def test_it_holds_at_unstable_points_too():
         moved = step(h)
         return point.state + moved - moved.detach()
 
-    found = token_exponents(pinned, point.state, iterations=100, warmup=150)
-    assert found.asymptotic.max() == pytest.approx(np.log(point.radius), abs=1e-6)  # aligned like (1.2 / 1.7)^150
+    exponents = token_exponents(pinned, point.state, iterations=100, warmup=150)
+    assert exponents.asymptotic.max() == pytest.approx(np.log(point.radius), abs=1e-6)  # aligned like (1.2 / 1.7)^150
 
 
 def contraction(kind, dtype):

@@ -20,9 +20,9 @@ def random_map(seed, size=4):
 @given(st.integers(0, 10**6))
 def test_rates_of_all_directions_add_up_to_log_det_at_every_loop(seed):
     step, state = random_map(seed), torch.ones(4, dtype=torch.float64)
-    found = lyapunov_exponents(step, state, count=4, iterations=12)
+    exponents = lyapunov_exponents(step, state, count=4, iterations=12)
     h = state
-    for rates in found.rates:
+    for rates in exponents.rates:
         log_det = torch.linalg.slogdet(torch.func.jacrev(step)(h))[1]
         assert rates.sum() == pytest.approx(float(log_det), abs=1e-9)  # QR of 4 x 4 in float64, |log det| < 1e2
         h = step(h)
@@ -44,8 +44,10 @@ def test_turning_the_coordinates_changes_no_exponent(seed):
 
 
 def test_logistic_map_in_full_chaos_has_log_two():
-    found = lyapunov_exponents(lambda h: 4 * h * (1 - h), torch.full((1,), 0.3, dtype=torch.float64), iterations=4000)
-    value, error = found.largest()
+    exponents = lyapunov_exponents(
+        lambda h: 4 * h * (1 - h), torch.full((1,), 0.3, dtype=torch.float64), iterations=4000
+    )
+    value, error = exponents.largest()
     assert abs(value - np.log(2)) < 4 * error  # batch means: four standard errors
     assert 0 < error < 0.02
 
@@ -62,26 +64,26 @@ def test_at_rest_the_largest_exponent_is_the_log_of_the_radius(loop, state, inje
     search = find_fixed_point(step, state, tol=1e-13)
     assert search.converged
     spectra = token_spectra(step, search.state, count=2)
-    found = token_exponents(step, search.state, count=2, iterations=250, warmup=150)
+    exponents = token_exponents(step, search.state, count=2, iterations=250, warmup=150)
     assert spectra.radius.max() < 1  # the contracting case
     # Complex pairs share one modulus: the mean of the two exponents is free of their rotation.
     sizes = np.abs(spectra.eigenvalues)
     paired = np.isclose(sizes[..., 0], sizes[..., 1], rtol=1e-9)
-    largest = np.where(paired, found.asymptotic.mean(-1), found.asymptotic[..., 0])
+    largest = np.where(paired, exponents.asymptotic.mean(-1), exponents.asymptotic[..., 0])
     assert np.allclose(largest, np.log(spectra.radius), atol=1e-6)
 
 
 def test_per_token_exponents_follow_the_product_of_their_blocks(loop, state):
     step = loop(1)
-    found = token_exponents(step, state, count=8, iterations=6)
+    exponents = token_exponents(step, state, count=8, iterations=6)
     product, h = torch.eye(8, dtype=torch.float64).expand(2, 6, 8, 8), state
     for _ in range(6):
         product = token_jacobians(step, h) @ product
         h = step(h)
     volume = torch.linalg.slogdet(product)[1].numpy() / 6
-    assert np.allclose(found.exponents.sum(-1), volume, atol=1e-9)  # log |det|, float64
+    assert np.allclose(exponents.exponents.sum(-1), volume, atol=1e-9)  # log |det|, float64
     top = torch.linalg.svdvals(product)[..., 0].log().numpy() / 6
-    assert (found.exponents[..., 0] <= top + 1e-9).all()  # no direction grows more than the largest singular value
+    assert (exponents.exponents[..., 0] <= top + 1e-9).all()  # no direction grows more than the largest singular value
 
 
 def test_standard_error_covers_independent_rates_and_is_missing_for_few():

@@ -21,13 +21,13 @@ def motion(name, loops=32):
 def test_every_pattern_of_a_batch():
     names = ["fixed point", "orbit", "slider", "explosion"]
     states = torch.stack([motion(n) for n in names], 1)[:, None]
-    found = token_map(states)
-    assert found.pattern.tolist() == [names]
-    assert found.period.tolist() == [[1, 5, 0, 0]]
-    assert found.counts() == dict.fromkeys(names, 1)
+    patterns = token_map(states)
+    assert patterns.pattern.tolist() == [names]
+    assert patterns.period.tolist() == [[1, 5, 0, 0]]
+    assert patterns.counts() == dict.fromkeys(names, 1)
     # 0.3 * 0.7^t < 0.01 * 3 from t = 7 on, so the seventh step is the last one above.
-    assert found.settled_at[0, 0] == 7
-    assert found.relative_step.shape == (1, 4, 32)
+    assert patterns.settled_at[0, 0] == 7
+    assert patterns.relative_step.shape == (1, 4, 32)
 
 
 @pytest.mark.parametrize("period", [2, 3, 7, 12])

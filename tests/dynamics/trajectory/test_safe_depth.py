@@ -27,16 +27,16 @@ def run(law, loops, horizon, velocity, margin):
 )
 def test_the_prediction_is_the_depth_at_which_the_answer_changes(law, margin):
     residual, state, logits, answers = run(law, 16, 64, 1.0, margin)
-    found = predicted_depth(residual, state_norm=state, step_cosine=np.ones(16), logits=logits, horizon=64)
-    assert found.method == "margin"
-    assert abs(found.depth - measured_depth(answers, 16)) <= 1  # the answer changes between two loops
-    assert not found.unlimited
+    prediction = predicted_depth(residual, state_norm=state, step_cosine=np.ones(16), logits=logits, horizon=64)
+    assert prediction.method == "margin"
+    assert abs(prediction.depth - measured_depth(answers, 16)) <= 1  # the answer changes between two loops
+    assert not prediction.unlimited
 
 
 def test_a_settling_loop_whose_margin_outlasts_its_path_is_safe_for_ever():
     residual, state, logits, answers = run(lambda t: 0.8**t, 16, 64, 1.0, 1.0)
-    found = predicted_depth(residual, state_norm=state, logits=logits, horizon=64)
-    assert (found.depth, found.unlimited) == (64, True)
+    prediction = predicted_depth(residual, state_norm=state, logits=logits, horizon=64)
+    assert (prediction.depth, prediction.unlimited) == (64, True)
     assert measured_depth(answers, 16) == 64
 
 
@@ -49,9 +49,11 @@ def test_the_weakest_twentieth_may_change_but_no_more():
     for weak, expected in ((5, 64), (6, 18)):
         a, b = after.copy(), before.copy()
         a[:weak, 0], b[:weak, 0] = 2.5, 3.5
-        found = predicted_depth(residual, state_norm=state, step_cosine=np.ones((100, 16)), logits=(b, a), horizon=64)
-        assert found.depth == expected
-        assert (found.per_token[:weak] == 18).all()
+        prediction = predicted_depth(
+            residual, state_norm=state, step_cosine=np.ones((100, 16)), logits=(b, a), horizon=64
+        )
+        assert prediction.depth == expected
+        assert (prediction.per_token[:weak] == 18).all()
 
 
 def test_settled_states_are_safe_and_runaway_ones_are_not():
@@ -72,9 +74,9 @@ def test_bad_requests():
 
 
 def test_a_horizon_that_looks_no_further_says_so():
-    found = predicted_depth(1.04 ** np.arange(64), state_norm=np.full(65, 1e6), horizon=64)
-    assert (found.depth, found.words) == (64, "64")
-    assert "no deeper one was looked at" in found.sentence
+    prediction = predicted_depth(1.04 ** np.arange(64), state_norm=np.full(65, 1e6), horizon=64)
+    assert (prediction.depth, prediction.words) == (64, "64")
+    assert "no deeper one was looked at" in prediction.sentence
     assert predicted_depth(0.5 ** np.arange(16), state_norm=np.ones(17), horizon=64).words == "≥ 64"
 
 
@@ -83,8 +85,8 @@ def test_a_model_whose_answers_died_before_the_last_loop_is_not_safe(dead_from, 
     steady = predicted_depth(0.5 ** np.tile(np.arange(16), (20, 1)), state_norm=np.full((20, 17), 4.0), horizon=64)
     assert steady.depth == 64
     answers = np.where(np.arange(17)[:, None] < dead_from, 3, 0) * np.ones(20, int)
-    found = judged_from(steady, answers, reference=8)
-    assert found.depth == depth and found.unlimited == (depth == 64)
+    judged = judged_from(steady, answers, reference=8)
+    assert judged.depth == depth and judged.unlimited == (depth == 64)
 
 
 def test_answers_that_are_not_finite_do_not_stand():
@@ -94,5 +96,5 @@ def test_answers_that_are_not_finite_do_not_stand():
 
 def test_undecided_loops_are_taken_to_last():
     steps = np.array([7.56, 7.41, 7.27, 7.14, 7.01, 6.89, 6.80])
-    found = predicted_depth(steps, state_norm=np.full(8, 50.0), step_cosine=np.full(7, -0.4), horizon=64)
-    assert not found.unlimited and found.depth < 64
+    prediction = predicted_depth(steps, state_norm=np.full(8, 50.0), step_cosine=np.full(7, -0.4), horizon=64)
+    assert not prediction.unlimited and prediction.depth < 64

@@ -22,27 +22,27 @@ def test_recovers_the_coefficients_of_the_paper(size: str) -> None:
     c = PAPER[size]
     n, d = grid(np.geomspace(5e7, 2e9, 6), np.geomspace(1e9, 5e10, 6))
     losses = c["E"] + c["X"] * n ** -c["x"] + c["Y"] * d ** -c["y"]
-    found = training_law(n, d, losses, restarts=20)
-    assert found.quality.converged and found.identified
+    law = training_law(n, d, losses, restarts=20)
+    assert law.quality.converged and law.identified
     for name, value in c.items():
         # Noise-free data: what is left is the optimiser's tolerance times a condition number of a few thousand.
-        assert found.coefficients[name] == pytest.approx(value, rel=1e-4), name
-    assert found.quality.worst_error < 1e-8
-    np.testing.assert_allclose(found.loss(n, d), losses, rtol=1e-8)
+        assert law.coefficients[name] == pytest.approx(value, rel=1e-4), name
+    assert law.quality.worst_error < 1e-8
+    np.testing.assert_allclose(law.loss(n, d), losses, rtol=1e-8)
 
 
 def test_noise_shows_in_the_standard_errors() -> None:
     c = PAPER["140M"]
     n, d = grid(np.geomspace(5e7, 2e9, 6), np.geomspace(1e9, 5e10, 6))
     losses = c["E"] + c["X"] * n ** -c["x"] + c["Y"] * d ** -c["y"]
-    found = training_law(n, d, losses * np.exp(2e-4 * RNG(0).normal(size=n.size)), restarts=10)
+    law = training_law(n, d, losses * np.exp(2e-4 * RNG(0).normal(size=n.size)), restarts=10)
     for name in ("E", "x", "y"):
-        error = found.quality.standard_errors[name]
+        error = law.quality.standard_errors[name]
         # Five standard errors: a miss is a one in a million event for a well-calibrated error.
-        assert 0 < abs(found.coefficients[name] - c[name]) < 5 * error
+        assert 0 < abs(law.coefficients[name] - c[name]) < 5 * error
         assert error < 0.1 * c[name]
     # X multiplies N^-x at N = 1: an extrapolation by eight decades, so it is known far worse than x.
-    relative = {name: found.quality.standard_errors[name] / found.coefficients[name] for name in c}
+    relative = {name: law.quality.standard_errors[name] / law.coefficients[name] for name in c}
     assert relative["X"] > 5 * relative["x"]
 
 
@@ -51,31 +51,31 @@ def test_outliers_do_not_move_a_huber_fit() -> None:
     n, d = grid(np.geomspace(5e7, 2e9, 6), np.geomspace(1e9, 5e10, 6))
     losses = c["E"] + c["X"] * n ** -c["x"] + c["Y"] * d ** -c["y"]
     losses[7] *= 1.2
-    found = training_law(n, d, losses, restarts=10)
+    law = training_law(n, d, losses, restarts=10)
     # One diverged run of 36, 20 % off, pulls with the force of a 0.1 % error: 2 % on the exponents is generous.
-    assert found.coefficients["x"] == pytest.approx(c["x"], rel=0.02)
-    assert found.coefficients["y"] == pytest.approx(c["y"], rel=0.02)
+    assert law.coefficients["x"] == pytest.approx(c["x"], rel=0.02)
+    assert law.coefficients["y"] == pytest.approx(c["y"], rel=0.02)
 
 
 def test_one_model_size_cannot_determine_its_exponent() -> None:
     n, d = grid([1e8], np.geomspace(1e9, 5e10, 12))
-    found = training_law(n, d, 2.5 + 0.3 + 25420 * d**-0.525, restarts=5)
-    assert not found.identified
-    assert math.isinf(found.quality.standard_errors["x"])
-    assert found.quality.worst_error < 1e-3, "the law still describes the data"
+    law = training_law(n, d, 2.5 + 0.3 + 25420 * d**-0.525, restarts=5)
+    assert not law.identified
+    assert math.isinf(law.quality.standard_errors["x"])
+    assert law.quality.worst_error < 1e-3, "the law still describes the data"
 
 
 def test_unified_law_recovers_its_coefficients() -> None:
     c = PAPER["140M"] | {"Z": 0.9, "z": 3.5}
     t, n, d = grid([0.125, 0.25, 0.5, 1.0, 2.0], np.geomspace(5e7, 2e9, 4), np.geomspace(1e9, 5e10, 4))
     losses = c["E"] + c["X"] * n ** -c["x"] + c["Y"] * d ** -c["y"] + c["Z"] * np.exp(-c["z"] * t)
-    found = unified_law(t, n, d, losses, restarts=15)
-    assert found.identified
+    law = unified_law(t, n, d, losses, restarts=15)
+    assert law.identified
     for name, value in c.items():
-        assert found.coefficients[name] == pytest.approx(value, rel=1e-3), name
-    np.testing.assert_allclose(found.loss(n, d, t), losses, rtol=1e-7)
+        assert law.coefficients[name] == pytest.approx(value, rel=1e-3), name
+    np.testing.assert_allclose(law.loss(n, d, t), losses, rtol=1e-7)
     with pytest.raises(ValueError, match="relative_depth belongs to the unified law"):
-        found.loss(n, d)
+        law.loss(n, d)
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,13 @@ def test_unified_law_recovers_its_coefficients() -> None:
 )
 def test_depth_law_recovers_its_coefficients(limit: float, amplitude: float, rate: float) -> None:
     depths = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32.0])
-    found = depth_law(depths, limit + amplitude * np.exp(-rate * depths))
+    law = depth_law(depths, limit + amplitude * np.exp(-rate * depths))
     # Noise-free: the flat bottom of the search leaves the root of round-off, 1e-8, times a condition of a few hundred.
-    assert found.limit == pytest.approx(limit, rel=1e-5)
-    assert found.amplitude == pytest.approx(amplitude, rel=1e-4)
-    assert found.rate == pytest.approx(rate, rel=1e-4)
-    assert found.identified and found.quality.converged
-    np.testing.assert_allclose(found.loss(depths), limit + amplitude * np.exp(-rate * depths), rtol=1e-7)
+    assert law.limit == pytest.approx(limit, rel=1e-5)
+    assert law.amplitude == pytest.approx(amplitude, rel=1e-4)
+    assert law.rate == pytest.approx(rate, rel=1e-4)
+    assert law.identified and law.quality.converged
+    np.testing.assert_allclose(law.loss(depths), limit + amplitude * np.exp(-rate * depths), rtol=1e-7)
 
 
 def test_depth_law_covers_the_truth_under_noise() -> None:
@@ -97,8 +97,8 @@ def test_depth_law_covers_the_truth_under_noise() -> None:
     inside = 0
     for seed in range(200):
         losses = 2.6 + 1.5 * np.exp(-0.4 * depths) + 0.01 * RNG(seed).normal(size=depths.size)
-        found = depth_law(depths, losses)
-        inside += abs(found.limit - 2.6) < 2 * found.quality.standard_errors["limit"]
+        law = depth_law(depths, losses)
+        inside += abs(law.limit - 2.6) < 2 * law.quality.standard_errors["limit"]
     # Two standard errors with 13 degrees of freedom cover 93 %; 200 trials scatter by 2 %.
     assert 0.86 <= inside / 200 <= 0.99
 
@@ -142,9 +142,9 @@ def test_what_cannot_be_fitted_is_an_error(call: object, message: str) -> None:
 def test_a_law_that_does_not_fit_is_not_identified(law, seed: int) -> None:
     rng = RNG(seed)
     t = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32.0])
-    found = depth_law(t, law(t, rng.uniform(0.3, 1)) + 1e-4 * rng.normal(size=t.size))
-    assert not found.identified and found.doubt
-    assert len(found.residuals) == t.size
+    fitted = depth_law(t, law(t, rng.uniform(0.3, 1)) + 1e-4 * rng.normal(size=t.size))
+    assert not fitted.identified and fitted.doubt
+    assert len(fitted.residuals) == t.size
 
 
 def test_four_depths_cannot_test_three_coefficients() -> None:
@@ -169,7 +169,7 @@ def test_the_limit_lies_within_two_standard_errors() -> None:
     for seed in range(60):
         rng = RNG(seed)
         losses = 2.5 + rng.uniform(0.2, 1) * np.exp(-rng.uniform(0.2, 1) * t) + 1e-3 * rng.normal(size=t.size)
-        found = depth_law(t, losses)
-        sure += found.identified
-        held += found.identified and abs(found.limit - 2.5) <= 2 * found.quality.standard_errors["limit"]
+        law = depth_law(t, losses)
+        sure += law.identified
+        held += law.identified and abs(law.limit - 2.5) <= 2 * law.quality.standard_errors["limit"]
     assert sure >= 45 and held / sure > 0.88, (held, sure)

@@ -1,4 +1,4 @@
-"""The full loop measured during training: right numbers, no trace in training, failures said once."""
+"""The full loop measured during training: right numbers, no trace in training, each failure reported one time."""
 
 import math
 import os
@@ -63,16 +63,16 @@ def test_training_is_bit_identical_while_inspected(injection, demo_model, tmp_pa
         (event,) = (event for event in run.events if event.kind == "full_loop")
         assert event.severity == "note"
         assert "at loop 16 of 2 x 24 tokens: per token, exact" in event.message
-        found = loopscope.diagnose(run)
-    assert found.regimes["loop"] != "unknown"
-    assert f"Full loop {found.regimes['loop']}: λ " in found.summary
+        diagnosis = loopscope.diagnose(run)
+    assert diagnosis.regimes["loop"] != "unknown"
+    assert f"Full loop {diagnosis.regimes['loop']}: λ " in diagnosis.summary
 
 
 def test_numbers_are_those_of_the_dense_jacobian(demo_model):
     model = demo_model("concatenation").double()
     tokens = torch.randint(0, 256, (1, 5), generator=torch.Generator().manual_seed(2))
     with bound_loop(model, tokens) as loop:
-        found = measure_full_loop(loop, loops=16)
+        measured = measure_full_loop(loop, loops=16)
         with torch.no_grad():
             states = [loop.state]
             for _ in range(25):
@@ -82,21 +82,21 @@ def test_numbers_are_those_of_the_dense_jacobian(demo_model):
     dense = jacobians[8].reshape(160, 160).numpy()  # at h_16
     blocks = np.stack([jacobians[8][i, :, i].numpy() for i in range(5)])
     # The union over tokens is the spectrum; in float64 both are LAPACK on the same blocks.
-    assert found.radius.value == pytest.approx(np.abs(np.linalg.eigvals(blocks)).max(), rel=1e-9)
+    assert measured.radius.value == pytest.approx(np.abs(np.linalg.eigvals(blocks)).max(), rel=1e-9)
     # A residual of 3 % of a singular value leaves an error of its square over the gap: a few 1e-3.
-    assert found.norm.converged and found.norm.value == pytest.approx(np.linalg.norm(dense, 2), rel=5e-3)
+    assert measured.norm.converged and measured.norm.value == pytest.approx(np.linalg.norm(dense, 2), rel=5e-3)
     late = [np.eye(32) for _ in range(5)]
     for jacobian in jacobians[:9]:
         late = [jacobian[i, :, i].numpy() @ product for i, product in enumerate(late)]
     largest = max(math.log(np.linalg.norm(product, 2)) / 9 for product in late)
     # All directions together grow as the volume does; four of them at most as the four most amplified ones.
     volumes = [np.log(np.linalg.svd(product, compute_uv=False)[:4]).sum() / 9 for product in late]
-    assert (found.exponents[0].sum(-1) <= np.array(volumes) + 1e-9).all()
-    assert (found.exponents[0].sum(-1) > np.array(volumes) - 0.4).all()
+    assert (measured.exponents[0].sum(-1) <= np.array(volumes) + 1e-9).all()
+    assert (measured.exponents[0].sum(-1) > np.array(volumes) - 0.4).all()
     # One aligned direction grows at most as the most amplified one of nine loops, and nearly so.
-    assert largest - 0.1 < found.lyapunov_max <= largest + 1e-9
+    assert largest - 0.1 < measured.lyapunov_max <= largest + 1e-9
     gain = (states[16] @ c_out.mT).norm(dim=-1) / states[16].norm(dim=-1)
-    assert found.c_out_gain == pytest.approx(float(gain.mean()), rel=1e-12)
+    assert measured.c_out_gain == pytest.approx(float(gain.mean()), rel=1e-12)
 
 
 def test_a_loop_that_is_not_causal_is_measured_whole():
@@ -108,11 +108,11 @@ def test_a_loop_that_is_not_causal_is_measured_whole():
     site = LoopSite(body="0", after="1")
     x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     with bound_loop(model, x, site=site) as loop:
-        found = measure_full_loop(loop, loops=6)
-    assert found.spectrum == "whole" and found.radius.method.startswith("whole")
-    assert found.radius.value == pytest.approx(1.0, rel=1e-3)  # a circulant of row sum 1; the tolerance asked for
-    assert found.lyapunov_max == pytest.approx(0.0, abs=0.02)  # the second eigenvalue is 0.71: aligned after 8 loops
-    assert math.isnan(found.c_out_gain) and found.radii is None and found.exponents.shape == (4,)
+        measured = measure_full_loop(loop, loops=6)
+    assert measured.spectrum == "whole" and measured.radius.method.startswith("whole")
+    assert measured.radius.value == pytest.approx(1.0, rel=1e-3)  # a circulant of row sum 1; the tolerance asked for
+    assert measured.lyapunov_max == pytest.approx(0.0, abs=0.02)  # the second eigenvalue is 0.71: aligned after 8 loops
+    assert math.isnan(measured.c_out_gain) and measured.radii is None and measured.exponents.shape == (4,)
 
 
 def test_states_that_stop_being_finite_give_no_number_and_no_regime(demo_model, tokens, tmp_path):
@@ -159,8 +159,8 @@ def test_a_loop_that_cannot_be_measured_says_so_once_and_training_is_recorded(tm
 def test_without_a_batch_the_remedy_is_told(demo_model):
     model = demo_model()
     probe = FullLoopProbe(model, LoopSite(**model.loop_site()))
-    found = probe.measure(None, 0)
-    assert not found.values and not found.arrays and "probe_batch" in found.event.message
+    measured = probe.measure(None, 0)
+    assert not measured.values and not measured.arrays and "probe_batch" in measured.event.message
     assert probe.measure(None, 1).event is None
 
 
@@ -171,9 +171,9 @@ def test_a_compiled_body_is_run_as_written(demo_model, tokens):
     for block in model.core:
         block.compile(backend="eager")
     model(tokens)
-    found = FullLoopProbe(model, site).measure(Call((tokens,), {}), 0).values
-    del expected["full_loop_seconds"], found["full_loop_seconds"]
-    assert found == expected
+    compiled = FullLoopProbe(model, site).measure(Call((tokens,), {}), 0).values
+    del expected["full_loop_seconds"], compiled["full_loop_seconds"]
+    assert compiled == expected
 
 
 def test_the_schedule_ends_on_round_numbers_of_steps():
@@ -192,8 +192,8 @@ def test_files_without_the_newer_columns_are_read_resumed_and_repaired(tmp_path,
     with open_run(path) as run:
         with pytest.raises(KeyError, match="no 'lyapunov_max'"):
             run["lyapunov_max"]
-        found = loopscope.diagnose(run)
-    assert found.regimes["loop"] == "unknown" and "LS040" in found.skipped
+        diagnosis = loopscope.diagnose(run)
+    assert diagnosis.regimes["loop"] == "unknown" and "LS040" in diagnosis.skipped
     with RunWriter.resume(path) as writer:
         writer.append_step({"step": 5, "loss": 2.0, "lyapunov_max": -0.3, "full_loop_seconds": 0.2})
     with open_run(path) as run:

@@ -90,8 +90,8 @@ def test_norms_and_gradients_equal_direct_computation(injection, depths, demo_mo
         steps, blocks = run.arrays("block_state_norm")
         assert steps.tolist() == list(range(len(depths)))
         _, gradients = run.arrays("state_gradient_norm")
-    for found, gradient, (norms, expected) in zip(blocks, gradients, seen, strict=True):
-        np.testing.assert_allclose(found, norms, rtol=RELATIVE)
+    for recorded, gradient, (norms, expected) in zip(blocks, gradients, seen, strict=True):
+        np.testing.assert_allclose(recorded, norms, rtol=RELATIVE)
         assert np.isnan(gradient[0])  # h_0 is given and takes no gradient
         np.testing.assert_allclose(gradient[1:], expected[1:], rtol=RELATIVE)
 
@@ -132,8 +132,8 @@ def test_checkpoints_change_neither_training_nor_the_norms(checkpointing, demo_m
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     with open_run(tmp_path / "run.h5") as run:
         blocks, gradients = run.arrays("block_state_norm")[1], run.arrays("state_gradient_norm")[1]
-    for found, gradient, (norms, expected) in zip(blocks, gradients, seen, strict=True):
-        np.testing.assert_allclose(found, norms, rtol=RELATIVE)
+    for recorded, gradient, (norms, expected) in zip(blocks, gradients, seen, strict=True):
+        np.testing.assert_allclose(recorded, norms, rtol=RELATIVE)
         there = np.isfinite(gradient)
         assert there[-1]
         np.testing.assert_allclose(gradient[there], np.array(expected)[there], rtol=1e-5)
@@ -150,8 +150,8 @@ def test_compiled_bodies_are_measured_inside_without_gradients(demo_model, tmp_p
         train(model, [[3], [2]], probe=probe)
     assert not dynamo.counters["graph_break"]
     with open_run(tmp_path / "run.h5") as run:
-        for found, (norms, _) in zip(run.arrays("block_state_norm")[1], seen, strict=True):
-            np.testing.assert_allclose(found, norms, rtol=1e-5)
+        for recorded, (norms, _) in zip(run.arrays("block_state_norm")[1], seen, strict=True):
+            np.testing.assert_allclose(recorded, norms, rtol=1e-5)
 
 
 def test_a_gradient_that_cannot_be_measured_does_not_stop_training(demo_model, tmp_path, caplog, monkeypatch):
@@ -172,6 +172,6 @@ def test_maps_over_tokens_average_to_the_rows_of_the_pass(demo_model, tmp_path):
     with open_run(tmp_path / "run.h5") as run:
         steps, maps = run.arrays("token_residual_norm")
         assert steps.tolist() == run.probe_steps.tolist() == [0, 10, 11]
-        for found, rows in zip(maps, run.probe("residual_norm"), strict=True):
-            assert found.shape == (16, 2, 32)  # 2 · μ_rec loops, the probe batch's two sequences
-            np.testing.assert_allclose(found.mean(axis=(1, 2)), rows[:-1], rtol=RELATIVE)
+        for token_map, rows in zip(maps, run.probe("residual_norm"), strict=True):
+            assert token_map.shape == (16, 2, 32)  # 2 · μ_rec loops, the probe batch's two sequences
+            np.testing.assert_allclose(token_map.mean(axis=(1, 2)), rows[:-1], rtol=RELATIVE)

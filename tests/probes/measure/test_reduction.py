@@ -100,10 +100,10 @@ def test_eager_sums_equal_the_definition(case, waiting, dtype, monkeypatch):
     expected, tokens = plain(states)
     reduction = EagerReduction()
     for _ in range(2):  # a forward begins anew, whatever the one before left
-        found, counted = reduced(reduction, states)
+        sums, counted = reduced(reduction, states)
         assert counted == tokens
         # atol: cosines of random steps add up to nearly nothing.
-        np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=2e-6 * 20)
+        np.testing.assert_allclose(sums, expected, rtol=RELATIVE, atol=2e-6 * 20)
 
 
 def test_a_state_that_is_changed_afterwards_was_already_read():
@@ -121,15 +121,15 @@ def test_a_state_that_is_changed_afterwards_was_already_read():
 def test_the_cosine_of_steps_whose_lengths_multiply_out_of_float32(size):
     # ‖h‖ itself squares its entries, in float32 too: 1e±30 is out of it, 1e±18 is not.
     states = [torch.tensor([[[x, 0.0]]]) * size**0.6 for x in (0.0, 1.0, 3.0)]
-    found, _ = reduced(EagerReduction(), states)
-    assert found[2, 2] == pytest.approx(1.0)
+    sums, _ = reduced(EagerReduction(), states)
+    assert sums[2, 2] == pytest.approx(1.0)
 
 
 def test_numbers_that_are_not_finite_are_passed_on():
     states = states_of([2] * 4)
     states[2][0, 0, 0] = math.inf
-    found, _ = reduced(EagerReduction(), states)
-    assert math.isfinite(found[1, 0]) and math.isinf(found[2, 0]) and math.isinf(found[2, 1])
+    sums, _ = reduced(EagerReduction(), states)
+    assert math.isfinite(sums[1, 0]) and math.isinf(sums[2, 0]) and math.isinf(sums[2, 1])
 
 
 def test_step_norms_are_kept_by_token_on_request():
@@ -217,8 +217,8 @@ def test_where_the_kernel_cannot_run_the_eager_way_takes_over(caplog):
         fused.forget()
         assert [fused.add(h, rows, at) for at, h in enumerate(states)] == tokens
         fused.settle()
-        found = meaningful(rows.sum(1).double().numpy(), tokens)
-        np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=2e-6 * 20)
+        sums = meaningful(rows.sum(1).double().numpy(), tokens)
+        np.testing.assert_allclose(sums, expected, rtol=RELATIVE, atol=2e-6 * 20)
     assert [record.message.split(",")[0] for record in caplog.records] == ["loopscope: the fused reduction failed"]
 
 
@@ -234,5 +234,5 @@ def test_the_kernel_gives_the_same_sums_on_a_gpu(case, dtype):
     fused.settle()
     expected, counted = plain(states)
     assert not fused.broken and tokens == counted
-    found = meaningful(rows.sum(1).double().cpu().numpy(), tokens)
-    np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=2e-6 * 20)
+    sums = meaningful(rows.sum(1).double().cpu().numpy(), tokens)
+    np.testing.assert_allclose(sums, expected, rtol=RELATIVE, atol=2e-6 * 20)

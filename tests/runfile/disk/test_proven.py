@@ -37,6 +37,7 @@ def write_run(path: Path, first_loops: int) -> None:
                 writer.append_probe(step, loops(step))
                 writer.append_spectrum(step, [0.5 + step, 0.25j])
                 writer.append_event(Event(step, 1.0, "found", "warning"))
+                writer.append_variable(step, step % 2, np.hstack([loops(step), np.ones((2 + step % 3, 2))]))
                 writer.append_array(step, "map", rng.uniform(1.0, 2.0, (step % 4, 3)))
             if step % 7 == 0:
                 writer.flush()
@@ -68,6 +69,9 @@ def expected_lengths(recorded: Recorded, table: str, first: int) -> dict[str, in
     steps = min(int(np.sum(ends <= kept["loops"])), kept["steps"])
     passes = int(np.sum(recorded["probe_index"][: kept["probe_index"], 2] <= kept["probe"]))
     arrays = int(np.sum(recorded["array_index"]["end"][: kept["array_index"]] <= kept["arrays"]))
+    of = recorded["variable_index"][:, 3]
+    updates = int(np.sum(of[: kept["variable_index"]] <= kept["variables"]))
+    kept |= {"variable_index": updates, "variables": int(of[updates - 1]) if updates else 0}
     kept |= {"steps": steps, "loop_end": steps, "probe_index": passes, "array_index": arrays}
     kept["loops"] = int(recorded["loop_end"][steps - 1]) if steps else 0
     kept["probe"] = int(recorded["probe_index"][passes - 1, 2]) if passes else 0
@@ -78,16 +82,18 @@ def expected_lengths(recorded: Recorded, table: str, first: int) -> dict[str, in
 def check_beginning(path: Path, recorded: Recorded, kept: dict[str, int]) -> None:
     """A repaired file holds just the first ``kept`` rows of each table and reads without complaint."""
     assert repair(path, in_place=True).found == "damaged"
-    found = tables(path)
-    assert {name: len(rows) for name, rows in found.items()} == kept
-    for name, rows in found.items():
+    kept_rows = tables(path)
+    assert {name: len(rows) for name, rows in kept_rows.items()} == kept
+    for name, rows in kept_rows.items():
         wanted = recorded[name][: kept[name]].copy()
         if name == "steps":
             wanted[:, kept["columns"] :] = np.nan
         assert rows.tobytes() == wanted.tobytes(), name
     with open_run(path) as run:
         assert run["loss"].shape == run["last_state_norm"].shape == run["step"].shape
-        assert run.probe("tokens").shape[0] == len(run.probe_steps) and len(run.spectra()[0]) <= len(found["spectra"])
+        assert run.probe("tokens").shape[0] == len(run.probe_steps) and len(run.spectra()[0]) <= len(
+            kept_rows["spectra"]
+        )
 
 
 @pytest.mark.parametrize("unwritten", ["zeros", "fill", "grown"])

@@ -1,4 +1,4 @@
-"""Files of several ranks as one run: every number against a direct computation, and what is said of missing ranks."""
+"""Files of several ranks as one run: every number against a direct computation, and the events about missing ranks."""
 
 import os
 import subprocess
@@ -50,10 +50,10 @@ def steps(writer, numbers, rank=0, **values):
 
 def rows(depth, tokens, seed=0):
     """Loop rows as the probe writes them, all tokens at every loop."""
-    found = np.random.default_rng(seed).uniform(0.5, 2.0, (depth + 1, 4)).astype(np.float32)
-    found[-1, 1:3] = found[0, 2] = NAN
-    found[:, 3] = tokens
-    return found
+    loop_rows = np.random.default_rng(seed).uniform(0.5, 2.0, (depth + 1, 4)).astype(np.float32)
+    loop_rows[-1, 1:3] = loop_rows[0, 2] = NAN
+    loop_rows[:, 3] = tokens
+    return loop_rows
 
 
 def kinds(run):
@@ -135,11 +135,11 @@ def test_loops_are_means_over_the_tokens_of_all_ranks(create, tmp_path, table):
     with open_run(tmp_path / "a.h5") as run:
         ask = run.loops if table == "loops" else run.probe
         for name in ("state_norm", "residual_norm", "step_cosine"):
-            found = ask(name)
-            assert found.shape == (4, 7)
+            merged = ask(name)
+            assert merged.shape == (4, 7)
             for step in range(4):
                 expected = np.pad(merged_by_hand(name, parts[step]), (0, 7), constant_values=NAN)[:7]
-                np.testing.assert_allclose(found[step], expected, rtol=1e-14)  # sums of three in another order
+                np.testing.assert_allclose(merged[step], expected, rtol=1e-14)  # sums of three in another order
         assert ask("tokens")[2].tolist()[:2] == [24.0, 22.0]
         if table == "loops":
             assert run.loops("state_norm", rows=slice(1, 3)).shape == (2, 6)

@@ -1,4 +1,4 @@
-"""Files of format version 1, written by the code of that time: they open, diagnose, repair and resume.
+"""Files of format versions 1 and 2, written by the code of that time: they open, diagnose, repair and resume.
 
 ``files/README.md`` says how they were made.
 """
@@ -12,18 +12,20 @@ import h5py
 import numpy as np
 import pytest
 from loopscope.rules.diagnosis import diagnose
+from loopscope.runfile.arrays import info_bytes
 from loopscope.runfile.disk.repair import repair
 from loopscope.runfile.export import export
+from loopscope.runfile.layout import INFO_LATER
 from loopscope.runfile.open import open_run
 from loopscope.runfile.writer import RunWriter
 
 FILES = Path(__file__).parent / "files"
 
 
-@pytest.fixture(params=["killed", "sealed"])
+@pytest.fixture(params=["version1-killed", "version1-sealed", "version2-killed", "version2-sealed"])
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = tmp_path / "a.h5"
-    path.write_bytes(gzip.decompress((FILES / f"version1-{request.param}.h5.gz").read_bytes()))
+    path.write_bytes(gzip.decompress((FILES / f"{request.param}.h5.gz").read_bytes()))
     return path
 
 
@@ -39,7 +41,7 @@ def check_old_rows(path: Path) -> None:
         assert run.probe_steps.tolist() == run.spectra()[0].tolist() == list(range(0, 90, 10))
         assert run.probe("state_norm")[:, 0].tolist() == list(range(1, 91, 10))
         assert [event.step for event in run.events] == list(range(0, 90, 10))
-        assert run.info == {"name": "version 1"}
+        assert run.info["name"] in ("version 1", "version 2") and run.variables == ()
 
 
 def version(path: Path) -> int:
@@ -51,12 +53,15 @@ def test_it_opens_diagnoses_and_exports_as_it_is(old: Path, tmp_path: Path) -> N
     before = old.read_bytes()
     check_old_rows(old)
     with open_run(old) as run:
-        assert run.array_names == () and run.refresh() is False
-        with pytest.raises(KeyError, match="no arrays 'a'; it has none"):
+        maps = () if run.info["name"] == "version 1" else ("map",)
+        assert run.array_names == maps and run.refresh() is False
+        with pytest.raises(KeyError, match="no arrays 'a'; it has"):
             run.arrays("a")
+        with pytest.raises(KeyError, match="no variable 'z'; it has none"):
+            run.loops("state_norm", variable="z")
         assert diagnose(run).summary
         export(run, tmp_path / "a.json")
-    assert version(old) == 1 and old.read_bytes() == before
+    assert version(old) in (1, 2) and old.read_bytes() == before
 
 
 def test_it_is_repaired_as_it_is(old: Path) -> None:
@@ -65,17 +70,18 @@ def test_it_is_repaired_as_it_is(old: Path) -> None:
     check_old_rows(old)
 
 
-def test_a_cut_off_one_is_salvaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_cut_off_one_is_salvaged(tmp_path: Path, number: int) -> None:
     path = tmp_path / "a.h5"
-    whole = gzip.decompress((FILES / "version1-killed.h5.gz").read_bytes())
+    whole = gzip.decompress((FILES / f"version{number}-killed.h5.gz").read_bytes())
     path.write_bytes(whole[: len(whole) * 19 // 20])
     report = repair(path, in_place=True)
-    assert report.found == "damaged" and version(path) == 2
+    assert report.found == "damaged" and version(path) == 3
     with open_run(path) as run:
-        assert run.array_names == () and np.array_equal(run["mine"], -run["step"])
+        assert np.array_equal(run["mine"], -run["step"])
 
 
-def test_resuming_brings_it_to_version_2_under_a_reader_that_follows(old: Path) -> None:
+def test_resuming_brings_it_to_version_3_under_a_reader_that_follows(old: Path) -> None:
     with open_run(old) as run:
         run.loops("state_norm")
         writer = RunWriter.resume(old)
@@ -83,10 +89,12 @@ def test_resuming_brings_it_to_version_2_under_a_reader_that_follows(old: Path) 
         assert not old.with_name("a.h5.tmp").exists()
         writer.append_step({"step": 90, "loss": 46.0, "mine": -90}, np.full((2, 4), 91))
         writer.append_array(90, "map", np.eye(3))
+        writer.append_array(90, INFO_LATER, info_bytes({"variables": ["z_H"]}))
+        writer.append_variable(90, 0, np.ones((3, 6)))
         assert writer.flush() and run.refresh()
-        assert len(run) == 91 and run.arrays("map")[0].tolist() == [90]
+        assert len(run) == 91 and run.arrays("map")[0].tolist()[-1] == 90 and run.variables == ("z_H",)
         writer.seal()
-    assert version(old) == 2
-    check_old_rows(old)
+    assert version(old) == 3
     with open_run(old) as run:
-        assert np.array_equal(run.arrays("map")[1][0], np.eye(3)) and run["mine"][-1] == -90
+        assert np.array_equal(run.arrays("map")[1][-1], np.eye(3)) and run["mine"][-1] == -90
+        assert run.loops("state_norm", variable="z_H")[-2:, 2].tolist()[1] == 1.0 and run.info["name"]

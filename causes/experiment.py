@@ -1,0 +1,238 @@
+"""The experiment: which one change makes an alert go away, and everything that came with it.
+
+The steps around an alert are run again, unchanged first: on a CPU the recorded numbers must come back bit for bit, or
+nothing can be concluded. Then one thing is changed at a time. What is bad about a run is read from its recording by
+the same rules as ever, in three parts: the alert itself, the rules about the loop, the rules about the loss. A change
+is called the cause where it takes all of that away and no other change does; other random draws are tried too, so that
+what was chance is not given a cause.
+
+Not covered: causes that need two things at once, and causes that act before the first step that is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from ..rules.expression import parse
+from ..rules.findings import Finding
+from ..rules.judging import judge
+from ..rules.rule_files import Rule, load_rules
+from ..runfile.open import open_run
+from ..runfile.run import Run
+from .replayable import PLACEBO, Change, Replayable, first_difference
+
+AFTER: Final = 80  # steps that are run again after the alert
+BEFORE: Final = 200  # steps before it that are asked for, so that the rules have their baselines
+
+Part = Literal["alert", "explosion", "loss"]
+PARTS: Final[tuple[Part, ...]] = ("alert", "explosion", "loss")
+
+
+class ReplayError(ValueError):
+    """The recorded steps could not be run again as they were; the message says which number differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one replay came to.
+
+    Attributes:
+        change: Name of the change; empty for the unchanged replay.
+        about: What was changed.
+        bad: Which parts went wrong: the alert, the explosion of the loop, the loss.
+        rules: Ids of the rules that fired in the window.
+        last_loss: Mean loss of the last ten steps, nats.
+    """
+
+    change: str
+    about: Change
+    bad: frozenset[Part]
+    rules: tuple[str, ...]
+    last_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The result of the experiment.
+
+    Attributes:
+        rule: Id of the rule that fired.
+        step: The step at which it fired.
+        start: First step that was run again.
+        stop: The step after the last one.
+        unchanged: The replay without a change.
+        outcomes: One for every change.
+        cause: Name of the one change that removes everything; empty where there is none.
+        verdict: One sentence.
+    """
+
+    rule: str
+    step: int
+    start: int
+    stop: int
+    unchanged: Outcome
+    outcomes: tuple[Outcome, ...]
+    cause: str
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the explanation for JSON."""
+        told = {
+            **asdict(self),
+            "unchanged": _plain(self.unchanged),
+            "outcomes": [_plain(each) for each in self.outcomes],
+        }
+        return told
+
+
+def explain(
+    run: Run,
+    again: Replayable,
+    folder: Path,
+    *,
+    at: int | None = None,
+    after: int = AFTER,
+    rules: Sequence[Rule] | None = None,
+    progress: Callable[[str, float], None] = lambda part, fraction: None,
+) -> Explanation:
+    """Find the cause of an alert by running its steps again with one thing changed at a time.
+
+    Args:
+        run: The recorded run.
+        again: What runs its steps.
+        folder: Where the replays are recorded, one run file each; made where it is missing.
+        at: Step of the alert; default: the first error, or the first warning where there is none.
+        after: Steps that are run after it.
+        rules: Default: the shipped rules.
+        progress: Called as ``progress(what, fraction)``.
+
+    Raises:
+        ReplayError: The unchanged replay is another run than the recorded one.
+        ValueError: No rule fired, or none at that step.
+    """
+    rules = load_rules() if rules is None else rules
+    finding = chosen_alert(run, rules, at)
+    rule, step = finding.rule, finding.step
+    symptom = symptom_of(finding, next(each for each in rules if each.id == rule))
+    stop = min(step + 1 + after, int(run["step"][-1]) + 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["", *again.changes]
+
+    def outcome(number: int, change: str) -> tuple[Outcome, int]:
+        about = again.changes[change] if change else Change("nothing")
+        path = folder / f"{change or 'unchanged'}.h5"
+        path.unlink(missing_ok=True)
+        start = again.load(max(step - BEFORE, 0), change, path)
+        try:
+            for done in range(start, stop):
+                progress(f"changed: {about.words}", (number + (done - start) / (stop - start)) / len(names))
+                again.step()
+        finally:
+            again.close()
+        with open_run(path) as replay:
+            if not change and (differs := first_difference(run, replay, step)):
+                raise ReplayError(
+                    f"the recorded steps could not be run again as they were ({differs}), so that nothing can be "
+                    "concluded; use the same machine, device, number of threads and versions"
+                )
+            return _outcome(replay, change, about, symptom, rules), start
+
+    unchanged, start = outcome(0, "")
+    if "alert" not in unchanged.bad:
+        raise ReplayError(
+            f"{rule} did not fire again in steps {start} to {stop - 1}: it needs more steps before it than were run; "
+            "keep older checkpoints (train.keep_checkpoints = 0)"
+        )
+    outcomes = tuple(outcome(number, change)[0] for number, change in enumerate(again.changes, start=1))
+    cause, verdict = conclude(unchanged, outcomes)
+    return Explanation(rule, step, start, stop, unchanged, outcomes, cause, verdict)
+
+
+def conclude(unchanged: Outcome, outcomes: Sequence[Outcome]) -> tuple[str, str]:
+    """Return the cause, or the empty text, and the verdict in words.
+
+    >>> bad = Outcome("", Change("nothing"), frozenset({"alert", "loss"}), ("LS010",), 5.0)
+    >>> good = Outcome("batch", Change("these batches left out"), frozenset(), (), 3.0)
+    >>> conclude(bad, [good, bad])[0]
+    'batch'
+    """
+    removed = [each for each in outcomes if not each.bad]
+    others = [each for each in removed if each.change != PLACEBO]
+    went = _listed(sorted(unchanged.bad, key=PARTS.index))
+    if not removed:
+        partly = [each for each in outcomes if "alert" not in each.bad]
+        hint = f"; the alert alone goes with: {_listed([each.about.words for each in partly])}" if partly else ""
+        return "", f"cause not found: no single change removes the {went}{hint}"
+    if len(others) < len(removed):
+        return "", f"cause not found: other random draws remove the {went} too, so that it may have been chance"
+    if len(removed) > 1:
+        each = _listed([one.about.words for one in removed])
+        return "", f"cause not found: each of these removes the {went}: {each}"
+    (only,) = removed
+    words = only.about.words
+    if only.about.another_model and "explosion" not in unchanged.bad:
+        return "", f"cause not found: {words} prevents the {went}, and so it might whatever the cause is"
+    rest = f"none of the {len(outcomes) - 1} other changes does that"
+    return only.change, f"cause: with {words}, {went} {'are' if len(unchanged.bad) > 1 else 'is'} gone; {rest}"
+
+
+def chosen_alert(run: Run, rules: Sequence[Rule], at: int | None) -> Finding:
+    """Return the finding to be explained: the first error, or the first warning, or what fired at a step."""
+    fired = [each for each in judge(run, rules).findings if each.severity != "note" and each.state == "fired"]
+    if not fired:
+        raise ValueError("no rule fired in this run, so there is nothing to explain")
+    if at is None:
+        return next((each for each in fired if each.severity == "error"), fired[0])
+    if (there := next((each for each in fired if each.step == at), None)) is None:
+        told = ", ".join(f"{each.rule} at step {each.step}" for each in fired)
+        raise ValueError(f"--at {at}: no rule fired at that step; there are {told}")
+    return there
+
+
+def symptom_of(finding: Finding, rule: Rule) -> Rule:
+    """Return the rule cut down to the quantity it names first, at the same limit.
+
+    A change of the architecture may keep a rule from firing by one of its other conditions (blocks that hold what the
+    injection amplifies) while what it warns of is still there.
+    """
+    name = min(rule.expr.names, key=rule.expr.offset_of)
+    quantity = parse(f"{name} >= {finding.threshold!r}")
+    return Rule("symptom", rule.name, quantity, rule.severity, hold=rule.hold)
+
+
+def _outcome(replay: Run, change: str, about: Change, symptom: Rule, rules: Sequence[Rule]) -> Outcome:
+    """Read off a replay what went wrong in it."""
+    about_loss = {each.id: _is_about_loss(each) for each in rules}
+    findings = [each for each in judge(replay, [*rules, symptom]).findings if each.severity != "note"]
+    fired = [each for each in findings if each.rule != symptom.id]
+    bad: set[Part] = {"alert"} if len(fired) < len(findings) else set()
+    for each in fired:
+        if each.severity == "error" or about_loss[each.rule]:
+            bad.add("loss" if about_loss[each.rule] else "explosion")
+    loss = replay["loss"][-10:]
+    return Outcome(change, about, frozenset(bad), tuple(dict.fromkeys(each.rule for each in fired)), float(loss.mean()))
+
+
+def _is_about_loss(rule: Rule) -> bool:
+    """Whether a rule looks at nothing but what any trainer logs."""
+    return all(name.startswith(("loss", "lr", "nonfinite", "scaler", "grad_norm")) for name in rule.expr.names)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words as one would say them."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome for JSON."""
+    loss = outcome.last_loss
+    return {
+        "change": outcome.change,
+        "words": outcome.about.words,
+        "bad": [part for part in PARTS if part in outcome.bad],
+        "rules": list(outcome.rules),
+        "last_loss": loss if abs(loss) < float("inf") else None,
+    }

@@ -1,0 +1,267 @@
+"""Runs of ``loopscope train`` run again: everything random in them is a function of the seed and the step.
+
+Each change is an `Intervention` on a run that is otherwise the recorded one. Changes to the architecture start from
+the first step, because the weights of a checkpoint were made for another model; the others start from the newest
+checkpoint that is old enough, or from the first step where there is none.
+
+Not covered: runs of several ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MethodType
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models import checkpoint
+from ..models.data import Data
+from ..models.looped import ConcatenationInjection, LoopedTransformer
+from ..models.run_config import RunConfig
+from ..models.train import Training
+from ..probes.probe import Probe, attach
+from ..runfile.run import Run
+from .replayable import Change
+
+HELD_RADIUS: Final = 0.95  # what ρ(A̅) is held at
+SUSPECTS: Final = 8  # batches up to the alert that are replaced
+FRESH: Final = 10**9  # added to a batch's number: a batch that the run never sees
+OTHER_DRAWS: Final = 7919  # added to the seed of depths and initial states
+
+Update = Callable[[LoopedTransformer, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """What is done to a run that is run again.
+
+    Attributes:
+        config: The configuration -> the changed one.
+        batch: Number of a batch and the batch -> what is trained on instead.
+        model: Done once to the model before the first step.
+        update: Done to the model after each step of the optimizers, with the number of the step.
+        architecture: Whether another model is trained, so that checkpoints do not fit.
+    """
+
+    config: Callable[[RunConfig], RunConfig] = lambda config: config
+    batch: Callable[[Data, int, Tensor], Tensor] = lambda data, index, batch: batch
+    model: Callable[[LoopedTransformer], None] = lambda model: None
+    update: Update = lambda model, step: None
+    architecture: bool = False
+
+
+class TrainedRun:
+    """A run of ``loopscope train`` whose steps can be run again.
+
+    Args:
+        run: Its recording.
+        alert: Step of the alert; the batches before it are the suspects.
+        device: Where to run; the recorded one gives the same numbers.
+        always: Interventions that belong to the run itself, as a fault that was planted.
+
+    Raises:
+        ValueError: The run was not recorded by ``loopscope train``, or its text is another one here.
+    """
+
+    def __init__(self, run: Run, alert: int, *, device: str = "cpu", always: Sequence[Intervention] = ()) -> None:
+        self._config = recorded_config(run)
+        self._data = self._config.open_data()
+        text = run.info["config"].get("text", {})
+        if text.get("sha256") != self._data.describe().get("sha256"):
+            raise ValueError("the text of this run is another one here; put it where the run found it")
+        self._preset = str(run.info.get("preset", "inspect"))
+        self._checkpoints = checkpoint.steps(Path(run.path).with_suffix(".checkpoint"))
+        self._device, self._always = device, tuple(always)
+        self._interventions, self.changes = self._changes(alert)
+        self._training: Training | None = None
+        self._probe: Probe | None = None
+
+    def load(self, step: int, change: str, out: Path) -> int:
+        """Put the run back to before a step, with one thing changed; see `Replayable.load`."""
+        acts = [*self._always, *([self._interventions[change]] if change else [])]
+        config = self._config
+        for act in acts:
+            config = act.config(config)
+        with torch.device(self._device):
+            model = config.build_model()
+        for act in acts:
+            act.model(model)
+        data = ChangedBatches(self._data, [act.batch for act in acts])
+        self._probe = attach(model, out, preset=self._preset, config=config.describe(), overwrite=True)
+        self._training = ChangedTraining(model, data, config, self._probe, [act.update for act in acts])
+        usable = [] if any(act.architecture for act in acts) else [at for at in self._checkpoints if at <= step]
+        if usable:
+            self._training.restore(self._checkpoints[max(usable)], same=False)
+        return self._training.step
+
+    def step(self) -> None:
+        """Run one training step."""
+        assert self._training is not None, "load comes first"
+        self._training.advance()
+
+    def close(self) -> None:
+        """Seal the recording of the replay."""
+        if self._probe is not None:
+            self._probe.close()
+        self._training = self._probe = None
+
+    def _changes(self, alert: int) -> tuple[dict[str, Intervention], dict[str, Change]]:
+        """Return what can be changed in this run, and what that is in words."""
+        looped, train = self._config.looped, self._config.train_config()
+        first = max(alert - SUSPECTS + 1, 0)
+        choices: dict[str, tuple[bool, str, Intervention]] = {
+            "a_bar_radius": (
+                looped.injection == "concatenation",
+                f"ρ(A̅) held at {HELD_RADIUS}",
+                Intervention(update=hold_radius),
+            ),
+            "a_bar_precision": (
+                train.precision == "bf16",
+                "A̅ in float32",
+                Intervention(model=precise_injection),
+            ),
+            "rate": (True, "the learning rate halved", Intervention(config=_rate_halved)),
+            "batch": (
+                True,
+                f"the batches of steps {first} to {alert} replaced",
+                Intervention(batch=_other_batches(range(first, alert + 1), self._micro_batches())),
+            ),
+            "clip": (True, "gradients clipped ten times tighter", Intervention(config=_clip_tighter)),
+            "depth": (
+                looped.depth_distribution != "fixed",
+                "the depth fixed at its mean",
+                Intervention(config=lambda c: c.updated(model={"depth_distribution": "fixed"})),
+            ),
+            "sandwich_norm": (
+                looped.norm == "pre",
+                "sandwich norm",
+                Intervention(config=lambda c: c.updated(model={"norm": "sandwich"}), architecture=True),
+            ),
+            "prelude_norm": (
+                not looped.prelude_norm,
+                "prelude norm",
+                Intervention(config=lambda c: c.updated(model={"prelude_norm": True}), architecture=True),
+            ),
+            "draws": (True, "other random depths and initial states", Intervention(config=_other_draws)),
+        }
+        chosen = {name: (words, act) for name, (possible, words, act) in choices.items() if possible}
+        changes = {name: Change(words, act.architecture) for name, (words, act) in chosen.items()}
+        return {name: act for name, (_, act) in chosen.items()}, changes
+
+    def _micro_batches(self) -> int:
+        """Micro-batches of a step."""
+        return self._config.train_config().accumulation
+
+
+def recorded_config(run: Run) -> RunConfig:
+    """Return the configuration that a run of ``loopscope train`` has written into its file.
+
+    Raises:
+        ValueError: There is none.
+    """
+    recorded = run.info.get("config", {})
+    if not isinstance(recorded, dict) or not {"preset", "seed", "model", "data", "train"} <= recorded.keys():
+        raise ValueError(
+            "this run was not recorded by loopscope train, so that its steps cannot be run again from its file; "
+            "see loopscope.causes.replayable.Replayable"
+        )
+    if int(run.info.get("world_size") or 1) > 1:
+        raise ValueError("this run was trained by several ranks, which cannot be run again here")
+    return RunConfig(**{name: recorded[name] for name in ("preset", "seed", "model", "data", "train")})
+
+
+@torch.no_grad()
+def hold_radius(model: LoopedTransformer, step: int = 0) -> None:
+    """Scale the A̅ of a concatenation back to where its spectral radius is `HELD_RADIUS`, when it is larger."""
+    injection = model.injection
+    assert isinstance(injection, ConcatenationInjection)
+    a_bar = injection.a_bar()
+    if not bool(a_bar.isfinite().all()):
+        return
+    radius = float(np.abs(np.linalg.eigvals(a_bar.double().cpu().numpy())).max())
+    if radius > HELD_RADIUS:
+        injection.adapter.weight[:, : injection.width] *= HELD_RADIUS / radius
+
+
+def precise_injection(model: LoopedTransformer) -> None:
+    """Run the injection in float32 whatever the precision around it, with A̅ as its class computes it."""
+    injection: nn.Module = model.injection
+    vars(injection).pop("a_bar", None)
+    forward = type(injection).forward
+
+    def precise(self: nn.Module, h: Tensor, e: Tensor) -> Any:
+        with torch.autocast(h.device.type, enabled=False):
+            return forward(self, h.float(), e.float())
+
+    injection.forward = MethodType(precise, injection)
+
+
+def _rate_halved(config: RunConfig) -> RunConfig:
+    train = config.train_config()
+    return config.updated(train={"lr": train.lr / 2, "muon_lr": train.muon_lr / 2})
+
+
+def _clip_tighter(config: RunConfig) -> RunConfig:
+    return config.updated(train={"clip": config.train_config().clip / 10})
+
+
+def _other_draws(config: RunConfig) -> RunConfig:
+    return config.updated(train={"seed": config.train_config().seed + OTHER_DRAWS})
+
+
+def _other_batches(steps: range, micro_batches: int) -> Callable[[Data, int, Tensor], Tensor]:
+    """Batches that the run never sees, in place of those of some steps."""
+
+    def other(data: Data, index: int, batch: Tensor) -> Tensor:
+        return data.batch(index + FRESH, len(batch)) if index // micro_batches in steps else batch
+
+    return other
+
+
+@dataclass(slots=True)
+class ChangedBatches:
+    """A run's data, some batches of which are other ones."""
+
+    data: Data
+    changes: Sequence[Callable[[Data, int, Tensor], Tensor]]
+    sequence_length: int = field(init=False)
+    vocab_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sequence_length, self.vocab_size = self.data.sequence_length, self.data.vocab_size
+
+    def batch(self, index: int, batch_size: int) -> Tensor:
+        """Return the batch of that number, after all changes."""
+        tokens = self.data.batch(index, batch_size)
+        for change in self.changes:
+            tokens = change(self.data, index, tokens)
+        return tokens
+
+    def held_out(self, batch_size: int) -> Any:
+        """As the run has them."""
+        return self.data.held_out(batch_size)
+
+    def describe(self) -> Mapping[str, object]:
+        """As the run says."""
+        return self.data.describe()
+
+
+class ChangedTraining(Training):
+    """A training whose weights are changed after each step of the optimizers."""
+
+    def __init__(
+        self, model: LoopedTransformer, data: Any, config: RunConfig, probe: Probe, updates: Sequence[Update]
+    ) -> None:
+        super().__init__(model, data, replace(config.train_config(), checkpoint_every=0), probe)
+        self._updates = updates
+
+    def update_weights(self) -> None:
+        """Let the optimizers use the gradients, then every intervention act."""
+        super().update_weights()
+        for update in self._updates:
+            update(self.model, self.step)

@@ -1,0 +1,192 @@
+"""The states of a loop as they come: which variable each one is of, which pass it belongs to, and how far into it.
+
+`StateHooks` registers where a `LoopSite` with variables says that they are seen. `Passes` counts: a pass is over when
+every variable has been updated and the first of them begins again; what a variable does more than once within a pass is
+an inner loop of that pass.
+
+Not covered: loops read at the entry of their body; those are `hooks.LoopHooks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from .hooks import Hook, state_in
+from .marked import MarkWatcher
+from .site import LoopSite, Variable, argument
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+class Seen(NamedTuple):
+    """A state of a variable.
+
+    Args:
+        variable: Its number in ``site.variables``.
+        state: The value.
+        before: What its module received as the value before; None where that is not known.
+        given: The input that a mark names.
+    """
+
+    variable: int
+    state: Tensor
+    before: Tensor | None = None
+    given: Tensor | None = None
+
+
+class Roles:
+    """Which variable a call of a module updates.
+
+    A module that updates one variable is easy. Where one updates several in turn, what it receives decides: the
+    variable whose last value comes in where `Variable.argument` says. What comes in and is no value of a variable is
+    the first value of the next variable that has none yet. Where the argument does not tell, the turn does.
+
+    Args:
+        variables: Those of the site.
+    """
+
+    def __init__(self, variables: Sequence[Variable]) -> None:
+        self._of: dict[str, list[int]] = {}
+        for number, variable in enumerate(variables):
+            if variable.output is not None:
+                self._of.setdefault(variable.output, []).append(number)
+        self._variables = variables
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a forward."""
+        self._held: dict[int, Tensor] = {}
+        self._calls = dict.fromkeys(self._of, 0)
+
+    def of(self, module: str, before: Tensor | None) -> int | None:
+        """Return the number of the variable that this call updates; None where it updates none."""
+        call, numbers = self._calls[module], self._of[module]
+        self._calls[module] = call + 1
+        by_turn = [n for n in numbers if (turns := self._variables[n].turns) and call % self._variables[n].of in turns]
+        if any(self._variables[n].turns for n in numbers):
+            return by_turn[0] if by_turn else None
+        if len(numbers) == 1 or before is None:
+            return numbers[0] if len(numbers) == 1 else None
+        for number in numbers:
+            if is_same(before, self._held.get(number)):
+                return number
+        return next((number for number in numbers if number not in self._held), None)
+
+    def hold(self, number: int, state: Tensor) -> None:
+        """Take note of the value that a variable has now."""
+        self._held[number] = state
+
+
+class Passes:
+    """Where in its loop each state is.
+
+    >>> passes = Passes(2)
+    >>> [passes.update(variable) for variable in (1, 1, 0, 1, 1, 0)]  # two inner steps of z_L, then z_H
+    [(0, 0), (0, 1), (0, 0), (1, 0), (1, 1), (1, 0)]
+    >>> passes.whole
+    True
+    """
+
+    def __init__(self, variables: int) -> None:
+        self._count = variables
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a forward."""
+        self.number = 0  # of the pass under way
+        self.updates = [0] * self._count  # of every variable, in that pass
+        self._first: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every variable has been updated in the pass under way."""
+        return all(self.updates)
+
+    def ends_before(self, variable: int) -> bool:
+        """Return whether the pass under way is over, as this variable is about to be updated."""
+        return variable == self._first and self.whole
+
+    def update(self, variable: int) -> tuple[int, int]:
+        """Take note of an update; return its pass, and how many the variable had before in that pass."""
+        if self.ends_before(variable):
+            self.number += 1
+            self.updates = [0] * self._count
+        if self._first is None:
+            self._first = variable
+        self.updates[variable] += 1
+        return self.number, self.updates[variable] - 1
+
+
+class StateHooks:
+    """Sees the states of all variables of a site while a model runs.
+
+    Args:
+        model: The user's module, unwrapped.
+        site: A site with variables.
+        returned: Called as a module of a variable returns: ``(module's name, received, returned)``, where received is
+            the value before, if the site says where. What it returns takes the output's place, if it is not None.
+        marked: Called with every mark of a variable of the site: ``(number, state, input)``.
+        shown: As ``marked``, inside of compiled graphs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        site: LoopSite,
+        *,
+        returned: Callable[[str, Tensor | None, Tensor], Tensor | None],
+        marked: Callable[[int, Tensor, Tensor | None], Tensor | None],
+        shown: Callable[[int, Tensor, Tensor | None], Tensor | None] | None = None,
+    ) -> None:
+        modules = dict(model.named_modules())
+        self._handles: list[RemovableHandle] = []
+        self._watcher: MarkWatcher | None = None
+        places = {v.output: v.argument for v in site.variables if v.output is not None}
+        for name, place in places.items():
+
+            def leave(
+                module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name, place: Any = place
+            ) -> Any:
+                before = None if place is None else argument(args, kwargs, place)
+                other = returned(name, before, state_in(output))
+                return None if other is None else _with_state(output, other)
+
+            self._handles.append(modules[name].register_forward_hook(Hook(leave), with_kwargs=True))
+        numbers = {v.name: number for number, v in enumerate(site.variables) if v.output is None}
+        if numbers:
+
+            def only_known(see: Callable[[int, Tensor, Tensor | None], Tensor | None]) -> Any:
+                return lambda name, h, given: see(numbers[name], h, given) if name in numbers else None
+
+            self._watcher = MarkWatcher(only_known(marked), only_known(shown or marked))
+
+    def remove(self) -> None:
+        """Take the hooks off; does nothing when they are off already."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._watcher is not None:
+            self._watcher.close()
+
+
+def is_same(state: Tensor, held: Tensor | None) -> bool:
+    """Return whether two tensors are the same memory, as far as the host can tell."""
+    if held is None or state.shape != held.shape or state.stride() != held.stride():
+        return False
+    try:
+        return state.data_ptr() == held.data_ptr()
+    except RuntimeError:  # tensors of a transform have no memory of their own
+        return False
+
+
+def _with_state(output: Any, state: Tensor) -> Any:
+    """Return what a module returned, with another state in it."""
+    if isinstance(output, tuple):
+        items = (state, *output[1:])
+        make = getattr(type(output), "_make", None)
+        return items if make is None else make(items)
+    return [state, *output[1:]] if isinstance(output, list) else state

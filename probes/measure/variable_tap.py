@@ -1,0 +1,131 @@
+"""The tap of a loop whose variables are named: marked in the forward, or returned by modules.
+
+What a forward is, and which forwards belong to a step, is as in `tap.LoopTap`. Here the states of every variable are
+summed on their own (`VariableSums`), and the joint state of all of them once per pass, in the rows that a loop of one
+tensor has.
+
+Not covered: gradients at states, and what goes on inside the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...loops.hooks import LoopHooks
+from ...loops.neutral import looking
+from ...loops.states import Roles, StateHooks
+from .tap import LoopTap, Report
+from .variables import VariableSums
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...loops.site import LoopSite
+    from .sums import LoopSums
+
+STATE, MARK = "state", "mark"
+
+
+class VariableTap(LoopTap):
+    """Hooks on the variables of a loop.
+
+    Args:
+        model: The user's module, unwrapped.
+        site: Where its loop is; it has variables.
+        make: Makes the sums that the rows of training forwards go to.
+        report: As that of `LoopTap`.
+
+    Attributes:
+        variables: The sums of every variable in the step under way.
+    """
+
+    def __init__(self, model: nn.Module, site: LoopSite, make: Callable[[], LoopSums], report: Report) -> None:
+        self._roles = Roles(site.variables)
+        self._names = list(dict.fromkeys(v.output for v in site.variables if v.output is not None))
+        self.variables = VariableSums(site, make)
+        self._make = make
+        self._active = self.variables  # of the forward under way
+        super().__init__(model, site, make(), report)
+
+    def _hook(self) -> None:
+        """Put the hooks on the modules that the site names now."""
+        nothing = self._site
+        self._hooks = LoopHooks(self._model, nothing, begin=self._begin, end=self._end)
+        self._states = StateHooks(
+            self._model, self._site, returned=self._returned, marked=self._marked, shown=self._marked
+        )
+        self._hooked = self._named()
+        self._passing = None
+
+    def _unhook(self) -> None:
+        """Take the hooks of the loop off."""
+        super()._unhook()
+        self._states.remove()
+
+    def _returned(self, name: str, before: Tensor | None, state: Tensor) -> None:
+        # Memory of a compiled graph may be used again before the forward is over.
+        compiling = torch.compiler.is_dynamo_compiling()
+        states = [state] if before is None else [state, before]
+        self._pass_on(STATE, _as_they_are, [s.detach().clone() if compiling else s for s in states], None,
+                      self._names.index(name))  # fmt: skip
+
+    def _marked(self, number: int, state: Tensor, given: Tensor | None) -> None:
+        if self._target is not None:
+            self.see(MARK, [state] if given is None else [state, given], number)
+
+    def _begin_forward(self, seen: list[Tensor], number: int) -> None:
+        super()._begin_forward(seen, number)
+        self._roles.begin()
+        if self._target is None:
+            return
+        if self._target is not self.sums:
+            self._active = VariableSums(self._site, self._make)  # of a pass on the side: kept apart, and let go
+        elif not self.sums.cursor:
+            self.variables.reset()
+        self._active = self._active if self._target is not self.sums else self.variables
+        self._active.begin(has_gradients=True)
+
+    def _end_forward(self, sums: LoopSums, *, raised: bool) -> None:
+        if not raised:
+            self._add_joint(sums, self._active.due())
+        super()._end_forward(sums, raised=raised)
+        self._active.end(raised=raised)
+
+    def _see(self, sums: LoopSums, place: str, seen: list[Tensor], number: int) -> None:
+        """Record a state of the variable that it is of."""
+        if sums is self.sums and looking():
+            return
+        given: Tensor | None = None
+        if place == STATE:
+            before = seen[1] if len(seen) > 1 else None
+            variable = self._roles.of(self._names[number], before)
+            if variable is None:
+                return
+            self._roles.hold(variable, seen[0])
+            if before is not None and not self._active.sums[variable].loop:
+                self._add_first(sums, variable, before)
+        else:
+            variable, given = number, seen[1] if len(seen) > 1 else None
+        self._add_joint(sums, self._active.add(variable, seen[0]), given)
+
+    def _add_first(self, sums: LoopSums, variable: int, state: Tensor) -> None:
+        """Record the value that a variable has before the loop."""
+        first = self._active.add_first(variable, state)
+        self._add_joint(sums, [] if first is None else [first])
+
+    def _add_joint(self, sums: LoopSums, states: list[Tensor | None], given: Tensor | None = None) -> None:
+        """Record joint states; None is one that is not known, with as many tokens as the next."""
+        for state in states:
+            if state is None:
+                sums.add_missing(states[-1])
+            else:
+                sums.add(state, given if not sums.loop else None)
+
+
+def _as_they_are(states: Any, _: Any) -> list[Tensor]:
+    """Return what was seen."""
+    return list(states)

@@ -1,0 +1,103 @@
+"""Causes by experiment: what may be called a cause, replays that must be equal, and planted causes that are found."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from loopscope.causes.experiment import Outcome, ReplayError, conclude, explain
+from loopscope.causes.replayable import Change, first_difference
+from loopscope.causes.trained import TrainedRun, hold_radius
+from loopscope.dynamics import spectral_radius
+from loopscope.models import build
+from loopscope.probes import open_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def outcome(name: str, *bad: str, another_model: bool = False) -> Outcome:
+    return Outcome(name, Change(name, another_model), frozenset(bad), (), 3.0)  # type: ignore[arg-type]
+
+
+UNCHANGED = outcome("", "alert", "explosion", "loss")
+
+
+def test_a_cause_removes_everything_and_alone() -> None:
+    cause, verdict = conclude(UNCHANGED, [outcome("a"), outcome("b", "alert"), outcome("c", "loss")])
+    assert cause == "a" and verdict.startswith("cause: with a, alert, explosion and loss are gone")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "why"),
+    [
+        ([outcome("a", "loss"), outcome("b", "alert")], "no single change removes"),
+        ([outcome("a"), outcome("b")], "each of these removes"),
+        ([outcome("a"), outcome("draws")], "other random draws"),
+        ([outcome("draws"), outcome("b", "alert")], "other random draws"),
+    ],
+)
+def test_no_cause_is_named_where_it_is_not_the_only_one(outcomes: list[Outcome], why: str) -> None:
+    cause, verdict = conclude(UNCHANGED, outcomes)
+    assert cause == "" and why in verdict
+
+
+def test_another_model_is_no_cause_of_a_loss_that_jumped() -> None:
+    jumped = outcome("", "alert", "loss")
+    assert conclude(jumped, [outcome("sandwich", another_model=True), outcome("b", "alert")])[0] == ""
+    assert conclude(UNCHANGED, [outcome("sandwich", another_model=True), outcome("b", "alert")])[0] == "sandwich"
+
+
+def test_the_radius_is_held_and_nothing_else_is_touched() -> None:
+    model = build("demo", injection="concatenation")
+    weight = model.injection.adapter.weight
+    with torch.no_grad():
+        weight[:, :32] *= 4
+    b_bar = weight[:, 32:].clone()
+    hold_radius(model)
+    assert float(spectral_radius(model.injection.a_bar().detach().numpy())) == pytest.approx(0.95, abs=1e-5)
+    assert (weight[:, 32:] == b_bar).all()
+
+
+@pytest.fixture(scope="module")
+def planted() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("planted_causes", ROOT / "benchmarks" / "explain.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["planted_causes"] = module
+    spec.loader.exec_module(module)
+    logging.getLogger("loopscope").setLevel(logging.ERROR)
+    return module
+
+
+def test_a_planted_cause_is_found(planted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted, "STEPS", 18)
+    case = next(case for case in planted.cases() if case.name == "hot-injection-0")
+    cause, verdict = planted.explained(case, tmp_path)
+    assert cause == "a_bar_radius", verdict
+
+
+def test_a_replay_that_differs_is_refused_and_says_where(planted: ModuleType, tmp_path: Path) -> None:
+    planted.STEPS = 16
+    case = next(case for case in planted.cases() if case.name == "hot-injection-0")
+    planted.record(case, tmp_path / "run.h5")
+    with open_run(tmp_path / "run.h5") as run:
+        again = TrainedRun(run, 13)  # without the fault it is another run
+        with pytest.raises(ReplayError, match=r"of step [12] is .* in the replay and .* in the recording"):
+            explain(run, again, tmp_path / "replays", after=2)
+        assert first_difference(run, run, 25) == ""
+
+
+def test_a_run_of_somebody_else_cannot_be_run_again(tmp_path: Path) -> None:
+    from loopscope.probes import attach
+
+    model = build("demo")
+    with attach(model, tmp_path / "mine.h5") as probe:
+        model(torch.zeros(2, 8, dtype=torch.int64))
+        probe.step(loss=3.0)
+    with open_run(tmp_path / "mine.h5") as run, pytest.raises(ValueError, match="not recorded by loopscope train"):
+        TrainedRun(run, 0)

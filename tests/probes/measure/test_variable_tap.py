@@ -1,0 +1,124 @@
+"""Loops of several variables are recorded variable by variable, and as one joint state per pass."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import loopscope
+import numpy as np
+import pytest
+import torch
+from loopscope.loops.site import LoopSite, LoopSiteError, Variable
+from torch import Tensor, nn
+
+
+class Level(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor, injected: Tensor) -> Tensor:
+        return torch.tanh(self.layer(hidden + injected))
+
+
+class TwoLevels(nn.Module):
+    """One network for two variables, as in TRM: z_L three times, then z_H, twice over."""
+
+    def __init__(self, *, marks: bool) -> None:
+        super().__init__()
+        self.embed, self.level, self.head = nn.Embedding(16, 8), Level(), nn.Linear(8, 16)
+        self.marks = marks
+        self.seen: list[tuple[str, Tensor]] = []
+
+    def note(self, h: Tensor, name: str) -> Tensor:
+        self.seen.append((name, h.detach().clone()))
+        return loopscope.mark(h, name) if self.marks else h
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.seen.clear()
+        e = self.embed(tokens)
+        z_h, z_l = self.note(0.1 + 0 * e, "z_H"), self.note(0.2 + 0 * e, "z_L")
+        for _ in range(2):
+            for _ in range(3):
+                z_l = self.note(self.level(z_l, z_h + e), "z_L")
+            z_h = self.note(self.level(z_h, z_l), "z_H")
+        return self.head(z_h)
+
+
+MARKED = LoopSite(variables=(Variable(name="z_H"), Variable(name="z_L")))
+RETURNED = LoopSite(variables=tuple(Variable(name=name, output="level", argument=0) for name in ("z_L", "z_H")))
+
+
+def train(model: nn.Module, path: Path | None, site: LoopSite | None = None) -> list[Tensor]:
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    probe = None if path is None else loopscope.attach(model, path, site=site)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(torch.arange(8).view(2, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        if probe is not None:
+            probe.step(loss=loss)
+    if probe is not None:
+        probe.close()
+    return [loss.detach(), *(p.detach().clone() for p in model.parameters())]
+
+
+def norms(states: list[Tensor]) -> tuple[list[float], list[float]]:
+    steps = [b - a for a, b in itertools.pairwise(states)]
+    return tuple([float(x.norm(dim=-1).mean()) for x in each] for each in (states, steps))
+
+
+@pytest.mark.parametrize(("marks", "site"), [(True, MARKED), (False, RETURNED)])
+def test_every_variable_and_the_joint_state_are_those_of_the_forward(
+    tmp_path: Path, marks: bool, site: LoopSite
+) -> None:
+    torch.manual_seed(0)
+    model = TwoLevels(marks=marks)
+    train(model, tmp_path / "a.h5", site)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        assert set(run.variables) == {"z_H", "z_L"} and run["depth"].tolist() == [2.0] * 3 and not run.events
+        for name in run.variables:
+            states, steps = norms([h for of, h in model.seen if of == name])
+            assert np.allclose(run.loops("state_norm", variable=name)[-1], states, rtol=1e-6)
+            assert np.allclose(run.loops("residual_norm", variable=name)[-1, :-1], steps, rtol=1e-6)
+        assert run.loops("pass", variable="z_L")[-1].tolist() == [0, 1, 1, 1, 2, 2, 2]
+        assert run.loops("inner", variable="z_L")[-1].tolist() == [0, 1, 2, 3, 1, 2, 3]
+        of = {name: [h for n, h in model.seen if n == name] for name in run.variables}
+        joint = [torch.cat([of["z_H"][k], of["z_L"][3 * k]], -1) for k in range(3)]
+        states, steps = norms(joint)
+        assert np.allclose(run.loops("state_norm")[-1], states, rtol=1e-6)
+        assert np.allclose(run.loops("residual_norm")[-1, :-1], steps, rtol=1e-6)
+        with pytest.raises(KeyError, match="no variable 'z'; it has"):
+            run.loops("state_norm", variable="z")
+
+
+@pytest.mark.parametrize(("marks", "site"), [(True, MARKED), (False, RETURNED)])
+def test_training_is_the_same_bit_for_bit(tmp_path: Path, marks: bool, site: LoopSite) -> None:
+    results = []
+    for path in (None, tmp_path / "a.h5"):
+        torch.manual_seed(0)
+        results.append(train(TwoLevels(marks=marks), path, site))
+    assert all(map(torch.equal, *results))
+
+
+def test_a_loop_that_is_cut_short_leaves_whole_passes_only(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TwoLevels(marks=True)
+    probe = loopscope.attach(model, tmp_path / "a.h5", site=LoopSite(variables=(Variable(name="z_L"),)))
+    model(torch.arange(8).view(2, 4))
+    probe.step(loss=1.0)
+    probe.close()
+    with loopscope.open_run(tmp_path / "a.h5") as run:  # one variable alone: each update of it is a pass
+        assert run["depth"].tolist() == [6.0] and run.loops("state_norm").shape == (1, 7)
+
+
+def test_a_site_that_names_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    wrong = LoopSite(variables=(Variable(name="z", output="levels"),))
+    with pytest.raises(LoopSiteError, match=r"Variable\('z', output='levels'\).*no module of that name; it has embed"):
+        loopscope.attach(TwoLevels(marks=False), tmp_path / "a.h5", site=wrong)
+    twice = LoopSite(variables=(Variable(name="z"), Variable(name="z")))
+    with pytest.raises(LoopSiteError, match="two variables have one name"):
+        loopscope.attach(TwoLevels(marks=False), tmp_path / "a.h5", site=twice)
