@@ -5,18 +5,23 @@ Not covered: choosing representative input; the numbers describe the loop at the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from ..dynamics.loop.linearize import linearize_loop
 from .bound import bound_loop
 from .call import Input
+from .site import LoopSite, LoopSiteError, unwrap
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..dynamics.loop.linearization import Linearization
-    from .site import LoopSite
 
 OTHER_START = 0.5  # relative size of the second start's difference from the first
 
@@ -50,7 +55,7 @@ def linearize(
         All numbers with their status, the three regimes and a verdict in words.
 
     Raises:
-        LoopSiteError: The loop cannot be located.
+        LoopSiteError: The loop cannot be located, or is none that can be run and derived by itself.
         ValueError: ``num_loops`` is below 1.
 
     >>> import torch
@@ -60,7 +65,7 @@ def linearize(
     >>> print(result.verdict.split(" | ")[0])
     LTI stable (ρ 0.447, certified)
     """
-    with bound_loop(model, tokens, site=site, seed=seed) as loop:
+    with _derivatives_of(model), bound_loop(model, tokens, site=site, seed=seed) as loop:
         parts = {name: getattr(loop.site, name) for name in ("a_bar", "b_bar", "c_out")}
         scale = OTHER_START * loop.state.norm(dim=-1, keepdim=True) / loop.state.shape[-1] ** 0.5
         return linearize_loop(
@@ -77,3 +82,21 @@ def linearize(
             budget=budget,
             progress=progress,
         )
+
+
+@contextmanager
+def _derivatives_of(model: nn.Module) -> Iterator[None]:
+    """Name the model in an error that torch, or a derivative of the model's own, raises while its loop is analysed."""
+    try:
+        yield
+    except (LoopSiteError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raised_in, ours = Path(traceback.extract_tb(error.__traceback__)[-1].filename), Path(__file__).parents[1]
+        if any(raised_in.is_relative_to(ours / folder) for folder in ("loops", "dynamics")):  # or wrong arguments
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise LoopSiteError(
+            f"a derivative of the loop of {type(unwrap(model)).__name__} cannot be taken ({said}), so it can be "
+            "watched but not linearised"
+        ) from error

@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from .call import Call, Input
 from .find import find_site
-from .hooks import LoopHooks
+from .hooks import LoopHooks, state_in
 from .neutral import Look, on_the_side, start_streams
 from .python_state import PythonState
-from .site import LoopSite, LoopSiteError, Part, Place, argument, unwrap
+from .site import LoopSite, LoopSiteError, Place, argument, unwrap, with_argument
 from .writes import memory_of
 
 Step = Callable[[Tensor], Tensor]
@@ -120,8 +120,14 @@ class _Interception:
     def bind(self, look: Look) -> BoundLoop:
         """Run the model once to see h_0 and e, and make the functions."""
         repeats = _Repeats(self.model, look)
-        with torch.no_grad():
-            output = self._forward()
+        try:
+            with torch.no_grad():
+                output = self._forward()
+        except (LoopSiteError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            name = type(self.model).__name__
+            raise LoopSiteError(f"{name} failed on this input ({error!r}): give one that the model accepts") from error
         self.repeats = repeats if repeats.needed() else None
         if not self.seen:
             raise LoopSiteError(f"module {self.site.body!r} was not called by this input: is it the loop's?")
@@ -148,11 +154,12 @@ class _Interception:
                     self._forward()
             except _ReachedError as reached:
                 return self._with_gradient(reached.state, h)
-            except (NotImplementedError, torch.OutOfMemoryError):
+            except (LoopSiteError, NotImplementedError, torch.OutOfMemoryError):
                 raise
-            except RuntimeError as error:
+            except Exception as error:
+                said = " ".join(str(error).split()) or type(error).__name__
                 raise LoopSiteError(
-                    f"{type(self.model).__name__} failed when its loop was run from another state ({error}), so it can "
+                    f"{type(self.model).__name__} failed when its loop was run from another state ({said}), so it can "
                     "be watched but not linearised"
                 ) from error
             finally:
@@ -196,20 +203,47 @@ class _Interception:
             place = self.site.input_argument
             e = None if place is None else argument(args, kwargs, place)
             assert self.site.state_argument is not None  # else `bound_loop` refuses the site
-            self.seen.append((argument(args, kwargs, self.site.state_argument), e))
+            self.seen.append((self._tensor_at(args, kwargs, self.site.state_argument), e))
             return None
         if self.calls != self.loops or self.state is None or self.site.state_argument is None:
             return None
         self.keeps_gradients.begin()
-        args, kwargs = _replaced(args, kwargs, self.site.state_argument, self.state)
+        args, kwargs = with_argument(args, kwargs, self.site.state_argument, self.state)
         if self.e is not None and self.site.input_argument is not None:
-            args, kwargs = _replaced(args, kwargs, self.site.input_argument, self.e)
+            args, kwargs = with_argument(args, kwargs, self.site.input_argument, self.e)
         return args, kwargs
 
+    def _tensor_at(self, args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
+        """Return the state that the body receives.
+
+        Raises:
+            LoopSiteError: It receives something else there.
+        """
+        try:
+            state: Any = argument(args, kwargs, place)
+        except (IndexError, KeyError, TypeError):
+            state = None
+        if not isinstance(state, Tensor):
+            what = "nothing" if state is None else f"a {type(state).__name__}"
+            raise LoopSiteError(
+                f"{self.site.body!r} receives {what} at {place!r}, where the state is said to be: name the place of "
+                "one tensor as state_argument"
+            )
+        return state
+
     def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Take the state where the loop is left, or put another one in its place."""
+        if self.loops and self.calls < self.loops:  # this module runs before the loop's end too
+            return None
         if self.catch:
-            raise _ReachedError(args[0])
-        return None if self.final is None else (self.final, *args[1:])
+            state = state_in(args[0]) if args else None
+            if not isinstance(state, Tensor):
+                raise LoopSiteError(f"{self.site.after!r} receives no state at its first position: name another module")
+            raise _ReachedError(state)
+        if self.final is None:
+            return None
+        whole = args[0]
+        return (type(whole)((self.final, *whole[1:])) if type(whole) in (tuple, list) else self.final, *args[1:])
 
 
 class _KeepsGradients(TorchFunctionMode):
@@ -311,16 +345,3 @@ def _logits(output: Any) -> Tensor | None:
     elif not isinstance(output, Tensor):
         output = getattr(output, "logits", None)
     return output if isinstance(output, Tensor) and output.ndim > 1 else None
-
-
-def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a module with one of them exchanged."""
-    if isinstance(place, Part):
-        whole = argument(args, kwargs, place.argument)
-        value = torch.cat([whole[..., : place.start], value, whole[..., place.stop :]], dim=-1)
-        place = place.argument
-    if isinstance(place, str):
-        return args, kwargs | {place: value}
-    return (*args[:place], value, *args[place + 1 :]), kwargs

@@ -92,7 +92,7 @@ class Injection:
         with on_the_side(self.module):
             before, after = self._call(h, e), self._call(h + change, e)
         rounded = self._placed(h + change).double() - self._placed(h).double()
-        return rounded, (after - before).detach().double(), float(before.detach().double().norm()), _tolerance(after)
+        return rounded, (after - before).detach().double(), float(before.detach().double().norm()), tolerance(after)
 
     def _matrix(self, width: int, other: int, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return what unit vectors are sent to, as columns."""
@@ -198,9 +198,9 @@ def _reading_acts(module: nn.Module) -> bool:
     return any(isinstance(layer, nn.Linear) and type(layer) is not nn.Linear for layer in module.modules())
 
 
-def _tolerance(result: Tensor) -> float:
+def tolerance(result: Tensor) -> float:
     """Return the relative difference that rounding explains."""
     return max(COARSE if result.is_cuda else EXACT, 2 * torch.finfo(result.dtype).eps)
 
 
-__all__ = ["Injection", "verified"]
+__all__ = ["EXACT", "Injection", "tolerance", "verified"]

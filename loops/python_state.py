@@ -38,7 +38,7 @@ _OTHERS = frozenset(  # packages whose objects are not the model's
     | {"tokenizers", "loopscope", "logging", "threading", "concurrent", "multiprocessing", "io", "_io", "pathlib"}
     | {"re", "weakref"}
 )
-_HOOKS = frozenset(name for name, held in vars(nn.Module()).items() if "hook" in name and isinstance(held, dict))
+HOOKS = frozenset(name for name, held in vars(nn.Module()).items() if "hook" in name and isinstance(held, dict))
 
 
 class LookError(LoopSiteError):
@@ -127,7 +127,7 @@ class PythonState:
                 f"{name or kind.__name__!r} of this model is an iterator ({kind.__name__}); what a forward takes from "
                 "it cannot be put back, so the model is not run on the side"
             )
-        if isinstance(value, nn.Module) or not _is_of_others(kind):
+        if isinstance(value, nn.Module) or not is_of_others(kind):
             return self._keep_object(value, name)
         return 1
 
@@ -136,11 +136,11 @@ class PythonState:
         count = 1
         if isinstance(value, nn.Module):
             for kind in type(value).__mro__:
-                if id(kind) not in self._alive and not _is_of_others(kind) and kind is not object:
+                if id(kind) not in self._alive and not is_of_others(kind) and kind is not object:
                     self._alive[id(kind)] = kind
                     held = _Class(kind)
                     count += self._add(held, held.content.values(), kind.__name__)
-        slots = [slot for kind in type(value).__mro__ for slot in _slots(kind)]
+        slots = [slot for kind in type(value).__mro__ for slot in slots_of(kind)]
         if slots:
             held_slots = _Slots(value, slots)
             count += self._add(held_slots, held_slots.content.values(), name)
@@ -148,7 +148,7 @@ class PythonState:
         if type(attributes) is dict:
             self._held.append(_Mapping(attributes))
             for key, item in attributes.items():
-                if key in _HOOKS and isinstance(value, nn.Module):  # they come and go, what they keep does not
+                if key in HOOKS and isinstance(value, nn.Module):  # they come and go, what they keep does not
                     self._queue(item.values(), name)
                 elif type(item) not in _ATOMS:
                     self._waiting.append((item, f"{name}.{key}" if name else str(key)))
@@ -283,17 +283,17 @@ class _Array(_Held):
 class _Generator(_Held):
     """A stream of random numbers of the model's own."""
 
-    __slots__ = ("_get", "_set", "_state")
+    __slots__ = ("_get", "_set", "state")
 
     def __init__(self, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
-        self._get, self._set, self._state = get, put, get()
+        self._get, self._set, self.state = get, put, get()
 
     def differs(self) -> bool:
         now = self._get()
-        return not torch.equal(now, self._state) if isinstance(now, Tensor) else repr(now) != repr(self._state)
+        return not torch.equal(now, self.state) if isinstance(now, Tensor) else repr(now) != repr(self.state)
 
     def restore(self) -> None:
-        self._set(self._state)
+        self._set(self.state)
 
 
 class _Class(_Held):
@@ -384,6 +384,16 @@ class _TensorState(_Held):
             torch._C._autograd._unsafe_set_version_counter((of,), (self._version,))
 
 
+def generator_state(value: Any) -> Any:
+    """Return the state of a random stream; None where the value is none.
+
+    >>> generator_state(random.Random(0)) == random.Random(0).getstate(), generator_state(3)
+    (True, None)
+    """
+    generator = _generator(value)
+    return None if generator is None else generator.state
+
+
 def _generator(value: Any) -> _Generator | None:
     """Return a random stream, where the value is one."""
     if isinstance(value, torch.Generator):
@@ -398,13 +408,14 @@ def _generator(value: Any) -> _Generator | None:
     return None
 
 
-def _slots(kind: type) -> list[str]:
+def slots_of(kind: type) -> list[str]:
     """Return names of the slots that a class adds."""
     own = vars(kind).get("__slots__", ())
     names = [own] if isinstance(own, str) else list(own)
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
-def _is_of_others(kind: type) -> bool:
+def is_of_others(kind: type) -> bool:
     """Return whether objects of a class belong to another library than the model's."""
-    return kind.__module__.partition(".")[0] in _OTHERS
+    package, _, inner = kind.__module__.partition(".")
+    return package in _OTHERS and not (package == "loopscope" and inner.startswith("models"))

@@ -165,6 +165,25 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Ten
     return tensor
 
 
+def with_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a module with one of them exchanged, or some channels of it.
+
+    >>> with_argument((1, 2), {"h": 3}, "h", 4), with_argument((1, 2), {}, 1, 5)
+    (((1, 2), {'h': 4}), ((1, 5), {}))
+    """
+    if isinstance(place, Part):
+        import torch
+
+        whole = argument(args, kwargs, place.argument)
+        value = torch.cat([whole[..., : place.start], value, whole[..., place.stop :]], dim=-1)
+        place = place.argument
+    if isinstance(place, str):
+        return args, kwargs | {place: value}
+    return (*args[:place], value, *args[place + 1 :]), kwargs
+
+
 def _is_parallel(model: nn.Module) -> bool:
     """Return whether the model is a data-parallel wrapper; by class, for a user's model may have a ``module`` too."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel

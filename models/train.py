@@ -168,7 +168,7 @@ def train(
         run.restore(checkpoint_path)
     report = _Reports(run, on_progress or (lambda progress: None))
     evaluations: dict[int, dict[int, float]] = {}
-    stopped, unrecorded = False, 0
+    stopped, unrecorded, held_back = False, 0, False
     with _stop_signals() as stop:
         while run.step < config.steps and not stopped:
             run.advance()
@@ -183,10 +183,15 @@ def train(
             stopped = asked and distributed.any_rank(stop.is_set(), run.device)
             due = config.checkpoint_every and run.step % config.checkpoint_every == 0
             if checkpoint_path is not None and (due or stopped or run.step == config.steps):
-                if run.observer.flush() is False:
-                    unrecorded = run.step
-                    log.warning("checkpoint of step %d: the run file lacks steps that it holds", run.step)
-                run.save(checkpoint_path)
+                lacks = distributed.any_rank(run.observer.flush() is False, run.device)
+                held_back = lacks and not held_back and not stopped and run.step < config.steps
+                if not held_back:
+                    unrecorded = run.step if lacks else 0
+                if lacks:
+                    said = "is left out, because" if held_back else "is written all the same, but"
+                    log.warning("the checkpoint of step %d %s the run file lacks steps before it", run.step, said)
+                if not held_back:
+                    run.save(checkpoint_path)
     return TrainResult(
         run.step,
         float(run.loss),

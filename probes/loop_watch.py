@@ -6,13 +6,15 @@ fixed batch and the full loop. It raises what goes wrong; the probe then lets go
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..loops.site import LoopSite
+from ..loops.injection import EXACT, verified
+from ..loops.site import BY_HAND, LoopSite
 from .measure.fastest import reduction_for
 from .measure.fixed_batch import FixedBatch, Pass
 from .measure.group import Together
@@ -71,6 +73,7 @@ class LoopWatch:
         self._norms_due = every(STEPS_PER_NORM)
         self._matrices: dict[Any, Tensor] = {}
         self._random: dict[str, NDArray[Any]] = {}
+        self._agreed_at: int | None = None  # the last pass in which the injection acted like A̅
         self._compiled_before = graphs_compiled() > 0
         self._loops_seen = False
 
@@ -90,7 +93,16 @@ class LoopWatch:
         """Go on with the modules that training has put in the place of those that were watched."""
         names = self._site.modules
         if changed := [repr(names[role]) for role in self.tap.follow()]:
-            message = f"{', '.join(changed)} is another module now: it is watched instead, and its A̅ is measured"
+            had, what = self._site.a_bar is not None, ""
+            if had and not self._is_by_hand_alone() and not self._together.sharded:
+                self._use(self._verified_again())
+            if had:
+                what = (
+                    ", and its A̅ is measured"
+                    if self._site.a_bar is not None
+                    else "; A̅ is missing, for it acts like none"
+                )
+            message = f"{', '.join(changed)} is another module now: it is watched instead{what}"
             self._notices.say(step, "module_exchanged", message, cause=tuple(changed))
 
     def take_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
@@ -153,6 +165,56 @@ class LoopWatch:
             self._say_no_pass(step, CALL_UNSEEN)
         return done
 
+    def compare_a_bar(self, step: int, disagreement: float, *, last: bool = False) -> None:
+        """Take note of whether the injection acted like A̅ in the pass after a step.
+
+        Where it did not, A̅ is measured from what the module does, or is missing where that is no matrix.
+
+        Args:
+            step: The step that the pass was run after.
+            disagreement: In units of what rounding explains (`SeenInjection`).
+            last: Whether the run is over.
+        """
+        if disagreement <= 1:
+            self._agreed_at = step
+        if not disagreement > 1 or self._site.a_bar is None:
+            return
+        body = repr(self._site.body)
+        if self._is_by_hand_alone():
+            message = f"{body} does not act like the A̅ given by hand, which is recorded all the same"
+            self._notices.say(step, "a_bar_differs", message)
+            return
+        recorded, site = self._site, self._verified_again()
+        if site.a_bar is not None and _same_matrix(site, recorded):  # in the loop it acts otherwise than by itself
+            site = replace(site, a_bar=None, b_bar=None)
+        since = "before the first pass" if self._agreed_at is None else f"after step {self._agreed_at}"
+        what = "is missing" if site.a_bar is None else "is measured from what it does"
+        message = f"{body} does not act like the recorded A̅ since a step {since}; from step {step + 1} on A̅ {what}"
+        self._notices.say(step, "a_bar_differs", message, cause=step)
+        self._use(site)
+        if not last:
+            self._matrices = dict(self._reader.read(step + 1, 0, self.tap.forwards))
+
+    def _is_by_hand_alone(self) -> bool:
+        """Return whether a user answers for A̅, and the injection was never seen to act like it."""
+        return self._site.found == BY_HAND and self._agreed_at is None
+
+    def _verified_again(self) -> LoopSite:
+        """Return the site with the A̅ that the injection acts like now; without one where there is none."""
+        site = replace(verified(self._model, replace(self._site, found="")), found=self._site.found)
+        try:
+            with torch.no_grad():
+                _ = None if site.a_bar is None else site.a_bar()
+        except Exception:  # what it was read from is gone
+            return replace(site, a_bar=None, b_bar=None)
+        return site
+
+    def _use(self, site: LoopSite) -> None:
+        """Go on with what is known of the loop's matrices now."""
+        self._site = self.batch.site = site
+        self._reader.use(site)
+        self.tap.use(site)
+
     def _read(self, step: int, records_waiting: int) -> None:
         """Read what the next forward begins with."""
         self._matrices = dict(self._reader.read(step, records_waiting, self.tap.forwards))
@@ -192,6 +254,15 @@ def tap_on(model: nn.Module, site: LoopSite, device: torch.device, report: Repor
     if site.variables:
         return VariableTap(model, site, lambda: sums_on(device), report)
     return LoopTap(model, site, sums_on(device), report)
+
+
+@torch.no_grad()
+def _same_matrix(one: LoopSite, other: LoopSite) -> bool:
+    """Return whether the A̅ of two sites is the same now, but for rounding."""
+    if one.a_bar is None or other.a_bar is None:
+        return one.a_bar is other.a_bar
+    a, b = one.a_bar().float(), other.a_bar().float()
+    return a.shape == b.shape and bool((a - b).norm() <= EXACT * (a.norm() + b.norm()))
 
 
 def _full_loop_probe(model: nn.Module, site: LoopSite) -> FullLoopProbe:

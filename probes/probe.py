@@ -21,10 +21,11 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,10 @@ from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
-from ..rules.rule_files import load_rules
+from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
+from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.ending import PROBE_LOST
+from ..runfile.open import open_run
 from ..runfile.rank_names import rank_of, rank_path
 from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
@@ -48,6 +51,9 @@ from .recorder import Recorder
 from .row_sender import LoopPart, RowSender
 from .run_info import run_info
 from .schedule import Preset, find_preset
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 
 def attach(
@@ -67,7 +73,8 @@ def attach(
     """Attach a probe to a looped model and records its training to one HDF5 file.
 
     Args:
-        model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call.
+        model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call. A
+            model on the meta device is watched from the step on that finds it with values.
         path: The run file; its folder is made when missing. In a process group of ``torch.distributed``, call this on
             every rank with the same path: rank N > 0 records to ``a.rankN.h5`` beside it, and `open_run` gives all
             ranks as one run.
@@ -93,8 +100,8 @@ def attach(
         LoopSiteError: The loop cannot be located.
         FileExistsError: The file is there and neither ``resume`` nor ``overwrite`` was given.
         OSError: The file cannot be written.
-        RuleError: The rule file is not valid.
-        ValueError: A scalar has a name that is taken, or the model is on the meta device.
+        RuleError: The rule file is not valid, or names a series that this run will not have.
+        ValueError: A scalar has a name that is taken, or the model has lazy modules.
 
     Example:
         >>> import tempfile, torch
@@ -145,21 +152,22 @@ class Probe:
         overwrite: bool,
         mirrors: Sequence[Mirror],
     ) -> None:
-        alerts = load_rules(rules)  # before anything that takes time: a rule file may be wrong
         if wrong := wrong_names(scalars):
             raise ValueError(wrong)
+        alerts = _rules_for(path if resume else None, rules, scalars)  # before anything that takes time
         own = unwrap(model)
-        device = _device_of(own)
-        site = find_site(own, site, probe_batch)
+        _refuse_lazy(own)
+        given, site = site, find_site(own, site, probe_batch)
         for note in site.notes:
             log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
         self._preset = find_preset(preset)
-        batch = FixedBatch(own, site, device, probe_batch)
+        batch = FixedBatch(own, site, _device_of(own), probe_batch)
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
         info = run_info(own, site, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
-        if site.a_bar is None and site.was_found:  # a model that said where its loop is, is not run
+        waits = _is_without_values(own)
+        if site.a_bar is None and site.was_found and not waits:  # a model that said where its loop is, is not run
             from ..loops.least_squares import linear_estimate
 
             info["linear_estimate"] = linear_estimate(own, site, probe_batch)
@@ -172,13 +180,41 @@ class Probe:
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
         self._sender = RowSender(self._recorder, self._notices)
-        tap = tap_on(own, site, device, self._tell)
+        self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
+        self._capture: RemovableHandle | None = None
+        self._watch: LoopWatch | None = None
+        self._awaited: Callable[[], None] | None = None  # begins to watch a model that has no values yet
+
+        def begin() -> None:
+            found = find_site(own, given, probe_batch)
+            self._begin(model, own, found, FixedBatch(own, found, _device_of(own), probe_batch))
+
+        if waits:
+            self._awaited = begin
+            message = "the model is on the meta device: its loop is watched from the step on that finds it with values"
+            self._notices.say(self._step, "loop_awaited", message, severity="note")
+        else:
+            self._begin(model, own, site, batch)
+        atexit.register(self._at_exit)
+
+    def _begin(self, model: nn.Module, own: nn.Module, site: LoopSite, batch: FixedBatch) -> None:
+        """Begin to watch the loop."""
+        tap = tap_on(own, site, _device_of(own), self._tell)
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
-        self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
-        self._watch: LoopWatch | None = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
+        self._watch = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
         self._watch.prepare(self._step, 0)
-        atexit.register(self._at_exit)
+
+    def _begin_awaited(self) -> None:
+        """Begin to watch a model that was attached without values, where it has them now."""
+        if self._awaited is None or _is_without_values(self._together.model):
+            return
+        begin, self._awaited = self._awaited, None
+        try:
+            begin()
+        except Exception as error:
+            message = f"the loop cannot be watched, now that the model has values: {one_line(error)}"
+            self._notices.say(self._step, PROBE_LOST, message, severity="error", trace=error)
 
     @property
     def path(self) -> Path:
@@ -288,6 +324,7 @@ class Probe:
         numbers = accepted(self._together.whole(given, step, forwards), step, self._notices)
         if self._preset.rows(step):
             self._send(step, numbers, began)
+        self._begin_awaited()
         if self._watch is not None:
             try:
                 self._watch.prepare(self._step, self._sender.waiting)
@@ -321,7 +358,8 @@ class Probe:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
         if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
             return
-        self._capture.remove()
+        if self._capture is not None:
+            self._capture.remove()
         try:
             if self._watch is not None:
                 self._watch.take_first(args, kwargs, self._step)
@@ -336,13 +374,15 @@ class Probe:
             done = self._watch.pass_of_fixed_batch(step, last=last)
             if done is not None:
                 self._probed = step
-                self._sender.send_pass(step, done)
+                self._sender.send_pass(step, done, partial(self._watch.compare_a_bar, step, last=last))
         except Exception as error:
             self._lose_loop(error)
 
     def _detach(self, why: str) -> None:
         """Take the hooks off, and let ranks that would wait for this one know."""
-        self._capture.remove()
+        self._awaited = None
+        if self._capture is not None:
+            self._capture.remove()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.tap.remove()
@@ -368,17 +408,43 @@ class Probe:
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    """Return where a model computes.
+    """Return where a model computes."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _is_without_values(model: nn.Module) -> bool:
+    """Return whether a model is on the meta device: it has shapes, and memory comes later (``to_empty``)."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    """Refuse a model whose parameters have no shape yet, which cannot even be looked at.
 
     Raises:
-        ValueError: It has no data yet.
+        ValueError: It has lazy modules.
     """
-    parameters = list(model.parameters())
-    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         raise ValueError("the model has lazy modules that have no shape yet: call attach() after a first forward")
-    if any(parameter.is_meta for parameter in parameters):
-        raise ValueError("the model is on the meta device: call attach() after its parameters have memory (to_empty)")
-    return parameters[0].device if parameters else torch.device("cpu")
+
+
+def _rules_for(resumed: Path | None, rules: Path | None, scalars: Sequence[str]) -> list[Rule]:
+    """Return the rules that are judged while training runs; a name that no row can have is refused now.
+
+    Args:
+        resumed: The run file that is continued, where there is one: its own numbers are known too.
+        rules: The rule file.
+        scalars: The numbers that the user declares.
+    """
+    loaded = load_rules(rules)
+    known = {*KNOWN_NAMES, *scalars}
+    strange = [rule for rule in loaded if not rule.expr.names <= known]
+    if strange and resumed is not None and resumed.exists():
+        with open_run(resumed) as run:
+            known |= set(names_of(run))
+    refuse_unknown_series(
+        strange, known, "this run will not have", "declare numbers of your own: attach(scalars=[...])"
+    )
+    return loaded
 
 
 def _rank_and_world_size(path: Path) -> tuple[int, int | None]:

@@ -35,8 +35,9 @@ from ..dynamics.linear.tracker import SpectralTracker
 from ..rules.detectors import non_finite
 from ..rules.rule_files import Rule
 from ..runfile.arrays import info_bytes
+from ..runfile.ending import STEPS_MISSING
 from ..runfile.flights import FlightStep
-from ..runfile.layout import INFO_LATER, Event
+from ..runfile.layout import INFO_LATER, Event, Severity
 from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
@@ -147,6 +148,37 @@ class _Close:
     interrupted: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Continues:
+    """Where a recording is expected to go on.
+
+    Args:
+        step: The next step.
+        pace: Steps from one row to the next.
+        severity: How bad a gap is: the user may begin a recording in the middle of a training, and not go on there.
+    """
+
+    step: int
+    pace: int
+    severity: Severity
+
+    def gap_before(self, step: int) -> Event | None:
+        """Return that steps are missing before the first row, where they are."""
+        if step < self.step + self.pace:
+            return None
+        missing = f"steps {self.step} to {step - 1} are not in this file"
+        why = f"it ended at step {self.step - 1}" if self.step else "there was no file to go on in"
+        why = why if self.severity == "warning" else "recording began there"
+        message = f"{missing}: training went on at step {step}, and {why}"
+        return Event(step, time.time(), STEPS_MISSING, self.severity, float(step - self.step), message=message)
+
+
+def _pace(steps: NDArray[np.float64]) -> int:
+    """Return how many steps apart the last rows of a run are, at most."""
+    apart = np.diff(steps[-20:])
+    return max(1, int(apart.max())) if len(apart) else 1
+
+
 class Recorder:
     """Owns the run file of a live run.
 
@@ -190,6 +222,7 @@ class Recorder:
         self._notices: Notices | None = None  # what this thread has to say, once there is a file
         self._may_seal = True
         self._was_finished = False
+        self._continues: _Continues | None = None  # until the first row has come
         self._mirrors = Mirrors(mirrors)
         self._radius, self._norm = SpectralTracker("radius"), SpectralTracker("norm")
         self._tracked_steps = array("q")  # the step of every update of the trackers
@@ -292,6 +325,7 @@ class Recorder:
         if resume and self.path.exists():
             with Run(self.path) as run:  # this rank's file alone, whatever lies beside it
                 self.next_step = int(run["step"][-1]) + 1 if len(run) else 0
+                self._continues = _Continues(self.next_step, _pace(run["step"]), "warning")
                 self._alerts.resume(run)
                 ranks = resumed_on(info.get("world_size"), run)
                 self._was_finished = run.state == "finished"
@@ -304,6 +338,7 @@ class Recorder:
             self.path, info=info, scalars=scalars, eigenvalues=EIGENVALUES_KEPT, overwrite=overwrite
         )
         self._alerts.begin(info, writer.names)
+        self._continues = _Continues(0, 1, "warning" if resume else "note")
         return writer
 
     def _write_all(self, writer: RunWriter) -> None:
@@ -411,6 +446,11 @@ class Recorder:
             "nonfinite": float(len(non_finite(given, loops))),
             "rows_dropped": float(self.dropped + record.rows_cut),
         }
+        if self._continues is not None:
+            gap, self._continues = self._continues.gap_before(record.step), None
+            if gap is not None:
+                writer.append_event(gap)
+                log.log(logging.WARNING if gap.severity == "warning" else logging.INFO, "loopscope: %s", gap.message)
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
         self._alerts.add(writer, given | extra, loops, record.flight, measured=given)

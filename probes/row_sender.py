@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -144,14 +144,26 @@ class StepOnItsWay:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassOnItsWay:
-    """The rows of one pass of the fixed batch."""
+    """The rows of one pass of the fixed batch.
+
+    Args:
+        known: What the host knew when the pass was over.
+        sums: Its rows of sums.
+        token_steps: The step of every token.
+        disagreement: How far the injection is from A̅.
+        learn: Told of the disagreement once it is here.
+    """
 
     known: Record
     sums: Copy
     token_steps: Copy | None
+    disagreement: Copy | None
+    learn: Callable[[float], None]
 
     def arrived(self) -> Record:
         """Return the whole record."""
+        if self.disagreement is not None:
+            self.learn(self.disagreement.number())
         maps = {} if self.token_steps is None else {TOKEN_MAP: self.token_steps.array()}
         return replace(self.known, sums=self.sums.array(), arrays=maps)
 
@@ -195,14 +207,21 @@ class RowSender:
         values = numbers.here | measured | {"probe_seconds": time.perf_counter() - began}
         self._queue(transfer, StepOnItsWay(Record(step, time.time(), values), away, on_its_way))
 
-    def send_pass(self, step: int, done: Pass) -> None:
-        """Start the copies of a pass of the fixed batch."""
+    def send_pass(self, step: int, done: Pass, learn: Callable[[float], None]) -> None:
+        """Start the copies of a pass of the fixed batch.
+
+        Args:
+            step: The step that it was run after.
+            done: What it left behind.
+            learn: Told how far the injection is from A̅, once that is known.
+        """
         transfer = Transfer()
         sums = transfer.copy(done.rows["sums"])
         steps = transfer.copy(done.rows[TOKEN_STEPS]) if TOKEN_STEPS in done.rows else None
+        disagreement = None if done.disagreement is None else transfer.copy(done.disagreement)
         transfer.sent()
         known = Record(step, time.time(), counts=done.counts, is_probe=True, rows_cut=done.rows_cut)
-        self._queue(transfer, PassOnItsWay(known, sums, steps))
+        self._queue(transfer, PassOnItsWay(known, sums, steps, disagreement, learn))
 
     def deliver(self) -> None:
         """Hand over what has arrived, in order.

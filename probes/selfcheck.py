@@ -1,7 +1,9 @@
 """The promise that a probe changes nothing, checked on the user's own model, machine and way of training.
 
-Runs the same few training steps three times from the same seed: without a probe, with one, and (in eager mode, with
-hooks that count) a third time to know how many loops there were. Then times steps with and without the probe in turns.
+Runs the same few training steps three times from the same seed: without a probe, with one that runs the fixed batch
+again and again, and (in eager mode, with hooks that count) a third time to know how many loops there were. What the two
+models hold afterwards is compared: parameters, buffers, everything in Python, random states. Then times steps with and
+without the probe in turns.
 
 Not covered: several processes (run it on one), optimizers other than AdamW, and the cost of the `inspect` and `study`
 presets. The check resets Dynamo, so it belongs in a process of its own or before training.
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from ..loops.find import find_site
 from ..loops.hooks import LoopHooks
+from ..loops.same_state import differences
 from ..loops.site import LoopSite, argument, unwrap
 from ..runfile.open import open_run
 from .probe import Probe, attach
@@ -32,7 +35,7 @@ from .random_states import random_states
 from .schedule import Preset, every
 
 NORM_TOLERANCE = 1e-5  # float32 sums against float64 ones, over up to 10⁵ tokens
-_ROWS = Preset("selfcheck", rows=every(1), spectrum=every(10), probe_batch=lambda step: False)
+LOOKS_EVERY = 2  # compared steps between two passes of the fixed batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class SelfCheck:
         same_losses: Losses of all steps are bitwise equal with and without the probe.
         same_parameters: So are the parameters after the last step.
         same_random: So are the random states of torch, CUDA, numpy and Python after the last step.
+        differing: Names of what else the models hold that differs: buffers, attributes, lists, counters, generators.
+        looks: Passes of the fixed batch that were run beside the compared steps.
         difference: Largest relative difference of a loss, or of the whole parameter vector in Euclidean norm.
         tolerance: Largest ``difference`` that passes when compiled.
         loops_run: Loops counted, the deepest forward of each step, summed over steps.
@@ -64,6 +69,8 @@ class SelfCheck:
     same_losses: bool
     same_parameters: bool
     same_random: bool
+    differing: tuple[str, ...]
+    looks: int
     difference: float
     tolerance: float
     loops_run: int
@@ -83,6 +90,7 @@ class SelfCheck:
         sentences = {
             f"training differs by {self.difference:.1e} with the probe": not equal and not self.difference <= limit,
             "the random state differs with the probe": not self.same_random,
+            f"the model is left with another {', '.join(self.differing[:5])} with the probe": bool(self.differing),
             f"{self.loops_recorded} loops recorded where {self.loops_run} ran": self.loops_recorded != self.loops_run,
             f"recorded norms are off by {self.norm_error:.1e}": self.norm_error > max(limit, NORM_TOLERANCE),
             f"the probe adds {self.graph_breaks[1] - self.graph_breaks[0]} graph breaks": self.graph_breaks[1]
@@ -110,6 +118,8 @@ class SelfCheck:
         lines = [
             f"losses and parameters after {self.steps} steps: {training}",
             f"random states: {same if self.same_random else 'different'}",
+            f"buffers and all that the model holds in Python, {self.looks} looks at it in between: "
+            f"{', '.join(self.differing) + ' differ' if self.differing else same}",
             f"loops: {self.loops_recorded} recorded, {self.loops_run} ran{norms}",
             "overhead: not measured, for a timed step recorded no loop"
             if math.isnan(self.overhead)
@@ -177,22 +187,33 @@ def selfcheck(
         plain.run(steps)
         torch._dynamo.reset()
         watched = _Training(make_model, make_batch, loss)
-        watched.probe = attach(watched.model, path, site=site, preset=_ROWS)
+        looks = Preset(
+            "selfcheck",
+            rows=every(1),
+            spectrum=every(10),
+            probe_batch=lambda step: step < steps and every(LOOKS_EVERY)(step),
+        )
+        watched.probe = attach(watched.model, path, site=site, preset=looks)
         watched.run(steps)
+        compiled = plain.graphs > 0
+        differing = differences(unwrap(plain.model), unwrap(watched.model), tolerance=tolerance if compiled else 0.0)
         seconds = _time_in_turns(plain, watched, steps, timed)
         watched.probe.close()
         counted = _count_loops(make_model, make_batch, loss, site, steps)
         with open_run(path) as run:
             depth, norms = run["depth_max"][:steps], run.loops("state_norm", rows=slice(0, steps))
+            passes = len(run.probe_steps[run.probe_steps < steps])
             was_watched = bool(np.isfinite(run["depth_max"][steps:]).all())
     ratios = [b / a - 1 if was_watched else math.nan for a, b in seconds]
     quartiles = np.quantile(ratios, [0.25, 0.75])
     return SelfCheck(
         steps=steps,
-        compiled=plain.graphs > 0,
+        compiled=compiled,
         same_losses=torch.equal(plain.losses, watched.losses),
         same_parameters=all(torch.equal(a, b) for a, b in zip(plain.after, watched.after, strict=True)),
         same_random=plain.random == watched.random,
+        differing=tuple(name for name in differing if name not in plain.names),
+        looks=passes,
         difference=_difference(plain, watched),
         tolerance=tolerance,
         loops_run=sum(len(of_step) for of_step in counted),
@@ -245,6 +266,7 @@ class _Training:
         self.breaks, self.graphs = (after - before for after, before in zip(counts(), (breaks, graphs), strict=True))
         self.random = _random_states()
         self.after = [parameter.detach().clone() for parameter in self.model.parameters()]
+        self.names = {name for name, _ in unwrap(self.model).named_parameters()}
 
     def seconds(self, step: int) -> float:
         """Time of one more step, the device's work included."""

@@ -15,12 +15,13 @@ from typing import Final
 import numpy as np
 
 from ..dynamics.regime import Regime
-from ..runfile.ending import Ending
+from ..runfile.ending import STEPS_MISSING, Ending
 from ..runfile.layout import Event, Severity
 from ..runfile.ranks.companions import RANK_EVENTS
 from ..runfile.reader import Run
 from .findings import Finding, Judgement
-from .series import SHORTEST_PAUSE
+from .rule_files import Rule
+from .series import OF_THE_LOOP, SHORTEST_PAUSE
 
 FEWEST_STEPS: Final = 20
 """Rows that a run must have for a verdict, unless the caller gives a number: rules are about tens of steps."""
@@ -47,7 +48,7 @@ def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list
     if not rows or not (np.isfinite(run["loss"]).any() or (run["nonfinite"] > 0).any() or (run["depth"] > 0).any()):
         said = "rows were recorded, but neither a loss nor a single loop" if rows else "no step was recorded"
         return [*gaps, gap("LS000", "no-data", f"{said}, so nothing can be said", _CALL_STEP, end.last_step or 0)]
-    return [*gaps, *_of_loops(run, end), *_of_dropped_rows(run)]
+    return [*gaps, *_of_loops(run, end), *_of_dropped_rows(run), *_of_missing_steps(run)]
 
 
 def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
@@ -64,6 +65,25 @@ def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
     if not any(each.state == "judged" for each in judgements):
         gaps.append(gap("LS004", "not-judged", "no rule could be judged on this run", _RECORD, 0))
     return gaps
+
+
+def unseen_loop(rules: Sequence[Rule], judgements: Sequence[Judgement], verdict: Regime) -> list[Finding]:
+    """Return that nothing was said about the loop: no rule that reads it was judged, and no regime is known.
+
+    A run of which only the loss was judged is one whose loop nobody watched.
+
+    Args:
+        rules: The rules.
+        judgements: What each was judged on.
+        verdict: The overall regime of the run.
+    """
+    judged = {each.rule for each in judgements if each.state == "judged"}
+    reading = [rule for rule in rules if rule.expr.names & OF_THE_LOOP]
+    if verdict != "unknown" or any(rule.id in judged for rule in reading):
+        return []
+    why = sorted({each.reason for each in judgements if each.rule in {rule.id for rule in reading} and each.reason})
+    said = "no rule about the loop could be judged, and its steps tell nothing about where it goes"
+    return [gap("LS004", "loop-not-judged", f"{said} ({'; '.join(why)})" if why else said, _SEE_THE_LOOP, 0)]
 
 
 def unstable_end(run: Run, verdict: Regime, said: str, findings: Sequence[Finding]) -> list[Finding]:
@@ -101,6 +121,10 @@ def sentence(text: str) -> str:
 
 _CALL_STEP: Final = (
     "check that probe.step() is called after every optimizer step and that the model runs in training mode"
+)
+_SEE_THE_LOOP: Final = (
+    "let `loopscope describe` say what is missing: a depth that can be set gives a fixed batch, the preset inspect "
+    "measures the full loop, LoopSite(a_bar=...) names a linear part; or write a rule over last_residual_norm"
 )
 _RECORD: Final = "record what they read, or switch them off by name in the rule file"
 _TRAINING_MODE: Final = (
@@ -170,6 +194,16 @@ def _of_dropped_rows(run: Run) -> list[Finding]:
     if part > MOST_DROPPED:
         return [gap("LS004", "rows-dropped", said, remedy, step)]
     return [Finding("LS004", "rows-dropped", "warning", step, step, dropped, math.nan, said, remedy, 1)]
+
+
+def _of_missing_steps(run: Run) -> list[Finding]:
+    """Return that training went on later than the file ended, or than it began."""
+    remedy = "judge the steps that are not there by another recording, if there is one"
+    return [
+        Finding("LS004", "steps-missing", "warning", e.step, e.step, e.value, math.nan, sentence(e.message), remedy, 1)
+        for e in run.events
+        if e.kind == STEPS_MISSING and e.severity != "note"
+    ]
 
 
 def _of_a_rank(event: Event) -> Finding:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runfile.layout import Event, Severity
+from ..runfile.layout import Event
 from .loss_series import SOURCES, LossSeries
 from .spikes import SPIKE
 
@@ -39,6 +39,7 @@ class EventDetector:
         self._series = LossSeries()
         self._spiking = False
         self._broken: frozenset[str] = frozenset()
+        self._settling = False
 
     def update(
         self, step: int, time: float, values: Mapping[str, float], loops: NDArray[np.float32] | None = None
@@ -78,14 +79,16 @@ class EventDetector:
 
     def _non_finite(self, step: int, time: float, values: Mapping[str, float], broken: frozenset[str]) -> list[Event]:
         """Return the event of numbers that have just stopped being finite."""
-        began, self._broken = sorted(broken - self._broken), broken
-        if not began:
+        if self.derived["scaler_settling"]:  # what lasts longer than that is news again
+            began, self._settling, self._broken = not self._settling, True, frozenset()
+            message = "the gradient norm is infinite while the loss scale of float16 settles; such steps are skipped"
+            event = Event(step, time, "grad_overflow", "note", values.get("grad_norm", math.nan), math.nan, message)
+            return [event] if began else []
+        names, self._broken, self._settling = sorted(broken - self._broken), broken, False
+        if not names:
             return []
-        message = f"not finite: {', '.join(began)}"
-        severity: Severity = "error"
-        if self.derived["scaler_settling"]:
-            message, severity = f"{message}, while the loss scale of float16 settles", "note"
-        return [Event(step, time, "non_finite", severity, values.get(began[0], math.nan), math.nan, message)]
+        message, value = f"not finite: {', '.join(names)}", values.get(names[0], math.nan)
+        return [Event(step, time, "non_finite", "error", value, math.nan, message)]
 
 
 def non_finite(values: Mapping[str, float], loops: NDArray[np.float32] | None) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from ..dynamics.regime import Regime
 from ..runfile.ending import Ending, ending
 from ..runfile.reader import Run
-from .completeness import completeness, unjudged, unstable_end
+from .completeness import completeness, unjudged, unseen_loop, unstable_end
 from .findings import Finding, Judgement
 from .judging import judge
 from .regimes import RunRegimes, read_regimes
@@ -89,14 +89,15 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
     """
     end = ending(run)
     about = completeness(run, end, min_steps=min_steps)
-    judged = judge(run, load_rules() if rules is None else rules)
+    rules = load_rules() if rules is None else rules
+    judged = judge(run, rules)
     if any(finding.rule == "LS000" for finding in about):
         unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
         said = next(finding.message for finding in about if finding.rule == "LS000")
         seen = RunRegimes(unknown, "unknown", math.nan, f"{said}.")
     else:
         seen = read_regimes(run)
-        about += unjudged(judged.judgements)
+        about += [*unjudged(judged.judgements), *unseen_loop(rules, judged.judgements, seen.verdict)]
     about += unstable_end(run, seen.verdict, seen.sentence, [*about, *judged.findings])
     ranks = [finding.message for finding in about if finding.rule == "LS002"]
     return Diagnosis(

@@ -98,12 +98,16 @@ def load_rules(path: Path | None = None) -> list[Rule]:
     return [rule for table, rule in rules if table.fields.get("enabled", True)]
 
 
-def refuse_unknown_series(rules: Iterable[Rule], known: Iterable[str]) -> None:
+def refuse_unknown_series(
+    rules: Iterable[Rule], known: Iterable[str], lacking: str = "no run has", remedy: str = ""
+) -> None:
     """Refuse rules over names that nobody records, which are misspelt: such a rule could never fire.
 
     Args:
         rules: As `load_rules` gives them.
         known: Every name that a rule can read in any of the runs at hand.
+        lacking: Which runs these are, as it is said of a name.
+        remedy: What helps where no known name is near; by default the known ones are listed.
 
     Raises:
         RuleError: A rule names something else; the message gives the nearest known name.
@@ -114,9 +118,9 @@ def refuse_unknown_series(rules: Iterable[Rule], known: Iterable[str]) -> None:
     for rule in rules:
         for name in sorted(rule.expr.names - names):
             near = get_close_matches(name, sorted(names), 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(names))}"
+            hint = f"did you mean {near[0]}?" if near else remedy or f"known: {', '.join(sorted(names))}"
             at = "" if rule.place is None else f"{rule.place.moved(rule.expr.offset_of(name))}: "
-            raise RuleError(f"{at}rule {rule.id}: no run has a series {name!r}; {hint}")
+            raise RuleError(f"{at}rule {rule.id}: {lacking} a series {name!r}; {hint}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ _LINEAR_PART: Final = frozenset({"a_bar_radius", "a_bar_norm", "a_bar_radius_err
 _FULL_LOOP: Final = frozenset(
     {"jacobian_radius", "jacobian_norm", "lyapunov_max", "lyapunov_error", "c_out_gain", "full_loop_seconds"}
 )
+OF_THE_LOOP: Final = _LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED, "input_norm", "c_out_norm"}
+"""Series that say something about the stability of the loop; that it ran so many times is none."""
 _OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
 """Numbers that a trainer may give and a loop may have."""
 LONGEST_PAUSE: Final = 3.0

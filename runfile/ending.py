@@ -1,8 +1,8 @@
 """How a run ended: finished, still live, or interrupted and why; and from which step on its loop was not recorded.
 
 The writer records it as it happens, as events: ``run_interrupted`` when an exception, a signal or a failed disk ended
-the recording, ``probe_lost`` when the probe failed and training went on without it. A run whose process is gone without
-a word was killed.
+the recording, ``probe_lost`` when the probe failed and training went on without it, ``steps_missing`` when a resumed
+training went on later than the file ends. A run whose process is gone without a word was killed.
 
 Not covered: a machine that stopped while the clock of another one reads the file.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RUN_INTERRUPTED: Final = "run_interrupted"
 PROBE_LOST: Final = "probe_lost"
+STEPS_MISSING: Final = "steps_missing"
 KILLED: Final = (
     "its process is gone and left no word: it was killed (SIGTERM, SIGKILL, out of memory), left by os._exit, or its "
     "disk or machine stopped"

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ...loops.call import Call, Input
 from ...loops.neutral import LookError, on_the_side
 from ...loops.site import LoopSite, LoopSiteError
+from .acting import Autocast, SeenInjection
 from .fastest import reduction_for
 from .reduction import EagerReduction
 from .sums import LoopSums
@@ -44,11 +45,13 @@ class Pass:
         rows: On the device: sums as `LoopSums.device_rows` gives them, and ``token_steps (T, n, S)`` where asked for.
         counts: Over how many tokens each sum is.
         rows_cut: Rows that did not fit.
+        disagreement: How far the injection is from the A̅ of the site (`SeenInjection`); None where that was not seen.
     """
 
     rows: dict[str, Tensor]
     counts: NDArray[np.int64]
     rows_cut: int
+    disagreement: Tensor | None = None
 
 
 class FixedBatch:
@@ -63,17 +66,24 @@ class FixedBatch:
     Attributes:
         call: The model's call on the batch; None as long as there is none.
         failed: Why the batch is not run any more; empty as long as it is.
+        site: Where the loop is, and the A̅ that the injection is compared with.
     """
 
     def __init__(self, model: nn.Module, site: LoopSite, device: torch.device, given: Input | None) -> None:
-        self._model, self._site, self._device = model, site, device
+        self.site = site
+        self._model, self._device = model, device
         self.call = None if given is None else Call.of(model, given).cut(SEQUENCES).kept()
         self._whole: Call | None = None  # what it was cut from, where it was made shorter
         self.failed = ""
         self._looked = False  # whether a pass was run, and seen to leave every bit as it was
+        self._training: Autocast | None = None  # under which training calls the model
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the beginning of a training batch, given the arguments of a forward; not where there is a batch."""
+        """Keep the beginning of a training batch, given the arguments of a forward; not where there is a batch.
+
+        Call it as training calls the model: the autocast that holds then is kept too.
+        """
+        self._training = Autocast.now(self._device.type)
         if self.call is not None:
             return
         given = Call(args, kwargs)
@@ -102,7 +112,7 @@ class FixedBatch:
             What was recorded; None where there is no batch, the depth cannot be set, not all ranks are there, or the
             model once failed on the batch (`failed` says how).
         """
-        site, call = self._site, self.call
+        site, call = self.site, self.call
         if self.failed or call is None or not site.sets_depth or site.mean_depth is None:
             return None
         depth = 2 * site.mean_depth
@@ -114,8 +124,10 @@ class FixedBatch:
                     return None
                 # Made inside: what is written to anything older is put back.
                 sums = LoopSums(depth + 1, self._device, tokenwise if token_steps else reduction_for(self._device))
-                with tap.into(sums):
+                seen = SeenInjection(self._model, site, self._training)
+                with tap.into(sums), seen.watched():
                     call.run_at(self._model, site, depth)
+                disagreement = None if together is not None else _or_none(seen.disagreement)
         except LookError as error:
             self.failed = str(error)
             return None
@@ -130,4 +142,14 @@ class FixedBatch:
         rows = sums.device_rows()
         if tokenwise.steps:
             rows[TOKEN_STEPS] = torch.stack(tokenwise.steps)
-        return Pass(rows, sums.counts, sums.rows_cut)
+        return Pass(rows, sums.counts, sums.rows_cut, disagreement)
+
+
+def _or_none(compare: Callable[[], Tensor | None]) -> Tensor | None:
+    """Return what a comparison gives; None where the module cannot be called a second time."""
+    try:
+        return compare()
+    except LookError:
+        raise
+    except Exception:
+        return None

@@ -158,6 +158,7 @@ class Together:
         notices: Takes the message that ranks are apart.
 
     Attributes:
+        model: As above.
         group: The ranks.
         sharded: Whether there is anything that takes all ranks; None until the first step, because a model may be
             sharded after a probe was attached to it.
@@ -166,12 +167,12 @@ class Together:
     def __init__(self, model: nn.Module, path: Path, notices: Notices) -> None:
         self.group = Group(path)
         self.sharded: bool | None = None
-        self._model, self._notices = model, notices
+        self.model, self._notices = model, notices
 
     def begin(self, preset: str, step: int, forwards: int) -> None:
         """Let ranks that differ from the start know now, not when something is due on one of them only."""
         if self.sharded is None:
-            self.sharded = is_sharded(self._model)
+            self.sharded = is_sharded(self.model)
             if self.sharded:
                 self.agree(f"begin with preset {preset!r}", step, forwards)
 

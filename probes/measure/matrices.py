@@ -3,7 +3,7 @@
 Read before the forward, on the training thread, and copied: whatever training does to the parameters afterwards, the
 row of a step holds the matrices of that step. Solving them is the recorder's work.
 
-Not covered: whether a matrix is what the loop applies; whoever made the `LoopSite` answers for that.
+Not covered: whether a matrix is what the loop applies; `acting` compares the two.
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ class MatrixReader:
     """
 
     def __init__(self, site: LoopSite, together: Together) -> None:
+        self._together = together
+        self.use(site)
+
+    def use(self, site: LoopSite) -> None:
+        """Read the matrices of this site from now on."""
         self._reads: dict[MatrixName, Callable[[], Tensor] | None] = {
             "a_bar": site.a_bar,
             "b_bar": site.b_bar,
             "c_out": site.c_out,
         }
-        self._together = together
         # Structures do not change in training, and reading them in every step would cost more than the answer.
         axes = {name: 0 if read is None else read().ndim for name, read in self._reads.items()}
         self.a_bar_is_cheap = axes["a_bar"] < 2

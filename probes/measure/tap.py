@@ -140,6 +140,10 @@ class LoopTap:
             self._hook()
         return changed
 
+    def use(self, site: LoopSite) -> None:
+        """Go on with other matrices of the same loop."""
+        self._site = site
+
     def _unhook(self) -> None:
         """Take the hooks of the loop off."""
         self._hooks.remove()

@@ -45,12 +45,12 @@ class Lease:
         deadline = time.monotonic() + patience
         while (fd := self._try_lock()) is None:
             if time.monotonic() > deadline:
-                raise RunInUse(f"{path}: {_owner(self.path)} is writing this run; wait for it or stop it first")
+                raise RunInUse(f"{path}: {_in_use(self.path)}")
             time.sleep(0.01)
         self._fd = fd
         with contextlib.suppress(OSError):  # the text is for people; a full disk must not refuse the lease
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            os.pwrite(fd, _this_process().encode(), 0)
         _HELD.add(self)
 
     def _try_lock(self) -> int | None:
@@ -102,12 +102,20 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _owner(path: Path) -> str:
-    """Return what the holder wrote about itself."""
+def _this_process() -> str:
+    """Return what a holder writes about itself."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _in_use(path: Path) -> str:
+    """Return who holds a lease, by what it wrote about itself, and what to do."""
     try:
-        return path.read_text(errors="replace").strip() or "another process"
+        owner = path.read_text(errors="replace").strip() or "another process"
     except OSError:
-        return "another process"
+        owner = "another process"
+    if owner == _this_process():  # a cell of a notebook that was run again, say
+        return "this process is writing this run already; end that recording first (probe.close())"
+    return f"{owner} is writing this run; wait for it or stop it first"
 
 
 def _after_fork_in_child() -> None:

@@ -211,6 +211,60 @@ def test_a_healthy_run_passes_live_and_finished_and_not_when_it_was_broken_off(t
         assert "interrupted" in (shown := capsys.readouterr().out) and said in shown
 
 
+def loop_of(residual: list[float], tokens: list[int] | None = None) -> np.typing.NDArray[np.float32]:
+    """The loops of one step: norms of 4, these steps, these tokens."""
+    loops = np.full((len(residual) + 1, 4), np.nan, dtype=np.float32)
+    loops[:, 0], loops[:-1, 1], loops[1:-1, 2] = 4, residual, 0.5
+    loops[:, 3] = 64 if tokens is None else [*tokens, 64]
+    return loops
+
+
+NOBODY_LOOKED: dict[str, np.typing.NDArray[np.float32] | None] = {
+    "only that it ran": None,
+    "two variables in one row": loop_of([1.0, 0.2, 1.1, 0.3, 0.9, 0.25, 1.05, 0.2]),
+    "sequences that stop": loop_of([1.0, 0.5, 0.25, 0.3, 0.4, 0.2, 0.1, 0.2], [64, 64, 48, 48, 32, 32, 16, 16]),
+    "two loops": loop_of([1.0, 0.9]),
+}
+
+
+@pytest.mark.parametrize("loops", NOBODY_LOOKED.values(), ids=NOBODY_LOOKED.keys())
+def test_a_loop_that_no_rule_looked_at_is_no_pass_however_few_steps_are_enough(loops, tmp_path, capsys):
+    """Depth and loss alone say nothing about the loop: neither A̅, nor a fixed batch, nor a law of its steps."""
+    path = tmp_path / "run.h5"
+    writer = RunWriter.create(path, info={"a_bar_learned": None})
+    for step in range(STEPS):
+        writer.append_step(row(step, a_bar_radius=np.nan, depth=8.0), loops)
+    writer.flush()
+    assert set(codes(path, capsys, min_steps=10).values()) == {5}, "live"
+    writer.seal()
+    writer.close()
+    assert set(codes(path, capsys, min_steps=10).values()) == {5}, "finished"
+    check([path], rules=None, fail_on="error", output="json", min_steps=None, debug=False)
+    found = json.loads(capsys.readouterr().out)["runs"][0]["findings"]
+    assert "loop-not-judged" in [each["name"] for each in found]
+
+
+def test_a_loop_that_is_seen_in_any_way_is_judged(tmp_path, capsys):
+    """By its steps, by a fixed batch, by a rule of the user's: each is enough without a known A̅."""
+    settles = loop_of([0.6**k for k in range(10)])
+    rules = tmp_path / "loopscope.toml"
+    rules.write_text('[[rule]]\nid = "MINE"\nexpr = "last_state_norm > 100"\n')
+    for name, loops, passes, given in (
+        ("steps", settles, None, None),
+        ("pass", None, settles, None),
+        ("rule", NOBODY_LOOKED["two variables in one row"], None, rules),
+    ):
+        path = tmp_path / f"{name}.h5"
+        writer = RunWriter.create(path, info={"a_bar_learned": None})
+        for step in range(STEPS):
+            writer.append_step(row(step, a_bar_radius=np.nan), loops)
+            if passes is not None and step % 10 == 0:
+                writer.append_probe(step, passes)
+        writer.seal()
+        writer.close()
+        assert set(codes(path, capsys, rules=given).values()) == {0}, name
+
+
 @pytest.mark.parametrize("text", RULE_FILES.values(), ids=RULE_FILES.keys())
 def test_no_mistake_in_a_rule_file_makes_the_gate_weaker(text, tmp_path):
     from loopscope.rules.rule_files import RuleError

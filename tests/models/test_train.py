@@ -221,3 +221,35 @@ def test_progress_carries_rates_and_evaluations(text):
     assert seen[-1].step == 6 and seen[-1].tokens == 6 * 2 * 16 and seen[-1].tokens_per_second > 0
     evaluated = [p for p in seen if p.evaluation]
     assert [p.step for p in evaluated] == [3, 6] and set(evaluated[0].evaluation) == {1, 4}
+
+
+class Lacking(Record):
+    """A record that could not be kept safe at some of the flushes."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = list(kept)
+
+    def flush(self):
+        return self.kept.pop(0) if self.kept else True
+
+
+@pytest.mark.parametrize(
+    ("kept", "checkpoints", "unrecorded"),
+    [
+        ([True, False, True, True], [2, 6, 7], 0),  # the disk has room again: one checkpoint was left out
+        ([False, False, False, True], [4, 7], 0),  # two in a row are one too many: the second is written all the same
+        ([True, True, True, False], [2, 4, 6, 7], 7),  # the weights of the end are never given up
+    ],
+)
+def test_a_checkpoint_waits_for_a_record_that_lacks_steps_and_not_for_ever(
+    kept, checkpoints, unrecorded, tmp_path, text, monkeypatch
+):
+    from loopscope.models import train as module
+
+    written = []
+    save = module._Run.save
+    monkeypatch.setattr(module._Run, "save", lambda run, path: (written.append(run.step), save(run, path)))
+    config = TrainConfig(steps=7, batch_size=2, checkpoint_every=2)
+    result = train(model_of(), text, config, observer=Lacking(kept), checkpoint_path=tmp_path / "c")
+    assert (written, result.unrecorded) == (checkpoints, unrecorded)

@@ -41,7 +41,7 @@ def test_a_step_reads_nothing_off_the_device(injection, preset, demo_model, tmp_
     with pytest.raises(RuntimeError):  # the premise: reading a number is an error
         model(tokens, num_loops=2, initial_state=torch.empty(4, 32, 32, device=META)).sum().item()
     monkeypatch.setattr(row_sender, "Transfer", Elsewhere)
-    monkeypatch.setattr(probe_module, "_device_of", lambda model: META)  # which attach refuses
+    monkeypatch.setattr(probe_module, "_is_without_values", lambda model: False)  # for which attach would wait
     Elsewhere.started = 0
     watched = find_preset(preset)
     # Passes of the probe batch and of the full loop run beside training; here it is training that counts.

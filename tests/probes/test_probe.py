@@ -324,12 +324,116 @@ def test_a_model_compiled_in_place_needs_a_batch_and_says_so(demo_model, tmp_pat
         assert run["depth"].tolist() == [3] * 12 and len(run.probe_steps) == 0
 
 
-def test_a_model_without_values_is_refused_before_it_is_looked_at(tmp_path):
+class Summed(nn.Module):
+    """A loop without buffers, found from a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.head = nn.Embedding(256, 8), nn.Linear(8, 8), nn.Linear(8, 256)
+        self.inject = nn.Linear(16, 8, bias=False)
+
+    def forward(self, tokens, num_loops=3):
+        e = self.embed(tokens)
+        h = torch.zeros_like(e)
+        for _ in range(num_loops):
+            h = torch.tanh(self.block(self.inject(torch.cat([h, e], dim=-1))))
+        return self.head(h)
+
+
+def to_empty(model):
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+
+
+def assigned(model):
+    model.load_state_dict(Summed().state_dict(), assign=True)
+
+
+def one_by_one(model):
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                setattr(module, name, nn.Parameter(0.05 * torch.randn(parameter.shape)))
+
+
+@pytest.mark.parametrize("fill", [to_empty, assigned, one_by_one])
+def test_a_model_without_values_is_watched_as_soon_as_it_has_some(fill, tokens, tmp_path):
     with torch.device("meta"):
-        empty = models.build("demo")
-    with pytest.raises(ValueError, match="on the meta device"):
-        loopscope.attach(empty, tmp_path / "a.h5")
+        model = Summed()
+    with loopscope.attach(model, tmp_path / "a.h5") as probe:
+        probe.step(loss=3.0)  # nothing can run yet
+        fill(model)
+        for _ in range(3):
+            probe.step(loss=model(tokens, num_loops=3).logsumexp(-1).mean())
+    with open_run(tmp_path / "a.h5") as run:
+        assert np.isfinite(run["loss"]).all() and run["depth"].tolist()[2:] == [3.0, 3.0]
+        assert np.isnan(run["depth"][:2]).all() and (run["a_bar_radius"][2:] > 0).all()
+        assert [event.kind for event in run.events if event.severity != "note"] == []
+        assert ending(run).lost_from is None and "loop_awaited" in [event.kind for event in run.events]
+
+
+def test_a_loop_that_cannot_be_watched_once_it_has_values_is_lost_and_numbers_go_on(tmp_path, monkeypatch):
+    with torch.device("meta"):
+        model = models.build("demo")
+    with loopscope.attach(model, tmp_path / "a.h5") as probe:
+        to_empty(model)
+        monkeypatch.setattr("loopscope.probes.probe.tap_on", lambda *args: 1 / 0)
+        for _ in range(3):
+            probe.step(loss=3.0)
+    with open_run(tmp_path / "a.h5") as run:
+        assert run["loss"].tolist() == [3.0] * 3 and ending(run).lost_from == 1
+
+
+def test_a_model_whose_parameters_have_no_shape_is_refused_before_it_is_looked_at(tmp_path):
     lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
     with pytest.raises(ValueError, match="lazy modules"):
         loopscope.attach(lazy, tmp_path / "b.h5")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("a_bar_radus >= 1", r"rules.toml:3:\d+: rule A: .* 'a_bar_radus'; did you mean a_bar_radius\?"),
+        ("loss > 1 and resdual_ratio > 2", r"rules.toml:3:\d+: rule A: .*did you mean residual_ratio\?"),
+        ("not loss_zscoer < 6", r"did you mean loss_zscore\?"),
+        ("temperature > 3", r"declare numbers of your own: attach\(scalars=\[...\]\)"),
+    ],
+)
+def test_a_live_rule_over_a_name_that_no_row_will_have_is_refused_at_attach(expression, says, demo_model, tmp_path):
+    from loopscope.rules.rule_files import RuleError
+
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f'[[rule]]\nid = "A"\nexpr = "{expression}"\n')
+    with pytest.raises(RuleError, match=says):
+        loopscope.attach(demo_model(), tmp_path / "a.h5", rules=rules)
+    assert not (tmp_path / "a.h5").exists()
+    if "temperature" in expression:
+        loopscope.attach(demo_model(), tmp_path / "a.h5", rules=rules, scalars=["temperature"]).close()
+        loopscope.attach(demo_model(), tmp_path / "a.h5", rules=rules, resume=True).close()  # the file has it
+
+
+@pytest.mark.parametrize("how", ["later checkpoint", "no file", "begun in the middle", "thinned"])
+def test_steps_that_no_file_holds_are_said(how, demo_model, tmp_path):
+    def record(steps, **options):
+        with loopscope.attach(demo_model(), tmp_path / "a.h5", **options) as probe:
+            for step in steps:
+                probe.step(step=step, loss=3.0)
+
+    if how in ("later checkpoint", "thinned"):
+        record(range(0, 40, 10) if how == "thinned" else range(5))
+    begins = {"later checkpoint": 9, "no file": 9, "begun in the middle": 9, "thinned": 40}[how]
+    record([begins, begins + 1], resume=how != "begun in the middle")
+    with open_run(tmp_path / "a.h5") as run:
+        said = [(event.severity, event.value, event.message) for event in run.events if event.kind == "steps_missing"]
+        findings = [finding.name for finding in loopscope.diagnose(run).findings]
+    if how == "thinned":
+        assert not said
+    else:
+        severity, missing, first = (
+            ("warning", 4.0, "5 to 8") if how == "later checkpoint" else ("warning", 9.0, "0 to 8")
+        )
+        severity = "note" if how == "begun in the middle" else severity
+        assert [each[:2] for each in said] == [(severity, missing)] and first in said[0][2]
+        assert ("steps-missing" in findings) == (severity == "warning")

@@ -6,6 +6,18 @@ import sys
 
 import pytest
 import torch
+from loopscope.commands.selfcheck import check_acting_models
+from loopscope.models.acting import (
+    AuxiliaryLosses,
+    BufferAverage,
+    CountedDepth,
+    EmaSwap,
+    Fused,
+    LazyCache,
+    Lora,
+    MaxNorm,
+    SwapsMemory,
+)
 from loopscope.probes import LoopSite
 from loopscope.probes.measure import reduction as reduction_module
 from loopscope.probes.measure import tap as tap_module
@@ -98,6 +110,61 @@ def test_a_probe_that_measures_wrongly_or_not_at_all_is_found_out(demo_model, mo
     report = check(demo_model)
     assert report.loops_recorded == 0
     assert any(problem.startswith("0 loops recorded where") for problem in report.problems)
+
+
+class Counting(nn.Module):
+    """Keeps a running mean and a count beside a loop that is stated, and the output depends on neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.head = nn.Embedding(256, 8), nn.Linear(8, 8), nn.Linear(8, 256)
+        self.mean, self.calls, self.kept = nn.Buffer(torch.zeros(8)), 0, []
+
+    def forward(self, tokens, num_loops=3):
+        h = self.embed(tokens)
+        self.calls += 1
+        self.mean.lerp_(h.detach().mean((0, 1)), 0.1)
+        self.kept.append(num_loops)
+        for _ in range(num_loops):
+            h = torch.tanh(self.block(h))
+        return self.head(h)
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [(None, []), ("python_state.PythonState.rewind", ["calls", "kept"]), ("writes.Writes.undo", ["mean"])],
+)
+def test_what_a_look_leaves_behind_is_found_out(broken, named, monkeypatch):
+    """Losses and parameters are the same all the while: only what the model holds besides tells."""
+    site = LoopSite(body="block", after="head", depth_argument="num_loops", mean_depth=3)
+    if broken is not None:
+        monkeypatch.setattr(f"loopscope.loops.{broken}", lambda self: False)
+        monkeypatch.setattr("loopscope.loops.neutral._verify", lambda *args, **kwargs: None)
+    found = selfcheck(Counting, batch_of, loss_of, site=site, steps=4, timed=1)
+    assert found.same_losses and found.same_parameters and found.looks == 2
+    assert found.passed == (broken is None) and set(named) <= {name.split(".")[0] for name in found.differing}
+    assert all(name in found.text() for name in named)
+
+
+@pytest.mark.parametrize(
+    ("broken", "kinds"),
+    [
+        ("python_state.PythonState.rewind", [CountedDepth, AuxiliaryLosses, LazyCache]),
+        ("writes.Writes.undo", [BufferAverage, MaxNorm, SwapsMemory]),
+        ("neutral._may_act", [Lora, EmaSwap, Fused]),
+    ],
+)
+def test_models_that_act_are_not_the_same_where_a_look_leaves_a_trace(broken, kinds, monkeypatch):
+    assert [check.differing for check in check_acting_models(kinds, steps=4)] == [()] * 3
+    assert all(check.looks for check in check_acting_models(kinds[:1], steps=4))
+    monkeypatch.setattr("loopscope.loops.neutral._verify", lambda *args, **kwargs: None)
+    if broken == "neutral._may_act":  # flags are then set by the user's own methods
+        monkeypatch.setattr("loopscope.loops.neutral._evaluate", lambda model: model.eval())
+        monkeypatch.setattr("loopscope.loops.python_state.PythonState.rewind", lambda self: False)
+        monkeypatch.setattr("loopscope.loops.writes.Writes.undo", lambda self: None)
+    else:
+        monkeypatch.setattr(f"loopscope.loops.{broken}", lambda self: False)
+    assert all(check.differing for check in check_acting_models(kinds, steps=4))
 
 
 def test_the_command_reports_and_exits_with_zero():

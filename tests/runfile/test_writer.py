@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from loopscope.runfile import writer as writer_module
+from loopscope.runfile.disk.lease import lease_path
 from loopscope.runfile.layout import DISK_RESERVE, SPARE_COLUMNS, Event, RunFileError, RunInUse
 from loopscope.runfile.open import open_run
 from loopscope.runfile.writer import RunWriter
@@ -53,10 +54,13 @@ def test_an_existing_file_is_only_replaced_when_asked(tmp_path: Path) -> None:
 
 def test_a_run_has_one_writer(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path / "a.h5", info={}) as writer:
-        with pytest.raises(RunInUse, match=f"process {os.getpid()}"):
+        with pytest.raises(RunInUse, match="this process is writing this run already; end that recording"):
             RunWriter.resume(writer.path)
         with pytest.raises(RunInUse):
             RunWriter.create(writer.path, info={}, overwrite=True)
+        lease_path(writer.path).write_text(f"process {os.getpid() + 1} on elsewhere")
+        with pytest.raises(RunInUse, match=f"process {os.getpid() + 1} on elsewhere is writing this run; wait"):
+            RunWriter.resume(writer.path)
 
 
 def test_info_may_be_large(tmp_path: Path) -> None:

@@ -1,0 +1,315 @@
+"""One loop of a live model as a function: the same function however the loop is run, or a refusal by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import loopscope
+import pytest
+import torch
+import torch.utils.checkpoint
+from loopscope.loops.bound import bound_loop
+from loopscope.loops.site import LoopSite, LoopSiteError, Part
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+D, LOOPS = 6, 4
+TOKENS = torch.arange(10).view(2, 5)
+Step = Callable[[Tensor], Tensor]
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(D), nn.Linear(D, D)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + torch.tanh(self.linear(self.norm(h)))
+
+
+class Looped(nn.Module):
+    """A loop that is found from one forward; others run it in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inject = nn.Embedding(16, D), nn.Linear(2 * D, D, bias=False)
+        self.block, self.head = Block(), nn.Linear(D, 16)
+
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        return self.block(self.inject(torch.cat([h, e], dim=-1)))
+
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        for _ in range(loops):
+            h = self.once(h, e)
+        return h
+
+    def forward(self, tokens: Tensor, n_loops: int = LOOPS) -> Tensor:
+        e = self.embed(tokens)
+        return self.head(self.run(torch.zeros_like(e), e, n_loops))
+
+
+class NoGradient(Looped):
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        with torch.no_grad():
+            return super().run(h, e, loops)
+
+
+class NoGradientMethod(Looped):
+    @torch.no_grad()
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        return super().run(h, e, loops)
+
+
+class SwitchedOff(Looped):
+    """As some published code does it: switched off before, and on again behind the last loop."""
+
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        torch.set_grad_enabled(False)
+        try:
+            return super().run(h, e, loops)
+        finally:
+            torch.set_grad_enabled(True)
+
+
+class LastWithGradient(Looped):
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        for k in range(loops):
+            with torch.set_grad_enabled(self.training and k == loops - 1):
+                h = self.once(h, e)
+        return h
+
+
+class Checkpointed(Looped):
+    options: dict[str, Any] = {"use_reentrant": True}  # noqa: RUF012
+
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        for _ in range(loops):
+            h = checkpoint(self.once, h, e, **self.options)
+        return h
+
+
+class NotReentrant(Checkpointed):
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # noqa: RUF012
+
+
+class WholeLoopCheckpointed(Looped):
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        return checkpoint(functools.partial(super().run, loops=loops), h, e, use_reentrant=False)
+
+
+class Nested(Looped):
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        def inner(h: Tensor, e: Tensor) -> Tensor:
+            return checkpoint(self.once, h, e, use_reentrant=False)
+
+        for _ in range(loops):
+            h = checkpoint(inner, h, e, use_reentrant=True)
+        return h
+
+
+class WithCache(Block):
+    """As layers of Hugging Face do: the state first, what else there is behind it."""
+
+    def forward(self, h: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(h), None
+
+
+class Tuples(Looped):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = WithCache()
+
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        return super().once(h, e)[0]
+
+
+class Lists(Looped):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block.register_forward_hook(lambda module, args, output: [output, torch.zeros(1)])
+
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        return super().once(h, e)[0]
+
+
+class HeadOfTuple(Looped):
+    """What follows the loop receives a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = First()
+
+    def forward(self, tokens: Tensor, n_loops: int = LOOPS) -> Tensor:
+        e = self.embed(tokens)
+        return self.head(self.first((self.run(torch.zeros_like(e), e, n_loops), None)))
+
+
+class First(nn.Module):
+    def forward(self, pair: tuple[Tensor, None]) -> Tensor:
+        return pair[0]
+
+
+class HeadInEveryLoop(Looped):
+    """Deep supervision, at a depth that nobody can set."""
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        e = self.embed(tokens)
+        h, said = torch.zeros_like(e), []
+        for _ in range(LOOPS):
+            h = self.once(h, e)
+            said.append(self.head(h))
+        return torch.stack(said)[-1]
+
+
+class DetachesWhatEnters(Looped):
+    """The loop is the function of its state all the same: the state is put in behind that."""
+
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        return super().once(h.detach(), e)
+
+
+SAME: list[type[Looped]] = [
+    NoGradient, NoGradientMethod, SwitchedOff, LastWithGradient, Checkpointed, NotReentrant, WholeLoopCheckpointed,
+    Nested, Tuples, Lists, HeadOfTuple, HeadInEveryLoop, DetachesWhatEnters,
+]  # fmt: skip
+BY_HAND = LoopSite(
+    body="inject",
+    after="first",
+    state_argument=Part(0, 0, D),
+    input_argument=Part(0, D, 2 * D),
+    depth_argument="n_loops",
+    mean_depth=LOOPS,
+)
+
+
+def made(kind: type[Looped]) -> Looped:
+    """The same weights in every kind."""
+    torch.manual_seed(0)
+    model = Looped()
+    other = kind()
+    other.load_state_dict(model.state_dict(), strict=False)
+    return other
+
+
+def jacobian(step: Step, h: Tensor) -> Tensor:
+    return torch.autograd.functional.jacobian(lambda x: step(x)[0, 0], h)
+
+
+@pytest.mark.parametrize("kind", SAME)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loop_is_the_same_function_however_it_is_run(kind: type[Looped], training: bool) -> None:
+    h = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(1))
+    with bound_loop(made(Looped), TOKENS) as plain:
+        expected, slope = plain.step(h), jacobian(plain.step, h)
+        logits = plain.read_out(h) if plain.read_out is not None else None
+    model = made(kind).train(training)
+    site = {HeadOfTuple: BY_HAND, HeadInEveryLoop: replace(BY_HAND, after="head", depth_argument=None)}.get(kind)
+    usual = torch.utils.checkpoint.CheckpointFunction
+    with bound_loop(model, TOKENS, site=site) as loop:
+        assert torch.equal(loop.step(h), expected) and torch.equal(loop.state, torch.zeros(2, 5, D))
+        torch.testing.assert_close(jacobian(loop.step, h), slope)
+        assert loop.read_out is not None and logits is not None and torch.equal(loop.read_out(h), logits)
+        twice = torch.autograd.functional.hessian(lambda x: loop.step(x).square().sum(), h[:, :1].expand(2, 5, D))
+        assert bool(twice.isfinite().all()) and bool(twice.any())
+    assert torch.utils.checkpoint.CheckpointFunction is usual
+    assert all(module.training is training for module in model.modules()) and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("kind", [NoGradient, NotReentrant])
+def test_the_verdict_is_that_of_the_plain_loop(kind: type[Looped]) -> None:
+    def verdict(which: type[Looped]) -> str:
+        return loopscope.linearize(made(which), TOKENS, num_loops=4).verdict
+
+    assert verdict(kind) == verdict(Looped)
+
+
+class DetachesEachLoop(Looped):
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        return super().once(h, e).detach()
+
+
+class Inference(Looped):
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        with torch.inference_mode():
+            return super().run(h, e, loops)
+
+
+class ThroughNumpy(Looped):
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        h = super().once(h, e)
+        return h + 0 * float(h.numpy().sum())
+
+
+class KnowsItsStates(Looped):
+    """Checks what it carries, as code with assertions does."""
+
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        made = super().once(h, e)
+        assert not made.requires_grad, "states are kept without graphs here"
+        return made
+
+
+class Overwrites(Looped):
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        x = self.inject(torch.cat([h, e], dim=-1))
+        y = torch.exp(x)
+        y2 = y * y
+        y.zero_()
+        return self.block(0.01 * y2)
+
+
+class NoDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        raise ValueError("this operation has no derivative")
+
+
+class Opaque(Looped):
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        return NoDerivative.apply(super().once(h, e))  # type: ignore[no-any-return]
+
+
+class FailsOnThisInput(Looped):
+    def forward(self, tokens: Tensor, n_loops: int = LOOPS) -> Tensor:
+        if tokens.shape == TOKENS.shape:
+            raise IndexError("position 5 is out of range")
+        return super().forward(tokens, n_loops)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (DetachesEachLoop, "without its gradient"),
+        (Inference, r"torch.inference_mode\(\)"),
+        (ThroughNumpy, "Can't call numpy"),
+        (KnowsItsStates, "states are kept without graphs here"),
+        (FailsOnThisInput, "position 5 is out of range"),
+        (Overwrites, "a derivative of the loop of Overwrites cannot be taken .*modified by an inplace operation"),
+        (Opaque, "a derivative of the loop of Opaque cannot be taken .*this operation has no derivative"),
+    ],
+)
+def test_what_cannot_be_a_function_is_refused_by_name(kind: type[Looped], why: str) -> None:
+    with pytest.raises(LoopSiteError, match=why) as refused:
+        loopscope.linearize(made(kind), TOKENS, num_loops=2)
+    assert kind.__name__ in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("site", "why"),
+    [
+        (LoopSite(body="inject", after="head", state_argument="h"), "'inject' receives nothing at 'h'"),
+        (LoopSite(body="inject", after="head", state_argument=3), "'inject' receives nothing at 3"),
+        (LoopSite(body="block", after="embed"), "'embed' was not called after the loop"),
+        (LoopSite(body="block", after="head", shared=True), "watched but not linearised"),
+    ],
+)
+def test_a_site_that_does_not_fit_is_refused_by_name(site: LoopSite, why: str) -> None:
+    with pytest.raises(LoopSiteError, match=why):
+        loopscope.linearize(made(Looped), TOKENS, num_loops=2, site=site)
