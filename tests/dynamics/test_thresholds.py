@@ -31,5 +31,5 @@ def test_every_threshold_of_the_laws_is_in_the_table() -> None:
     for home, counts in (("trajectory", {"AHEAD"}), ("direction", set()), ("regime", set())):
         module = importlib.import_module(f"loopscope.{HOMES.get(home, f'dynamics.trajectory.{home}')}")
         source = Path(str(module.__file__)).read_text(encoding="utf-8")
-        own = set(re.findall(r"^([A-Z_]{4,}): Final = [(\d]", source, re.M)) - counts
+        own = set(re.findall(r"^([A-Z][A-Z_]+): Final = \(?-?\d", source, re.M)) - counts
         assert own <= said, own - said
