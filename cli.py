@@ -211,12 +211,21 @@ def report(
 
 @app.command(
     epilog="Exit codes: 0 passed, 1 a rule at or above --fail-on fired, 2 usage or rule-file error, 3 internal error, "
-    "4 unreadable or damaged run, 5 something that should have been judged was not. "
-    "Example: loopscope check runs/*.h5 --format json"
+    "4 unreadable or damaged run, 5 something that should have been judged was not. Example: "
+    "loopscope check runs/*.h5 --format json · loopscope check runs/ --baseline baseline.json · "
+    "loopscope check runs/a.h5 --replay · loopscope check a.h5 b.h5 c.h5 --compare · "
+    "loopscope check out/trainer_state.json"
 )
 def check(
     context: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Run files, folders of them, patterns; or logs of other tools: trainer_state.json, TensorBoard, CSV, "
+            "JSONL, W&B offline. Those are judged by their loss only.",
+        ),
+    ],
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
     output: Annotated[
@@ -232,15 +241,94 @@ def check(
         int | None,
         typer.Option(min=1, help="Steps a run must have; an interrupted run that has them may pass."),
     ] = None,
+    at_step: Annotated[
+        int | None, typer.Option(min=0, help="Judge every run as if it had ended after this step.")
+    ] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Tell when each rule would have fired, how long before the loss.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Tell which of the runs is the odd one, and in what.")
+    ] = False,
+    baseline: Annotated[Path | None, typer.Option(help="Committed JSON to compare the runs with.")] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Learn --baseline from these runs, where all of them pass.")
+    ] = False,
 ) -> None:
     """Apply the rules to runs: the gate of a CI job."""
+    from .commands.check import Asked
     from .commands.check import check as check_command
 
-    debug = bool(context.obj and context.obj["debug"])
     code = check_command(
-        runs, rules=rules, fail_on=fail_on, output=output, reports=report or (), min_steps=min_steps, debug=debug
+        runs,
+        rules=rules,
+        fail_on=fail_on,
+        output=output,
+        reports=report or (),
+        min_steps=min_steps,
+        debug=bool(context.obj and context.obj["debug"]),
+        asked=Asked(at_step, replay, compare, baseline, update_baseline),
     )
     raise typer.Exit(0 if exit_zero else code)
+
+
+@app.command(epilog="Exit codes: 0 something can be judged, 5 nothing can. Example: loopscope doctor out/ --json")
+def doctor(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that your training writes to.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what there is to judge in a folder, what cannot be judged, and what would change that.
+
+    Looks for run files, for logs of other tools, and for training scripts; runs and imports nothing.
+    """
+    from .commands.doctor import doctor as body
+
+    raise typer.Exit(body(folder, as_json=as_json))
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Exit codes: as check; 5 too where the command fails or trains no loop. LOOPSCOPE_MODEL=module:object names "
+    "the model where the first looped one is not meant. "
+    "Example: loopscope smoke --steps 200 -- python train.py --lr 1e-3 · "
+    "loopscope smoke -- torchrun --nproc-per-node 2 train.py",
+)
+def smoke(
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="Your training, as you run it.")],
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps after which it is stopped.")] = 200,
+    out: Annotated[Path, typer.Option(help="The run file; that of an earlier smoke training is replaced.")] = Path(
+        "runs/smoke.h5"
+    ),
+    rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
+    output: Annotated[Format | None, typer.Option("--format", help="What is printed; default: as check.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds after which the command is stopped.")] = None,
+) -> None:
+    """Run your own training for some steps with a probe attached, then check it. No line of it is changed."""
+    from .commands.smoke import smoke as body
+
+    code = body(command, steps=steps, out=out, rules=rules, fail_on=fail_on, output=output, timeout=timeout)
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Exit codes: 0 passed, 1 a check at or above --fail-on warned, 2 usage, 5 no loop was found or no check "
+    "could look. Example: loopscope lint run.toml · loopscope lint my_project.models:build --lr 1e-3"
+)
+def lint(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG|MODULE:FACTORY", help="A TOML file of a run, or what builds a model."),
+    ],
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default: the configuration's.")] = None,
+    loops: Annotated[int | None, typer.Option(min=1, help="Loops at test time.")] = None,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails.")] = "error",
+    output: Annotated[Literal["text", "json"], typer.Option("--format", help="What is printed.")] = "text",
+) -> None:
+    """Say what is known to go wrong with a loop like this, before any training."""
+    from .commands.lint import lint as body
+
+    raise typer.Exit(body(target, lr=lr, loops=loops, fail_on=fail_on, output=output))
 
 
 @app.command(

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..rules.lead import WINDOW, risen_steps
 from .opened import OpenRun
 from .settings import flat
-from .story import WINDOW, risen_steps
 from .text import shown
 
 Row = Mapping[str, Any]
@@ -57,7 +57,7 @@ def numbers_of(held: OpenRun) -> dict[str, float]:
 def converged(steps: Any, loss: Any, *, finished: bool) -> bool | None:
     """Say whether a training came to a good end: its last loss is finite, and not a tenth above its lowest.
 
-    Losses are means over `story.WINDOW` steps. None where the run goes on, or is too short to say.
+    Losses are means over `rules.lead.WINDOW` steps. None where the run goes on, or is too short to say.
 
     >>> falling = np.linspace(5, 2, 100)
     >>> converged(np.arange(100.0), falling, finished=True), converged(np.arange(100.0), falling[::-1], finished=True)

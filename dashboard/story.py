@@ -11,19 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..dynamics.regime import LTI_TOLERANCE
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding, Judgement
+from ..rules.lead import loss_shows
 from ..runfile.reader import Run
 from .settings import Settings
-
-WINDOW: Final = 20  # losses averaged before they are compared
-RISE: Final = 0.1  # a mean loss this share above the lowest one before shows that something is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,38 +198,6 @@ def _crossed(run: Run, name: str, limit: float) -> int | None:
         return None
     below = np.flatnonzero(values <= limit)
     return int(steps[int(below[-1]) + 1 if len(below) else 0])
-
-
-def loss_shows(run: Run, since: int) -> int | None:
-    """Return the first step from ``since`` on at which the loss shows that something is wrong; None when none does.
-
-    It does where it is not finite, and where its mean over `WINDOW` steps is a tenth above the lowest such mean before.
-    """
-    steps, loss = run["step"], run["loss"]
-    lost = np.isinf(loss) | (np.isnan(loss) & (run["nonfinite"] > 0))
-    first_lost = steps[lost & (steps >= since)][:1]
-    given = np.isfinite(loss)
-    risen = risen_steps(steps[given], loss[given])
-    risen = risen[risen >= since][:1]
-    firsts = [int(one[0]) for one in (first_lost, risen) if len(one)]
-    return min(firsts, default=None)
-
-
-def risen_steps(steps: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the steps whose mean loss over the last `WINDOW` is clearly above the lowest such mean before.
-
-    >>> steps = np.arange(100.0)
-    >>> loss = np.where(steps < 60, 3.0, 5.0)
-    >>> float(risen_steps(steps, loss)[0]) - 60 < WINDOW, len(risen_steps(steps, np.full(100, 3.0)))
-    (True, 0)
-    """
-    if len(loss) <= WINDOW:
-        return steps[:0]
-    total = np.concatenate([[0.0], np.cumsum(loss)])
-    mean = (total[WINDOW:] - total[:-WINDOW]) / WINDOW
-    lowest = np.minimum.accumulate(mean)
-    risen: NDArray[np.float64] = steps[WINDOW - 1 :][mean > lowest + RISE * np.abs(lowest)]
-    return risen
 
 
 def as_json(story: Story) -> dict[str, object]:

@@ -43,7 +43,7 @@ def as_annotations(result: GateResult) -> str:
         lines += shown
         if more := len(commands) - len(shown):
             lines.append(_command(COMMANDS[severity], "loopscope", f"{more} more of this severity: see the summary"))
-    lines.append(f"loopscope: {result.verdict}, {len(result.runs)} runs")
+    lines.append(f"loopscope: {result.verdict}, {len(result.runs)} runs{result.limits}")
     return "\n".join(lines)
 
 

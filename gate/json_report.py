@@ -10,14 +10,36 @@ from typing import Any, Final
 
 from .result import GateResult, RunCheck
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""2 added tool, rules_file, commit, at_step, baseline, comparison; of runs scope, commit, configuration; of findings
+loss_step and lead. Nothing of version 1 is gone."""
 
 
 def as_json(result: GateResult) -> str:
     """Return the result as one JSON object."""
-    runs = [_run(run, result) for run in result.runs]
-    whole = {"version": VERSION, "verdict": result.verdict, "exit_code": result.exit_code, "fail_on": result.fail_on}
-    return json.dumps({**whole, "runs": runs}, indent=2, allow_nan=False)
+    return json.dumps(as_object(result), indent=2, allow_nan=False)
+
+
+def as_object(result: GateResult) -> dict[str, Any]:
+    """Return the result in words of JSON."""
+    from .. import __version__
+
+    rules_file = None
+    if result.rules_file is not None:
+        rules_file = {"path": str(result.rules_file), "sha256": result.rules_digest}
+    return {
+        "version": VERSION,
+        "verdict": result.verdict,
+        "exit_code": result.exit_code,
+        "fail_on": result.fail_on,
+        "tool": {"name": "loopscope", "version": __version__},
+        "rules_file": rules_file,
+        "commit": result.commit or None,
+        "at_step": result.at_step,
+        "baseline": None if result.baseline is None else str(result.baseline),
+        "comparison": None if result.comparison is None else result.comparison.as_dict(),
+        "runs": [_run(run, result) for run in result.runs],
+    }
 
 
 def _run(run: RunCheck, result: GateResult) -> dict[str, Any]:
@@ -25,9 +47,10 @@ def _run(run: RunCheck, result: GateResult) -> dict[str, Any]:
 
     ``outcome`` is what the gate decided of this run, ``verdict`` the regime that its recording shows.
     """
-    head = {"path": str(run.path), "outcome": run.verdict(result.fail_on), "exit_code": run.exit_code(result.fail_on)}
+    head = {"path": str(run.path), "outcome": run.verdict(result.fail_on), "exit_code": run.exit_code(result.fail_on),
+            "commit": run.commit or None, "configuration": dict(run.configuration)}  # fmt: skip
     if run.diagnosis is not None:
         return {**head, **run.diagnosis.as_dict(), "error": None}
     unknown = dict.fromkeys(("lti", "loop", "trajectory"), "unknown")
-    return {**head, "steps": 0, "ending": None, "regimes": unknown, "verdict": "unknown", "summary": run.error,
-            "findings": [], "judgements": [], "skipped": [], "error": run.error}  # fmt: skip
+    return {**head, "scope": None, "steps": 0, "ending": None, "regimes": unknown, "verdict": "unknown",
+            "summary": run.error, "findings": [], "judgements": [], "skipped": [], "error": run.error}  # fmt: skip

@@ -7,12 +7,16 @@ Not covered: pictures; `loopscope report` makes a page with figures.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Final
 
+from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding
 from ..runfile.text import plain
+from .compare import Comparison
+from .replay import alarms, sentence
 from .result import GateResult, RunCheck
 
 SYMBOLS: Final = {"pass": "✅", "fail": "❌", "error": "⚠️"}
@@ -57,7 +61,7 @@ def _head(result: GateResult) -> Iterator[str]:
     """Yield the verdict and a table of the runs."""
     words = [run.verdict(result.fail_on) for run in result.runs]
     counts = ", ".join(f"{words.count(word)} {said}" for word, said in _COUNTED.items() if word in words)
-    yield f"## {SYMBOLS[result.verdict]} loopscope: {result.verdict} ({counts or 'no runs'})"
+    yield f"## {SYMBOLS[result.verdict]} loopscope: {result.verdict} ({counts or 'no runs'}){result.limits}"
     yield ""
     yield "| | run | verdict | steps | ρ(A̅) | loss | first finding |"
     yield "|---|---|---|---:|---:|---|---|"
@@ -65,6 +69,8 @@ def _head(result: GateResult) -> Iterator[str]:
         yield _row(run, result)
     if len(result.runs) > MOST_FINDINGS:
         yield f"\n*and {len(result.runs) - MOST_FINDINGS} more runs*"
+    if result.comparison is not None:
+        yield from _of_comparison(result.comparison)
 
 
 _COUNTED: Final = {"fail": "failed", "error": "could not be judged", "pass": "passed"}
@@ -80,7 +86,8 @@ def _row(run: RunCheck, result: GateResult) -> str:
     first = f"{breach.rule} {escape(breach.name)}, step {breach.step}" if breach else "none"
     radius = "" if diagnosis.radius != diagnosis.radius else f"{diagnosis.radius:.3f}"
     trend = f"`{run.trends['loss']}`" if run.trends.get("loss", "").strip() else ""
-    return f"| {symbol} | {escape(run.path)} | {diagnosis.verdict} | {diagnosis.steps} | {radius} | {trend} | {first} |"
+    verdict = f"{diagnosis.verdict}{run.limits}"
+    return f"| {symbol} | {escape(run.path)} | {verdict} | {diagnosis.steps} | {radius} | {trend} | {first} |"
 
 
 def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
@@ -96,6 +103,8 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
         if trend.strip():
             yield f"\n{escape(name)}: `{trend}`"
     yield ""
+    if result.replay:
+        yield from _of_replay(diagnosis)
     for finding in diagnosis.findings[:MOST_FINDINGS]:
         yield from _of_finding(finding)
     if len(diagnosis.findings) > MOST_FINDINGS:
@@ -112,3 +121,46 @@ def _of_finding(finding: Finding) -> Iterator[str]:
     yield f"- {head} step {finding.step}{pending}: {escape(finding.message)}"
     if finding.remedy:
         yield f"  <br>try: {escape(finding.remedy)}"
+
+
+def _of_replay(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield when each rule would have fired, and how long before the loss."""
+    fired = alarms(diagnosis)
+    yield f"**Replay:** {escape(sentence(fired))}"
+    yield ""
+    if fired:
+        yield "| fires at | holds since | rule | severity | loss shows it | lead |"
+        yield "|---:|---:|---|---|---:|---|"
+        for each in fired[:MOST_FINDINGS]:
+            one = each.finding
+            shows = "" if one.loss_step is None else one.loss_step
+            name = f"{one.rule} {escape(one.name)}"
+            yield f"| {one.step} | {one.since} | {name} | {one.severity} | {shows} | {each.words} |"
+        yield ""
+
+
+def _of_comparison(comparison: Comparison) -> Iterator[str]:
+    """Yield the runs side by side."""
+    yield f"\n### Compared\n\n> {escape(comparison.sentence)}\n"
+    runs = [escape(path.name) for path in comparison.runs[:MOST_FINDINGS]]
+    for head, rows in (("at the end", _levels(comparison)), ("setting", comparison.settings.items())):
+        body = [
+            f"| {escape(name)} | {' | '.join(escape(v) for v in values[:MOST_FINDINGS])} |" for name, values in rows
+        ]
+        if body:
+            yield f"| {head} | {' | '.join(runs)} |"
+            yield f"|---|{'---|' * len(runs)}"
+            yield from body
+            yield ""
+
+
+def _levels(comparison: Comparison) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the cells of each quantity, marked where a run is odd."""
+    for row in comparison.rows:
+        pairs = zip(row.values, row.scores, strict=True)
+        yield (
+            row.name,
+            tuple(
+                "" if math.isnan(value) else f"{value:.4g}{' ◆' if abs(score) > 1 else ''}" for value, score in pairs
+            ),
+        )

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding
 from ..rules.rule_files import SEVERITIES, Rule
 from ..runfile.layout import Severity
+from .compare import Comparison
 
 PASSED: Final = 0
 FAILED: Final = 1
@@ -37,6 +38,8 @@ class RunCheck:
         error: Why it could not be read, in one line.
         internal: Whether that was a defect of loopscope and not of the file.
         trends: Sparklines of its main series by name, for reports that have no pictures.
+        configuration: The settings that it was started with, by dotted names.
+        commit: The commit that it was trained from; empty where its file does not say.
     """
 
     path: Path
@@ -44,6 +47,8 @@ class RunCheck:
     error: str = ""
     internal: bool = False
     trends: Mapping[str, str] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    commit: str = ""
 
     def at_or_above(self, fail_on: Severity) -> list[Finding]:
         """Return the findings whose severity fails a run."""
@@ -68,6 +73,11 @@ class RunCheck:
         """Return the verdict on this run in a word."""
         return _word(self.exit_code(fail_on))
 
+    @property
+    def limits(self) -> str:
+        """What a reader of the verdict must know of how little was seen: `` (loss only)``; empty of a run file."""
+        return "" if self.diagnosis is None or self.diagnosis.scope == "loop" else f" ({self.diagnosis.scope})"
+
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
@@ -78,12 +88,24 @@ class GateResult:
         fail_on: Least severity that fails a run.
         rules: The rules that were applied.
         rules_file: The user's rule file, where there was one.
+        rules_digest: SHA-256 of that file; empty without one.
+        comparison: The runs side by side, where that was asked for.
+        at_step: The step after which every run was judged as if it had ended there; None: to its end.
+        replay: Whether it was asked when each rule would have fired.
+        baseline: The baseline that the runs were compared with.
+        commit: The commit that was checked out where the gate ran; empty where it is not known.
     """
 
     runs: list[RunCheck]
     fail_on: Severity
     rules: Sequence[Rule] = field(default_factory=tuple)
     rules_file: Path | None = None
+    rules_digest: str = ""
+    comparison: Comparison | None = None
+    at_step: int | None = None
+    replay: bool = False
+    baseline: Path | None = None
+    commit: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -95,6 +117,12 @@ class GateResult:
     def verdict(self) -> Verdict:
         """The verdict in a word."""
         return _word(self.exit_code)
+
+    @property
+    def limits(self) -> str:
+        """What a reader of the verdict must know of how little was seen; empty where all runs are run files."""
+        blind = sum(run.limits != "" for run in self.runs)
+        return "" if not blind else " (loss only)" if blind == len(self.runs) else f" ({blind} of them loss only)"
 
 
 def _word(code: int) -> Verdict:

@@ -7,11 +7,14 @@ Not covered: colours; a CI log shows none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding
 from ..runfile.text import plain
+from .compare import Comparison
+from .replay import alarms, sentence
 from .result import GateResult, RunCheck
 
 INDENT = " " * 6
@@ -19,7 +22,9 @@ INDENT = " " * 6
 
 def as_text(result: GateResult) -> str:
     """Return the result as lines."""
-    return "\n".join(line for run in result.runs for line in _of_run(run, result))
+    lines = [line for run in result.runs for line in _of_run(run, result)]
+    lines += [] if result.comparison is None else _of_comparison(result.comparison)
+    return "\n".join(lines)
 
 
 def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
@@ -29,7 +34,10 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
         yield f"{word}  {plain(run.error)}"
         return
     diagnosis = run.diagnosis
-    yield f"{word}  {plain(run.path)}  ({_steps(diagnosis)})  {plain(diagnosis.summary)}"
+    at = "" if result.at_step is None else f", as if it had ended at step {result.at_step}"
+    yield f"{word}{run.limits}  {plain(run.path)}  ({_steps(diagnosis)}{at})  {plain(diagnosis.summary)}"
+    if result.replay:
+        yield from _of_replay(diagnosis)
     for finding in diagnosis.findings:
         yield from _of_finding(finding)
     yield from _not_judged(diagnosis)
@@ -63,3 +71,44 @@ def _not_judged(diagnosis: Diagnosis) -> Iterator[str]:
                 reasons.setdefault(each.reason, []).append(each.rule)
         for reason, rules in reasons.items():
             yield plain(f"{INDENT}{state}: {', '.join(rules)} ({reason})")
+
+
+def _of_replay(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield when each rule would have fired, and how long before the loss."""
+    fired = alarms(diagnosis)
+    yield f"{INDENT}replay: {sentence(fired)}"
+    if fired:
+        rows = [
+            (str(each.finding.step), str(each.finding.since), f"{each.finding.rule} {each.finding.name}",
+             each.finding.severity, "" if each.finding.loss_step is None else str(each.finding.loss_step), each.words)
+            for each in fired
+        ]  # fmt: skip
+        yield from _table(("fires at", "holds since", "rule", "severity", "loss shows it", "lead"), rows)
+
+
+def _of_comparison(comparison: Comparison) -> Iterator[str]:
+    """Yield the runs side by side: a row for each quantity, a mark where a run is odd."""
+    yield f"COMPARED  {plain(comparison.sentence)}"
+    names = [f"{number + 1}: {path.name}" for number, path in enumerate(comparison.runs)]
+    rows = []
+    for row in comparison.rows:
+        cells = (_cell(value, odd=abs(score) > 1) for value, score in zip(row.values, row.scores, strict=True))
+        rows.append((row.name, *cells))
+    if rows:
+        yield from _table(("at the end", *names), rows)
+        yield f"{INDENT}* outside of what the others lead one to expect"
+    if comparison.settings:
+        yield from _table(("setting", *names), [(name, *values) for name, values in comparison.settings.items()])
+
+
+def _cell(value: float, *, odd: bool) -> str:
+    """Return a level for people; a dash where it was not recorded."""
+    return "-" if math.isnan(value) else f"{value:.4g}{' *' if odd else ''}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table, its columns one under another."""
+    cells = [[plain(cell)[:40] for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for row in cells:
+        yield INDENT + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -15,6 +15,7 @@ from typing import Final
 
 from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
+from ..runfile.until import until
 from .formats import Format
 from .result import GateResult
 from .sparkline import sparkline
@@ -25,13 +26,14 @@ DRAWN: Final[frozenset[Format]] = frozenset({"markdown", "github"})
 
 def with_trends(result: GateResult) -> GateResult:
     """Return the result with the sparklines of every run that can be read."""
-    return replace(result, runs=[replace(run, trends=_of_run(run.path)) for run in result.runs])
+    return replace(result, runs=[replace(run, trends=_of_run(run.path, result.at_step)) for run in result.runs])
 
 
-def _of_run(path: Path) -> Mapping[str, str]:
+def _of_run(path: Path, at_step: int | None) -> Mapping[str, str]:
     """Return the sparklines of a run; none where it cannot be read, which its verdict says."""
     try:
-        with open_run(path) as run:
+        with open_run(path) as opened:
+            run = opened if at_step is None else until(opened, at_step)
             return {name: sparkline(run[name]) for name in SERIES if name in run}
     except RunFileError:
         return {}

@@ -28,6 +28,7 @@ from ..rules.rule_files import Rule
 from ..runfile.ending import Ending
 from ..runfile.rank_names import rank_files
 from ..runfile.reader import Run
+from .result import RunCheck
 
 LARGEST: Final = 1 << 20  # bytes of a verdict
 _KEY_BYTES: Final = 32
@@ -45,7 +46,7 @@ class Verdicts:
         said = [(r.id, r.name, r.expr.text, r.severity, r.hold, r.keep_firing_for, r.message, r.remedy) for r in rules]
         self._rules = hashlib.sha256(json.dumps([said, min_steps]).encode()).hexdigest()
 
-    def find(self, path: Path) -> Diagnosis | None:
+    def find(self, path: Path) -> RunCheck | None:
         """Return the verdict on a run as it is now; None where there is none to believe."""
         key = _key()
         if key is None:
@@ -60,18 +61,22 @@ class Verdicts:
                 return None
             content = json.loads(body)
             same = content["stamp"] == self._stamp(path) and not rank_files(path)
-            return _diagnosis(content["diagnosis"]) if same else None
+            if not same:
+                return None
+            diagnosis = _diagnosis(content["diagnosis"])
+            return RunCheck(path, diagnosis, configuration=content["configuration"], commit=content["commit"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
-    def keep(self, run: Run, diagnosis: Diagnosis) -> None:
+    def keep(self, run: Run, check: RunCheck) -> None:
         """Keep the verdict on a finished run of one file, where that is possible."""
-        key = _key()
+        key, diagnosis = _key(), check.diagnosis
         alone = len(run.ranks) == 1 and run.info.get("world_size") in (None, 1)
-        if key is None or diagnosis.ending.state != "finished" or not alone:
+        if run.log or key is None or diagnosis is None or diagnosis.ending.state != "finished" or not alone:
             return
         with suppress(OSError, ValueError):
-            body = json.dumps({"stamp": self._stamp(run.path), "diagnosis": diagnosis}, default=_fields)
+            about = {"configuration": dict(check.configuration), "commit": check.commit}
+            body = json.dumps({"stamp": self._stamp(run.path), "diagnosis": diagnosis, **about}, default=_fields)
             beside = _beside(run.path)
             part = beside.with_name(f"{beside.name}.{os.getpid()}")
             part.write_text(json.dumps({"body": body, "signature": _signature(key, body)}), encoding="utf-8")

@@ -226,7 +226,7 @@ class _Interception:
         if not isinstance(state, Tensor):
             what = "nothing" if state is None else f"a {type(state).__name__}"
             raise LoopSiteError(
-                f"{self.site.body!r} receives {what} at {place!r}, where the state is said to be: name the place of "
+                f"{self.site.body!r} receives {what} at {place!r}, where the site puts the state: name the place of "
                 "one tensor as state_argument"
             )
         return state

@@ -186,8 +186,8 @@ class Probe:
         self._awaited: Callable[[], None] | None = None  # begins to watch a model that has no values yet
 
         def begin() -> None:
-            found = find_site(own, given, probe_batch)
-            self._begin(model, own, found, FixedBatch(own, found, _device_of(own), probe_batch))
+            located = find_site(own, given, probe_batch)
+            self._begin(model, own, located, FixedBatch(own, located, _device_of(own), probe_batch))
 
         if waits:
             self._awaited = begin

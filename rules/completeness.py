@@ -68,7 +68,7 @@ def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
 
 
 def unseen_loop(rules: Sequence[Rule], judgements: Sequence[Judgement], verdict: Regime) -> list[Finding]:
-    """Return that nothing was said about the loop: no rule that reads it was judged, and no regime is known.
+    """Return that nothing is known about the loop: no rule that reads it was judged, and no regime could be read.
 
     A run of which only the loss was judged is one whose loop nobody watched.
 
@@ -127,6 +127,10 @@ _SEE_THE_LOOP: Final = (
     "measures the full loop, LoopSite(a_bar=...) names a linear part; or write a rule over last_residual_norm"
 )
 _RECORD: Final = "record what they read, or switch them off by name in the rule file"
+_ATTACH: Final = (
+    "record the loop too: probe = loopscope.attach(model, 'run.h5') before training, and probe.step(loss=loss) after "
+    "every optimizer step; or loopscope smoke, which changes no code"
+)
 _TRAINING_MODE: Final = (
     "check that the model is in training mode, that it is the one that the probe is attached to, and that its loop was "
     "found (loopscope describe)"
@@ -169,6 +173,10 @@ def _note(message: str, name: str, remedy: str, step: int) -> Finding:
 def _of_loops(run: Run, end: Ending) -> list[Finding]:
     """Return that no loop was recorded, or none any more long before the end."""
     depth, steps = run["depth"], run["step"]
+    if run.log:
+        said = f"loss only: this is a log ({run.log}) without a loop, so the loop was not judged"
+        nan, step = math.nan, int(steps[-1])
+        return [Finding("LS090", "loop-not-seen", "note", step, step, nan, nan, said, _ATTACH, 1)]
     watched = np.flatnonzero(depth > 0)
     if not len(watched):
         return [gap("LS004", "no-loops", "no loop was recorded in any step", _TRAINING_MODE, int(steps[-1]))]

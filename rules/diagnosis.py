@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from ..dynamics.regime import Regime
 from ..runfile.ending import Ending, ending
@@ -19,8 +19,11 @@ from ..runfile.reader import Run
 from .completeness import completeness, unjudged, unseen_loop, unstable_end
 from .findings import Finding, Judgement
 from .judging import judge
+from .lead import LossTrouble
 from .regimes import RunRegimes, read_regimes
 from .rule_files import Rule, load_rules
+
+Scope = Literal["loop", "loss only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Diagnosis:
         judgements: What each rule was judged on.
         ending: How the run ended.
         steps: Recorded steps.
+        scope: ``loop``, or ``loss only``: a log of another tool, in which no loop was recorded.
     """
 
     regimes: dict[str, Regime]
@@ -46,6 +50,7 @@ class Diagnosis:
     judgements: list[Judgement]
     ending: Ending
     steps: int
+    scope: Scope = "loop"
 
     @property
     def evaluated(self) -> bool:
@@ -65,6 +70,7 @@ class Diagnosis:
     def as_dict(self) -> dict[str, Any]:
         """Return the diagnosis for JSON, under the names of the ``check`` format."""
         return {
+            "scope": self.scope,
             "steps": self.steps,
             "ending": asdict(self.ending),
             "regimes": dict(self.regimes),
@@ -91,10 +97,13 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
     about = completeness(run, end, min_steps=min_steps)
     rules = load_rules() if rules is None else rules
     judged = judge(run, rules)
+    unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
     if any(finding.rule == "LS000" for finding in about):
-        unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
         said = next(finding.message for finding in about if finding.rule == "LS000")
         seen = RunRegimes(unknown, "unknown", math.nan, f"{said}.")
+    elif run.log:
+        seen = RunRegimes(unknown, "unknown", math.nan, f"Loss only: {run.log} log, in which the loop was not seen.")
+        about += unjudged(judged.judgements)
     else:
         seen = read_regimes(run)
         about += [*unjudged(judged.judgements), *unseen_loop(rules, judged.judgements, seen.verdict)]
@@ -105,8 +114,17 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
         verdict=seen.verdict,
         radius=seen.radius,
         summary=" ".join([seen.sentence, *ranks]),
-        findings=sorted([*about, *judged.findings], key=lambda finding: finding.step),
+        findings=sorted(with_leads(run, [*about, *judged.findings]), key=lambda finding: finding.step),
         judgements=judged.judgements,
         ending=end,
         steps=len(run),
+        scope="loss only" if run.log else "loop",
     )
+
+
+def with_leads(run: Run, findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings with the step at which the loss of their run shows the trouble."""
+    if all(finding.gap for finding in findings):
+        return list(findings)
+    trouble = LossTrouble(run)
+    return [each if each.gap else replace(each, loss_step=trouble.first(each.since)) for each in findings]

@@ -33,6 +33,8 @@ class Finding:
         held: Steps for which the condition had held at ``step``.
         hold: Steps for which it must hold.
         gap: Whether it tells of something that should have been judged and was not: exit code 5 of the gate, not 1.
+        loss_step: First step from ``since`` on at which the loss shows that something is wrong (`lead`); None where it
+            does not, and of a gap.
     """
 
     rule: str
@@ -49,10 +51,17 @@ class Finding:
     held: int = 0
     hold: int = 0
     gap: bool = False
+    loss_step: int | None = None
+
+    @property
+    def lead(self) -> int | None:
+        """Steps by which it came before the loss showed the trouble, negative after it; None where it shows none."""
+        return None if self.loss_step is None else self.loss_step - self.step
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding for JSON; a number that is not finite becomes ``None``."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        said = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return said | {"lead": self.lead}
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def refuse_unknown_series(
     Args:
         rules: As `load_rules` gives them.
         known: Every name that a rule can read in any of the runs at hand.
-        lacking: Which runs these are, as it is said of a name.
+        lacking: Words for the runs that lack a name, for the message.
         remedy: What helps where no known name is near; by default the known ones are listed.
 
     Raises:

@@ -36,6 +36,8 @@ OF_THE_LOOP: Final = _LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED,
 """Series that say something about the stability of the loop; that it ran so many times is none."""
 _OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
 """Numbers that a trainer may give and a loop may have."""
+NO_LOOP: Final = "no loop in this log"
+"""Why a rule about the loop is not applicable to a log of another tool."""
 LONGEST_PAUSE: Final = 3.0
 """A series has stopped when the run goes on for so many times its longest pause ..."""
 SHORTEST_PAUSE: Final = 20
@@ -105,6 +107,8 @@ def missing(run: Run, name: str, read: Read | None = None) -> Missing | None:
         name: A name of `names_of`.
         read: As in `series_of`.
     """
+    if run.log and name in CONSTANTS:
+        return Missing("not applicable", NO_LOOP)
     if name in CONSTANTS:
         return None if run.info.get(name) is not None else Missing("not applicable", "the loop has no known A̅")
     source = _MADE_OF.get(name, name)
@@ -125,6 +129,8 @@ def _stopped(name: str, recorded_at: NDArray[np.int64], end: int) -> Missing | N
 
 def _never(run: Run, name: str) -> Missing:
     """Return why a series was never recorded."""
+    if run.log and name not in _OPTIONAL:
+        return Missing("not applicable", NO_LOOP)
     if name in _LINEAR_PART and run.info.get("a_bar_learned") is None:
         return Missing("not applicable", "the loop has no known A̅")
     if name in _FULL_LOOP:

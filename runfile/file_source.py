@@ -89,6 +89,11 @@ class FileSource:
         return tuple(self._tables.names)
 
     @property
+    def log(self) -> str:
+        """No log of another tool."""
+        return ""
+
+    @property
     def generation(self) -> int:
         """How often the run was resumed."""
         return self._tables.commit.generation

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .foreign.recognise import recognise
+from .foreign.source import LogSource
 from .layout import DamagedRun, NotARun, RunFileError, RunInUse
 from .ranks.companions import of_several_ranks
 from .ranks.merged_run import MergedRun
@@ -21,7 +23,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
     Args:
         path: The ``.h5`` file. Of a run of several ranks, rank 0's file (``a.h5``) gives all of them as one run, see
-            `ranks.merged_source`, with each alone in ``ranks``; another's (``a.rank1.h5``) gives that rank alone.
+            `ranks.merged_source`, with each alone in ``ranks``; another's (``a.rank1.h5``) gives that rank alone. A
+            log of another tool (`foreign`) gives a run without loops; `Run.log` says what kind of log it is.
 
     Raises:
         NotARun: The path is a folder, another format, or HDF5 written by somebody else.
@@ -34,6 +37,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     ...     print(error)
     no-such-run.h5: no such file; expected a run file, check the path
     """
+    if Path(path).suffix != ".h5" and (log := recognise(Path(path))) is not None:
+        return Run(LogSource(*log))
     run = Run(Path(path))
     try:
         if not of_several_ranks(run):

@@ -66,6 +66,11 @@ class Run:
         return self._source.state
 
     @property
+    def log(self) -> str:
+        """Kind of a log that another tool wrote, in which no loop was recorded (`foreign`); empty of a run file."""
+        return self._source.log
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every name that ``run[name]`` and ``run.series(name)`` know."""
         return (*self._source.names, *STEP_DERIVED, *PROBE_DERIVED)

@@ -47,6 +47,10 @@ class Recording(Protocol):
         """Whether it is being written, ended, or broke off."""
 
     @property
+    def log(self) -> str:
+        """Kind of a log that another tool wrote, in which no loop was recorded; empty of a run file."""
+
+    @property
     def generation(self) -> int:
         """How often it was resumed."""
 

@@ -60,7 +60,7 @@ def test_the_action_runs_its_own_script(tmp_path: Path) -> None:
     step = next(step for step in action["runs"]["steps"] if step.get("id") == "check")
     assert "${{" not in step["run"]  # inputs come by environment
     inputs = {"LOOPSCOPE_RUNS": "runs/*.h5", "LOOPSCOPE_RULES": "", "LOOPSCOPE_FAIL_ON": "error",
-              "LOOPSCOPE_MIN_STEPS": "", "LOOPSCOPE_REPORT": "r.md"}  # fmt: skip
+              "LOOPSCOPE_MIN_STEPS": "", "LOOPSCOPE_BASELINE": "", "LOOPSCOPE_REPORT": "r.md"}  # fmt: skip
     assert set(inputs) == set(step["env"])
     done = subprocess.run(
         ["bash", "-eo", "pipefail", "-c", step["run"]],

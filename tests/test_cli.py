@@ -58,7 +58,21 @@ def test_train_can_inspect_the_full_loop(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "train", "dash", "check", "describe", "linearize", "depth", "tokenize", "export", "repair"],
+    [
+        "demo",
+        "train",
+        "dash",
+        "check",
+        "describe",
+        "linearize",
+        "depth",
+        "tokenize",
+        "export",
+        "repair",
+        "doctor",
+        "smoke",
+        "lint",
+    ],
 )
 def test_every_command_has_help_with_an_example(command):
     done = run_cli(command, "--help")

@@ -9,12 +9,12 @@ from urllib.parse import urlencode
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
+from ...rules.lead import RISE, WINDOW
 from .. import components, map_figures
 from ..frame import graph_config
 from ..panel import summary
 from ..polling import Clock
 from ..run_map import FIRST, Place, Survival, label, places, quantities, survival
-from ..story import RISE, WINDOW
 from ..text import number
 from . import Page
 from .runs import current_table

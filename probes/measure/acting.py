@@ -70,7 +70,7 @@ class SeenInjection:
 
     Args:
         model: The user's module, unwrapped.
-        site: Where its loop is, and what A̅ is said to be.
+        site: Where its loop is, and what it gives as A̅.
         training: The autocast under which training calls the model; None where that is not known.
 
     >>> model = nn.ModuleDict({"mix": nn.Linear(4, 2, bias=False), "head": nn.Identity()})

@@ -106,6 +106,11 @@ class MergedSource:
         return "live" if "live" in states else "interrupted" if "interrupted" in states else "finished"
 
     @property
+    def log(self) -> str:
+        """No log of another tool."""
+        return ""
+
+    @property
     def generation(self) -> int:
         """How often the run was resumed, on the rank that was resumed most often."""
         return max(run.generation for run in self._members.values())

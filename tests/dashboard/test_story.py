@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from loopscope.dashboard.opened import OpenRun
-from loopscope.dashboard.story import as_json, risen_steps
+from loopscope.dashboard.story import as_json
+from loopscope.rules.lead import risen_steps
 
 
 def told(write_run, path, **run):

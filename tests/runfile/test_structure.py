@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS = os.environ.get("LOOPSCOPE_STRUCTURE_SECONDS", "30")
+SECONDS = os.environ.get("LOOPSCOPE_STRUCTURE_SECONDS", "15")
 
 
 def test_whatever_a_file_is_made_of_gives_data_or_one_line(tmp_path: Path) -> None:
