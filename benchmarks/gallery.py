@@ -26,7 +26,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -439,23 +439,13 @@ def trainproof(folder: Path) -> Callable[[Log], Word]:
             capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)},
         )  # fmt: skip
         try:
-            said = json.loads(done.stdout)
-        except ValueError:
-            return Word(False, None, f"gave no JSON, exit code {done.returncode}")
-        found = [f for f in _findings(said) if f.get("severity", f.get("level", f.get("status"))) in ("FAIL", "WARN")]
-        fails = [f for f in found if f.get("severity", f.get("level", f.get("status"))) == "FAIL"]
-        names = sorted({str(f.get("code", f.get("rule", f.get("id", "?")))) for f in found})
-        return Word(bool(fails), None, ", ".join(names))
+            (report,) = json.loads(done.stdout)["reports"]
+        except (ValueError, KeyError):
+            return Word(False, None, f"gave no report, exit code {done.returncode}")
+        told = [each for each in report["findings"] if each["level"] != "PASS"]
+        return Word(report["verdict"] == "FAIL", None, ", ".join(sorted({f"{e['id']} {e['level']}" for e in told})))
 
     return watch
-
-
-def _findings(said: Any) -> Iterator[dict[str, Any]]:
-    """Yield the findings in a report, wherever it keeps them."""
-    if isinstance(said, dict):
-        for value in said.values():
-            if isinstance(value, list):
-                yield from (each for each in value if isinstance(each, dict))
 
 
 # -- the tables -------------------------------------------------------------------------------------------------------
@@ -568,8 +558,8 @@ WHY: dict[str, str] = {
     "hot-parcae": "It never learns to use context, its loop is held at ρ(A̅) = 1; only a baseline can know better.",
     "labels-half": "The loss rises by 9 % of its level before, to that of a model without context; LS011 needs 15 %.",
     "labels": "There is nothing before it to compare with; only a baseline can know better.",
-    "wrong-target": "The loss falls, faster than before.",
-    "frozen-data": "The loss falls, faster than before.",
+    "wrong-target": "The loss falls, faster than before. trainproof calls the noise of a loss near 0 a divergence.",
+    "frozen-data": "The loss falls, faster than before. trainproof calls the noise of a loss near 0 a divergence.",
     "frozen-weights": "The loss goes on as it was; no rule asks for progress.",
     "deeper": "The loss does not change; no rule is about the depth.",
     "one-loop": "The loss does not change; no rule is about the depth.",

@@ -257,8 +257,7 @@ def long_run(steps: int, folder: Path) -> dict[str, float]:
     with attach(model, folder / "long.h5") as probe:
         tokens, loss = torch.zeros(1, 8, dtype=torch.int64), torch.tensor(1.0)
         for step in range(steps):
-            with torch.no_grad():
-                model(tokens, num_loops=LOOPS)
+            model(tokens, num_loops=LOOPS)  # with gradients: the batch of a forward without is not taken
             began = time.perf_counter()
             probe.step(loss=loss, grad_norm=loss, lr=1e-3)
             calls.append(time.perf_counter() - began)

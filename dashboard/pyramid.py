@@ -162,7 +162,7 @@ class Sheet:
 
 
 def _largest(values: NDArray[np.floating], starts: Rows) -> NDArray[np.float32]:
-    """Return of every stretch of rows the number that is largest in size, with its sign."""
+    """Return the number of largest size in every stretch of rows, with its sign."""
     with np.errstate(invalid="ignore"):
         high, low = np.fmax.reduceat(values, starts, axis=0), np.fmin.reduceat(values, starts, axis=0)
         largest: NDArray[np.float32] = np.where(np.abs(low) > np.abs(high), low, high).astype(np.float32)

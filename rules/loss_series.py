@@ -147,7 +147,7 @@ def _rise(level: Floats, best: Floats, first: float, noise: Floats) -> Floats:
 
 
 def _in_a_row(holds: NDArray[np.bool_]) -> Floats:
-    """Return for how many entries in a row, up to each, the condition has held."""
+    """Return how many entries in a row, up to each, the condition has held."""
     at = np.arange(1, len(holds) + 1)
     return (at - np.maximum.accumulate(np.where(holds, 0, at))).astype(np.float64)
 

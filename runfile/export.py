@@ -139,7 +139,7 @@ def _tidy(
 
 
 def never_recorded(table: Columns) -> dict[str, NDArray[np.bool_]]:
-    """Return for every column of numbers of a table which entries were never recorded.
+    """Return which entries of every column of numbers were never recorded.
 
     Everywhere that is a NaN, except in what the trainer and the user give per step: there a NaN was given where
     ``nonfinite`` counts more numbers than are infinite in that row, and the column holds a number in some other row (or

@@ -54,7 +54,7 @@ class Branches:
         self.changed |= not np.array_equal(before, self._lowest)
 
     def run_again(self, steps: NDArray[Any], generations: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return of which rows a later generation has recorded the step, or one before it."""
+        """Return for each row whether a later generation recorded its step, or one before it."""
         if not self._generation or not len(steps):
             return np.zeros(len(steps), dtype=bool)
         from_then_on = np.minimum.accumulate(self._lowest[::-1])[::-1]

@@ -37,7 +37,7 @@ def of_several_ranks(run: Recording) -> bool:
 
 
 def world_sizes(run: Recording) -> list[int]:
-    """Return on how many ranks a run was recorded, the present number last; empty where it was not recorded."""
+    """Return the numbers of ranks that a run was recorded on, the present one last; empty where no file says."""
     begun = _number(run, "world_size")
     resumed = [event.value for event in run.events if event.kind == WORLD_SIZE]
     return [int(size) for size in (begun, *resumed) if size and 1 <= size <= _MOST_RANKS]  # false for NaN
@@ -126,7 +126,7 @@ def why_foreign(first: Recording, other: Recording, rank: int) -> str:
 
 
 def went_back(first: Recording) -> list[tuple[float, float]]:
-    """Return to which steps a run went back when it was resumed, and when."""
+    """Return the steps that a run went back to when it was resumed, and when."""
     if not first.generation:
         return []
     rows, returns = first.history("step", "time", "generation"), []
