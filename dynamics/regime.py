@@ -93,6 +93,14 @@ def full_loop_regime(
 def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> bool:
     """Return whether the two rates of the full loop are known, in different regimes, and farther apart than ``tol``.
 
+    Args:
+        log_radius: ``log ρ(J)``, nats per loop; NaN when it is not known.
+        lyapunov_max: λ₁, nats per loop; NaN likewise.
+        tol: Half width of the marginal band, and the difference that counts.
+
+    Source: both are rates of the same loop in the long run, where it is at rest: Eckmann and Ruelle, Rev. Mod. Phys. 57
+    (1985) 617.
+
     >>> from loopscope.dynamics import rates_disagree
     >>> rates_disagree(-0.3, 0.3), rates_disagree(-0.3, -0.4), rates_disagree(float("nan"), 0.3)
     (True, False, False)
