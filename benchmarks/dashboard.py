@@ -1,4 +1,4 @@
-"""What the dashboard costs: a run of 10⁶ steps, 300 runs, and what a first load moves.
+"""What the dashboard costs: a run of 10⁶ steps, 300 runs, and what a first load moves; beside Plotly and TensorBoard.
 
 Times are of the processor where the machine may be shared, and say so; the drawing in the browser is wall time.
 
@@ -6,12 +6,14 @@ Times are of the processor where the machine may be shared, and say so; the draw
 """
 
 import argparse
+import json
 import resource
 import shutil
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -19,9 +21,11 @@ import waitress
 from loopscope.dashboard.app import create_app
 from loopscope.dashboard.index import CONFIG_KEY, RunIndex
 from loopscope.dashboard.opened import OpenRun
-from loopscope.dashboard.panels import PANELS, Ask, drawn
+from loopscope.dashboard.panel import Ask, drawn
+from loopscope.dashboard.panels import PANELS
 from loopscope.dashboard.summary import RunTable
 from loopscope.dashboard.tabs import all_tabs
+from loopscope.dashboard.tails import tail
 from loopscope.runfile.writer import RunWriter
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
@@ -69,43 +73,88 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def long_run(folder: Path, steps: int) -> Path:
-    """Measure tabs, ticks, panels and memory of one long live run; return it, sealed."""
-    path = folder / "long.h5"
-    training = Training(path, steps)
-    training.run(steps)
+def have(charts: dict[str, go.Figure]) -> dict[str, dict[str, float]]:
+    """Return what a page says it has of its plots: the last step of every line."""
+    return {
+        name: {
+            str(trace.name): float(chart.layout.meta["until"] if trace.type == "heatmap" else trace.x[-1])
+            if len(trace.x)
+            else -1.0
+            for trace in chart.data
+        }
+        for name, chart in charts.items()
+    }
+
+
+def long_run(training: Training, path: Path) -> None:
+    """Measure tabs, ticks, panels and memory of one long live run."""
     before = memory()
     began = time.process_time()
     held = OpenRun(path)
-    print(f"\nrun of {steps:,} steps, live; processor seconds\nopen {time.process_time() - began:.3f}")
-    print(f"{'tab':14s} {'cold':>7s} {'tick':>7s} {'largest panel':>14s}")
+    print(f"\nrun of {len(held.run):,} steps, live; processor seconds\nopen {time.process_time() - began:.3f}")
+    print(f"{'tab':14s} {'cold':>7s} {'tick':>7s} {'sent by a tick':>15s} {'largest panel':>14s}")
     for tab in all_tabs().values():
         began = time.process_time()
-        sizes = [len(drawn(PANELS[name], Ask(held, batch="training")).to_json()) for name in tab.panels]
+        charts = {name: drawn(PANELS[name], Ask(held, batch="training")) for name in tab.panels}
+        sizes = [len(chart.to_json()) for chart in charts.values()]
         cold = time.process_time() - began
-        ticks = []
+        ends = have({name: chart for name, chart in charts.items() if not PANELS[name].at_step})
+        ticks, sent = [], 0
         for _ in range(5):
             training.run(training.done + TICK_ROWS)
             began = time.process_time()
             held.refresh()
-            for name in tab.panels:
-                if not PANELS[name].at_step:
-                    drawn(PANELS[name], Ask(held, batch="training")).to_json()
+            ask = Ask(held, batch="training")
+            news = {name: tail(PANELS[name], ask, lines) for name, lines in ends.items()}
+            for name, parts in news.items():  # as the page does once it has drawn them
+                ends[name] |= {part["name"]: part["x"][-1] for part in parts.get("traces", ()) if part["x"]}
+            at = [drawn(PANELS[name], ask).to_json() for name in tab.panels if PANELS[name].at_step]
+            sent = len(json.dumps(news)) + sum(map(len, at))
             ticks.append(time.process_time() - began)
-        print(f"{tab.name:14s} {cold:7.3f} {np.median(ticks):7.3f} {max(sizes, default=0) / 1e3:11.0f} kB")
+        largest = max(sizes, default=0) / 1e3
+        print(f"{tab.name:14s} {cold:7.3f} {np.median(ticks):7.3f} {sent / 1e3:12.1f} kB {largest:11.0f} kB")
     kept = held.kept_bytes / 2**20
     print(f"memory: process grew by {memory() - before:.0f} MB at most, kept for the run {kept:.0f} MB")
     began = time.process_time()
     held.story()
-    print(f"verdict, behind the page: {time.process_time() - began:.2f}")
-    loss = held.run["loss"]
+    print(f"verdict, behind the page: {time.process_time() - began:.2f}; kept {held.kept_bytes / 2**20:.0f} MB")
+    steps, loss = held.run["step"], held.run["loss"]
     began = time.process_time()
-    naive = go.Figure(go.Scatter(x=held.run["step"].tolist(), y=loss.tolist())).to_json()
+    naive = go.Figure(go.Scatter(x=steps.tolist(), y=loss.tolist())).to_json()
     print(f"naive Plotly, loss alone: {time.process_time() - began:.2f} s, {len(naive) / 1e6:.0f} MB")
+    tensorboard(path.parent, steps, loss)
     held.close()
-    training.writer.seal()
-    training.writer.close()
-    return path
+
+
+def tensorboard(folder: Path, steps: Any, loss: Any) -> None:
+    """Measure TensorBoard's own reader on the same losses; what it keeps by default, and whether the spike is in it."""
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        print("TensorBoard is not installed: not measured")
+        return
+    log = folder / "events"
+    writer = EventFileWriter(str(log), max_queue_size=1000)
+    for step, value in zip(steps.tolist(), loss.tolist(), strict=True):
+        summary = Summary(value=[Summary.Value(tag="loss", simple_value=value)])
+        writer.add_event(Event(wall_time=1.7e9 + step, step=int(step), summary=summary))
+    writer.close()
+    for kept, words in ((1000, "its default of 1000 points"), (0, "all points")):
+        began, wall = time.process_time(), time.perf_counter()
+        events = EventAccumulator(str(log), size_guidance={"scalars": kept})
+        events.Reload()
+        points = events.Scalars("loss")
+        took = time.process_time() - began
+        spike = any(point.value > 8 for point in points)
+        gone = any(np.isnan(point.value) for point in points)
+        print(
+            f"TensorBoard, loss alone, {words}: {took:.1f} s ({time.perf_counter() - wall:.1f} wall), "
+            f"{len(points):,} points, the spike {'is' if spike else 'is not'} among them, "
+            f"the NaN {'is' if gone else 'is not'}"
+        )
 
 
 def many_runs(folder: Path, count: int) -> None:
@@ -119,18 +168,36 @@ def many_runs(folder: Path, count: int) -> None:
     cache = folder / "cache"
     for kind in ("cold", "warm"):
         table = RunTable(RunIndex([folder]), cache)
-        began, processor = time.perf_counter(), time.process_time()
+        began, processor = time.perf_counter(), processor_seconds()
         rows = table.rows()
         first = time.perf_counter() - began
         while table.reading:
+            table.rows()  # as a page does
             time.sleep(0.02)
-        done, used = time.perf_counter() - began, time.process_time() - processor
-        print(f"{len(rows)} runs, {kind}: rows {first:.2f} s, verdicts {done:.2f} s ({used:.2f} s processor)")
+        done = time.perf_counter() - began
+        time.sleep(0.5)  # for helpers to end, so that their time is counted
+        used = processor_seconds() - processor
+        print(f"{len(rows)} runs, {kind}: rows {first:.2f} s, verdicts {done:.2f} s wall ({used:.2f} s processor)")
         table._save()
 
 
-def browser(folder: Path) -> None:
-    """Measure what a first load and a second page move, and how long a click takes until all panels are drawn."""
+def processor_seconds() -> float:
+    """Processor time of this process and of those it started and that have ended."""
+    return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+
+def fresh_page(chrome: Any, moved: list[float]) -> Any:
+    """Return a page of a browser that has seen nothing yet; ``moved[0]`` counts the bytes it is sent."""
+    page = chrome.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
+    protocol = page.context.new_cdp_session(page)
+    protocol.send("Network.enable")
+    protocol.on("Network.loadingFinished", lambda event: moved.__setitem__(0, moved[0] + event["encodedDataLength"]))
+    return page
+
+
+def browser(training: Training, folder: Path) -> None:
+    """Measure what a first load and a second page move, how long a click takes, and how soon new rows are there."""
     from playwright.sync_api import sync_playwright
 
     app = create_app([folder])
@@ -140,28 +207,43 @@ def browser(folder: Path) -> None:
     (identifier,) = [entry.id for entry in app.server.config[CONFIG_KEY].entries() if entry.name == "long"]
     with sync_playwright() as playwright:
         chrome = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        page = chrome.new_context(viewport={"width": 1280, "height": 900}).new_page()
         moved = [0.0]
-        protocol = page.context.new_cdp_session(page)
-        protocol.send("Network.enable")
-        protocol.on(
-            "Network.loadingFinished", lambda event: moved.__setitem__(0, moved[0] + event["encodedDataLength"])
-        )
-        for what, address in (("Runs", "/"), ("run page", f"/run/{identifier}"), ("Runs again", "/")):
+        for what, address in (("run page, first", f"/run/{identifier}"), ("Runs, first", "/"), ("Runs again", "/")):
+            if not what.endswith("again"):
+                page = fresh_page(chrome, moved)
             moved[0], began = 0.0, time.perf_counter()
             page.goto(base + address)
             page.wait_for_selector(".ag-row" if address == "/" else "#panel-events .main-svg")
             took = time.perf_counter() - began
             page.wait_for_timeout(1500)
-            print(f"{what:11s} {took:5.2f} s wall, {moved[0] / 1e6:.2f} MB moved")
+            print(f"{what:15s} {took:5.2f} s wall, {moved[0] / 1e6:.2f} MB moved")
+        moved[0] = 0.0
         page.locator("a.ls-run", has_text="long").click()
         began = time.perf_counter()
         page.wait_for_selector("#panel-events .main-svg")
         print(f"click on a run until all panels are drawn: {time.perf_counter() - began:.2f} s wall")
+        page.wait_for_timeout(1500)
+        print(f"second page: {moved[0] / 1e3:.0f} kB moved")
         began = time.perf_counter()
         page.get_by_role("tab", name="Where in the loop").click()
         page.wait_for_selector("#panel-heat-cosine .main-svg")
         print(f"click on its second tab until all panels are drawn: {time.perf_counter() - began:.2f} s wall")
+        page.get_by_role("tab", name="When").click()
+        page.wait_for_selector("#panel-loss .main-svg")
+        page.wait_for_function("document.querySelector('#verdict').innerText.indexOf('reading') < 0")
+        page.wait_for_timeout(6000)  # until the page looks for news at its usual pace
+        end = "Number(document.querySelector('#panel-loss .js-plotly-plot')._fullLayout.xaxis.range[1])"
+        waits = []
+        for _ in range(5):
+            before = page.evaluate(end)
+            moved[0] = 0.0
+            training.run(training.done + TICK_ROWS)
+            began = time.perf_counter()
+            page.wait_for_function(f"{end} > {before}")
+            waits.append(time.perf_counter() - began)
+            page.wait_for_timeout(700)
+        pace = f"{np.median(waits):.2f} s (longest {max(waits):.2f})"
+        print(f"new rows on screen after {pace}; {moved[0] / 1e3:.1f} kB moved")
         chrome.close()
     server.close()
 
@@ -173,9 +255,13 @@ if __name__ == "__main__":
     parser.add_argument("--no-browser", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "long").mkdir()
-        (Path(scratch) / "many").mkdir()
-        long_run(Path(scratch) / "long", int(asked.steps))
-        many_runs(Path(scratch) / "many", asked.runs)
+        long, many = Path(scratch) / "long", Path(scratch) / "many"
+        long.mkdir()
+        many.mkdir()
+        live = Training(long / "long.h5", int(asked.steps))
+        live.run(int(asked.steps))
+        long_run(live, long / "long.h5")
         if not asked.no_browser:
-            browser(Path(scratch) / "long")
+            browser(live, long)
+        live.writer.close()
+        many_runs(many, asked.runs)

@@ -20,6 +20,7 @@ from flask import Flask, Response, jsonify, request
 from ..runfile.layout import RunFileError
 from .access import BODY_BYTES, LOOPBACK, Access, access_at, guard, link
 from .colours import css_variables
+from .downloads import register as register_downloads
 from .index import CONFIG_KEY, RunIndex, current_index
 from .pages import Page, all_pages
 
@@ -74,6 +75,7 @@ def create_app(paths: Iterable[str | Path], *, access: Access = LOCAL) -> Dash:
     server.config[CONFIG_KEY] = RunIndex(paths)
     guard(server, access)
     _answer_alive(server)
+    register_downloads(server)
     pages = all_pages()
     if context_value.get(None) is None:  # set by Dash in the thread that imported it only; registering a page reads it
         context_value.set({})
@@ -97,7 +99,11 @@ def shell(pages: list[Page]) -> dmc.MantineProvider:
     counted = list(dict.fromkeys(["ticked", *(page.counts for page in pages if page.counts)]))
     header = html.Header(
         [
-            dcc.Link(["loop", html.Span("scope")], href="/", className="ls-brand"),
+            dcc.Link(
+                [html.Img(src="/assets/icon.svg", alt="loopscope"), html.Span(["loop", html.B("scope")])],
+                href="/",
+                className="ls-brand",
+            ),
             html.Nav([_link(page) for page in pages if page.link], className="ls-nav"),
             html.Span(id="light", role="status", className="ls-light"),
             dmc.ColorSchemeToggle(

@@ -9,6 +9,7 @@ from typing import Any
 from dash import dcc, html
 
 from ..rules.findings import Finding
+from . import rule_page
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
 from .panel import Panel
@@ -49,13 +50,20 @@ def sentence(text: str) -> str:
 def verdict(story: Story | None) -> list[Any]:
     """Return the sentence of the verdict, with the regimes behind it where they disagree."""
     if story is None:
-        return [html.P([html.Strong("○ reading…"), " The plots are there; the rules are being applied."])]
+        return [_announced([html.Strong("○ reading…"), " The plots are there; the rules are being applied."])]
     word = story.verdict
-    said = html.P([html.I(REGIME_GLYPHS[word], className="ls-glyph"), html.Strong(story.sentence), " ", story.advice])
+    said = _announced(
+        [html.I(REGIME_GLYPHS[word], className="ls-glyph"), html.Strong(story.sentence), " ", story.advice]
+    )
     if story.agree:
         return [said]
     badges = [regime_badge(story.regimes[key], label) for key, label in REGIME_LABELS.items()]
     return [said, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
+
+
+def _announced(words: list[Any]) -> html.P:
+    """Return a sentence that a screen reader says again when it changes; what changes every second is not in it."""
+    return html.P(words, role="status")
 
 
 def goto(step: int, of: str, text: str = "") -> html.Button:
@@ -63,9 +71,20 @@ def goto(step: int, of: str, text: str = "") -> html.Button:
     return html.Button(text or f"step {step:,}", id={"type": "goto", "step": step, "rule": of}, className="ls-link")
 
 
+def rule(identifier: str, name: str) -> list[Any]:
+    """Return the name of a rule, with a link to its page where it has one."""
+    words = shown(name)
+    if not rule_page.known(identifier):
+        return [f"{shown(identifier)} {words}"]
+    return [
+        dcc.Link(identifier, href=rule_page.href(identifier), title="what this rule asks, and what to do"),
+        f" {words}",
+    ]
+
+
 def finding_card(finding: Finding, lead: int | None) -> html.Article:
     """Return one fired rule: what, since when, how long before the loss, and what to try."""
-    head: list[Any] = [html.I(SEVERITY_GLYPHS.get(finding.severity, "●")), f"{finding.rule} {shown(finding.name)}"]
+    head: list[Any] = [html.I(SEVERITY_GLYPHS.get(finding.severity, "●")), *rule(finding.rule, finding.name)]
     head.append(goto(finding.step, finding.rule, f"alarm at step {finding.step:,}"))
     if finding.since < finding.step:
         head.append(goto(finding.since, f"{finding.rule} since", f"began at step {finding.since:,}"))
@@ -84,18 +103,38 @@ def finding_card(finding: Finding, lead: int | None) -> html.Article:
     return html.Article([html.Header(head), *body], className=f"ls-finding ls-{finding.severity}")
 
 
+def report_link(address: str) -> list[Any]:
+    """Return the link that makes a report and keeps it as a file; nothing without an address."""
+    words = "one HTML file with everything about it, to keep or to send"
+    return (
+        [html.A("report", href=address, download="report.html", title=words, className="ls-button")] if address else []
+    )
+
+
 def problem(title: str, text: str) -> html.Section:
     """Return a card for a page that cannot be shown, with the way back."""
-    body = [html.P([html.Strong([html.I("✕"), title]), shown(text)]), dcc.Link("All runs", href="/")]
+    body = [html.H1([html.I("✕"), title]), html.P(shown(text)), dcc.Link("All runs", href="/")]
     return html.Section(body, className="ls-card ls-problem ls-unreadable")
 
 
-def rows_table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "") -> html.Table:
-    """Return a plain table; its first column holds the names of its rows."""
+def rows_table(
+    head: Sequence[Any], rows: Sequence[Sequence[Any]], *, caption: str = "", wide: bool = False
+) -> html.Div:
+    """Return a plain table; its first column holds the names of its rows.
+
+    Args:
+        head: Names of its columns.
+        rows: Its cells.
+        caption: What stands above it.
+        wide: Whether no cell is broken into lines; either way, what does not fit is scrolled to.
+    """
     top = [html.Caption(caption)] if caption else []
     columns = html.Thead(html.Tr([html.Th(word, scope="col") for word in head]))
     body = [html.Tr([html.Th(row[0], scope="row"), *[html.Td(cell) for cell in row[1:]]]) for row in rows]
-    return html.Table([*top, columns, html.Tbody(body)], className="ls-rows")
+    table = html.Table([*top, columns, html.Tbody(body)], className="ls-rows")
+    return (
+        html.Div(table, className="ls-scroll ls-wide", tabIndex=0) if wide else html.Div(table, className="ls-scroll")
+    )
 
 
 def panel(one: Panel, chart: Any, csv: str) -> html.Section:

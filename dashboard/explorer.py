@@ -20,15 +20,18 @@ from numpy.typing import NDArray
 
 from ..dynamics.linear.discretize import Discretized, bilinear, discretization_error, euler, mixture, zoh
 from ..dynamics.linear.lti import LTISystem
+from ..dynamics.linear.pseudospectrum import pseudospectrum_on_grid
 from ..dynamics.linear.transient import PeakGrowth, numerical_radius, peak_growth
 from ..dynamics.regime import Regime, Views, views
 from ..dynamics.trajectory.trajectory import classify, late_window
 
 Floats = NDArray[np.float64]
 
-KINDS: Final = ("addition", "concatenation", "parcae", "matrix")
+KINDS: Final = ("addition", "concatenation", "parcae", "matrix", "run")
 SCHEMES: Final = {"mixture": mixture, "zoh": zoh, "euler": euler, "bilinear": bilinear}
 WIDEST: Final = 32
+GRID: Final = 21
+"""Points along a side of the square of pseudospectra; odd, so that the real axis is among them."""
 LARGEST: Final = 1e6  # of an entry of a matrix typed in
 LIMITS: Final[Mapping[str, tuple[float, float]]] = {
     "delta": (0.05, 4.0),
@@ -58,6 +61,9 @@ class Sandbox:
         gain: Gain g of the block.
         scheme: Discretisation rule of Parcae; the paper's is the mixture.
         matrix: A̅ as text, rows behind semicolons.
+        run: Id of the run whose A̅ is taken.
+        at: Step from whose A̅ on, as text; empty for the newest.
+        contours: ``on`` to draw pseudospectra.
     """
 
     kind: str = "parcae"
@@ -70,6 +76,9 @@ class Sandbox:
     gain: float = 0.0
     scheme: str = "mixture"
     matrix: str = "0.9 4; 0 0.8"
+    run: str = ""
+    at: str = ""
+    contours: str = ""
 
 
 PRESETS: Final[Mapping[str, tuple[Sandbox, str]]] = {
@@ -83,8 +92,9 @@ PRESETS: Final[Mapping[str, tuple[Sandbox, str]]] = {
         "A high learning rate has let W grow: every loop multiplies the state. Unstable.",
     ),
     "Grows before it decays": (
-        Sandbox(kind="concatenation", norm=2.6, skew=10.0, loops=64),
-        "ρ(A̅) < 1, yet W is far from normal: the state grows for several loops before it decays.",
+        Sandbox(kind="concatenation", norm=2.6, skew=10.0, loops=64, contours="on"),
+        "ρ(A̅) < 1, yet W is far from normal: the state grows for several loops before it decays. Contours: "
+        "where eigenvalues go when A̅ changes by 10⁻³ to 0.3; some leave the circle.",
     ),
     "Parcae": (
         Sandbox(kind="parcae"),
@@ -98,7 +108,7 @@ def sandbox_of(asked: Mapping[str, Any]) -> Sandbox:
 
     >>> sandbox_of({"kind": "addition", "width": "8", "gain": "9e9", "delta": "nan", "loops": None})
     Sandbox(kind='addition', delta=0.8, rate=1.0, norm=0.9, skew=0.0, width=8, loops=32, gain=3.0, scheme='mixture', \
-matrix='0.9 4; 0 0.8')
+matrix='0.9 4; 0 0.8', run='', at='', contours='')
     """
     plain = Sandbox()
     chosen: dict[str, Any] = {}
@@ -108,7 +118,9 @@ matrix='0.9 4; 0 0.8')
             chosen[field.name] = given if given in KINDS else default
         elif field.name == "scheme":
             chosen[field.name] = given if given in SCHEMES else default
-        elif field.name == "matrix":
+        elif field.name == "contours":
+            chosen[field.name] = "on" if given in ("on", ["on"]) else default
+        elif isinstance(default, str):
             chosen[field.name] = given[:8000] if isinstance(given, str) else default
         else:
             value = _number(given, default, LIMITS[field.name])
@@ -186,13 +198,21 @@ def _drawn(width: int) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     return basis, normal, upper / size if size > 0 else upper, block, vectors
 
 
-def linear_part(sandbox: Sandbox) -> LTISystem:
+def linear_part(sandbox: Sandbox, recorded: Floats | None = None) -> LTISystem:
     """Return A̅ and B̅ of some settings.
 
+    Args:
+        sandbox: The settings.
+        recorded: A̅ of the run that they name.
+
     Raises:
-        ValueError: A matrix was typed in that is none.
+        ValueError: A matrix was typed in that is none, or the settings name no run that has an A̅.
     """
     width = sandbox.width
+    if sandbox.kind == "run":
+        if recorded is None:
+            raise ValueError("Choose a run above whose A̅ or whose spectrum was recorded.")
+        return LTISystem(recorded)
     if sandbox.kind == "addition":
         return LTISystem(1.0, width=width)
     if sandbox.kind == "matrix":
@@ -227,6 +247,7 @@ class Explored:
         regimes: ``lti``, ``loop``, ``trajectory``.
         verdict: The one verdict made of them.
         reason: Why, in sentences.
+        system: The linear part.
     """
 
     eigenvalues: NDArray[np.complex128]
@@ -242,15 +263,20 @@ class Explored:
     regimes: dict[str, Regime]
     verdict: Regime
     reason: str
+    system: LTISystem
 
 
-def explore(sandbox: Sandbox) -> Explored:
+def explore(sandbox: Sandbox, recorded: Floats | None = None) -> Explored:
     """Compute everything that the page shows of some settings but the discretisation rules.
 
+    Args:
+        sandbox: The settings.
+        recorded: A̅ of the run that they name.
+
     Raises:
-        ValueError: A matrix was typed in that is none.
+        ValueError: A matrix was typed in that is none, or the settings name no run that has an A̅.
     """
-    system = linear_part(sandbox)
+    system = linear_part(sandbox, recorded)
     loops, radius, norm = sandbox.loops, system.spectral_radius().value, system.spectral_norm().value
     with np.errstate(over="ignore", invalid="ignore"):
         t = np.arange(loops + 1.0)
@@ -278,7 +304,33 @@ def explore(sandbox: Sandbox) -> Explored:
         regimes=seen.regimes,
         verdict=seen.verdict,
         reason=" ".join(filter(None, (linear, seen.sentence))),
+        system=system,
     )
+
+
+def landscape(system: LTISystem, reach: float, far: bool) -> tuple[Floats, Floats]:
+    """Return what pseudospectra are contours of, over the square in which the eigenvalues are drawn.
+
+    Args:
+        system: The linear part.
+        reach: Half the side of the square.
+        far: Whether distances outside the unit circle are drawn logarithmically (`loop_figures.drawn_radius`).
+
+    Returns:
+        Places along both sides ``(n,)``, and log10 of the smallest change of A̅ that makes a point an eigenvalue
+        ``(n, n)``.
+    """
+    places = np.linspace(-reach, reach, GRID if system.width <= WIDEST else GRID // 2 + 1)
+    upper = places[places >= -1e-12]
+    if far:
+        drawn = places[np.newaxis, :] + 1j * upper[:, np.newaxis]
+        size = np.abs(drawn)
+        points = drawn * np.where(size > 1, np.exp(size - 1) / np.maximum(size, 1e-300), 1.0)
+        heights = np.array([[pseudospectrum_on_grid(system, [z.real], [z.imag])[0, 0] for z in row] for row in points])
+    else:
+        heights = pseudospectrum_on_grid(system, places, upper)
+    logs = np.log10(np.maximum(heights, 1e-16))  # a real matrix looks the same below the axis
+    return places, np.concatenate([logs[:0:-1], logs])
 
 
 def power_norms(system: LTISystem, loops: int) -> Floats:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import colours
 from .downsample import View
-from .frame import empty, figure, note, over_steps
+from .frame import empty, figure, log_ticks, note, over_steps
 from .tracks import NOTHING, Picture
 
 Array = NDArray[np.float64]
@@ -225,7 +225,11 @@ def _add_bands(chart: go.Figure, bottom: float, top: float, edges: tuple[float, 
     if log:
         decades = float(np.log10(top / bottom))
         chart.update_yaxes(type="log", range=[np.log10(bottom), np.log10(top)])
-        chart.update_yaxes(dtick="D2" if decades < 1.6 else max(1, round(decades / 5)))
+        if decades < 1.6:
+            marks, words = log_ticks(bottom, top)
+            chart.update_yaxes(tickvals=marks, ticktext=words)
+        else:
+            chart.update_yaxes(dtick=max(1, round(decades / 5)))
     else:
         chart.update_yaxes(range=[bottom, top])
 

@@ -4,8 +4,12 @@ Figures have transparent backgrounds and neutral inks; the page's style sheet se
 switching between dark and light needs no new figure.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
+import numpy as np
 import plotly.graph_objects as go
 
 from .colours import GRID, INK
@@ -35,7 +39,60 @@ def graph_config() -> Any:
     return dict(_CONFIG)
 
 
-def figure(*, x: str, y: str, subtitle: str = "", legend: bool = True, revision: str = "") -> go.Figure:
+_traces_only: Final[ContextVar[bool]] = ContextVar("traces only", default=False)
+
+
+@contextmanager
+def traces_only() -> Iterator[None]:
+    """Let figures be made without their layout, in this thread: nine tenths of their time, and a tail needs none."""
+    token = _traces_only.set(True)
+    try:
+        yield
+    finally:
+        _traces_only.reset(token)
+
+
+class Traces:
+    """What stands for a figure of which only the traces count: it takes every change of a layout, and makes none."""
+
+    def __init__(self) -> None:
+        self.data: Sequence[Any] = ()
+        self.layout: Any = _Nothing()
+
+    def add_trace(self, trace: Any) -> "Traces":
+        """Take a trace."""
+        self.data = (*self.data, trace)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what takes a change of the layout."""
+        if not name.startswith(("add_", "update_")):
+            raise AttributeError(name)
+        return lambda *_, **__: self
+
+
+class _Nothing:
+    """A layout that is empty whatever is set in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __add__(self, other: Any) -> "_Nothing":
+        return self
+
+
+def figure(*, x: str, y: str, subtitle: str = "", legend: bool = True, revision: str = "") -> Any:
     """Return an empty figure with this project's margins, fonts and axes; its title stands above it, in the page.
 
     The margins are those of every figure, so that plots over steps below each other have their steps below each other.
@@ -47,6 +104,8 @@ def figure(*, x: str, y: str, subtitle: str = "", legend: bool = True, revision:
         legend: Whether a line is kept free for the legend.
         revision: Zoom and legend choices of the reader survive a redraw as long as this stays the same.
     """
+    if _traces_only.get():
+        return Traces()
     axis = {
         "gridcolor": GRID,
         "zeroline": False,
@@ -80,8 +139,20 @@ def figure(*, x: str, y: str, subtitle: str = "", legend: bool = True, revision:
         "separators": ".,",
     }
     chart = go.Figure(layout=layout)
-    if subtitle:
-        _write(chart, subtitle, x=0, y=1, size=12, yshift=LINE + 2)  # above the legend or the colour bar
+    if subtitle:  # a title of plotly's gives way to colour bars, upwards and out of sight
+        chart.add_annotation(
+            name="subtitle", text=subtitle, showarrow=False, font={"size": 12}, xref="paper", x=0, xanchor="left",
+            yref="paper", y=1, yanchor="bottom", yshift=chart.layout.margin.t - LINE,
+        )  # fmt: skip
+    return chart
+
+
+def headroom(chart: go.Figure, pixels: float) -> go.Figure:
+    """Give a figure more room above its plot, or less; the subtitle stays at the top, above legend and colour bar."""
+    chart.layout.margin.t += pixels
+    for one in chart.layout.annotations:
+        if one.name == "subtitle":
+            one.yshift += pixels
     return chart
 
 
@@ -98,9 +169,10 @@ def over_steps(chart: go.Figure, view: View, selected: float | None, span: View 
     """
     chart.update_xaxes(exponentformat="none", separatethousands=True, hoverformat=",d")
     chart.update_xaxes(spikethickness=1, spikecolor=INK, spikedash="solid")  # the line under the pointer
+    meta: dict[str, Any] = {"over_steps": True}
     if view is None and span is not None:
-        room = max(0.012 * (span[1] - span[0]), 0.5)
-        view = (span[0] - room, span[1] + room)
+        meta["until"] = span[1]
+        view = whole_range(span)
     if view is None:
         chart.update_xaxes(autorange=True)
     else:
@@ -108,10 +180,20 @@ def over_steps(chart: go.Figure, view: View, selected: float | None, span: View 
     chart.update_xaxes(ticklabeloverflow="allow")
     if sum(trace.showlegend is not False for trace in chart.data) <= 1 and chart.layout.showlegend:
         chart.layout.showlegend = False  # the title says it
-        chart.layout.margin.t -= LINE
+        headroom(chart, -LINE)
     chart.layout.shapes = [_cursor(selected), *chart.layout.shapes]  # assigned: an update would merge item by item
-    chart.layout.meta = {"over_steps": True}
+    chart.layout.meta = meta
     return chart
+
+
+def whole_range(span: tuple[float, float]) -> tuple[float, float]:
+    """Return the range that shows a whole run, from its first to its last step, with some room.
+
+    >>> whole_range((0.0, 1000.0))
+    (-12.0, 1012.0)
+    """
+    room = max(0.012 * (span[1] - span[0]), 0.5)
+    return span[0] - room, span[1] + room
 
 
 def _cursor(selected: float | None) -> dict[str, Any]:
@@ -127,6 +209,26 @@ def _cursor(selected: float | None) -> dict[str, Any]:
         "visible": selected is not None,
         "line": {"color": INK, "width": 1.5, "dash": "dot"},
     }
+
+
+def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Return places on a logarithmic axis that spans two positive numbers, and their labels, each a whole number.
+
+    Plotly's own labels say 2 and 5 for 0.02 and 0.05.
+
+    >>> log_ticks(0.003, 0.05)
+    ([0.002, 0.005, 0.01, 0.02, 0.05, 0.1], ['0.002', '0.005', '0.01', '0.02', '0.05', '0.1'])
+    >>> log_ticks(1e-9, 1e9)[1]
+    ['1e-9', '1e-6', '0.001', '1', '1000', '1e6', '1e9']
+    """
+    bottom, top = np.floor(np.log10(low)), np.ceil(np.log10(high))
+    powers = np.arange(bottom, top + 1)
+    if top - bottom <= 3:
+        at = np.ravel(np.outer(10.0**powers, [1, 2, 5]))
+        at = at[(at >= 0.5 * low) & (at <= 2 * high)]
+    else:
+        at = 10.0 ** powers[:: int(np.ceil((top - bottom) / 7))]
+    return [float(f"{one:.3g}") for one in at], [f"{one:g}".replace("e-0", "e-").replace("e+0", "e") for one in at]
 
 
 def note(chart: go.Figure, text: str) -> go.Figure:

@@ -16,7 +16,7 @@ from plotly.colors import sample_colorscale
 
 from . import colours
 from .downsample import COLUMNS, Columns, View, columns
-from .frame import LINE, empty, figure, over_steps
+from .frame import LINE, empty, figure, headroom, over_steps
 
 Array = NDArray[np.float64]
 
@@ -26,6 +26,7 @@ HEAT: Final = sample_colorscale("Viridis", np.linspace(0.1, 0.95, 12).tolist())
 TURN: Final = [[0, colours.NORM], [0.5, "#d9d9e3"], [1, colours.LOSS]]
 NAMES_SHOWN: Final = 14  # names of rows that fit above each other
 NAME_LENGTH: Final = 14  # letters of a name that a phone has room for
+TICKS: Final = 3  # of a colour bar, which is short on a phone
 PANE_GAP: Final = 0.04  # between sequences, as a share of the width
 STEP_NORM: Final = "‖h<sub>t+1</sub> − h<sub>t</sub>‖"
 STUDY: Final = 'The preset "study" measures it: attach(…, preset="study").'
@@ -185,7 +186,7 @@ def _frame_of(shown: Columns, what: str, counted: str, *, x: str, revision: str)
     if shown.per_column > 1:
         what += f" · largest of {shown.per_column:,} {counted} each"
     chart = figure(x=x, y="loop t", subtitle=what, legend=False, revision=revision)
-    chart.layout.margin.t += LINE  # for the colour bar
+    headroom(chart, LINE + 8)  # for the colour bar
     return chart.update_layout(plot_bgcolor=colours.tint(colours.INK, 0.12))  # not recorded: a pane, not a colour
 
 
@@ -220,8 +221,8 @@ def _add_cells(
                 z=np.where(broken, 1.0, np.nan).astype(np.float32),
                 colorscale=[[0, red], [1, red]],
                 showscale=False,
-                name="",
-                hovertemplate=f"{where}<br>not finite",
+                name="not finite",
+                hovertemplate=f"{where}<br>not finite<extra></extra>",
                 **axes,
             )
         )
@@ -240,6 +241,7 @@ def _bar(symbol: str) -> dict[str, Any]:
         "outlinewidth": 0,
         "ticklen": 2,
         "tickfont": {"size": 10},
+        "tickangle": 0,
         "title": {"text": symbol, "side": "right", "font": {"size": 11}},
         "x": 1,
         "xanchor": "right",
@@ -269,7 +271,7 @@ def _power_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     (['1', '2', '5'], ['2', '2.19', '2.4'])
     """
     at = np.arange(np.ceil(low), np.floor(high) + 1)
-    at = at[:: -(-len(at) // 7) or 1]
+    at = at[:: -(-len(at) // TICKS) or 1]
     if len(at) < 3:
         at = np.add.outer(np.arange(np.floor(low), np.ceil(high) + 1), np.log10([1, 2, 5])).reshape(-1)
         at = at[(low <= at) & (at <= high)]

@@ -90,7 +90,16 @@ class RunIndex:
             held = self._opened.pop(entry.id, None) or OpenRun(entry.path)
             self._opened[entry.id] = held  # popped and put back: the dict stays ordered by last use
             self._close_surplus()
-        held.refresh()
+        try:
+            held.refresh()
+        except RunFileError:
+            raise
+        except Exception as error:  # such as a file that is written over in place while it is read
+            with self._lock:
+                self._opened.pop(entry.id, None)
+            held.close()
+            words = f"cannot be read as it is now ({type(error).__name__}): it changes in a way no run does"
+            raise RunFileError(f"{shown(entry.path)}: {words}; load the page again") from error
         return held
 
     def _close_surplus(self) -> None:

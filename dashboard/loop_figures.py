@@ -3,7 +3,7 @@
 Not covered: the loop over training (`figures`, `heatmaps`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import colours
 from .figures import log_axis
-from .frame import LINE, empty, figure, note
+from .frame import LINE, empty, figure, headroom, note
 
 Array = NDArray[np.float64]
 FAR: Final = 1.5
@@ -71,9 +71,7 @@ def loop_profile(
     broken = [int(np.argmax(~np.isfinite(one.state))) for one, _ in passes if _stops_being_finite(one.state)]
     if broken:
         note(chart, f"▲ the state is not finite from loop {min(broken)} on")
-    if laws:  # their names fill a second line of the legend
-        chart.layout.margin.t += LINE
-        chart.layout.annotations[0].yshift += LINE
+    headroom(chart, 8 + (LINE + 8) * bool(laws))  # subscripts make lines taller; laws take a second one
     return chart.update_layout(hovermode="x unified", xaxis={"rangemode": "tozero", "tickformat": "d"})
 
 
@@ -128,6 +126,7 @@ def spectrum(
     revision: str = "",
     subtitle: str = "",
     full: NDArray[np.complex128] | None = None,
+    landscape: Callable[[float, bool], tuple[Array, Array]] | None = None,
 ) -> go.Figure:
     """Draw the eigenvalues of A̅ in the complex plane with the unit circle, equal axes, coloured by regime.
 
@@ -138,6 +137,8 @@ def spectrum(
         revision: See `frame.figure`.
         subtitle: What stands above it instead of the step.
         full: Eigenvalues of the full loop to draw over them, finite.
+        landscape: Gives, for half the side of the square that is drawn and whether it is logarithmic outside the
+            circle, places along a side and log10 of the height over them: its contours are drawn.
     """
     eigenvalues = eigenvalues[np.isfinite(eigenvalues)]
     if step is None or eigenvalues.size == 0:
@@ -149,6 +150,7 @@ def spectrum(
     subtitle = subtitle or f"step {step:,.0f}, " + (
         "one value" if eigenvalues.size == 1 else f"the {eigenvalues.size} leading"
     )
+    subtitle += " · log outside" if far else ""
     chart = figure(x="real part", y="imaginary part", subtitle=subtitle, revision=revision)
     for radius in _rings(largest) if far else (1.0,):
         _add_ring(chart, radius)
@@ -163,13 +165,32 @@ def spectrum(
     if beside.size:
         chart.add_trace(_full_loop_trace(beside, far))
     reach = 1.12 * float(drawn_radius(max(1.0, largest)) if far else max(1.0, largest))
+    if landscape is not None:
+        _add_contours(chart, *landscape(reach, far))
     for update in (chart.update_xaxes, chart.update_yaxes):
         update(range=[-reach, reach], constrain="domain", zeroline=True, zerolinecolor=colours.GRID)
         if far:
             update(tickvals=[-1, 0, 1])
-    if far:
-        note(chart, "outside the unit circle, distances are logarithmic")
     return chart.update_layout(yaxis={"scaleanchor": "x"})
+
+
+def _add_contours(chart: go.Figure, places: Array, heights: Array) -> None:
+    """Draw the contours of pseudospectra, below everything else: half a power of ten apart."""
+    chart.add_trace(
+        go.Contour(
+            x=places,
+            y=places,
+            z=heights.astype(np.float32),
+            name="pseudospectra",
+            showscale=False,
+            colorscale=[[0, colours.NORM], [1, colours.NORM]],
+            contours={"start": -3, "end": -0.5, "size": 0.5, "coloring": "lines", "showlabels": True,
+                      "labelfont": {"size": 9, "color": colours.INK}, "labelformat": ".1f"},
+            line={"width": 1},
+            hovertemplate="an eigenvalue where A̅ changes by 10<sup>%{z:.1f}</sup><extra></extra>",
+        )
+    )  # fmt: skip
+    chart.data = (chart.data[-1], *chart.data[:-1])
 
 
 def drawn_radius(modulus: Any) -> Any:

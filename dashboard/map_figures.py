@@ -9,17 +9,22 @@ from typing import Final
 import numpy as np
 import plotly.graph_objects as go
 
+from ..dynamics.regime import LTI_TOLERANCE
 from . import colours
-from .frame import empty, figure
+from .boundary import Boundary
+from .frame import empty, figure, log_ticks
 from .run_map import Place
 from .text import number, plain
 
 SYMBOLS: Final = {"stable": "circle", "marginal": "diamond", "unstable": "triangle-up", "unknown": "circle-open"}
+DASHES: Final = ("dash", "dot", "dashdot", "longdash")
 WIDE: Final = 10.0
 """An axis whose largest value is so many times its smallest is logarithmic."""
 
 
-def plane(placed: Sequence[Place], x: str, y: str) -> go.Figure:
+def plane(
+    placed: Sequence[Place], x: str, y: str, found: Sequence[Boundary] = (), *, radius: bool = False
+) -> go.Figure:
     """Return the runs in the plane of two numbers, glyph and colour by regime.
 
     Runs that are marginal by design (addition keeps ρ = 1 whatever it learns) have a trace of their own.
@@ -28,6 +33,8 @@ def plane(placed: Sequence[Place], x: str, y: str) -> go.Figure:
         placed: The runs.
         x: Words of the horizontal axis.
         y: Words of the vertical axis.
+        found: Where along the horizontal axis architectures begin to fail: a line each, on the band of its interval.
+        radius: Whether the vertical axis is a factor per loop, whose edge of stability is 1.
     """
     if not placed:
         return empty("No run here has both numbers.", remedy="Choose others above.")
@@ -40,9 +47,37 @@ def plane(placed: Sequence[Place], x: str, y: str) -> go.Figure:
     for axis, values in ((chart.update_xaxes, [p.x for p in placed]), (chart.update_yaxes, [p.y for p in placed])):
         low, high = min(values), max(values)
         if low > 0 and high >= WIDE * low:
-            decades = np.log10(high / low)
-            axis(type="log", exponentformat="none", dtick="D2" if decades < 3 else 1 if decades < 7 else None)
-    return chart.update_layout(clickmode="event")
+            at, words = log_ticks(low, high)
+            axis(type="log", tickvals=at, ticktext=words)
+    if radius:
+        chart.add_hrect(1 - LTI_TOLERANCE, 1 + LTI_TOLERANCE, layer="below", line_width=0,
+                        fillcolor=colours.tint(colours.REGIME_COLOURS["marginal"], 0.5))  # fmt: skip
+    for i, one in enumerate(found):
+        _add_boundary(chart, one, DASHES[i % len(DASHES)], (min(p.x for p in placed), max(p.x for p in placed)), i)
+    return chart.update_layout(dragmode="select", selectionrevision=f"{x} {y}", hoverdistance=14)
+
+
+def _add_boundary(chart: go.Figure, one: Boundary, dash: str, span: tuple[float, float], place: int) -> None:
+    """Draw where an architecture begins to fail: its line, the band of its interval, and its name."""
+    logarithmic = chart.layout.xaxis.type == "log"
+    reach = (span[0] / 2, span[1] * 2) if logarithmic else (2 * span[0] - span[1], 2 * span[1] - span[0])
+    low, high, at = (min(max(value, reach[0]), reach[1]) for value in (one.low, one.high, one.at))
+    red = colours.REGIME_COLOURS["unstable"]
+    chart.add_shape(type="rect", x0=low, x1=high, xref="x", y0=0, y1=1, yref="y domain", layer="below",
+                    line={"width": 0}, fillcolor=colours.tint(red, 0.1))  # fmt: skip
+    chart.add_shape(type="line", x0=at, x1=at, xref="x", y0=0, y1=1, yref="y domain", layer="below",
+                    line={"color": red, "width": 1.5, "dash": dash})  # fmt: skip
+    chart.add_annotation(
+        x=np.log10(at) if logarithmic else at, y=1, yref="y domain", xanchor="right", yanchor="top", yshift=-15 * place,
+        text=f"{plain(one.architecture, 40)} fails →", showarrow=False, font={"size": 11},
+    )  # fmt: skip
+    padded = (min(span[0], low), max(span[1], high))
+    if logarithmic:
+        room = 0.06 * np.log10(padded[1] / padded[0]) + 0.02
+        chart.update_xaxes(range=[np.log10(padded[0]) - room, np.log10(padded[1]) + room])
+    else:
+        room = 0.06 * (padded[1] - padded[0])
+        chart.update_xaxes(range=[padded[0] - room, padded[1] + room])
 
 
 def _marks(group: list[Place], regime: str, by_design: bool) -> go.Scatter:

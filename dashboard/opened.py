@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..rules.diagnosis import diagnose
+from ..rules.rule_files import load_rules
 from ..runfile.ending import Ending, ending
 from ..runfile.flights import Flight, find_flights
 from ..runfile.open import open_run
@@ -29,6 +31,9 @@ QUICK_ROWS: Final = 20_000
 """A run of up to so many rows is judged while its page waits; a longer one behind the page."""
 
 T = TypeVar("T")
+
+
+_rules = cache(load_rules)
 
 
 class Table(NamedTuple):
@@ -106,9 +111,14 @@ class OpenRun:
     def drawing(self, part: str) -> Iterator[None]:
         """Hold the run for one part of drawing it, and note how long that takes."""
         with self._lock:
+            self.tracks.trim()
             began = time.perf_counter()
             yield
             self._took[part] = time.perf_counter() - began
+
+    def time_anew(self) -> None:
+        """Forget how long drawing took: a page begins to draw what is new."""
+        self._took.clear()
 
     @property
     def took(self) -> float:
@@ -141,9 +151,10 @@ class OpenRun:
             if self._story is not None and self._story_of == self.version:
                 return self._story
             began, version = time.monotonic(), self.version
-            made = tell(self.run, diagnose(self.run), self.settings())
+            made = tell(self.run, diagnose(self.run, _rules()), self.settings())
             now = time.monotonic()
             self._story, self._story_of = made, version
+            self.tracks.trim()  # the rules look at everything
             self._story_due = now + DIAGNOSIS_REST * (now - began)
             return made
 
@@ -173,6 +184,15 @@ class OpenRun:
         """Return the recorded eigenvalues of A̅: steps ``(K,)`` and values ``(K, E)``, NaN padded."""
         return self._keep("spectra", self.run.spectra)
 
+    def array_at(self, name: str, step: float | None) -> tuple[float, NDArray[Any]] | None:
+        """Return the last array of a name recorded at or before a step, and its step; None where there is none."""
+        steps = self.array_steps(name)
+        row = -1 if step is None else int(np.searchsorted(steps, step, side="right")) - 1
+        if row < 0:
+            return None
+        _, (found,) = self.run.arrays(name, slice(row, row + 1))
+        return float(steps[row]), found
+
     def array_steps(self, name: str) -> NDArray[np.int64]:
         """Return the steps at which arrays of a name were recorded; none where there are none of them."""
         return self._keep(f"array steps {name}", lambda: self.run.array_steps(name))
@@ -189,6 +209,16 @@ class OpenRun:
     def flights(self) -> list[Flight]:
         """Return the flight recordings without their detail."""
         return self._keep("flights", lambda: find_flights(self.run))
+
+    def variable(self, name: str, variable: str) -> Table:
+        """Return one number per training step and update of one of the tensors that the loop carries."""
+        return self._keep(f"variable {variable} {name}", lambda: self._variable(name, variable))
+
+    def _variable(self, name: str, variable: str) -> Table:
+        """Read the updates of a variable; steps at which it was not recorded are left out."""
+        values = self.run.loops(name, variable=variable)
+        there = ~np.isnan(values).all(axis=1)
+        return Table(self.run["step"][there], values[there])
 
     def probe(self, name: str) -> Table:
         """Return one number per pass of the fixed batch and loop, infinite where a loop ran and it was not finite."""

@@ -3,6 +3,7 @@
 Not covered: which panels there are (`panels`).
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,17 @@ from .text import plain
 Columns = Mapping[str, NDArray[Any]]
 EVERY_STEP: Final = "training"
 FIXED_BATCH: Final = "fixed"
+VARIABLE: Final = "variable:"
+"""Before the name of one of the tensors that the loop carries: its own loops, of training steps."""
+
+
+def batch_of(text: str) -> str:
+    """Read whose loops are shown out of an address.
+
+    >>> batch_of("training"), batch_of("variable:z_H"), batch_of("<b>")
+    ('training', 'variable:z_H', 'fixed')
+    """
+    return text if text == EVERY_STEP or (text.startswith(VARIABLE) and len(text) < 100) else FIXED_BATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Ask:
         held: The run.
         view: Visible range of steps; None for all.
         selected: Step of the cursor; None for the newest.
-        batch: ``fixed`` or ``training``: whose loops the heatmaps show.
+        batch: Whose loops the heatmaps show: ``fixed``, ``training``, or ``variable:`` and the name of a variable.
         revision: See `frame.figure`.
         against: Id of another run to compare the configuration with; empty for none.
     """
@@ -57,6 +69,12 @@ class Ask:
         """The recorded step nearest to the selected one."""
         return resolve(self.held.run, self.selected)
 
+    @property
+    def variable(self) -> str:
+        """The variable whose own loops are shown; empty for the state as a whole, or where the run has no such one."""
+        name = self.batch.removeprefix(VARIABLE)
+        return name if self.batch.startswith(VARIABLE) and name in self.held.run.variables else ""
+
     def line(self, name: str, label: str, colour: str, **style: Any) -> figures.Track:
         """Return a recorded number as a line of a plot."""
         return of(self.held.tracks.track(name, self.view), label, colour, **style)
@@ -75,6 +93,7 @@ class Panel:
         numbers: Names of recorded numbers that its CSV holds, or a function that gives the columns.
         at_step: Whether it shows the selected step rather than all of them.
         height: Pixels.
+        whole: Whether a live run's page gets it whole when it changed, rather than what is new in it.
     """
 
     name: str
@@ -85,6 +104,7 @@ class Panel:
     numbers: tuple[str, ...] | Callable[[Ask], Columns] = field(default=())
     at_step: bool = False
     height: int = 230
+    whole: bool = False
 
 
 def drawn(panel: Panel, ask: Ask) -> go.Figure:
@@ -97,8 +117,10 @@ def drawn(panel: Panel, ask: Ask) -> go.Figure:
     except Exception as error:  # whatever a hostile file brings about costs its own panel, never the page
         logging.getLogger(__name__).warning("panel %s cannot be drawn", panel.name, exc_info=True)
         chart = empty(f"This cannot be drawn: {type(error).__name__}: {plain(error, 120)}")
-    meta = dict(chart.layout.meta or {})
-    return chart.update_layout(meta={**meta, "summary": f"{panel.title}. {summary(chart)}"})
+    meta = {**(chart.layout.meta or {}), "summary": f"{panel.title}. {summary(chart)}"}
+    if panel.whole:
+        meta["version"] = hashlib.sha256(str(chart.to_plotly_json()["data"]).encode()).hexdigest()[:16]
+    return chart.update_layout(meta=meta)
 
 
 def summary(chart: go.Figure) -> str:

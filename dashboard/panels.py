@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from ..dynamics.regime import LTI_TOLERANCE, LYAPUNOV_TOLERANCE
-from ..runfile.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP
+from ..runfile.layout import BLOCK_NORM, GRADIENT_NORM, JACOBIAN_EIGENVALUES, TOKEN_MAP
 from . import colours, figures, heatmaps, loop_figures
 from .depth_curves import depth_curves
 from .downsample import columns, visible
@@ -110,15 +110,19 @@ def _heatmap(name: str, symbol: str) -> Callable[[Ask], go.Figure]:
     def draw(ask: Ask) -> go.Figure:
         """Draw the number of the loops that the page asks for."""
         passes = ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps) > 0
+        what = "training steps"
         if passes:
             steps, values = ask.held.probe(name)
-            cells = columns(steps, values, ask.view)
+            cells, what = columns(steps, values, ask.view), "fixed batch"
+        elif ask.variable:
+            cells = columns(*ask.held.variable(name, ask.variable), ask.view)
+            what = f"{plain(ask.variable, 30)}, training steps"
         else:
             cells = ask.held.tracks.sheet(name, ask.view)
         return heatmaps.loop_heatmap(
             cells,
             symbol=symbol,
-            what="fixed batch" if passes else "training steps",
+            what=what,
             nothing="No loops were recorded.",
             remedy="The probe did not see the loop body run.",
             log=name != "step_cosine",
@@ -135,6 +139,10 @@ def _loop_columns(name: str) -> Callable[[Ask], Columns]:
         """Return the visible rows, one column for each loop."""
         if ask.batch == FIXED_BATCH and len(ask.held.run.probe_steps):
             steps, values = ask.held.probe(name)
+            rows = visible(steps, ask.view)
+            steps, values = steps[rows], values[rows]
+        elif ask.variable:
+            steps, values = ask.held.variable(name, ask.variable)
             rows = visible(steps, ask.view)
             steps, values = steps[rows], values[rows]
         else:
@@ -186,8 +194,18 @@ def spectrum_at(held: OpenRun, step: float | None) -> tuple[float | None, NDArra
 
 
 def _spectrum(ask: Ask) -> go.Figure:
-    """Draw the eigenvalues of the selected step."""
-    return loop_figures.spectrum(*spectrum_at(ask.held, ask.at), tolerance=LTI_TOLERANCE, revision=ask.revision)
+    """Draw the eigenvalues of the selected step: of A̅, and as crosses those of the full loop."""
+    step, values = spectrum_at(ask.held, ask.at)
+    known = ask.held.array_at(JACOBIAN_EIGENVALUES, ask.at)
+    full = known[1].astype(np.complex128).ravel() if known is not None else np.empty(0, np.complex128)
+    full = full[np.isfinite(full)]
+    count = int(np.isfinite(values).sum())
+    words = f"step {step:,.0f}: {count} of A̅" if step is not None else ""
+    if known is not None and full.size:
+        words += f", × {full.size} of the full loop" + ("" if known[0] == step else f" at step {known[0]:,.0f}")
+    return loop_figures.spectrum(
+        step, values, tolerance=LTI_TOLERANCE, revision=ask.revision, subtitle=words, full=full
+    )
 
 
 def _spectrum_columns(ask: Ask) -> Columns:
@@ -200,14 +218,13 @@ def _spectrum_columns(ask: Ask) -> Columns:
 
 def _tokens(ask: Ask) -> go.Figure:
     """Draw the map over tokens of the selected step."""
-    steps = ask.held.array_steps(TOKEN_MAP)
-    row = -1 if ask.at is None else int(np.searchsorted(steps, ask.at, side="right")) - 1
-    if row < 0:
+    known = ask.held.array_at(TOKEN_MAP, ask.at)
+    if known is None:
         return empty("No map over tokens was recorded up to this step.", remedy=heatmaps.STUDY)
-    _, (residuals,) = ask.held.run.arrays(TOKEN_MAP, slice(row, row + 1))
+    step, residuals = known
     if residuals.ndim != 3:
         return empty(f"The map over tokens has the shape {residuals.shape}; expected loops, sequences, tokens.")
-    return heatmaps.token_map(float(steps[row]), residuals.astype(np.float64), revision=ask.revision)
+    return heatmaps.token_map(step, residuals.astype(np.float64), revision=ask.revision)
 
 
 def _depths(ask: Ask) -> go.Figure:
@@ -249,7 +266,8 @@ def _dropped(ask: Ask) -> go.Figure:
         ask.line("rows_dropped", "rows dropped so far", colours.RATIO),
         ask.line("nonfinite", "numbers not finite", colours.FULL_LOOP),
     ]
-    return figures.lines(lines, y="count", nothing="No count was recorded.", **ask.over_steps)
+    chart = figures.lines(lines, y="count", nothing="No count was recorded.", **ask.over_steps)
+    return chart.update_yaxes(rangemode="tozero")
 
 
 _PANELS: Final = (
@@ -285,6 +303,7 @@ _PANELS: Final = (
             "event": np.array([mark.text for mark in marks(ask.held)]),
         },
         height=150,
+        whole=True,
     ),
     Panel(
         "state",
@@ -356,8 +375,9 @@ _PANELS: Final = (
     ),
     Panel(
         "spectrum",
-        "Eigenvalues of A̅",
-        "How the injection multiplies in each direction: outside the unit circle it amplifies, inside it forgets.",
+        "Eigenvalues",
+        "How the injection multiplies in each direction: outside the unit circle it amplifies, inside it forgets. "
+        "Crosses: the same of the full loop, blocks included, at the state it visits.",
         "Anything outside the circle.",
         _spectrum,
         _spectrum_columns,

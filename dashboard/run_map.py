@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from ..rules.lead import WINDOW, risen_steps
+from ..runfile.layout import PROBE_DERIVED
+from .boundary import Boundary, boundaries
 from .opened import OpenRun
 from .settings import flat
 from .text import shown
@@ -41,8 +43,10 @@ def numbers_of(held: OpenRun) -> dict[str, float]:
     for name in held.run.names:
         if name in NOT_PLACES:
             continue
-        placed[f"last.{shown(name, 80)}"] = held.last(name)
-        values = held.run[name]
+        values = held.run.series(name)[1] if name in PROBE_DERIVED else held.run[name]
+        values = values[~np.isnan(values)]
+        if len(values):
+            placed[f"last.{shown(name, 80)}"] = float(values[-1])
         values = values[np.isfinite(values)]
         if len(values):
             placed[f"largest.{shown(name, 80)}"] = float(values.max())
@@ -73,22 +77,41 @@ def converged(steps: Any, loss: Any, *, finished: bool) -> bool | None:
     return not (len(risen) and risen[-1] == steps[finite][-1])
 
 
+SYMBOLS: Final = {
+    "a_bar_radius": "ρ(A̅)", "a_bar_norm": "σ_max(A̅)", "jacobian_radius": "ρ(J)", "jacobian_norm": "σ_max(J)",
+    "lyapunov_max": "λ₁", "last_state_norm": "‖h_T‖", "residual_ratio": "gain on the fixed batch",
+}  # fmt: skip
+RADII: Final = ("a_bar_radius", "jacobian_radius", "residual_ratio")
+"""Numbers whose edge of stability is 1."""
+
+
+def quantity(name: str) -> str:
+    """Return the recorded number behind a place's name; empty for a setting.
+
+    >>> quantity("last.a_bar_radius"), quantity("setting.lr")
+    ('a_bar_radius', '')
+    """
+    group, _, rest = name.partition(".")
+    return rest if group in ("last", "largest") else ""
+
+
 def label(name: str) -> str:
     """Return a number's name as people read it.
 
     >>> label("last.a_bar_radius"), label("config.train.lr"), label("setting.lr")
-    ('a_bar_radius, last', 'train.lr, configuration', 'learning rate')
+    ('ρ(A̅) a_bar_radius, last', 'train.lr, configuration', 'learning rate')
     """
     group, _, rest = name.partition(".")
     if group == "setting":
         return SETTINGS.get(rest, rest)
     words = {"config": "configuration", "last": "last", "largest": "largest"}
-    return f"{rest}, {words[group]}" if group in words else name
+    named = f"{SYMBOLS[rest]} {rest}" if group != "config" and rest in SYMBOLS else rest
+    return f"{named}, {words[group]}" if group in words else name
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One run in the plane: its id, name and address, its regime, and where it is."""
+    """One run in the plane: its id, name and address, its regime and architecture, and where it is."""
 
     id: str
     name: str
@@ -97,6 +120,25 @@ class Place:
     by_design: bool
     x: float
     y: float
+    architecture: str = ""
+
+
+def architecture(row: Row) -> str:
+    """Return what kind of loop a run has; empty where it does not say.
+
+    >>> architecture({"injection": "parcae", "norm": "pre"}), architecture({"injection": None})
+    ('parcae, pre norm', '')
+    """
+    injection, norm = row.get("injection"), row.get("norm")
+    return "" if not injection else f"{injection}, {norm} norm" if norm else str(injection)
+
+
+def edges(placed: Sequence[Place]) -> list[Boundary]:
+    """Return where along the horizontal axis each architecture becomes unstable; runs of no verdict are left out."""
+    told = [one for one in placed if one.architecture and one.regime != "unknown"]
+    return boundaries(
+        [one.architecture for one in told], [one.x for one in told], [one.regime == "unstable" for one in told]
+    )
 
 
 def quantities(rows: Iterable[Row], numbers: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -116,7 +158,7 @@ def places(rows: Iterable[Row], numbers: Mapping[str, Mapping[str, float]], x: s
             continue
         regime = str(row.get("verdict") or "unknown")
         by_design = regime == "marginal" and row.get("injection") == "addition"
-        placed.append(Place(row["id"], row["name"], row["href"], regime, by_design, at[0], at[1]))
+        placed.append(Place(row["id"], row["name"], row["href"], regime, by_design, at[0], at[1], architecture(row)))
     return placed
 
 
@@ -153,11 +195,9 @@ def survival(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, float]]) ->
     """
     told: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
     for row in rows:
-        survived, lr, injection = numbers.get(row["id"], {}).get("converged"), _setting(row, "lr"), row.get("injection")
-        if survived is None or lr is None or not injection:
+        survived, lr, name = numbers.get(row["id"], {}).get("converged"), _setting(row, "lr"), architecture(row)
+        if survived is None or lr is None or not name:
             continue
-        norm = row.get("norm")
-        name = f"{injection}, {norm} norm" if norm else str(injection)
         told.setdefault((name, lr), []).append((int(survived), 1, int(row.get("verdict") == "unstable")))
     names = sorted({name for name, _ in told})
     rates = sorted({lr for _, lr in told})

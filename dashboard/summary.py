@@ -4,7 +4,7 @@ Rows appear at once with what the folder says; a thread reads the runs one after
 read of a run that nobody writes is kept on disk, so that the next start has it at once. A run that cannot be read is a
 row too, with its one-line error.
 
-Not covered: how a row is drawn (`pages.runs`).
+Not covered: what is read of a run (`row_cells`), how a row is drawn (`pages.runs`).
 """
 
 from __future__ import annotations
@@ -12,32 +12,23 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from .. import __version__
 from ..runfile.disk.lease import is_held
 from ..runfile.layout import RunFileError
-from .alerts import alerts_of
-from .downsample import thin
 from .index import Entry, RunIndex
-from .opened import OpenRun
-from .run_map import numbers_of
-from .story import as_json
+from .reading import Helper, helpers_for
+from .row_cells import Row, cells_of, read_once
 from .text import shown
 
-Row = dict[str, Any]
 Stamp = list[list[int]]
 
-SPARK_POINTS: Final = 40
-SPARK_ROWS: Final = 20_000  # losses beyond so many are sampled before they are thinned: a spark is 80 pixels wide
 LIVE_REST: Final = 10.0  # a live run is read again after its cost, this many times over
 LIVE_SECONDS: Final = 2.0  # and not before so many seconds
 IDLE_SECONDS: Final = 15.0  # nobody asked for so long: the thread ends
@@ -161,20 +152,50 @@ class RunTable:
         """Read runs as long as somebody asks: those being written first, then the small ones."""
         while time.monotonic() - self._asked < IDLE_SECONDS:
             todo = [entry for entry in self.index.entries() if entry.id in self._rows and self._needs(entry)]
-            for entry in sorted(todo, key=_order):
-                if time.monotonic() - self._asked > IDLE_SECONDS:
-                    break
-                self._read(entry)
+            self._read_some(deque(sorted(todo, key=_order)))
             if not todo:
                 self._save()
             self._wake.clear()
             self._wake.wait(1.0)
         self._save()
 
-    def _read(self, entry: Entry) -> None:
+    def _read_some(self, waiting: deque[Entry]) -> None:
+        """Read runs, with helpers where there are many."""
+        helpers = [
+            threading.Thread(target=self._read_with_helper, args=(waiting,), name="loopscope rows helper", daemon=True)
+            for _ in range(helpers_for(len(waiting)))
+        ]
+        for helper in helpers:
+            helper.start()
+        self._read_from(waiting)
+        for helper in helpers:
+            helper.join()
+
+    def _read_with_helper(self, waiting: deque[Entry]) -> None:
+        """Read runs with the help of a process."""
+        try:
+            helper = Helper()
+        except OSError:
+            return
+        try:
+            self._read_from(waiting, helper)
+        finally:
+            helper.close()
+
+    def _read_from(self, waiting: deque[Entry], helper: Helper | None = None) -> None:
+        """Read runs as long as some wait and somebody asks."""
+        while time.monotonic() - self._asked < IDLE_SECONDS:
+            try:
+                entry = waiting.popleft()
+            except IndexError:
+                return
+            self._read(entry, helper)
+
+    def _read(self, entry: Entry, helper: Helper | None = None) -> None:
         """Read one run and fill its row in."""
         stamp, began = _stamp(entry), time.monotonic()
-        cells = self._cells(entry)
+        alone = helper is not None and not entry.fault and not is_held(entry.path)
+        cells = (helper.cells(entry.path) if helper is not None and alone else None) or self._cells(entry)
         now = time.monotonic()
         if cells["state"] == "live":
             self._due[entry.id] = now + max(LIVE_SECONDS, LIVE_REST * (now - began))
@@ -190,7 +211,9 @@ class RunTable:
         try:
             if not entry.fault and is_held(entry.path):
                 return cells_of(self.index.open(entry))
-            return _once(entry, cells_of)
+            if entry.fault:
+                raise RunFileError(f"{shown(entry.path)}: {entry.fault}")
+            return read_once(entry.path, cells_of)
         except RunFileError as error:
             fault = shown(error).removeprefix(f"{shown(entry.path)}: ")  # the row names the run already
         except Exception as error:  # whatever a hostile file brings about costs its own row, never the page
@@ -244,17 +267,6 @@ def identity(entry: Entry) -> Row:
     return {"id": entry.id, "name": entry.name, "path": shown(entry.path), "href": f"/run/{entry.id}"}
 
 
-def _once(entry: Entry, make: Callable[[OpenRun], Row]) -> Row:
-    """Open a run for one question only."""
-    if entry.fault:
-        raise RunFileError(f"{shown(entry.path)}: {entry.fault}")
-    held = OpenRun(entry.path)
-    try:
-        return make(held)
-    finally:
-        held.close()
-
-
 def _stamp(entry: Entry) -> Stamp:
     """Return what changes whenever somebody writes a file of the run."""
     made = []
@@ -274,63 +286,6 @@ def _order(entry: Entry) -> tuple[bool, int]:
     return not (entry.fault or is_held(entry.path)), size
 
 
-def cells_of(held: OpenRun) -> Row:
-    """Return the cells that are read off a run, JSON-ready."""
-    run, settings = held.run, held.settings()
-    story = held.story()
-    assert story is not None
-    cells: Row = {
-        "state": run.state,
-        "fault": None if len(run) else _no_rows(run.state),
-        "steps": len(run),
-        "loss": cell(held.last("loss")),
-        "spark": spark(held),
-        "radius": cell(held.last("a_bar_radius")),
-        "state_norm": cell(held.last("last_state_norm")),
-        "injection": settings.injection,
-        "norm": settings.norm,
-        "width": settings.width,
-        "lr": settings.lr if settings.lr is not None else _peak_lr(held),
-        "size": settings.parameters,
-        "seed": settings.seed,
-        "started": settings.started,
-    }
-    details = {"numbers": numbers_of(held), "alerts": alerts_of(held, story)}
-    return cells | as_json(story) | {"alerted": _time_of(held, story)} | details
-
-
-def _time_of(held: OpenRun, story: Any) -> float | None:
-    """Return when the first alert was, seconds since 1970."""
-    first = next((finding for finding in story.findings if finding.severity != "note"), None)
-    steps = held.run["step"]
-    if first is None or not len(steps):
-        return None
-    row = min(int(np.searchsorted(steps, first.step)), len(steps) - 1)
-    moment = float(held.run["time"][row])
-    return moment if math.isfinite(moment) else None
-
-
-def _peak_lr(held: OpenRun) -> float | None:
-    """Return the largest recorded learning rate of a run whose configuration does not say it."""
-    recorded = held.run["lr"]
-    finite = recorded[np.isfinite(recorded)]
-    return float(finite.max()) if finite.size else None
-
-
-def spark(held: OpenRun) -> list[float | None]:
-    """Return some tens of losses that look like all of them; None where one is not finite."""
-    loss = held.run["loss"]
-    if len(loss) > SPARK_ROWS:
-        loss = loss[:: -(-len(loss) // SPARK_ROWS)]
-    _, values = thin(np.arange(float(len(loss))), loss, points=SPARK_POINTS)
-    return [None if math.isnan(value) else float(f"{value:.4g}") for value in values.tolist()]
-
-
-def _no_rows(state: str) -> str:
-    """Say that a run is empty, and whether that may change."""
-    return "no step was recorded yet" if state == "live" else "no step was recorded, so nothing can be said"
-
-
 def attention(row: Row) -> int:
     """Return the place of a row in the order of who needs a look: live runs first, the worst of them on top.
 
@@ -341,14 +296,3 @@ def attention(row: Row) -> int:
     place = _VERDICTS.index(verdict) if verdict in _VERDICTS else 2
     later = {"live": 0, "interrupted": 10, "finished": 10, "reading": 20, "unreadable": 30}
     return later.get(str(row.get("state")), 20) + place
-
-
-def cell(value: float) -> float | str | None:
-    """Return a number as JSON can carry it.
-
-    >>> cell(1.5), cell(math.inf), cell(math.nan)
-    (1.5, 'inf', None)
-    """
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)

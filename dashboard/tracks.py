@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 EXACT_ROWS: Final = 4 * POINTS
 """A line of up to so many rows is drawn from the rows themselves."""
 EXACT_SHEET: Final = COLUMNS * BUCKET // 2
+KEPT_BYTES: Final = 100 << 20
+"""Of columns that the reader keeps of one run: a dozen of 10⁶ rows, more than any tab shows."""
 _BLOCK: Final = 16_384  # rows of loops read at a time
 LOOP_NUMBERS: Final = ("state_norm", "residual_norm", "step_cosine")
 
@@ -77,6 +79,12 @@ class Tracks:
         own += sum(len(last) * 4 for last in self._last.values())
         sources = [run.source for run in self.run.ranks.values()]
         return own + sum(source.kept_bytes for source in sources if isinstance(source, FileSource))
+
+    def trim(self) -> None:
+        """Keep no more of the reader's columns than a long run needs for the pages that are looked at."""
+        for run in self.run.ranks.values():
+            if isinstance(run.source, FileSource):
+                run.source.trim(KEPT_BYTES // len(self.run.ranks))
 
     # -- one number per step --------------------------------------------------------------------------------------
 

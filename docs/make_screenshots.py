@@ -25,15 +25,20 @@ FEW = {  # file, theme and page of the pictures that are shown; GitHub chooses t
     "figures/dashboard-when.png": ("light", "run-when"),
     "figures/dashboard-when-dark.png": ("dark", "run-when"),
     "figures/dashboard-where.png": ("light", "run-where"),
+    "figures/dashboard-map.png": ("light", "map"),
 }
 DRAWN = "[...document.querySelectorAll('.dash-graph')].every(g => g.querySelector('.main-svg'))"
 READ = "!document.body.innerText.includes('reading…')"
 
 
-def addresses(run: str) -> dict[str, str]:
-    """Return every page and tab by a name for its picture."""
+def addresses(runs: dict[str, str]) -> dict[str, str]:
+    """Return every page and tab by a name for its picture, over runs by name."""
     pages = {page.name: page.path for page in all_pages() if page.link}
-    return pages | {f"run-{tab}": f"/run/{run}?tab={tab}" for tab in all_tabs()}
+    pages["compare"] = f"/compare?runs={','.join(runs.values())}"
+    pages["explorer-run"] = f"/explorer?kind=run&run={runs[RUN]}&contours=on&gain=0.3"
+    pages["explorer-story"] = "/explorer?kind=concatenation&norm=2.6&skew=10&loops=64&contours=on"
+    pages |= {"rule": "/rules/LS020", "missing": "/nowhere"}
+    return pages | {f"run-{tab}": f"/run/{runs[RUN]}?tab={tab}" for tab in all_tabs()}
 
 
 def picture(chrome: Browser, address: str, file: Path, *, width: int, scheme: str, whole: bool) -> None:
@@ -42,7 +47,7 @@ def picture(chrome: Browser, address: str, file: Path, *, width: int, scheme: st
     page = context.new_page()
     page.set_default_timeout(180_000)
     page.goto(address)
-    page.wait_for_selector(".ls-title")
+    page.wait_for_selector("main h1, main .ls-card")
     page.wait_for_function(DRAWN)
     page.wait_for_function(READ)
     page.wait_for_timeout(600)
@@ -56,10 +61,10 @@ def main(folder: Path, few: bool) -> None:
     server = waitress.create_server(app.server, host="127.0.0.1", port=0, threads=8)
     threading.Thread(target=server.run, daemon=True).start()
     base = f"http://127.0.0.1:{server.effective_port}"
-    (run,) = [entry.id for entry in app.server.config[CONFIG_KEY].entries() if entry.name == RUN]
+    runs = {entry.name: entry.id for entry in app.server.config[CONFIG_KEY].entries()}
     with sync_playwright() as playwright:
         chrome = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        pages = {name: base + address for name, address in addresses(run).items()}
+        pages = {name: base + address for name, address in addresses(runs).items()}
         if few:
             for file, (scheme, name) in FEW.items():
                 picture(chrome, pages[name], folder / file, width=1160, scheme=scheme, whole=False)

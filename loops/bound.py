@@ -86,11 +86,7 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
     inner = unwrap(model)
     place = find_site(inner, site, tokens)
     if place.state_argument is None or place.shared:
-        raise LoopSiteError(
-            f"the state of this loop does not enter it at one module ({place.body!r} is the first), so it can be "
-            "watched but not linearised. Call an nn.Identity on the state at the top of the loop and name it as body"
-            + (f". Known about this loop: {'; '.join(place.notes)}" if place.notes else "")
-        )
+        raise LoopSiteError(_not_one_entry(inner, place))
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     with torch.inference_mode(False), on_the_side(inner, seed=seed) as look, torch.enable_grad():
@@ -99,6 +95,22 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
         interception = _Interception(inner, place, Call.of(inner, tokens).to(device), seed)
         with interception.hooks, no_recomputation():
             yield interception.bind(look)
+
+
+def _not_one_entry(model: nn.Module, place: LoopSite) -> str:
+    """Return why a loop is no function of one state, and what makes it one."""
+    said = (
+        f"the state of this loop does not enter it at one module ({place.body!r} is the first), so it can be watched "
+        "but not linearised"
+    )
+    has_one = isinstance(model.get_submodule(place.body), nn.Identity)
+    named = repr(place.body if has_one else "<the name of the identity>")
+    advice = (
+        "Call an nn.Identity on the state at the top of the loop, use what it returns everywhere in the loop, and pass "
+        f"site=LoopSite(body={named}, after={place.after!r})"
+    )
+    known = f"Known about this loop: {'; '.join(place.notes)}" if place.notes else ""
+    return ". ".join(part for part in (said, "" if place.variables else advice, known) if part)
 
 
 class _Interception:

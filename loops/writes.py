@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 UNDECLARED = ("running_mean", "running_var")  # batch norms write to these without saying so in their schema
+PIECE = 1 << 20  # numbers of a large tensor that are summed at a time; even, so that every second one stays so
 SMALL = 1 << 20  # bytes of a tensor of which a copy is kept for comparison
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)  # as opposed to tensors of somebody's own kind
 Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
@@ -185,4 +186,6 @@ def _content(tensor: Tensor) -> Tensor:
         return flat.view(torch.uint8)
     size = flat.element_size()
     bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32}.get(size, torch.int64))
-    return torch.stack([bits.sum(dtype=torch.int64), (bits[::2]).sum(dtype=torch.int64)])
+    # In pieces: each is widened on the way, and together they would be a copy of the weights twice as large.
+    sums = [(piece.sum(dtype=torch.int64), piece[::2].sum(dtype=torch.int64)) for piece in bits.split(PIECE)]
+    return torch.stack([torch.stack(pair) for pair in sums]).sum(dim=0)

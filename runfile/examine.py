@@ -11,15 +11,17 @@ Not covered: keeping a library that was taken over from acting. Limits are limit
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from .disk.repair import repair
-from .disk.trial import trust_everything
+from .disk.trial import seconds_for, trust_everything
 from .layout import LOOP_COLUMNS, RunFileError
 from .reader import Run
 
@@ -64,12 +66,14 @@ def _repaired(path: Path, in_place: bool) -> dict[str, Any]:
 
 
 def _limit(file_size: int, *, writes: bool) -> None:
-    """Bound the memory of this process and what it leaves behind; its time is bounded by who waits for it."""
+    """Bound the memory and the processor time of this process and what it leaves behind."""
     pages = Path("/proc/self/statm")
     if pages.exists():  # Linux; elsewhere the limit of address space does not hold
         size = int(pages.read_text().split()[0]) * resource.getpagesize()
         room = size + _MEMORY + _PER_BYTE * file_size
         resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    seconds = math.ceil(seconds_for(file_size) + time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not writes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .disk.handle import LOCK
 from .disk.lease import is_held
 from .growing import Rows, Standing
 from .layout import INFO_LATER, LOOP_COLUMNS, VARIABLE_COLUMNS, Event, RunFileError, Severity, unpack_event
@@ -150,6 +151,11 @@ class FileSource:
     def kept_bytes(self) -> int:
         """Bytes of the numbers that are kept in memory."""
         return self._tables.kept_bytes
+
+    def trim(self, most: int) -> None:
+        """Let go of what was looked at longest ago, until at most so many bytes are kept."""
+        with LOCK:
+            self._tables.trim(most)
 
     def at_loop(self, name: str, loop: int, rows: Rows = slice(None)) -> Series:
         """Return a number of one loop at some visible steps, a negative ``loop`` counted from the last row."""

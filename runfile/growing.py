@@ -36,10 +36,10 @@ class Growing:
         return self._length
 
     def append(self, tail: NDArray[Any]) -> None:
-        """Add values, moving the old ones only when the buffer has to double."""
+        """Add values, moving the old ones only when the buffer has to grow by a quarter."""
         needed = self._length + len(tail)
         if needed > len(self._buffer):
-            self._move(needed if self._length == 0 else max(needed, 2 * len(self._buffer)))
+            self._move(needed if self._length == 0 else max(needed, len(self._buffer) + len(self._buffer) // 4))
         self._buffer[self._length : needed] = tail
         self._length = needed
 
@@ -52,6 +52,11 @@ class Growing:
     def values(self, length: int | None = None) -> NDArray[Any]:
         """Return the first ``length`` values, or all, without copying."""
         return self._buffer[: self._length if length is None else length]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes in memory, room to grow in included."""
+        return self._buffer.nbytes
 
     def _move(self, room: int) -> None:
         """Go on in a new buffer."""

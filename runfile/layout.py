@@ -124,6 +124,8 @@ GRADIENT_NORM: Final = "state_gradient_norm"
 TOKEN_MAP: Final = "token_residual_norm"
 LYAPUNOV_EXPONENTS: Final = "lyapunov_exponents"
 TOKEN_RADIUS: Final = "token_jacobian_radius"
+JACOBIAN_EIGENVALUES: Final = "jacobian_eigenvalues"
+A_BAR: Final = "a_bar"
 ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
     BLOCK_NORM: (
         "float32 (K)",
@@ -153,6 +155,16 @@ ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
         "float32 (n, P)",
         "1",
         "spectral radius of each token's own Jacobian after 2·μ_rec loops; `jacobian_radius` is the largest",
+    ),
+    JACOBIAN_EIGENVALUES: (
+        "complex64 (k)",
+        "1",
+        "eigenvalues of the full loop's Jacobian after 2·μ_rec loops, over all tokens measured, the k <= 64 largest",
+    ),
+    A_BAR: (
+        "float32 (d, d) or (d)",
+        "1",
+        "A̅ itself, its diagonal where it has no more, up to width 64; at steps each a tenth later than the one before",
     ),
 }
 """Shape, unit and meaning of the arrays a run can hold."""

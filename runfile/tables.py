@@ -51,6 +51,8 @@ class Tables:
         self.commit = NOTHING
         self.names: dict[str, int] = {}
         self._columns: dict[tuple[str, int | None], Growing] = {}
+        self._used: dict[tuple[str, int | None], int] = {}  # columns by when they were looked at last
+        self._looks = 0
         self._sound: dict[str, int] = {}  # rows of ragged tables that were checked
 
     def forget(self) -> None:
@@ -114,6 +116,7 @@ class Tables:
         neighbours are kept along with it.
         """
         known = self._columns.setdefault((table, column), Growing(dtype))
+        self._used[table, column] = self._looks = self._looks + 1
         length = self.commit.lengths[table]
         if len(known) < length and column is None:
             known.append(self.read(table, slice(len(known), length)))
@@ -136,7 +139,15 @@ class Tables:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the columns that are kept."""
-        return sum(column.values().nbytes for column in self._columns.values())
+        return sum(column.kept_bytes for column in self._columns.values())
+
+    def trim(self, most: int) -> None:
+        """Let go of the columns that were looked at longest ago, until at most so many bytes are kept."""
+        kept = self.kept_bytes
+        for key in sorted(self._columns, key=lambda one: self._used.get(one, 0)):
+            if kept <= most:
+                break
+            kept -= self._columns.pop(key).kept_bytes
 
     def ends(self, table: str, ends: Index, of: str) -> Index:
         """Return where the entries of a ragged table end, once it is certain that all lie within it."""

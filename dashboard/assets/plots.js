@@ -143,8 +143,17 @@
     }
   });
 
-  /* Every drawn plot says in one line what it shows. */
+  /* A finger on a plot scrolls the page: plotly would take it for the drag of a mouse. A tap still is a click. */
+  document.addEventListener("touchstart", (event) => {
+    if (event.target.closest && event.target.closest(".js-plotly-plot")) event.stopPropagation();
+  }, { capture: true, passive: true });
+
+  /* Every drawn plot says in one line what it shows; a table that is wider than its place can be scrolled by keyboard. */
   const describe = () => {
+    for (const place of document.querySelectorAll(".ls-scroll")) {
+      if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
+      else place.removeAttribute("tabindex");
+    }
     for (const graph of document.querySelectorAll(".js-plotly-plot")) {
       const said = graph.layout && graph.layout.meta && graph.layout.meta.summary;
       if (said && graph.getAttribute("aria-label") !== said) {
@@ -153,5 +162,19 @@
       }
     }
   };
-  setInterval(describe, 1000);
+  /* What Dash's own controls say of themselves is not what they are: choices are no list box, and a field that only
+     holds a value cannot be reached. */
+  const mend = () => {
+    for (const option of document.querySelectorAll("label.dash-options-list-option[role]")) {
+      option.removeAttribute("role");
+      option.removeAttribute("aria-selected");
+    }
+    for (const list of document.querySelectorAll(".dash-options-list[role=listbox]")) list.setAttribute("role", "group");
+    for (const control of document.querySelectorAll(".ls-control")) {
+      const name = control.querySelector(".ls-control-name");
+      if (name) for (const part of control.querySelectorAll("[role=slider], input[type=number]")) part.setAttribute("aria-label", name.textContent);
+    }
+    for (const field of document.querySelectorAll("input[aria-hidden=true]:not([tabindex='-1'])")) field.tabIndex = -1;
+  };
+  setInterval(() => { describe(); mend(); }, 1000);
 })();

@@ -58,8 +58,10 @@
   cells.LsAlert = (props) => {
     const { alerted, alert_step, href } = props.data;
     if (!props.value) return element("span", { className: "ls-dim" }, props.data.verdict ? "none" : "");
-    const target = `${href}?step=${alert_step}`;
-    return element("a", { href: target, title: `${props.value} · ${when(alerted)}`, onClick: follow(target) }, props.value, alerted ? ` · ${ago(Date.now() / 1000 - alerted)}` : "");
+    const target = `${href}?step=${alert_step}`, [name] = props.value.split(" at step ");
+    const since = alerted ? ` · ${ago(Date.now() / 1000 - alerted)}${ago(Date.now() / 1000 - alerted) === "now" ? "" : " ago"}` : "";
+    return element("a", { className: "ls-first-alert", href: target, title: `${props.value} · ${when(alerted)}`, onClick: follow(target) },
+      element("span", null, name), element("small", null, `step ${functions.lsCount(alert_step)}${since}`));
   };
 
   /* The error of a broken run takes up the whole row. */
@@ -140,6 +142,13 @@
     press();
     keep({ only: [...filters].join(",") });
     if (live()) grid.onFilterChanged();
+  });
+
+  /* Enter in a cell of the table follows its link: the cell has the focus, not the link in it. */
+  document.addEventListener("keydown", (event) => {
+    const at = document.activeElement;
+    const link = event.key === "Enter" && at && at.classList.contains("ag-cell") && at.querySelector("a");
+    if (link) link.click();
   });
 
   const dash = (window.dash_clientside = window.dash_clientside || {});

@@ -12,6 +12,7 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 
 from ...runfile.layout import RunFileError
 from .. import compare, compare_figures, components
+from ..downloads import report_address
 from ..frame import graph_config
 from ..index import Entry, current_index
 from ..opened import OpenRun
@@ -23,6 +24,7 @@ from . import Page
 POLL_MS: Final = 3000
 RUNS_LIMIT: Final = 60
 PLOTS_LIMIT: Final = 6
+OFFERED: Final = 7  # runs that still lie over each other in one plot
 HEIGHT: Final = 290
 LEGEND: Final = 14  # pixels of legend for each run, where the window is narrow
 _CLOCK = Clock("compare-poll", ("plots",))
@@ -43,7 +45,10 @@ def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
     )
     return html.Div(
         [
-            html.Div([html.H1("Compare"), html.Span(id="compare-count", className="ls-dim")], className="ls-title"),
+            html.Div(
+                [html.H1("Compare"), html.Span(id="compare-count", className="ls-dim"), html.Span(id="compare-report")],
+                className="ls-title",
+            ),
             html.Div(
                 [
                     html.Div([html.Span("aligned by", className="ls-control-name"), axis]),
@@ -80,16 +85,18 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
     """Return the plots and the table of differences."""
     parts: list[Any] = [html.P(fault, className="ls-dim") for fault in faults]
     if not there:
-        advice = html.P(["No run to compare: tick some on the page of ", dcc.Link("Runs", href="/"), "."])
-        return [*parts, html.Section(advice, className="ls-card")]
+        advice: list[Any] = ["No run to compare: tick some on the page of ", dcc.Link("Runs", href="/"), "."]
+        others = [entry.id for entry in current_index().entries() if not entry.fault][:OFFERED]
+        if len(others) > 1:
+            address = f"/compare?runs={','.join(others)}"
+            advice += [" Or ", dcc.Link(f"compare the first {len(others)}", href=address, refresh=True), "."]
+        return [*parts, html.Section(html.P(advice), className="ls-card")]
     parts += [_plot(there, axis, quantity) for quantity in what[:PLOTS_LIMIT]]
     changed = compare.differences([held.run.info for _, held in there])
     head: Any = ("setting", *[dcc.Link(entry.name, href=f"/run/{entry.id}") for entry, _ in there])
     grid: Any = html.P("Nothing differs.")
     if changed:
-        grid = html.Div(
-            components.rows_table(head, [(name, *values) for name, values in changed]), className="ls-scroll"
-        )
+        grid = components.rows_table(head, [(name, *values) for name, values in changed], wide=True)
     parts.append(html.Section([html.H2("What differs"), grid], className="ls-card"))
     return parts
 
@@ -120,6 +127,7 @@ def register(app: Dash) -> None:
     @app.callback(
         Output("compare-body", "children"),
         Output("compare-count", "children"),
+        Output("compare-report", "children"),
         Output("compare-what", "options"),
         Output("compare-version", "data"),
         Output("compare-query", "data"),
@@ -140,12 +148,13 @@ def register(app: Dash) -> None:
             held.story()
         version = str(hash((axis, *what, *faults, *[(entry.id, held.version) for entry, held in there])))
         if version == before:
-            return [*[no_update] * 5, asked]
+            return [*[no_update] * 6, asked]
         options = dict.fromkeys([*compare.quantities([held for _, held in there]), *what])
         query = "?" + urlencode({"runs": ",".join(run_ids), "by": axis, "what": ",".join(what)}, safe=",")
         count = f"{len(there)} runs" + ("" if len(run_ids) <= RUNS_LIMIT else f", the first of {len(run_ids)}")
         choices = [{"label": shown(name, 60), "value": name} for name in options]
-        return [_body(there, faults, axis, what), count, choices, version, query, asked]
+        report = components.report_link(report_address([entry.id for entry, _ in there]) if there else "")
+        return [_body(there, faults, axis, what), count, report, choices, version, query, asked]
 
     app.clientside_callback(
         ClientsideFunction("loopscope", "address"), Output("compare-mirrored", "data"), Input("compare-query", "data")

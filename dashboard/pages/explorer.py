@@ -7,6 +7,7 @@ Not covered: the numbers (`explorer`), the plots (`explorer_figures`).
 """
 
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -14,15 +15,33 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, ctx, dcc, html, no_update
 
 from ...dynamics.regime import LTI_TOLERANCE, lti_regime
+from ...runfile.layout import RunFileError
 from .. import components, explorer_figures
 from ..colours import REGIME_GLYPHS
-from ..explorer import KINDS, LIMITS, PRESETS, SCHEMES, Explored, Sandbox, explore, query, rates, rules, sandbox_of
+from ..explorer import (
+    KINDS,
+    LIMITS,
+    PRESETS,
+    SCHEMES,
+    WIDEST,
+    Explored,
+    Sandbox,
+    explore,
+    landscape,
+    query,
+    rates,
+    rules,
+    sandbox_of,
+)  # fmt: skip
 from ..frame import empty, graph_config
+from ..index import current_index
 from ..loop_figures import spectrum
 from ..panel import summary
-from ..text import number, plain
+from ..recorded_matrix import RecordedMatrix, recorded_matrix
+from ..text import number, plain, shown
 from . import Page
 
+RUNS_LISTED: Final = 500
 NAMES: Final = tuple(field.name for field in fields(Sandbox))
 _SLIDERS: Final[tuple[tuple[str, str, float, str], ...]] = (
     ("delta", "step size Δ", 0.05, "parcae"),
@@ -60,7 +79,7 @@ def layout(**asked: Any) -> html.Div:
             html.H2("Discretisation rules side by side"),
             html.P("Shaded: where the rule is stable. Marks: ΔA of the channels.", className="ls-dim"),
             html.Div([_scheme_card(name, chart) for name, chart in schemes.items()], className="ls-schemes"),
-            html.Div(_rules_table(sandbox), id="explorer-rules", className="ls-scroll"),
+            html.Div(_rules_table(sandbox), id="explorer-rules"),
         ],
         className="ls-card ls-for ls-for-parcae",
     )
@@ -106,9 +125,8 @@ def _page_class(sandbox: Sandbox) -> str:
 
 def _controls(sandbox: Sandbox) -> list[Any]:
     """Return the controls; those that another injection needs are there and hidden."""
-    kinds = dcc.RadioItems(
-        id="explorer-kind", options=[{"label": kind, "value": kind} for kind in KINDS], value=sandbox.kind
-    )
+    options: Any = [{"label": "A̅ of a run" if kind == "run" else kind, "value": kind} for kind in KINDS]
+    kinds = dcc.RadioItems(id="explorer-kind", options=options, value=sandbox.kind)
     matrix = dcc.Input(id="explorer-matrix", type="text", value=sandbox.matrix, debounce=0.4, autoComplete="off")
     schemes = dcc.RadioItems(
         id="explorer-scheme",
@@ -121,6 +139,7 @@ def _controls(sandbox: Sandbox) -> list[Any]:
             [html.Label("matrix, rows behind semicolons", htmlFor="explorer-matrix"), matrix],
             className="ls-control ls-for ls-for-matrix",
         ),
+        html.Div(_run_choice(sandbox), className="ls-control ls-for ls-for-run"),
     ]
     for name, words, step, needed in _SLIDERS:
         low, high = LIMITS[name]
@@ -141,7 +160,36 @@ def _controls(sandbox: Sandbox) -> list[Any]:
         [html.Span("discretisation", className="ls-control-name"), schemes],
         className="ls-control ls-for ls-for-parcae",
     )
-    return [*made, rule]
+    contours: Any = ["on"] if sandbox.contours else []
+    option: Any = [{"label": "pseudospectra", "value": "on"}]
+    return [*made, rule, html.Div(dcc.Checklist(id="explorer-contours", options=option, value=contours))]
+
+
+def _run_choice(sandbox: Sandbox) -> list[Any]:
+    """Return the choice of a run and of a step, whose A̅ is taken."""
+    runs: Any = [{"label": entry.name, "value": entry.id} for entry in current_index().entries() if not entry.fault]
+    return [
+        html.Label("run", htmlFor="explorer-run"),
+        dcc.Dropdown(id="explorer-run", options=runs[:RUNS_LISTED], value=sandbox.run or None, clearable=False),
+        html.Label("step", htmlFor="explorer-at"),
+        dcc.Input(id="explorer-at", type="text", inputMode="numeric", value=sandbox.at, debounce=0.4,
+                  placeholder="newest", autoComplete="off"),
+    ]  # fmt: skip
+
+
+def _recorded(sandbox: Sandbox) -> RecordedMatrix | None:
+    """Return A̅ of the run that the settings name.
+
+    Raises:
+        ValueError: The run cannot be read.
+    """
+    entry = current_index().find(sandbox.run) if sandbox.kind == "run" and sandbox.run else None
+    if entry is None:
+        return None
+    try:
+        return recorded_matrix(current_index().open(entry), sandbox.at, WIDEST)
+    except RunFileError as error:
+        raise ValueError(shown(error, 200)) from None
 
 
 def _plot(name: str, chart: go.Figure) -> html.Section:
@@ -180,7 +228,8 @@ def _shown(sandbox: Sandbox) -> dict[str, Any]:
     """Return what follows from the settings but for the discretisation rules, by name: figures and words."""
     drawn: dict[str, Any] = {}
     try:
-        explored = explore(sandbox)
+        taken = _recorded(sandbox)
+        explored = explore(sandbox, None if taken is None else taken.values)
     except ValueError as error:
         fault = empty(plain(error))
         said: list[Any] = [html.P([html.I("✕", className="ls-glyph"), str(error)])]
@@ -192,15 +241,25 @@ def _shown(sandbox: Sandbox) -> dict[str, Any]:
                 explored.eigenvalues,
                 tolerance=LTI_TOLERANCE,
                 revision="explorer",
-                subtitle=f"{len(explored.eigenvalues)} of A̅" + (", crosses: full loop" if explored.full.size else ""),
+                subtitle=f"{len(explored.eigenvalues)} eigenvalues of A̅"
+                + (", × full loop" if explored.full.size else ""),
                 full=explored.full,
+                landscape=partial(landscape, explored.system) if sandbox.contours else None,
             ),
             "powers": explorer_figures.powers(explored.powers, explored.lower, explored.upper),
             "states": explorer_figures.states(explored.alone, explored.blocked),
-            "verdict": _verdict(explored),
+            "verdict": [*_verdict(explored), *_origin(sandbox, taken)],
             "tone": f"ls-strip ls-{explored.verdict}",
         }
     return drawn | {name: _summed_up(_PLOTS[name][0], drawn[name]) for name in _PLOTS}
+
+
+def _origin(sandbox: Sandbox, taken: RecordedMatrix | None) -> list[Any]:
+    """Say where A̅ is from, with the way back to its run."""
+    if taken is None:
+        return []
+    back = dcc.Link("back to the run at this step", href=f"/run/{sandbox.run}?tab=spectrum&step={taken.step}")
+    return [html.P([taken.words, " ", back], className="ls-dim")]
 
 
 def _verdict(explored: Explored) -> list[Any]:
@@ -219,7 +278,7 @@ def _verdict(explored: Explored) -> list[Any]:
     return [said, html.Div(badges, className="ls-badges ls-dim")]
 
 
-def _rules_table(sandbox: Sandbox) -> html.Table:
+def _rules_table(sandbox: Sandbox) -> html.Div:
     """Return the numbers of the discretisation rules."""
     rows = [
         (
@@ -267,7 +326,8 @@ def register(app: Dash) -> None:
         """Set the controls as a preset has them."""
         name = next(name for name in PRESETS if _preset_id(name) == ctx.triggered_id)
         sandbox, story = PRESETS[name]
-        return [*asdict(sandbox).values(), story]
+        values = asdict(sandbox) | {"contours": ["on"] if sandbox.contours else []}
+        return [*values.values(), story]
 
     app.clientside_callback(
         ClientsideFunction("loopscope", "address"),

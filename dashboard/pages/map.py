@@ -3,6 +3,8 @@
 Not covered: which numbers runs have (`run_map`), how they are drawn (`map_figures`).
 """
 
+import math
+from collections.abc import Collection
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -11,16 +13,18 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 
 from ...rules.lead import RISE, WINDOW
 from .. import components, map_figures
+from ..boundary import Boundary
 from ..frame import graph_config
 from ..panel import summary
 from ..polling import Clock
-from ..run_map import FIRST, Place, Survival, label, places, quantities, survival
+from ..run_map import FIRST, RADII, Place, Survival, edges, label, places, quantities, quantity, survival
 from ..text import number
 from . import Page
 from .runs import current_table
 
 POLL_MS: Final = 2000
 LISTED: Final = 300
+HINT: Final = "Every run. Click one to open it; draw a box around some to list only them."
 _CLOCK = Clock("map-poll", ("map",))
 
 
@@ -40,12 +44,12 @@ def layout(x: str = "", y: str = "", **_: Any) -> html.Div:
     )
     return html.Div(
         [
-            html.Div([html.H1("Map"), html.Span("every run; a click on one opens it", className="ls-dim")],
-                     className="ls-title"),
+            html.Div([html.H1("Map"), html.Span(HINT, className="ls-dim")], className="ls-title"),
             html.Div(choices, className="ls-choices"),
             html.Section(graph, className="ls-panel"),
             html.Div(drawn[1], id="map-survival"),
             html.Div(drawn[2], id="map-table"),
+            dcc.Store(id="map-brushed", data=[]),
             dcc.Store(id="map-drawn", data=drawn[3]),
             dcc.Store(id="map-query"),
             dcc.Store(id="map-mirrored"),
@@ -65,31 +69,49 @@ def _choice(axis: str, value: str, there: list[str]) -> dcc.Dropdown:
     return dcc.Dropdown(id=f"map-{axis}", options=options, value=value, clearable=False)
 
 
-def _drawn(x: str, y: str) -> tuple[go.Figure, list[Any], list[Any], str]:
+def _drawn(x: str, y: str, brushed: Collection[str] = ()) -> tuple[go.Figure, list[Any], list[Any], str]:
     """Return the figure, the two tables, and a text that changes when they do."""
     table = current_table()
     rows, numbers = table.rows(), table.details("numbers")
     placed = places(rows, numbers, x, y)
-    chart = map_figures.plane(placed, label(x), label(y))
-    chart.update_layout(meta={"summary": f"Map of runs. {summary(chart)}"})
+    found = edges(placed)
+    chart = map_figures.plane(placed, label(x), label(y), found, radius=quantity(y) in RADII)
+    chart.update_layout(meta={"summary": f"Map of runs. {summary(chart)}. {' '.join(_words(one, x) for one in found)}"})
     told = survival(rows, numbers)
-    return chart, _survival(told), _listed(placed, len(rows), x, y), str(hash((x, y, tuple(placed), str(told))))
+    words = [_words(one, x) for one in found]
+    version = str(hash((x, y, tuple(placed), str(told))))
+    return chart, _survival(told, words), _listed(placed, len(rows), x, y, brushed), version
 
 
-def _survival(told: Survival) -> list[Any]:
-    """Return the table of what came to a good end; nothing without a run that says."""
-    if not told.rates:
-        return []
-    rows = [
-        (name, *[_ended(*cell) for cell in line]) for name, line in zip(told.architectures, told.counts, strict=True)
-    ]
-    table = components.rows_table(("architecture", *[f"lr {rate:g}" for rate in told.rates]), rows)
-    meaning = (
-        f"Runs that converged, of all runs. Converged: at the end the mean loss over {WINDOW} steps is finite, and not "
-        f"more than {RISE:.0%} above its lowest; an unstable run may have come back."
+def _words(one: Boundary, x: str) -> str:
+    """Say where an architecture begins to fail."""
+    low = "below all that was tried" if one.low == -math.inf else number(one.low, 2)
+    high = "beyond all that was tried" if one.high == math.inf else number(one.high, 2)
+    at = f"from {number(one.at, 2)} on" if math.isfinite(one.at) else "beyond all that was tried"
+    return (
+        f"{one.architecture} is unstable {at} ({label(x)}; nine tenths of the estimates lie between {low} and {high}; "
+        f"{one.runs} runs at {one.values} values)."
     )
-    body = [html.H2("Which learning rate does each architecture survive?"), html.P(meaning, className="ls-dim")]
-    return [html.Section([*body, html.Div(table, className="ls-scroll")], className="ls-card")]
+
+
+def _survival(told: Survival, words: list[str]) -> list[Any]:
+    """Return the table of what came to a good end; nothing without a run that says."""
+    if not told.rates and not words:
+        return []
+    parts: list[Any] = [html.H2("Learning rate × architecture: converged?")]
+    parts += [html.P([html.I("▲", className="ls-glyph"), one], className="ls-unstable") for one in words]
+    if told.rates:
+        rows = [
+            (name, *[_ended(*cell) for cell in line])
+            for name, line in zip(told.architectures, told.counts, strict=True)
+        ]
+        meaning = (
+            f"Counts over seeds. Converged: at the end the mean loss over {WINDOW} steps is finite, and not more than "
+            f"{RISE:.0%} above its lowest. A loop can be unstable while the loss has come back: both are counted."
+        )
+        head = ("architecture", *[f"lr {rate:g}" for rate in told.rates])
+        parts += [html.P(meaning, className="ls-dim"), components.rows_table(head, rows, wide=True)]
+    return [html.Section(parts, className="ls-card")]
 
 
 def _ended(good: int, count: int, unstable: int) -> Any:
@@ -97,25 +119,35 @@ def _ended(good: int, count: int, unstable: int) -> Any:
     if not count:
         return "–"
     kind, glyph = ("stable", "✓") if good == count else ("unstable", "✗") if not good else ("marginal", "◆")
-    ended = components.badge(kind, glyph, f"{good} of {count}")
+    ended = components.badge(kind, glyph, f"{good} of {count} converged")
     if not unstable:
         return ended
-    return html.Span([ended, " ", components.badge("unstable", "▲", f"{unstable} unstable")], className="ls-badges")
+    return html.Div([ended, components.badge("unstable", "▲", f"{unstable} of {count} unstable")], className="ls-stack")
 
 
-def _listed(placed: list[Place], count: int, x: str, y: str) -> list[Any]:
-    """Return the table of the runs that are drawn."""
+def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection[str]) -> list[Any]:
+    """Return the table of the runs that are drawn, or of those in the box that the reader drew."""
+    chosen = [one for one in placed if not brushed or one.href in brushed]
     rows = [
-        (dcc.Link(one.name, href=one.href), components.regime_badge(one.regime), number(one.x), number(one.y))
-        for one in sorted(placed, key=lambda one: (one.x, one.y))[:LISTED]
-    ]
+        (
+            dcc.Link(one.name, href=one.href),
+            components.badge("marginal", "◇", "marginal by design") if one.by_design
+            else components.regime_badge(one.regime),
+            number(one.x),
+            number(one.y),
+        )
+        for one in sorted(chosen, key=lambda one: (one.x, one.y))[:LISTED]
+    ]  # fmt: skip
     more = f"{len(placed)} of {count} runs have both numbers" + (
-        f"; the first {LISTED}" if len(placed) > LISTED else ""
+        f"; the first {LISTED}" if len(chosen) > LISTED else ""
     )
     body: list[Any] = [html.H2("Runs on the map"), html.P(f"{more}.", className="ls-dim")]
+    if brushed:
+        every = html.Button("all runs", id="map-all", className="ls-link")
+        body[1] = html.P([f"{len(chosen)} in the box of {len(placed)} on the map. ", every], role="status")
     if rows:
         named = ("run", "regime", label(x), label(y))
-        body.append(html.Div(components.rows_table(named, rows), className="ls-scroll"))
+        body.append(components.rows_table(named, rows))
     return [html.Section(body, className="ls-card")]
 
 
@@ -136,13 +168,14 @@ def register(app: Dash) -> None:
         Input("map-x", "value"),
         Input("map-y", "value"),
         State("map-drawn", "data"),
+        State("map-brushed", "data"),
         prevent_initial_call=True,
     )
-    def draw(asked: int, x: str, y: str, before: str) -> list[Any]:
+    def draw(asked: int, x: str, y: str, before: str, brushed: list[str] | None) -> list[Any]:
         """Draw the map of other numbers, or of runs that were read meanwhile."""
         table = current_table()
         there = quantities(table.rows(), table.details("numbers"))
-        drawn = _drawn(str(x), str(y))
+        drawn = _drawn(str(x), str(y), brushed or ())
         if drawn[3] == before:
             return [*[no_update] * 7, asked]
         options = [{"label": label(name), "value": name} for name in dict.fromkeys([*there, str(x), str(y)])]
@@ -151,10 +184,26 @@ def register(app: Dash) -> None:
     app.clientside_callback(
         ClientsideFunction("loopscope", "address"), Output("map-mirrored", "data"), Input("map-query", "data")
     )
+
+    @app.callback(
+        Output("map-table", "children", allow_duplicate=True),
+        Input("map-brushed", "data"),
+        State("map-x", "value"),
+        State("map-y", "value"),
+        prevent_initial_call=True,
+    )
+    def listed(brushed: list[str] | None, x: str, y: str) -> list[Any]:
+        """List the runs in the box only."""
+        table = current_table()
+        rows = table.rows()
+        placed = places(rows, table.details("numbers"), str(x), str(y))
+        return _listed(placed, len(rows), str(x), str(y), brushed or ())
+
     app.clientside_callback(
-        ClientsideFunction("loopscope", "follow_mark"),
-        Output("map-mirrored", "data", allow_duplicate=True),
-        Input("map", "clickData"),
+        ClientsideFunction("loopscope", "brushed"),
+        Output("map-brushed", "data"),
+        Input("map", "selectedData"),
+        State("map-brushed", "data"),
         prevent_initial_call=True,
     )
 

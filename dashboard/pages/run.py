@@ -7,28 +7,27 @@ Plots over steps share their zoom and one cursor; every redraw thins the visible
 Not covered: what a tab holds (`tabs`), what a plot shows (`panels`).
 """
 
-import csv
-import io
+import hashlib
+import logging
 import time
-from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
-from flask import Response, abort, request
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from ...runfile.layout import RunFileError
 from .. import components
+from ..downloads import report_address
 from ..downsample import View
 from ..index import Entry, current_index
 from ..opened import OpenRun
-from ..panel import EVERY_STEP, FIXED_BATCH, Ask, Columns, drawn
-from ..panel import table as panel_columns
+from ..panel import Ask, batch_of, drawn
 from ..panels import PANELS
 from ..polling import Clock
 from ..settings import command
 from ..steps import bounds
 from ..tabs import Tab, all_tabs
+from ..tails import tail
 from ..text import ago, shown
 from . import Page
 
@@ -39,7 +38,6 @@ PENDING_MS: Final = 400  # between two looks for a verdict that is being made
 # the training that it follows may run on the same machine.
 DRAWING_REST: Final = 10
 SPEED_STEPS: Final = 100
-CSV_ROWS: Final = 4096
 
 _CLOCK = Clock("run-poll", ("plots", "details", "words"))
 _PANEL = {"type": "panel", "name": ALL}
@@ -56,10 +54,14 @@ def layout(
         return html.Div(components.problem("No such run", "It is not among the runs served here."))
     try:
         held = current_index().open(entry)
-        ask = Ask(held, None, _parse_step(step), _batch(batch), entry.id, shown(against, 200))
+        ask = Ask(held, None, _parse_step(step), batch_of(batch), entry.id, shown(against, 200))
         return _page(entry, ask, all_tabs().get(tab) or next(iter(all_tabs().values())))
     except RunFileError as error:
         return html.Div([_title(entry.name, "unreadable"), components.problem("This run cannot be read", str(error))])
+    except Exception as error:  # whatever a hostile file brings about is said in words, never a blank page
+        logging.getLogger(__name__).warning("%s cannot be shown", shown(entry.path), exc_info=True)
+        words = f"{type(error).__name__}: {shown(error, 200)}"
+        return html.Div([_title(entry.name, "unreadable"), components.problem("This run cannot be shown", words)])
 
 
 def title(run_id: str = "", **_: Any) -> str:
@@ -76,16 +78,10 @@ def _parse_step(text: str | None) -> int | None:
         return None
 
 
-def _batch(text: str) -> str:
-    """Read whose loops are shown out of the address."""
-    return EVERY_STEP if text == EVERY_STEP else FIXED_BATCH
-
-
-def _title(name: str, state: str) -> html.Div:
-    """Return the head line of the page."""
-    return html.Div(
-        [html.H1(name, title=name), html.Span(components.state_badge(state), id="state")], className="ls-title"
-    )
+def _title(name: str, state: str, report: str = "") -> html.Div:
+    """Return the head line of the page, with the address of the run's report."""
+    parts: list[Any] = [html.H1(name, title=name), html.Span(components.state_badge(state), id="state")]
+    return html.Div([*parts, *components.report_link(report)], className="ls-title")
 
 
 def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
@@ -101,16 +97,23 @@ def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
             dcc.Store(id="batch", data=ask.batch),
             dcc.Store(id="against", data=ask.against),
             dcc.Store(id="version", data=""),
-            dcc.Store(id="bounds", data=bounds(held.run)),
+            dcc.Store(id="bounds", data=_bounds(held)),
+            *[dcc.Store(id=name) for name in ("have", "tails", "redraw")],
+            dcc.Store(id="words-said", data=""),
             dcc.Store(id="mirrored"),
             *_CLOCK.parts(_pace(held), disabled=held.run.state == "finished" and held.judged),
-            _title(entry.name, held.run.state),
-            html.Section(strip(held), id="verdict", className=_strip_class(held), **{"aria-live": "polite"}),  # type: ignore[arg-type]
+            _title(entry.name, held.run.state, report_address([entry.id])),
+            html.Section(strip(held), id="verdict", className=_strip_class(held)),
             _tab_bar(tab),
             html.Div(body(ask, tab), id="tab-body", role="tabpanel"),
         ],
         className="ls-run-page",
     )
+
+
+def _bounds(held: OpenRun) -> list[int]:
+    """Return first step, newest step, and generation: after a resume, steps may have gone."""
+    return [*bounds(held.run), held.run.generation]
 
 
 def _strip_class(held: OpenRun) -> str:
@@ -218,7 +221,7 @@ def _ask(run_id: str, view: list[float] | None, selected: int | None, batch: str
         RunFileError: The run has gone or cannot be read any more.
     """
     shared: View = None if view is None else (float(view[0]), float(view[1]))
-    return Ask(_held(run_id), shared, selected, _batch(batch), run_id, against or "")
+    return Ask(_held(run_id), shared, selected, batch_of(batch), run_id, against or "")
 
 
 def _pace(held: OpenRun) -> int:
@@ -233,8 +236,9 @@ def register(app: Dash) -> None:
     _CLOCK.register(app)
     _register_follow(app)
     _register_draw(app)
+    _register_plots(app)
+    _register_growth(app)
     _register_browser(app)
-    app.server.add_url_rule("/csv/<run_id>/<name>", "csv", _csv)
 
 
 def _register_follow(app: Dash) -> None:
@@ -267,12 +271,12 @@ def _register_follow(app: Dash) -> None:
         if news == version:
             return *[no_update] * 7, *[asked] * 3
         state = held.run.state
-        shown = strip(held), _strip_class(held), components.state_badge(state), bounds(held.run)
+        shown = strip(held), _strip_class(held), components.state_badge(state), _bounds(held)
         return news, _pace(held), state == "finished" and held.judged, *shown, *[no_update] * 3
 
 
 def _register_draw(app: Dash) -> None:
-    """Add what draws: a tab when it is chosen, plots over steps, plots and words of the selected step."""
+    """Add what draws a tab when it is chosen, and plots and words of the selected step."""
 
     @app.callback(
         Output("tab-body", "children"),
@@ -288,22 +292,6 @@ def _register_draw(app: Dash) -> None:
             return components.problem("This run cannot be read any more", str(error))
 
     @app.callback(
-        Output(_PANEL, "figure"),
-        _CLOCK.answered("plots"),
-        Input("version", "data"),
-        Input("view", "data"),
-        Input("batch", "data"),
-        State(_PANEL, "id"),
-        _CLOCK.asked,
-        *[State(name, "data") for name in ("run-id", "selected", "against")],
-        prevent_initial_call=True,
-    )
-    def draw(_: str, view: Any, batch: str, ids: list[dict[str, str]], asked: int, *kept: Any) -> tuple[Any, int]:
-        """Draw the plots over steps again: new rows, another visible range, or loops of another batch."""
-        run_id, selected, against = kept
-        return _figures(ids, run_id, view, selected, batch, against), asked
-
-    @app.callback(
         Output(_PANEL_AT, "figure"),
         _CLOCK.answered("details"),
         Input("selected", "data"),
@@ -314,37 +302,122 @@ def _register_draw(app: Dash) -> None:
         prevent_initial_call=True,
     )
     def detail(selected: int | None, _: str, ids: list[dict[str, str]], asked: int, *kept: Any) -> tuple[Any, int]:
-        """Draw the plots of the selected step."""
+        """Draw the plots of the selected step; new rows change them only where the newest step is selected."""
         run_id, view, batch, against = kept
+        if selected is not None and "selected" not in ctx.triggered_prop_ids.values():
+            return [no_update] * len(ids), asked
         return _figures(ids, run_id, view, selected, batch, against), asked
 
     @app.callback(
         Output("tab-words", "children"),
+        Output("words-said", "data"),
         _CLOCK.answered("words"),
         Input("selected", "data"),
         Input("version", "data"),
         Input("against", "data"),
         State("tab", "data"),
+        State("words-said", "data"),
         _CLOCK.asked,
         *[State(name, "data") for name in ("run-id", "view", "batch")],
         prevent_initial_call=True,
     )
-    def words(selected: int | None, _: str, against: str, tab: str, asked: int, *kept: Any) -> tuple[Any, int]:
-        """Say again what depends on the selected step or on new rows."""
+    def words(
+        selected: int | None, _: str, against: str, tab: str, said: str, asked: int, *kept: Any
+    ) -> tuple[Any, Any, int]:
+        """Say again what depends on the selected step or on new rows, where it is not what is said already."""
         run_id, view, batch = kept
         try:
-            return _words(_ask(run_id, view, selected, batch, against), all_tabs()[tab]), asked
+            made = _words(_ask(run_id, view, selected, batch, against), all_tabs()[tab])
         except RunFileError:
+            return no_update, no_update, asked
+        mark = f"{tab} {hashlib.sha256(str(made).encode()).hexdigest()[:16]}"
+        return (no_update, no_update, asked) if mark == said else (made, mark, asked)
+
+
+def _register_plots(app: Dash) -> None:
+    """Add what draws plots over steps: whole ones, and what is new in those that are there."""
+
+    @app.callback(
+        Output(_PANEL, "figure"),
+        _CLOCK.answered("plots"),
+        Input("redraw", "data"),
+        Input("view", "data"),
+        Input("batch", "data"),
+        State(_PANEL, "id"),
+        _CLOCK.asked,
+        *[State(name, "data") for name in ("run-id", "selected", "against")],
+        prevent_initial_call=True,
+    )
+    def draw(redraw: Any, view: Any, batch: str, ids: list[dict[str, str]], asked: int, *kept: Any) -> tuple[Any, int]:
+        """Draw plots over steps whole: what cannot grow, another visible range, or loops of another batch."""
+        run_id, selected, against = kept
+        grown = set(ctx.triggered_prop_ids.values()) == {"redraw"}
+        wanted = {str(name) for name in (redraw or {}).get("panels", ())} if grown else None
+        return _figures(ids, run_id, view, selected, batch, against, wanted), asked
+
+    @app.callback(
+        Output("tails", "data"),
+        _CLOCK.answered("plots", allow_duplicate=True),
+        Input("have", "data"),
+        _CLOCK.asked,
+        *[State(name, "data") for name in ("run-id", "batch")],
+        prevent_initial_call=True,
+    )
+    def grow(have: dict[str, Any], asked: int, run_id: str, batch: str) -> tuple[Any, Any]:
+        """Send what is new in the plots; nothing where the reader looks at an earlier stretch."""
+        if have.get("past") and not have.get("anew"):
             return no_update, asked
+        if have.get("anew") or have.get("zoomed"):
+            return {"whole": True}, no_update
+        return _tails(have.get("panels"), run_id, batch), no_update
 
 
-def _figures(ids: list[dict[str, str]], run_id: str, view: Any, selected: Any, batch: str, against: str) -> list[Any]:
-    """Return the figures of some panels; none is changed where the run has gone."""
+def _tails(have: Any, run_id: str, batch: str) -> Any:
+    """Return what is new in the panels that a page has; nothing where the run has gone."""
+    try:
+        ask = _ask(run_id, None, None, batch, "")
+    except RunFileError:
+        return no_update
+    known = have if isinstance(have, dict) else {}
+    ask.held.time_anew()
+    panels = {name: lines for name, lines in known.items() if name in PANELS and isinstance(lines, dict)}
+    return {"panels": {name: tail(PANELS[name], ask, lines) for name, lines in panels.items()}}
+
+
+def _figures(
+    ids: list[dict[str, str]], run_id: str, view: Any, selected: Any, batch: str, against: str,
+    wanted: set[str] | None = None,
+) -> list[Any]:  # fmt: skip
+    """Return the figures of the panels that are wanted, None for all; none is changed where the run has gone."""
     try:
         ask = _ask(run_id, view, selected, batch, against)
     except RunFileError:
         return [no_update] * len(ids)
-    return [drawn(PANELS[one["name"]], ask) if one["name"] in PANELS else no_update for one in ids]
+    names = PANELS.keys() if wanted is None else PANELS.keys() & wanted
+    return [drawn(PANELS[one["name"]], ask) if one["name"] in names else no_update for one in ids]
+
+
+def _register_growth(app: Dash) -> None:
+    """Add what tells the server how far plots go, and adds to them what comes back."""
+    app.clientside_callback(
+        ClientsideFunction("loopscope", "have"),
+        Output("have", "data"),
+        Input("version", "data"),
+        State("bounds", "data"),
+        State("run-id", "data"),
+        State("view", "data"),
+        State(_PANEL, "id"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("loopscope", "grow"),
+        Output("redraw", "data"),
+        _CLOCK.answered("plots", allow_duplicate=True),
+        Input("tails", "data"),
+        _CLOCK.asked,
+        State(_PANEL, "id"),
+        prevent_initial_call=True,
+    )
 
 
 def _register_browser(app: Dash) -> None:
@@ -395,48 +468,6 @@ def _register_browser(app: Dash) -> None:
         Input("against", "data"),
         prevent_initial_call=True,
     )
-
-
-def _csv(run_id: str, name: str) -> Response:
-    """Answer with the numbers of a panel, unthinned, in the range of steps that the address asks for."""
-    entry, panel = current_index().find(run_id), PANELS.get(name)
-    if entry is None or panel is None:
-        abort(404)
-    first, last = request.args.get("from", type=float), request.args.get("to", type=float)
-    view = (first, last) if first is not None and last is not None else None
-    selected = request.args.get("step", type=int)
-    try:
-        ask = Ask(current_index().open(entry), view, selected, _batch(request.args.get("batch", "")), run_id)
-        columns = panel_columns(panel, ask)
-    except RunFileError as error:
-        abort(409, shown(error))
-    return Response(_csv_lines(columns), mimetype="text/csv; charset=utf-8")
-
-
-def _csv_lines(columns: Columns) -> Iterator[str]:
-    """Yield columns as text, some thousand rows at a time; no cell can be read as a formula by a spreadsheet."""
-    buffer = io.StringIO()
-    write = csv.writer(buffer)
-    write.writerow(list(columns))
-    values = list(columns.values())
-    count = min((len(one) for one in values), default=0)
-    for start in range(0, count + 1, CSV_ROWS):
-        block = [one[start : start + CSV_ROWS].tolist() for one in values]
-        write.writerows([[_cell(value) for value in row] for row in zip(*block, strict=False)])
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-
-
-def _cell(value: Any) -> Any:
-    """Return a cell of a CSV: text that begins as a formula does gets an apostrophe before it.
-
-    >>> _cell("=cmd()"), _cell(-1.5)
-    ("'=cmd()", -1.5)
-    """
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t"):
-        return f"'{value}"
-    return value
 
 
 PAGE = Page("run", "/run/<run_id>", title, layout, register)

@@ -66,7 +66,7 @@ def _opened(flight: Flight, ask: Ask) -> list[Any]:
         )
         for step in near
     ]
-    table = components.rows_table(("step", *map(shown, names), "‖h‖ by loop", "batch"), rows)
+    table = components.rows_table(("step", *map(shown, names), "‖h‖ by loop", "batch"), rows, wide=True)
     before = next((step.step for step in reversed(flight.steps) if step.step < flight.alert_step), flight.alert_step)
     again = command(ask.held.run.info, resume=True)
     code = f"loopscope.probes.read_flight(run)[{flight.number}].steps"
@@ -75,7 +75,7 @@ def _opened(flight: Flight, ask: Ask) -> list[Any]:
         how += [f"Step {before:,} again, from the last checkpoint before it: ", html.Code(again)]
     return [
         html.H2(f"Flight {flight.number}, around step {flight.alert_step:,}"),
-        html.Div(table, className="ls-scroll", tabIndex=0),
+        table,
         html.P(how, className="ls-dim"),
         *_parameters(flight, at),
     ]

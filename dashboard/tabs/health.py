@@ -41,7 +41,7 @@ def _rules(story: Story | None) -> Any:
             glyph = components.SEVERITY_GLYPHS[finding.severity]
             badge = components.badge(finding.severity, glyph, finding.state)
             what = [badge, " ", components.goto(finding.step, f"{judgement.rule} health")]
-        name = f"{judgement.rule} {shown(judgement.name)}"
+        name = html.Span(components.rule(judgement.rule, judgement.name))
         rows.append((name, judgement.severity, what, f"{judgement.steps:,} steps" if judgement.steps else "–"))
     return components.rows_table(("rule", "severity", "what became of it", "judged over"), rows)
 

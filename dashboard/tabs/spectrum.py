@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 import numpy as np
-from dash import html
+from dash import dcc, html
 
+from ...runfile.layout import A_BAR
 from .. import components
 from ..panel import Ask
 from ..text import number
@@ -35,7 +36,10 @@ def words(ask: Ask) -> list[Any]:
         rows.append((symbol, shown, f"{step:,}", meaning))
     if not rows:
         return [html.P("No number of the linear part or of the full loop was recorded.", className="ls-dim")]
-    play = html.Button("▶ play through training", id="play", className="ls-link")
+    play: Any = html.Button("▶ play through training", id="play", className="ls-link")
+    if ask.revision and ask.at is not None and (ask.held.array_steps(A_BAR).size or ask.held.spectra()[0].size):
+        away = dcc.Link("open A̅ in the explorer", href=f"/explorer?kind=run&run={ask.revision}&at={ask.at:.0f}")
+        play = html.Span([away, " · ", play], className="ls-dim")
     table = components.rows_table(("number", "value", "step", "meaning"), rows)
     return [html.Section([html.Header([html.H2("At the cursor"), play]), table], className="ls-card")]
 

@@ -5,7 +5,8 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import html
 
-from ..panel import FIXED_BATCH, Ask
+from ..panel import FIXED_BATCH, VARIABLE, Ask
+from ..text import shown
 from . import Tab
 
 
@@ -15,8 +16,9 @@ def head(ask: Ask) -> list[Any]:
     data: Any = [
         {"value": FIXED_BATCH, "label": "fixed batch", "disabled": not there},
         {"value": "training", "label": "training steps"},
+        *[{"value": f"{VARIABLE}{name}", "label": shown(name, 30)} for name in ask.held.run.variables],
     ]
-    value = ask.batch if there else "training"
+    value = ask.batch if ask.variable or (there and not ask.batch.startswith(VARIABLE)) else "training"
     choice = dmc.SegmentedControl(id="batch-choice", value=value, data=data, size="xs")
     text = "Loops of the same text at a fixed depth compare over training; those of training steps have random depths."
     return [html.Div([html.Span("Loops of the", className="ls-dim"), choice, html.Span(text, className="ls-dim")],

@@ -34,7 +34,7 @@ from ...loops.bound import BoundLoop, bound_loop
 from ...loops.call import Call
 from ...loops.neutral import eagerly
 from ...loops.site import LoopSite, LoopSiteError
-from ...runfile.layout import LYAPUNOV_EXPONENTS, TOKEN_RADIUS, Event
+from ...runfile.layout import JACOBIAN_EIGENVALUES, LYAPUNOV_EXPONENTS, TOKEN_RADIUS, Event
 from .sharded import is_sharded
 
 log = logging.getLogger("loopscope")
@@ -43,12 +43,13 @@ SEQUENCES = 2
 POSITIONS = 32
 LOOPS = 16  # run when the site does not say how many are usual
 EXPONENTS = 4  # growth rates kept, largest first: of every token where those are its own, else of the whole loop
+EIGENVALUES_KEPT = 64
 EVENT = "full_loop"  # kind of the event that says how the loop was measured
 EXPECTED = (FloatingPointError, NotImplementedError, np.linalg.LinAlgError)
 """What one number may fail with without the others being in doubt."""
 
 T = TypeVar("T")
-Floats = NDArray[np.floating[Any]]
+Array = NDArray[np.inexact[Any]]
 
 
 def values_of(loop: FullLoop) -> dict[str, float]:
@@ -63,10 +64,15 @@ def values_of(loop: FullLoop) -> dict[str, float]:
     return {name: value for name, value in measured.items() if math.isfinite(value)}
 
 
-def arrays_of(loop: FullLoop) -> dict[str, Floats]:
+def arrays_of(loop: FullLoop) -> dict[str, Array]:
     """Return what has one number per token or direction, under its names in the run file."""
     measured = {LYAPUNOV_EXPONENTS: loop.exponents, TOKEN_RADIUS: loop.radii}
-    return {name: values.astype(np.float32) for name, values in measured.items() if values is not None}
+    arrays: dict[str, Array] = {n: values.astype(np.float32) for n, values in measured.items() if values is not None}
+    if loop.radius.converged and loop.eigenvalues.size:
+        leading = loop.eigenvalues.ravel()
+        leading = leading[np.argsort(-np.abs(leading), kind="stable")][:EIGENVALUES_KEPT]
+        arrays[JACOBIAN_EIGENVALUES] = leading.astype(np.complex64)
+    return arrays
 
 
 def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | None = None) -> FullLoop:
@@ -152,7 +158,7 @@ class Measured:
     """
 
     values: dict[str, float] = field(default_factory=dict)
-    arrays: dict[str, Floats] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
     event: Event | None = None
 
 

@@ -23,7 +23,8 @@ from .lease import is_held
 from .skeleton import as_written
 
 CHILD: Final = "loopscope.runfile.examine"
-_SECONDS: Final = 15.0  # for the smallest file
+_SECONDS: Final = 15.0  # of processor time, for the smallest file
+_PATIENCE: Final = 4  # seconds on the clock for each of these: a busy machine is no damage
 _BYTES_A_SECOND: Final = 2 << 20  # that a child reads at least
 _KINDS: Final = {kind.__name__: kind for kind in (RunFileError, DamagedRun, NotARun, RunInUse)}
 _KEPT_AT_MOST: Final = 4096
@@ -40,6 +41,11 @@ def trust_everything() -> None:
     """Open whatever comes without a trial: this process is the child."""
     global _inside
     _inside = True
+
+
+def seconds_for(size: int) -> float:
+    """Return the seconds of processor time that a child may take for a file of so many bytes."""
+    return _SECONDS + size / _BYTES_A_SECOND
 
 
 def needs_trial(path: Path) -> bool:
@@ -93,7 +99,7 @@ def in_a_child(task: str, path: Path, *options: str) -> Any:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=_SECONDS + path.stat().st_size / _BYTES_A_SECOND,
+            timeout=_PATIENCE * seconds_for(path.stat().st_size),
         )
     except subprocess.TimeoutExpired:
         raise _refused(path, "HDF5 does not come to an end with it") from None

@@ -1,6 +1,7 @@
 """The pages beside Runs and Run in a real browser: content, one interaction, a silent console, no request elsewhere."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -26,24 +27,34 @@ def test_explorer_presets_change_the_verdict_and_the_address_keeps_the_settings(
     assert shown.overflow() == 0
 
 
-def test_map_places_runs_and_a_click_opens_one(screen, runs):  # noqa: F811
+def test_a_click_on_the_map_opens_a_run_at_once_without_hovering_first(screen, runs):  # noqa: F811
     shown = screen(runs)
     page = shown.open("/map?x=last.loss&y=last.a_bar_radius")
-    sync_api.expect(page.locator("#map-table")).to_contain_text("3 of 5 runs", timeout=PATIENCE)
-    page.wait_for_function("document.querySelectorAll('#map .points path').length === 3")
+    page.wait_for_function("document.querySelectorAll('#map .points path').length >= 1", polling=20)
     box = page.locator("#map .points path").first.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 40, y - 4)
-    page.mouse.move(x, y, steps=8)
-    page.wait_for_selector("#map .hoverlayer .hovertext")
-    for _ in range(5):  # a click that falls into the redraw of a run just read is lost
-        page.mouse.click(x, y)
-        page.wait_for_timeout(1500)
-        if "/run/" in page.url:
-            break
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # rows may still be read just now
     page.wait_for_url(re.compile("/run/"))
     page.wait_for_selector("#verdict")
     assert shown.overflow() == 0
+    page.go_back()
+    sync_api.expect(page.locator("#map-table")).to_contain_text("3 of 5 runs", timeout=PATIENCE)
+
+
+def test_a_box_on_the_map_lists_only_the_runs_in_it(screen, runs):  # noqa: F811
+    page = screen(runs).open("/map?x=last.loss&y=last.a_bar_radius")
+    rows = page.locator("#map-table tbody tr")
+    sync_api.expect(rows).to_have_count(3, timeout=PATIENCE)
+    page.wait_for_function("document.querySelectorAll('#map .points path').length === 3")
+    mark = page.locator("#map .points path").last.bounding_box()  # the unstable one: its traces come last
+    page.mouse.move(mark["x"] - 30, mark["y"] - 30)
+    page.mouse.down()
+    page.mouse.move(mark["x"] + 40, mark["y"] + 40, steps=6)
+    page.mouse.up()
+    sync_api.expect(rows).to_have_count(1, timeout=PATIENCE)
+    sync_api.expect(rows.first).to_contain_text("concatenation")
+    page.locator("#map-all").click()
+    sync_api.expect(rows).to_have_count(3, timeout=PATIENCE)
+    assert "/map" in page.url
 
 
 def test_compare_follows_the_ticks_and_the_axis_chosen(screen, runs):  # noqa: F811
@@ -58,6 +69,13 @@ def test_compare_follows_the_ticks_and_the_axis_chosen(screen, runs):  # noqa: F
     page.wait_for_url(re.compile("by=breach"))
     sync_api.expect(page.locator("#compare-body")).to_contain_text("without a breach: addition", timeout=PATIENCE)
     assert shown.overflow() == 0
+    with page.expect_download() as taken:
+        page.locator("#compare-report a").click()
+    assert "2 runs compared" in Path(taken.value.path()).read_text(encoding="utf-8")
+    page.go_back()
+    page.wait_for_selector(".ag-row")
+    page.goto(shown.base + "/compare?runs=" + next(one for one in shown.ids() if one.startswith("addition")))
+    sync_api.expect(page.locator("#compare-count")).to_contain_text("1 runs", timeout=PATIENCE)
 
 
 def test_an_alert_is_acknowledged_and_leads_to_its_step(screen, runs):  # noqa: F811
@@ -69,5 +87,25 @@ def test_an_alert_is_acknowledged_and_leads_to_its_step(screen, runs):  # noqa: 
     rows.first.get_by_role("button").click()
     sync_api.expect(rows).to_have_count(before - 1, timeout=PATIENCE)
     assert (runs / "loopscope-acknowledged.json").exists()
+    rows.first.get_by_role("link", name=re.compile("LS")).click()
+    page.wait_for_url(re.compile(r"/rules/LS\d+"))
+    page.wait_for_selector(".ls-rule h1, .ls-rule h2, .ls-rule h3")
+    page.go_back()
+    page.wait_for_selector(".ls-alerts")
     rows.first.get_by_role("link").first.click()
     page.wait_for_url(re.compile(r"/run/concatenation-\w+\?step=\d+"))
+
+
+def test_a_bar_of_a_run_goes_into_the_explorer_and_the_way_back_leads_to_its_step(screen, runs):  # noqa: F811
+    shown = screen(runs)
+    page = shown.run("concatenation", "?tab=spectrum&step=120")
+    page.get_by_role("link", name="open A̅ in the explorer").click()
+    page.wait_for_url(re.compile("/explorer.*kind=run"))
+    verdict = page.locator("#explorer-verdict")
+    sync_api.expect(verdict).to_contain_text("stands for it", timeout=PATIENCE)
+    page.get_by_label("pseudospectra").check()
+    page.wait_for_selector("#explorer-spectrum .contour")
+    page.wait_for_url(re.compile("contours=on"))
+    page.get_by_role("link", name="back to the run at this step").click()
+    page.wait_for_url(re.compile("tab=spectrum&step=120"))
+    page.wait_for_selector("#panel-spectrum .main-svg")

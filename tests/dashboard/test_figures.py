@@ -162,7 +162,7 @@ def test_the_unit_circle_stays_in_sight_however_far_an_eigenvalue_is(largest):
     reach = chart.layout.xaxis.range[1]
     if largest <= 1e6:
         assert 1 / reach > 0.05  # the circle's share of half the plot
-    assert float(drawn_radius(largest)) < reach and "logarithmic" in text(chart)
+    assert float(drawn_radius(largest)) < reach and "log outside" in text(chart)
     assert traces(chart)["unstable"].customdata[0][2] == largest  # the text shows the number itself
     assert drawn_radius(1.0 + 1e-9) == pytest.approx(1.0)
 

@@ -16,7 +16,7 @@ def residual_heatmap(steps, residual):
 
 
 def subtitle(chart) -> str:
-    return chart.layout.annotations[0].text
+    return next(one.text for one in chart.layout.annotations if one.name == "subtitle")
 
 
 def test_heatmap_is_logarithmic_and_shows_explosions_in_their_own_colour():

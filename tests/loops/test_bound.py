@@ -313,3 +313,51 @@ def test_what_cannot_be_a_function_is_refused_by_name(kind: type[Looped], why: s
 def test_a_site_that_does_not_fit_is_refused_by_name(site: LoopSite, why: str) -> None:
     with pytest.raises(LoopSiteError, match=why):
         loopscope.linearize(made(Looped), TOKENS, num_loops=2, site=site)
+
+
+class Called(Looped):
+    """A loop whose state enters at several places; with an identity at the top it enters there."""
+
+    reads_every_loop = True
+
+    def __init__(self, identity: bool) -> None:
+        super().__init__()
+        self.state = nn.Identity()
+        self.top: Step = self.state if identity else lambda h: h  # type: ignore[assignment]
+        self.mix = nn.Linear(D, D)
+
+    def forward(self, tokens: Tensor, n_loops: int = LOOPS) -> Tensor:
+        e = self.embed(tokens)
+        h, said = torch.zeros_like(e), None
+        for _ in range(n_loops):
+            h = self.loop(self.top(h), e)
+            said = self.head(h) if self.reads_every_loop else None
+        return self.head(h) if said is None else said
+
+    def loop(self, h: Tensor, e: Tensor) -> Tensor:
+        return self.block(h)
+
+
+class Beside(Called):
+    def loop(self, h: Tensor, e: Tensor) -> Tensor:
+        return self.block(self.mix(h) + e) + 0.5 * h
+
+
+class Added(Called):
+    reads_every_loop = False
+
+    def loop(self, h: Tensor, e: Tensor) -> Tensor:
+        return self.block(h + e)
+
+
+@pytest.mark.parametrize("kind", [Called, Beside, Added])
+def test_the_advice_of_a_refusal_followed_to_the_letter_works(kind: type[Called]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(LoopSiteError, match=r"Call an nn\.Identity on the state") as refused:
+        loopscope.linearize(kind(identity=False), TOKENS, num_loops=2, budget=0.0)
+    written = str(refused.value).partition("pass site=")[2].partition(". Known")[0]
+    site = eval(written.replace("<the name of the identity>", "state"), {"LoopSite": LoopSite})  # noqa: S307 - our own words
+    model = kind(identity=True)
+    with bound_loop(model, TOKENS, site=site) as loop:
+        h = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(loop.step(h), model.loop(h, model.embed(TOKENS)))

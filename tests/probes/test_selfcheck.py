@@ -8,6 +8,7 @@ import pytest
 import torch
 from loopscope.commands.selfcheck import check_acting_models
 from loopscope.models.acting import (
+    ACTING,
     AuxiliaryLosses,
     BufferAverage,
     CountedDepth,
@@ -173,4 +174,6 @@ def test_the_command_reports_and_exits_with_zero():
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["passed"] is True
-    assert report["same_parameters"] is True
+    assert report["same_parameters"] is True and report["differing"] == [] and report["looks"] > 0
+    acting = report["acting_models"]
+    assert len(acting) == len(ACTING) and all(check["looks"] and not check["differing"] for check in acting)

@@ -236,11 +236,25 @@ def test_a_child_that_dies_or_hangs_is_damage(
 ) -> None:
     (tmp_path / "dying.py").write_text(f"import os, time\n{code}\n")
     monkeypatch.setattr(trial, "CHILD", "dying")
-    monkeypatch.setattr(trial, "_SECONDS", 2.0)
+    monkeypatch.setattr(trial, "_SECONDS", 1.0)
     monkeypatch.syspath_prepend(tmp_path)
     path = make(tmp_path / "a.h5")
     with pytest.raises(DamagedRun, match=says):
         trial.in_a_child("read", path)
+
+
+def test_a_child_that_computes_for_ever_is_stopped_by_the_time_it_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the clock: on a busy machine a file that is merely odd would be called damaged."""
+    code = (
+        "from loopscope.runfile import examine\nexamine.seconds_for = lambda size: 0.5\nexamine._limit(0, writes=False)"
+    )
+    (tmp_path / "endless.py").write_text(f"{code}\nwhile True:\n    pass\n")
+    monkeypatch.setattr(trial, "CHILD", "endless")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DamagedRun, match="too much memory or time"):
+        trial.in_a_child("read", make(tmp_path / "a.h5"))
 
 
 @pytest.mark.parametrize(

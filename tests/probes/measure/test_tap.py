@@ -319,6 +319,27 @@ def test_means_are_over_the_tokens_that_moved(tokens):
     assert (once["depth"], once["depth_min"], once["depth_max"]) == (7 / 4, 0, 3)
 
 
+@pytest.mark.parametrize("drawn", ["batch", "sequence", "token"])
+def test_depth_is_that_of_the_deepest_token_of_each_sequence(drawn):
+    """As docs/run-file.md defines it; the mean over tokens is in the counts of the loops."""
+    generator = torch.Generator().manual_seed(3)
+    shape = {"batch": (1, 1), "sequence": (4, 1), "token": (4, 5)}[drawn]
+    depth = torch.randint(1, 7, shape, generator=generator).expand(4, 5)
+    buffer = LoopSums(16, torch.device("cpu"))
+    buffer.begin()
+    state = torch.randn(4, 5, 8, generator=generator)
+    buffer.add(state)
+    for t in range(int(depth.max())):
+        state = torch.where((t < depth)[..., None], torch.randn(4, 5, 8, generator=generator), state)
+        buffer.add(state)
+    means, once = loop_means(*rows(buffer))
+    deepest = depth.amax(dim=1).float()
+    assert once["depth"] == pytest.approx(float(deepest.mean()))
+    assert (once["depth_min"], once["depth_max"]) == (deepest.min(), deepest.max())
+    assert means[:-1, 3].sum() / means[-1, 3] == pytest.approx(float(depth.float().mean()))
+    assert (drawn == "token") == (once["depth"] > float(depth.float().mean()) + 1e-6)
+
+
 def test_a_loop_in_which_nothing_moved_is_a_step_of_zero():
     h = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
     buffer = LoopSums(8, torch.device("cpu"))

@@ -1,0 +1,83 @@
+/* A run grows: what its plots have is told to the server, and what comes back is added to them, drawn once. */
+(() => {
+  const dash = (window.dash_clientside = window.dash_clientside || {});
+  const MOST_POINTS = 6000, MOST_COLUMNS = 1200; /* of a line, of a map; beyond them the server thins anew */
+  const plain = (x) => Array.from((x && x._inputArray) || x || []);
+  const rows = (z) => Array.from((z && z._inputArray) || z || [], plain);
+  const graph_of = (id) => {
+    const panel = document.getElementById(`panel-${id.name}`);
+    return panel && panel.querySelector(".js-plotly-plot");
+  };
+  const key = (trace) => String(trace.name ?? "");
+  let generation = null, shown = null;
+
+  /* Whether a new value is within an axis whose range is fixed. */
+  const fits = (axis, values) => {
+    if (!axis || axis.autorange || axis.type === "category" || !axis.range) return true;
+    const [low, high] = axis.range, place = axis.type === "log" ? Math.log10 : Number;
+    return values.every((v) => v === null || (axis.type === "log" && v <= 0) || (place(v) >= low && place(v) <= high));
+  };
+
+  /* Add what is new to a plot; false where it has to be drawn anew. */
+  const add = (graph, news) => {
+    if (!graph || !graph.data || !graph._fullLayout) return false;
+    if (news.version !== undefined) {
+      if (!graph.layout.meta || graph.layout.meta.version !== news.version) return false;
+    }
+    const grown = [];
+    for (const part of news.traces || []) {
+      if (!part.y && !part.z) return false; /* a line that this page did not have when it was asked */
+      const at = graph.data.findIndex((trace) => key(trace) === String(part.name ?? "") && (trace.type === "heatmap") === (part.z !== undefined));
+      if (at < 0) return false;
+      const trace = graph.data[at], x = plain(trace.x);
+      if (part.z) {
+        const z = rows(trace.z);
+        if (z.length !== part.z.length || x.length + part.x.length > MOST_COLUMNS) return false;
+        grown.push([trace, x.concat(part.x), { z: z.map((row, i) => row.concat(part.z[i])) }]);
+      } else {
+        if (x.length + part.x.length > MOST_POINTS) return false;
+        if (!fits(graph._fullLayout[trace.yaxis === "y2" ? "yaxis2" : "yaxis"], part.y)) return false;
+        grown.push([trace, x.concat(part.x), { y: plain(trace.y).concat(part.y) }]);
+      }
+    }
+    const maps = grown.filter((one) => one[0].type === "heatmap").length;
+    if (maps && maps < graph.data.filter((trace) => trace.type === "heatmap").length) return false; /* columns must stay beside each other */
+    for (const [trace, x, values] of grown) Object.assign(trace, { x }, values);
+    if (news.summary) graph.layout.meta.summary = news.summary;
+    if (graph.layout.xaxis) Object.assign(graph.layout.xaxis, { range: news.range, autorange: false });
+    window.Plotly.react(graph, graph.data, graph.layout, graph._context);
+    return true;
+  };
+
+  Object.assign((dash.loopscope = dash.loopscope || {}), {
+    /* By panel: the last step of every line. Of a run that began anew, and of another run, nothing is had. */
+    have(version, bounds, run, view, ids) {
+      const anew = shown === run && generation !== null && generation !== bounds[2];
+      [generation, shown] = [bounds[2], run];
+      if (!version) return dash.no_update;
+      const found = {};
+      for (const id of ids) {
+        const graph = graph_of(id), lines = {};
+        for (const trace of (graph && graph.data) || []) {
+          const x = plain(trace.x);
+          let last = x.length - 1;
+          while (last >= 0 && (x[last] === null || Number.isNaN(x[last]))) last -= 1;
+          lines[key(trace)] = last >= 0 ? Number(x[last]) : -1;
+          /* The last column of a map stands for steps up to the newest one there was. */
+          if (trace.type === "heatmap" && last >= 0) lines[key(trace)] = Math.max(lines[key(trace)], (graph.layout.meta && graph.layout.meta.until) || -1);
+        }
+        found[id.name] = lines;
+      }
+      const ends = Object.values(found).flatMap((lines) => Object.values(lines));
+      /* A reader who looks at an earlier stretch sees none of what is new. */
+      const past = Boolean(view) && ends.length > 0 && view[1] < Math.max(...ends);
+      return { anew, past, zoomed: Boolean(view), panels: found };
+    },
+    /* Returns the panels that the server has to draw whole, and whether this answers the clock. */
+    grow(tails, asked, ids) {
+      if (!tails) return [dash.no_update, dash.no_update];
+      const whole = ids.map((id) => id.name).filter((name) => tails.whole || (tails.panels[name] && !add(graph_of({ name }), tails.panels[name])));
+      return whole.length ? [{ panels: whole, asked }, dash.no_update] : [dash.no_update, asked];
+    },
+  });
+})();

@@ -1,0 +1,48 @@
+"""The tensors that a loop carries: each has its own loops on the tab Where, chosen in the page and in the address."""
+
+import numpy as np
+import pytest
+from loopscope.dashboard.opened import OpenRun
+from loopscope.dashboard.panel import Ask, drawn, table
+from loopscope.dashboard.panels import PANELS
+from loopscope.runfile.writer import RunWriter
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Write a run whose loop carries z_H, of size 2, and z_L, of size 7 and updated twice as often."""
+    path = tmp_path / "two.h5"
+    with RunWriter.create(path, info={"variables": ["z_H", "z_L"]}) as writer:
+        for step in range(30):
+            loops = np.tile(np.array([5.0, 1.0, 0.5, 8.0], np.float32), (4, 1))
+            loops[-1, 1] = loops[0, 2] = loops[-1, 2] = np.nan
+            writer.append_step({"step": step, "loss": 3.0}, loops)
+            if step % 2 == 0:
+                for index, (size, updates) in enumerate(((2.0, 3), (7.0, 6))):
+                    rows = np.tile(np.array([size, 1, 0.5, 8, 0, 0], np.float32), (updates + 1, 1))
+                    writer.append_variable(step, index, rows)
+        writer.flush()
+        writer.seal()
+    return path
+
+
+@pytest.mark.parametrize(("variable", "size", "updates"), [("z_H", 2.0, 4), ("z_L", 7.0, 7)])
+def test_a_heatmap_shows_the_variable_asked_for(two, variable, size, updates):
+    held = OpenRun(two)
+    ask = Ask(held, batch=f"variable:{variable}")
+    chart = drawn(PANELS["heat-state"], ask)
+    z = np.asarray(chart.data[0].z, float)
+    assert z.shape == (updates, 15) and z == pytest.approx(np.log10(size), abs=1e-6)
+    assert variable in chart.layout.annotations[0].text
+    columns = table(PANELS["heat-state"], ask)
+    assert columns["step"].tolist() == list(range(0, 30, 2)) and len(columns) == updates + 1
+    held.close()
+
+
+def test_the_page_offers_them_and_a_strange_one_falls_back(client, two):
+    here = client(two)
+    run = here.index.entries()[0].id
+    page = str(here.page(f"/run/{run}?tab=where&batch=variable:z_L"))
+    assert "'value': 'variable:z_L'" in page and "z_L, training steps" in page
+    strange = str(here.page(f"/run/{run}?tab=where&batch=variable:<b>"))
+    assert "z_L, training steps" not in strange and "<b>" not in strange.replace("variable:<b>", "")
