@@ -17,7 +17,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -78,7 +78,7 @@ class Verdicts:
             return
         with suppress(OSError, ValueError):
             about = {"configuration": dict(check.configuration), "commit": check.commit}
-            body = json.dumps({"stamp": self._stamp(run.path), "diagnosis": asdict(diagnosis), **about})
+            body = json.dumps({"stamp": self._stamp(run.path), "diagnosis": diagnosis, **about}, default=_fields)
             beside = _beside(run.path)
             part = beside.with_name(f"{beside.name}.{os.getpid()}")
             part.write_text(json.dumps({"body": body, "signature": _signature(key, body)}), encoding="utf-8")
@@ -126,6 +126,11 @@ def _key() -> bytes | None:
         key = path.read_bytes()
         return key if len(key) == _KEY_BYTES else None
     return None
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, for JSON; `dataclasses.asdict` would copy all of them first."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _diagnosis(kept: dict[str, Any]) -> Diagnosis:
