@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bound import BoundLoop, KeepsGradients, ReachedError, Repeats, no_recomputation
 from .call import Call, Input
 from .hooks import LoopHooks
 from .neutral import on_the_side, start_streams
+from .rerun import BoundLoop, KeepsGradients, ReachedError, Repeats, no_recomputation
 from .site import LoopSite, LoopSiteError
 from .states import Passes, Roles, StateHooks
 
@@ -114,7 +114,10 @@ class _Joint:
         finally:
             self._swap, self._catch = {}, {}
             self.keeps_gradients.active = False
-        raise LoopSiteError("the forward did not come to the end of the pass again: its depth changes by itself")
+        raise LoopSiteError(
+            "the forward did not come to the end of the pass again, for its depth changes by itself: it can be watched "
+            "but not linearised"
+        )
 
     def _ends(self) -> list[list[int]]:
         """Return of every pass that is whole the last sight of each variable."""
