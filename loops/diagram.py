@@ -31,7 +31,7 @@ def _outermost(root: Event, counts: Counter[nn.Module]) -> Iterator[Event]:
         if child.module is None or not child.learns:
             continue
         inner = [e for e in child.walk() if e is not child and e.module is not None and e.learns]
-        if any(counts[e.module] > counts[child.module] for e in inner):
+        if any(e.module is not None and counts[e.module] > counts[child.module] for e in inner):
             yield from _outermost(child, counts)
         else:
             yield child
