@@ -205,7 +205,8 @@ def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | No
 def in_words(site: LoopSite) -> str:
     """Return what of a loop is recorded."""
     named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
-    return ", ".join(named) or f"the state that {site.body!r} receives"
+    where = f"{site.body!r} receives" if site.output is None else f"{site.output!r} returns"
+    return ", ".join(named) or f"the state that {where}"
 
 
 def first_line(text: str) -> str:
