@@ -46,9 +46,9 @@ def test_a_box_on_the_map_lists_only_the_runs_in_it(screen, runs):  # noqa: F811
     sync_api.expect(rows).to_have_count(3, timeout=PATIENCE)
     page.wait_for_function("document.querySelectorAll('#map .points path').length === 3")
     mark = page.locator("#map .points path").last.bounding_box()  # the unstable one: its traces come last
-    page.mouse.move(mark["x"] - 30, mark["y"] - 30)
+    page.mouse.move(mark["x"] - 60, mark["y"] + 80)
     page.mouse.down()
-    page.mouse.move(mark["x"] + 40, mark["y"] + 40, steps=6)
+    page.mouse.move(mark["x"] + 25, mark["y"] - 6, steps=6)
     page.mouse.up()
     sync_api.expect(rows).to_have_count(1, timeout=PATIENCE)
     sync_api.expect(rows.first).to_contain_text("concatenation")
