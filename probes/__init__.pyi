@@ -1,9 +1,9 @@
 # The public names of this package and where each lives: read by type checkers, and by `lazy.names` at run time.
 from ..loops.analysis import linearize as linearize
-from ..loops.bound import BoundLoop as BoundLoop
 from ..loops.bound import bound_loop as bound_loop
 from ..loops.description import LoopDescription as LoopDescription
 from ..loops.description import describe as describe
+from ..loops.rerun import BoundLoop as BoundLoop
 from ..loops.site import LoopSite as LoopSite
 from ..loops.site import LoopSiteError as LoopSiteError
 from ..loops.site import Part as Part
@@ -25,3 +25,4 @@ from .probe import attach as attach
 from .random_states import restore_random as restore_random
 from .schedule import Preset as Preset
 from .schedule import every as every
+from .stopping import LoopUnstable as LoopUnstable

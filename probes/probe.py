@@ -29,17 +29,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
-from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
-from ..rules.series import KNOWN_NAMES, names_of
+from ..rules.rule_files import stopping_on
 from ..runfile.ending import PROBE_LOST
-from ..runfile.open import open_run
+from ..runfile.layout import Event
 from ..runfile.rank_names import rank_of, rank_path
 from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
@@ -49,8 +47,11 @@ from .notices import Notices, log, one_line
 from .numbers import Numbers, accepted, wrong_names
 from .recorder import Recorder
 from .row_sender import LoopPart, RowSender
-from .run_info import run_info
+from .rules_of_run import project_rules, rules_for
+from .run_info import device_of, rank_and_world_size, refuse_lazy, run_info, site_info
 from .schedule import Preset, find_preset
+from .seeker import Seeker, Timeline, first_line, in_words, site_or_why_not
+from .stopping import Stopping
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -69,6 +70,8 @@ def attach(
     resume: bool = False,
     overwrite: bool = False,
     mirrors: Sequence[Mirror] = (),
+    on_alert: Callable[[Event], None] | None = None,
+    stop_on: Sequence[str] = (),
 ) -> Probe:
     """Attach a probe to a looped model and records its training to one HDF5 file.
 
@@ -86,11 +89,16 @@ def attach(
         probe_batch: Fixed input for passes at depth 2·μ_rec, of which two sequences are used: a tensor, or all
             arguments of the model as a tuple or a mapping; default: the beginnings of the first training batch's
             first sequences. Where the loop has to be found, it is found with this input too.
-        rules: A rule file that changes or extends the shipped rules, as ``loopscope check --rules`` takes it. A rule
-            that fires in training is an event in the file, a line in the log, and a flight recording (`flight`).
+        rules: A rule file that changes or extends the shipped rules, as ``loopscope check --rules`` takes it; default:
+            the project's, found from the working directory up. What a rule that fires in training does are its
+            ``actions``: an event in the file, a line in the log, a flight recording (`flight`), ``on_alert``.
         resume: Continue the file where there is one.
         overwrite: Replace the file where there is one.
         mirrors: What every finished row is sent on to besides (`mirrors`); rank 0's only.
+        on_alert: Called with each alert of this rank, by `Probe.step` and `Probe.close` on the training's thread. Where
+            it raises, that is logged, and training goes on.
+        stop_on: Rules (``LS020``) and severities (``error``) that stop the training: `Probe.step` raises `LoopUnstable`
+            on all ranks. Rules whose ``actions`` hold ``stop`` do so, too.
 
     Returns:
         The probe; a context manager that detaches and seals the file. Without ``with``, call `Probe.close` at the end:
@@ -100,7 +108,8 @@ def attach(
         LoopSiteError: The loop cannot be located.
         FileExistsError: The file is there and neither ``resume`` nor ``overwrite`` was given.
         OSError: The file cannot be written.
-        RuleError: The rule file is not valid, or names a series that this run will not have.
+        RuleError: The rule file is not valid, or names a series that this run will not have, or ``stop_on`` names no
+            rule.
         ValueError: A scalar has a name that is taken, or the model has lazy modules.
 
     Example:
@@ -116,7 +125,7 @@ def attach(
         ...     int(run["depth"][0]), run.loops("state_norm").shape
         (3, (1, 4))
     """
-    rank, world_size = _rank_and_world_size(Path(path))
+    rank, world_size = rank_and_world_size(Path(path))
     return Probe(
         model,
         rank_path(Path(path), rank),
@@ -126,10 +135,12 @@ def attach(
         config=config or {},
         scalars=scalars,
         probe_batch=probe_batch,
-        rules=None if rules is None else Path(rules),
+        rules=project_rules() if rules is None else Path(rules),
         resume=resume,
         overwrite=overwrite,
         mirrors=() if rank else mirrors,
+        on_alert=on_alert,
+        stop_on=stop_on,
     )
 
 
@@ -151,57 +162,78 @@ class Probe:
         resume: bool,
         overwrite: bool,
         mirrors: Sequence[Mirror],
+        on_alert: Callable[[Event], None] | None,
+        stop_on: Sequence[str],
     ) -> None:
         if wrong := wrong_names(scalars):
             raise ValueError(wrong)
-        alerts = _rules_for(path if resume else None, rules, scalars)  # before anything that takes time
+        # before anything that takes time
+        alerts = stopping_on(rules_for(path if resume else None, rules, scalars), stop_on)
         own = unwrap(model)
-        _refuse_lazy(own)
-        given, site = site, find_site(own, site, probe_batch)
-        for note in site.notes:
-            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
+        refuse_lazy(own)
+        given = site
+        known, why_not = site_or_why_not(own, site, probe_batch)
         self._preset = find_preset(preset)
-        batch = FixedBatch(own, site, _device_of(own), probe_batch)
+        batch = None if known is None else FixedBatch(own, known, device_of(own), probe_batch)
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        info = run_info(own, site, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
+        info = run_info(own, known, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
         waits = _is_without_values(own)
-        if site.a_bar is None and site.was_found and not waits:  # a model that said where its loop is, is not run
+        # A model that said where its loop is, is not run.
+        if known is not None and known.a_bar is None and known.was_found and not known.variables and not waits:
             from ..loops.least_squares import linear_estimate
 
-            info["linear_estimate"] = linear_estimate(own, site, probe_batch)
+            info["linear_estimate"] = linear_estimate(own, known, probe_batch)
         self._recorder = Recorder(
             path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
         )
         self._step = self._recorder.next_step
         self._probed = -1  # the last step after which the fixed batch was run
-        self._closed = False
+        self._closed = self._waiting = False
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the one that is looked at
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
+        self._on_alert = on_alert
+        self._stopping = Stopping(alerts, path, self._notices)
         self._sender = RowSender(self._recorder, self._notices)
+        self._own, self._given = own, probe_batch
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
         self._capture: RemovableHandle | None = None
         self._watch: LoopWatch | None = None
+        self._seeker: Seeker | None = None
         self._awaited: Callable[[], None] | None = None  # begins to watch a model that has no values yet
 
         def begin() -> None:
-            located = find_site(own, given, probe_batch)
-            self._begin(model, own, located, FixedBatch(own, located, _device_of(own), probe_batch))
+            self._capture_first(model)
+            self._begin(find_site(own, given, probe_batch))
 
         if waits:
             self._awaited = begin
             message = "the model is on the meta device: its loop is watched from the step on that finds it with values"
             self._notices.say(self._step, "loop_awaited", message, severity="note")
         else:
-            self._begin(model, own, site, batch)
+            self._capture_first(model)
+            if known is not None:
+                self._begin(known, batch)
+            else:
+                self._seeker = Seeker(own, self._loop_found, self._say_waiting)
+                what = "no loop of %s is known yet: the first training forward is looked at (%s)"
+                log.info("loopscope: " + what, type(own).__name__, first_line(why_not))
         atexit.register(self._at_exit)
 
-    def _begin(self, model: nn.Module, own: nn.Module, site: LoopSite, batch: FixedBatch) -> None:
-        """Begin to watch the loop."""
-        tap = tap_on(own, site, _device_of(own), self._tell)
+    def _capture_first(self, model: nn.Module) -> None:
+        """Hear of the first training forward."""
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
+
+    def _begin(self, site: LoopSite, batch: FixedBatch | None = None) -> None:
+        """Begin to watch a loop."""
+        own = self._own
+        for note in site.notes:
+            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
+        batch = batch or FixedBatch(own, site, device_of(own), self._given)
+        tap = tap_on(own, site, device_of(own), self._tell)
         self._watch = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
         self._watch.prepare(self._step, 0)
 
@@ -243,6 +275,9 @@ class Probe:
             lr: Learning rate of the step; of a list, as ``scheduler.get_last_lr()`` returns it, the first.
             tokens: Tokens trained on so far.
             **scalars: Further numbers. Those declared to `attach` have a place; of others, the first 16 names.
+
+        Raises:
+            LoopUnstable: A rule that stops the training has fired, on this rank or another; the recording has ended.
         """
         if self._closed or os.getpid() != self._process:
             return
@@ -256,6 +291,11 @@ class Probe:
             self._lose_loop(error)
             message = f"step {self._step - 1} is not recorded: {one_line(error)}"
             self._notices.say(self._step - 1, "step_lost", message, trace=error)
+        self._call_back()
+        if (stopped := self._stopping.check(self._step - 1, self._recorder.alerts.stop)) is not None:
+            self._notices.say(self._step - 1, "stopped_by_rule", str(stopped), severity="error")
+            self._end(str(stopped))
+            raise stopped
 
     def flush(self) -> bool:
         """Wait until every step so far is in the file; call it before saving a checkpoint.
@@ -315,6 +355,17 @@ class Probe:
         self._detach(f"closed its probe after step {self._step - 1}")
         self._deliver_all()
         self._recorder.close(interrupted=interrupted, step=self._step - 1)
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Hand alerts to whoever asked for them; what goes wrong there is no matter of the training."""
+        for event in self._recorder.alerts.heard():
+            if self._on_alert is not None:
+                try:
+                    self._on_alert(event)
+                except Exception as error:
+                    message = f"on_alert failed and training goes on: {one_line(error)}"
+                    self._notices.say(event.step, "callback_failed", message, trace=error)
 
     def _end_step(self, given: Mapping[str, Any], began: float) -> None:
         """Send the row of the step, run the fixed batch where it is due, and get ready for the next step."""
@@ -354,9 +405,40 @@ class Probe:
         except Exception as error:
             self._lose_loop(error)
 
+    def _loop_found(self, site: LoopSite, timeline: Timeline | None) -> None:
+        """Begin to watch a loop that training has shown, with the forward that showed it."""
+        try:
+            self._begin(site)
+            self._recorder.learn(self._step, site_info(site))
+            self._notices.say(self._step, "loop_found", f"a loop, {site.found}: {in_words(site)}", severity="note")
+            assert self._watch is not None and self._call is not None
+            self._watch.take_first(*self._call, self._step)
+            if timeline is not None and timeline.lost:
+                message = f"the loop of the forward that showed it is not recorded: {timeline.lost}"
+                self._notices.say(self._step, "state_missing", message, severity="note")
+            elif timeline is not None:
+                self._watch.tap.replay(timeline.moments)
+        except Exception as error:
+            self._lose_loop(error)
+        finally:
+            self._call, self._seeker = None, None
+            if self._capture is not None:
+                self._capture.remove()
+
+    def _say_waiting(self, why: str) -> None:
+        """Say that there is no loop yet."""
+        self._notices.say(self._step, "loop_awaited", f"no loop is recorded yet: {first_line(why)}", severity="note")
+        if not self._waiting:
+            log.warning("loopscope: no loop is recorded yet, and the probe waits for one: %s", why)
+        self._waiting = True
+
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
         if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
+            return
+        if self._seeker is not None:
+            self._call = args, kwargs
+            self._seeker.begin(module, args, kwargs)
             return
         if self._capture is not None:
             self._capture.remove()
@@ -383,6 +465,8 @@ class Probe:
         self._awaited = None
         if self._capture is not None:
             self._capture.remove()
+        if self._seeker is not None:
+            self._seeker.stop()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.tap.remove()
@@ -407,48 +491,6 @@ class Probe:
         self._notices.say(step, PROBE_LOST, message, severity="error", trace=error)
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    """Return where a model computes."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 def _is_without_values(model: nn.Module) -> bool:
     """Return whether a model is on the meta device: it has shapes, and memory comes later (``to_empty``)."""
     return any(parameter.is_meta for parameter in model.parameters())
-
-
-def _refuse_lazy(model: nn.Module) -> None:
-    """Refuse a model whose parameters have no shape yet, which cannot even be looked at.
-
-    Raises:
-        ValueError: It has lazy modules.
-    """
-    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
-        raise ValueError("the model has lazy modules that have no shape yet: call attach() after a first forward")
-
-
-def _rules_for(resumed: Path | None, rules: Path | None, scalars: Sequence[str]) -> list[Rule]:
-    """Return the rules that are judged while training runs; a name that no row can have is refused now.
-
-    Args:
-        resumed: The run file that is continued, where there is one: its own numbers are known too.
-        rules: The rule file.
-        scalars: The numbers that the user declares.
-    """
-    loaded = load_rules(rules)
-    known = {*KNOWN_NAMES, *scalars}
-    strange = [rule for rule in loaded if not rule.expr.names <= known]
-    if strange and resumed is not None and resumed.exists():
-        with open_run(resumed) as run:
-            known |= set(names_of(run))
-    refuse_unknown_series(
-        strange, known, "this run will not have", "declare numbers of your own: attach(scalars=[...])"
-    )
-    return loaded
-
-
-def _rank_and_world_size(path: Path) -> tuple[int, int | None]:
-    """Return this process among those of ``torch.distributed``; without it, the rank of the path and no number."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return rank_of(path), None
