@@ -10,6 +10,7 @@ from .loops.site import Part as Part
 from .loops.site import Variable as Variable
 from .probes.probe import Probe as Probe
 from .probes.probe import attach as attach
+from .probes.stopping import LoopUnstable as LoopUnstable
 from .rules.diagnosis import Diagnosis as Diagnosis
 from .rules.diagnosis import diagnose as diagnose
 from .runfile.open import open_run as open_run

@@ -114,11 +114,14 @@ def train(
         ),
     ] = "watch",
     rules: Annotated[Path | None, typer.Option(help="TOML file that changes or adds rules.")] = None,
+    stop_on: Annotated[
+        list[str] | None, typer.Option(help="A rule or a severity that stops the training; may be given several times.")
+    ] = None,
 ) -> None:
     """Train one looped model with probes on.
 
     Ctrl-C and SIGTERM save a checkpoint and leave a run file that reads as interrupted; --resume goes on from there,
-    and after a kill from the last checkpoint.
+    and after a kill from the last checkpoint. A training that a rule stops ends with exit code 1.
     """
     from .commands.training import TrainFlags, train_and_report
 
@@ -133,6 +136,7 @@ def train(
         probes=probes,
         measure=measure,
         rules=rules,
+        stop_on=stop_on or (),
     )
     raise typer.Exit(code)
 
@@ -352,6 +356,31 @@ def watch(
 
     code = body(paths, rules=rules, fail_on=fail_on, interval=interval, until_finished=until_finished)
     raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Exit codes of a test: 0 none fired, 1 one did, 2 usage or rule-file error, 4 unreadable run, 5 no data. "
+    "Example: loopscope rules test loopscope.toml runs/"
+)
+def rules(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID | test FILE RUN... | validate FILE...]", help="What to do; default: list them."),
+    ] = None,
+    rules: Annotated[
+        Path | None, typer.Option(help="TOML file that changes or adds rules; default: the project's.")
+    ] = None,
+    fail_on: Annotated[Severity, typer.Option(help="Least severity that fails a test.")] = "error",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the rules, explain one, or try a rule file on runs.
+
+    Without --rules, those of loopscope.toml or of [tool.loopscope] in pyproject.toml are used, found from the working
+    directory up.
+    """
+    from .commands.rules import rules as rules_command
+
+    raise typer.Exit(rules_command(words or [], file=rules, fail_on=fail_on, as_json=as_json))
 
 
 @app.command(epilog="Example: loopscope describe my_project.models:build_model")

@@ -17,6 +17,7 @@ from ..gate.trends import DRAWN, with_trends
 from ..runfile.commit import commit_of
 from ..runfile.layout import Severity
 from .output import complain, say, show_traceback
+from .rules import rule_file
 
 _COMMITS: Final = ("GITHUB_SHA", "CI_COMMIT_SHA", "BUILD_SOURCEVERSION")
 
@@ -70,7 +71,7 @@ def check(
         raise ValueError("--update-baseline needs --baseline FILE, and whole runs without --at-step")
     result = check_runs(
         runs,
-        rules_file=rules,
+        rules_file=rule_file(rules),
         fail_on=fail_on,
         min_steps=min_steps,
         at_step=asked.at_step,

@@ -6,7 +6,7 @@ Not covered: models of the user's own; those keep their own trainer and call `lo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from ..gate.check import check_runs
+from ..gate.result import FAILED
 from ..gate.text import as_text
 from ..models import distributed
 from ..models.checkpoint import exists
@@ -22,8 +23,11 @@ from ..models.run_config import RunConfig, load_run_config
 from ..models.train import Progress, TrainResult, train
 from ..probes.probe import Probe, attach
 from ..probes.schedule import Preset
+from ..probes.stopping import LoopUnstable
+from ..runfile.text import plain
 from .output import say
 from .progress import step_progress
+from .rules import rule_file
 
 CHECKPOINT_EVERY: Final = 50  # steps, where a run does not say
 INTERRUPTED: Final = 130  # the exit code of a command that Ctrl-C ended
@@ -62,10 +66,16 @@ def train_and_report(
         probes: Record the loop.
         **options: As `train_run` takes them.
     """
+    rules = rule_file(rules)
     run = flags.over(with_checkpoints(load_run_config(config) if config else RunConfig()))
     total = run.train_config().steps
     with step_progress(total) as report:
-        result = train_run(out, run, rules=rules, probes=probes, on_progress=report, **options)
+        try:
+            result = train_run(out, run, rules=rules, probes=probes, on_progress=report, **options)
+        except LoopUnstable as stopped:
+            if int(os.environ.get("RANK", "0")) == 0:
+                say(f"stopped after step {stopped.step}: {plain(stopped)}")
+            return FAILED
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first rank speaks for all
         return 0
     if result.interrupted:
@@ -87,6 +97,7 @@ def train_run(
     probes: bool = True,
     measure: str | Preset = "watch",
     rules: Path | None = None,
+    stop_on: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Train a model and record its loop to ``out``; under ``torchrun``, call it on all ranks.
@@ -101,6 +112,7 @@ def train_run(
         probes: Record the loop.
         measure: What the probe measures and when: ``watch``, ``inspect``, ``study``, or a preset of your own.
         rules: TOML file that changes or adds rules.
+        stop_on: Rules and severities that stop the training.
         on_progress: Told how far the run is.
 
     Returns:
@@ -120,7 +132,8 @@ def train_run(
         probe: Probe | None = None
         if probes:
             settings = {**config.describe(), "text": data.describe()}
-            probe = attach(model, out, preset=measure, config=settings, rules=rules, resume=resume, overwrite=overwrite)
+            probe = attach(model, out, preset=measure, config=settings, rules=rules, resume=resume, overwrite=overwrite,
+                           stop_on=stop_on)  # fmt: skip
         with probe or nullcontext():  # an exception is the run's end, and the file says which
             result = train(
                 model,

@@ -19,6 +19,7 @@ from ..rules.rule_files import load_rules
 from ..runfile.layout import Severity
 from ..runfile.text import plain
 from .output import REGIME_STYLES
+from .rules import rule_file
 
 NEWEST: Final = 8  # alerts shown
 QUIET: Final = 60.0  # seconds without a row after which the line says so
@@ -43,7 +44,9 @@ def watch(
     """
     send = services(os.environ)
     notifier = None if send is None else Notifier(send)
-    follower = Watch(paths, load_rules(rules), fail_on=fail_on, interval=interval)
+    judged_by = load_rules(rule_file(rules))
+    silent = {rule.id for rule in judged_by if "notify" not in rule.actions}
+    follower = Watch(paths, judged_by, fail_on=fail_on, interval=interval)
     console = Console()
     newest: list[str] = []
     try:
@@ -52,7 +55,7 @@ def watch(
                 for path, look in follower.look():
                     newest += [_line(path, look, number) for number in range(len(look.news))]
                     if notifier is not None:
-                        notifier.update(str(path), alerts(path, look))
+                        notifier.update(str(path), [each for each in alerts(path, look) if each.rule not in silent])
                     if not console.is_terminal:
                         _print_plainly(path, look)
                 if isinstance(page, Live):

@@ -15,6 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from ..rules.findings import Finding
+from ..rules.pages import by_itself, page
 from ..rules.rule_files import Rule
 from ..runfile.text import plain
 from .result import GateResult, RunCheck
@@ -65,8 +66,11 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "fullDescription": {"text": plain(rule.message)},
         "defaultConfiguration": {"level": LEVELS[rule.severity]},
     }
-    if rule.remedy:
-        described["help"] = {"text": plain(rule.remedy)}
+    whole = page(rule.id)
+    if rule.remedy or whole:
+        described["help"] = {"text": plain(rule.remedy or rule.name)}
+    if whole:
+        described["help"]["markdown"] = by_itself(whole)
     return described
 
 

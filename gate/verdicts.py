@@ -43,7 +43,8 @@ class Verdicts:
     """
 
     def __init__(self, rules: Sequence[Rule], min_steps: int | None) -> None:
-        said = [(r.id, r.name, r.expr.text, r.severity, r.hold, r.keep_firing_for, r.message, r.remedy) for r in rules]
+        said = [(r.id, r.name, r.expr.text, r.severity, r.hold, r.keep_firing_for, r.message, r.remedy,
+                 r.only.patterns, r.except_.patterns) for r in rules]  # fmt: skip
         self._rules = hashlib.sha256(json.dumps([said, min_steps]).encode()).hexdigest()
 
     def find(self, path: Path) -> RunCheck | None:

@@ -9,7 +9,7 @@ Not covered: what classes hold for all of their modules, and what functions have
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -106,9 +106,10 @@ def _entries(a: Any, b: Any) -> list[tuple[str, Any, Any]] | None:
     if isinstance(a, Tensor):
         return [("grad", a.grad, b.grad)] if a.is_leaf and b.is_leaf else None
     if isinstance(a, dict):
-        return _paired({str(key): value for key, value in a.items()}, {str(key): value for key, value in b.items()})
+        by_name = all(isinstance(key, str) for key in (*a, *b))  # other keys may be identities: they go by their order
+        return _paired(*(dict(held) if by_name else _numbered(held.values()) for held in (a, b)))
     if isinstance(a, list | tuple | deque):
-        return _paired(*({str(place): value for place, value in enumerate(values)} for values in (a, b)))
+        return _paired(_numbered(a), _numbered(b))
     if isinstance(a, type) or (callable(a) and not isinstance(a, nn.Module)):
         return None
     if generator_state(a) is not None or (is_of_others(type(a)) and not isinstance(a, nn.Module)):
@@ -129,6 +130,11 @@ def _attributes(value: Any) -> dict[str, Any]:
         elif name not in HOOKS:
             held[name] = item
     return held
+
+
+def _numbered(values: Iterable[Any]) -> dict[str, Any]:
+    """Return values by their place."""
+    return {str(place): value for place, value in enumerate(values)}
 
 
 def _paired(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:

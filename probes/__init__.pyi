@@ -25,3 +25,4 @@ from .probe import attach as attach
 from .random_states import restore_random as restore_random
 from .schedule import Preset as Preset
 from .schedule import every as every
+from .stopping import LoopUnstable as LoopUnstable

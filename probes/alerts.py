@@ -1,28 +1,29 @@
 """What is worth an alarm while a run is recorded, and what is done about it.
 
-Detectors speak of every spike of the loss and every number that stops being finite, rules of their conditions. Each
-such event goes into the run file, the worst of them to the log as well (rank 0's), and an alert has the flight recorder
-write the steps around it. The rows of the run do not depend on any of this: a part that fails is switched off, and the
-log says so.
+Detectors speak of every spike of the loss and every number that stops being finite, rules of their conditions. What is
+done about such an event are the actions of its rule (`rule_files.ACTIONS`): it goes into the run file, the worst of
+them to the log as well (rank 0's), the flight recorder writes the steps around it, and the training thread takes it
+in its next step. The rows of the run do not depend on any of this: a part that fails is switched off and said to be.
 
-Not covered: sending an alert anywhere but to the log.
+Not covered: sending an alert anywhere but to the log; what the training thread does (`probe`, `stopping`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..rules.detectors import EventDetector
+from ..rules.detectors import SPOKEN_FOR, EventDetector
 from ..rules.live_rules import LiveRules
 from ..rules.loss_series import SOURCES
-from ..rules.rule_files import Rule
+from ..rules.rule_files import DEFAULT_ACTIONS, Action, Rule
 from ..runfile.flights import FlightStep, count_flights
 from ..runfile.layout import STEP_DERIVED, Event, derived_from_loops
 from ..runfile.reader import Run
@@ -31,6 +32,8 @@ from .flight_recorder import FlightRecorder
 
 log = logging.getLogger("loopscope")
 
+MOST_HEARD: Final = 256  # alerts that wait for the training thread; older ones are dropped
+
 
 class Alerts:
     """Watches the rows of one run.
@@ -38,10 +41,16 @@ class Alerts:
     Args:
         path: The run file, for messages.
         rules: What an alert is besides spikes and numbers that are not finite.
+
+    Attributes:
+        stop: The first event whose rule stops the training, named by that rule; None where there is none.
     """
 
     def __init__(self, path: Path, rules: Sequence[Rule]) -> None:
         self._path, self._given = path, rules
+        self._heard: deque[Event] = deque(maxlen=MOST_HEARD)
+        self.stop: Event | None = None
+        self._actions = {rule.id: frozenset(rule.actions) for rule in rules}
         self._detector = EventDetector()
         self._rules: LiveRules | None = None
         self._flight: FlightRecorder | None = FlightRecorder()
@@ -89,13 +98,22 @@ class Alerts:
             self._replay(step)
         events = self._detector.update(step, time, measured, loops)
         known = {**values, **self._detector.derived, **derived_from_loops(loops)}
-        events += self._judged(lambda rules: rules.add(step, known, time=time))
+        events += self._judged(lambda rules: rules.add(step, known, time=time, loops=loops))
         kept = None if flight is None else replace(flight, step=step, loops=loops, scalars=values)
         self._tell(writer, events, kept)
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
         """Take a pass of the probe batch."""
         self._judged(lambda rules: rules.add_pass(loops))
+
+    def heard(self) -> Iterator[Event]:
+        """Yield the events whose rules call back, each once; for the training thread."""
+        while self._heard:
+            yield self._heard.popleft()
+
+    def idle(self, writer: RunWriter, now: float) -> None:
+        """Look at the clock while no row comes."""
+        self._tell(writer, self._judged(lambda rules: rules.idle(now)))
 
     def judge(self, writer: RunWriter, *, ended: bool = False) -> None:
         """Have the rules judge what they have so far."""
@@ -127,11 +145,16 @@ class Alerts:
             step: The step that was just recorded, where events come with one.
         """
         for event in events:
-            writer.append_event(event)
+            if self._has(event, "record"):
+                writer.append_event(event)
             # A spike may be one of hundreds, and it may be nothing; what a rule calls an alert is worth a line.
-            if self._aloud and (event.severity == "error" or event.kind != "loss_spike"):
+            worth_a_line = event.severity == "error" or event.kind not in ("loss_spike", "depth_changed")
+            if self._aloud and worth_a_line and self._has(event, "notify"):
                 more = f"`loopscope check {self._path}` says what to try"
                 log.warning("loopscope: step %d: %s %s (%s)", event.step, event.kind, event.message, more)
+            if event.severity != "note":
+                self._tell_training(event)
+        events = [event for event in events if self._has(event, "flight")]
         if self._flight is None:
             return
         try:
@@ -142,3 +165,14 @@ class Alerts:
         except Exception:
             self._flight = None
             log.exception("loopscope: the flight recorder failed and is off; recording to %s goes on", self._path)
+
+    def _tell_training(self, event: Event) -> None:
+        """Leave an event for the training thread where its rule asks for that."""
+        if self._has(event, "callback"):
+            self._heard.append(event)
+        if self.stop is None and self._has(event, "stop"):
+            self.stop = replace(event, kind=SPOKEN_FOR.get(event.kind, event.kind))
+
+    def _has(self, event: Event, action: Action) -> bool:
+        """Return whether something is done about an event."""
+        return action in self._actions.get(SPOKEN_FOR.get(event.kind, event.kind), DEFAULT_ACTIONS)

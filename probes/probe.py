@@ -36,9 +36,10 @@ from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
-from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
+from ..rules.rule_files import Rule, find_rule_file, load_rules, refuse_unknown_series, stopping_on
 from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.ending import PROBE_LOST
+from ..runfile.layout import Event
 from ..runfile.open import open_run
 from ..runfile.rank_names import rank_of, rank_path
 from .loop_watch import LoopWatch, tap_on
@@ -51,6 +52,7 @@ from .recorder import Recorder
 from .row_sender import LoopPart, RowSender
 from .run_info import run_info
 from .schedule import Preset, find_preset
+from .stopping import Stopping
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -69,6 +71,8 @@ def attach(
     resume: bool = False,
     overwrite: bool = False,
     mirrors: Sequence[Mirror] = (),
+    on_alert: Callable[[Event], None] | None = None,
+    stop_on: Sequence[str] = (),
 ) -> Probe:
     """Attach a probe to a looped model and records its training to one HDF5 file.
 
@@ -86,11 +90,16 @@ def attach(
         probe_batch: Fixed input for passes at depth 2·μ_rec, of which two sequences are used: a tensor, or all
             arguments of the model as a tuple or a mapping; default: the beginnings of the first training batch's
             first sequences. Where the loop has to be found, it is found with this input too.
-        rules: A rule file that changes or extends the shipped rules, as ``loopscope check --rules`` takes it. A rule
-            that fires in training is an event in the file, a line in the log, and a flight recording (`flight`).
+        rules: A rule file that changes or extends the shipped rules, as ``loopscope check --rules`` takes it; default:
+            the project's, found from the working directory up. What a rule that fires in training does are its
+            ``actions``: an event in the file, a line in the log, a flight recording (`flight`), ``on_alert``.
         resume: Continue the file where there is one.
         overwrite: Replace the file where there is one.
         mirrors: What every finished row is sent on to besides (`mirrors`); rank 0's only.
+        on_alert: Called with each alert of this rank, by `Probe.step` and `Probe.close` on the training's thread. Where
+            it raises, that is logged, and training goes on.
+        stop_on: Rules (``LS020``) and severities (``error``) that stop the training: `Probe.step` raises `LoopUnstable`
+            on all ranks. Rules whose ``actions`` hold ``stop`` do so, too.
 
     Returns:
         The probe; a context manager that detaches and seals the file. Without ``with``, call `Probe.close` at the end:
@@ -100,7 +109,8 @@ def attach(
         LoopSiteError: The loop cannot be located.
         FileExistsError: The file is there and neither ``resume`` nor ``overwrite`` was given.
         OSError: The file cannot be written.
-        RuleError: The rule file is not valid, or names a series that this run will not have.
+        RuleError: The rule file is not valid, or names a series that this run will not have, or ``stop_on`` names no
+            rule.
         ValueError: A scalar has a name that is taken, or the model has lazy modules.
 
     Example:
@@ -126,10 +136,12 @@ def attach(
         config=config or {},
         scalars=scalars,
         probe_batch=probe_batch,
-        rules=None if rules is None else Path(rules),
+        rules=_project_rules() if rules is None else Path(rules),
         resume=resume,
         overwrite=overwrite,
         mirrors=() if rank else mirrors,
+        on_alert=on_alert,
+        stop_on=stop_on,
     )
 
 
@@ -151,10 +163,13 @@ class Probe:
         resume: bool,
         overwrite: bool,
         mirrors: Sequence[Mirror],
+        on_alert: Callable[[Event], None] | None,
+        stop_on: Sequence[str],
     ) -> None:
         if wrong := wrong_names(scalars):
             raise ValueError(wrong)
-        alerts = _rules_for(path if resume else None, rules, scalars)  # before anything that takes time
+        # before anything that takes time
+        alerts = stopping_on(_rules_for(path if resume else None, rules, scalars), stop_on)
         own = unwrap(model)
         _refuse_lazy(own)
         given, site = site, find_site(own, site, probe_batch)
@@ -179,6 +194,8 @@ class Probe:
         self._closed = False
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
+        self._on_alert = on_alert
+        self._stopping = Stopping(alerts, path, self._notices)
         self._sender = RowSender(self._recorder, self._notices)
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
         self._capture: RemovableHandle | None = None
@@ -243,6 +260,9 @@ class Probe:
             lr: Learning rate of the step; of a list, as ``scheduler.get_last_lr()`` returns it, the first.
             tokens: Tokens trained on so far.
             **scalars: Further numbers. Those declared to `attach` have a place; of others, the first 16 names.
+
+        Raises:
+            LoopUnstable: A rule that stops the training has fired, on this rank or another; the recording has ended.
         """
         if self._closed or os.getpid() != self._process:
             return
@@ -256,6 +276,11 @@ class Probe:
             self._lose_loop(error)
             message = f"step {self._step - 1} is not recorded: {one_line(error)}"
             self._notices.say(self._step - 1, "step_lost", message, trace=error)
+        self._call_back()
+        if (stopped := self._stopping.check(self._step - 1, self._recorder.alerts.stop)) is not None:
+            self._notices.say(self._step - 1, "stopped_by_rule", str(stopped), severity="error")
+            self._end(str(stopped))
+            raise stopped
 
     def flush(self) -> bool:
         """Wait until every step so far is in the file; call it before saving a checkpoint.
@@ -315,6 +340,17 @@ class Probe:
         self._detach(f"closed its probe after step {self._step - 1}")
         self._deliver_all()
         self._recorder.close(interrupted=interrupted, step=self._step - 1)
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Hand alerts to whoever asked for them; what goes wrong there is no matter of the training."""
+        for event in self._recorder.alerts.heard():
+            if self._on_alert is not None:
+                try:
+                    self._on_alert(event)
+                except Exception as error:
+                    message = f"on_alert failed and training goes on: {one_line(error)}"
+                    self._notices.say(event.step, "callback_failed", message, trace=error)
 
     def _end_step(self, given: Mapping[str, Any], began: float) -> None:
         """Send the row of the step, run the fixed batch where it is due, and get ready for the next step."""
@@ -405,6 +441,14 @@ class Probe:
         self._detach(f"lost its probe in step {step}: {error!r}")
         message = f"the probe failed in step {step} and watches the loop no more: {one_line(error)}"
         self._notices.say(step, PROBE_LOST, message, severity="error", trace=error)
+
+
+def _project_rules() -> Path | None:
+    """Return the rule file of the project that is trained in."""
+    project = find_rule_file(Path.cwd())
+    if project is not None:
+        log.info("loopscope: rules of %s", project)
+    return project
 
 
 def _device_of(model: nn.Module) -> torch.device:

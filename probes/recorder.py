@@ -218,7 +218,7 @@ class Recorder:
         self._handled = 0  # things taken from the queue, by which a wait tells a slow disk from one that hangs
         self._opened = threading.Event()
         self._error: Exception | None = None
-        self._alerts = Alerts(path, rules)
+        self.alerts = Alerts(path, rules)
         self._notices: Notices | None = None  # what this thread has to say, once there is a file
         self._may_seal = True
         self._was_finished = False
@@ -327,7 +327,7 @@ class Recorder:
             with Run(self.path) as run:  # this rank's file alone, whatever lies beside it
                 self.next_step = int(run["step"][-1]) + 1 if len(run) else 0
                 self._continues = _Continues(self.next_step, _pace(run["step"]), "warning")
-                self._alerts.resume(run)
+                self.alerts.resume(run)
                 ranks = resumed_on(info.get("world_size"), run)
                 self._was_finished = run.state == "finished"
             writer = RunWriter.resume(self.path)
@@ -338,7 +338,7 @@ class Recorder:
         writer = RunWriter.create(
             self.path, info=info, scalars=scalars, eigenvalues=EIGENVALUES_KEPT, overwrite=overwrite
         )
-        self._alerts.begin(info, writer.names)
+        self.alerts.begin(info, writer.names)
         self._continues = _Continues(0, 1, "warning" if resume else "note")
         return writer
 
@@ -349,7 +349,7 @@ class Recorder:
             try:
                 item = self._queue.get(timeout=SECONDS_PER_FLUSH)
             except queue.Empty:
-                pass
+                self.alerts.idle(writer, time.time())
             else:
                 self._handled += 1
                 if isinstance(item, _Close):
@@ -360,10 +360,10 @@ class Recorder:
                 self._take(writer, item)
                 waiting += 1
             if waiting and (waiting >= ROWS_PER_FLUSH or time.monotonic() - flushed >= SECONDS_PER_FLUSH):
-                self._alerts.judge(writer)
+                self.alerts.judge(writer)
                 writer.flush()
                 waiting, flushed = 0, time.monotonic()
-        self._alerts.judge(writer, ended=True)
+        self.alerts.judge(writer, ended=True)
         # A finished run resumed in vain, by settings that its checkpoint refused say, is as finished as before.
         in_vain = self._was_finished and writer.rows == rows
         if item.interrupted and not in_vain:
@@ -392,7 +392,7 @@ class Recorder:
     def _take(self, writer: RunWriter, item: Record | Event | Learnt) -> None:
         """Write a record, an event or what was learnt; one that fails costs itself only."""
         if isinstance(item, Learnt):
-            self._alerts.learn(item.info)
+            self.alerts.learn(item.info)
             writer.append_array(item.step, INFO_LATER, info_bytes(item.info))
             return
         if isinstance(item, Event):
@@ -434,7 +434,7 @@ class Recorder:
         if record.is_probe:
             if loops is not None:
                 writer.append_probe(record.step, loops)
-                self._alerts.add_pass(loops)
+                self.alerts.add_pass(loops)
             return
         try:
             linear = self._linear(writer, record)
@@ -454,7 +454,7 @@ class Recorder:
                 log.log(logging.WARNING if gap.severity == "warning" else logging.INFO, "loopscope: %s", gap.message)
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
-        self._alerts.add(writer, given | extra, loops, record.flight, measured=given)
+        self.alerts.add(writer, given | extra, loops, record.flight, measured=given)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
         """Return the norms and eigenvalues of the matrices that came with a record."""

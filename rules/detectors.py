@@ -1,4 +1,4 @@
-"""What is worth an event while training runs: a spike of the loss, a number that stopped being finite.
+"""What is worth an event while training runs: a spike of the loss, a number that stopped being finite, other depths.
 
 A detector sees the rows in order, on the recorder's thread, and speaks on the rising edge: once when a condition
 begins, not again until it has ended. After a resume it is fed the recorded rows first, so that it goes on where it was.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,8 @@ from ..runfile.layout import Event
 from .loss_series import SOURCES, LossSeries
 from .spikes import SPIKE
 
-WATCHED = frozenset(
-    {"nonfinite", "loss_zscore", "scaler_settling"}
-)  # what events of this module are about, as rules name it
+SPOKEN_FOR: Final = {"non_finite": "LS001", "loss_spike": "LS010", "depth_changed": "LS016"}
+"""The rules that the events of this module are about."""
 
 
 class EventDetector:
@@ -54,7 +54,8 @@ class EventDetector:
         """
         broken = frozenset(non_finite(values, loops))
         self.derived = self._series.update({**values, "nonfinite": float(len(broken))})
-        return self._loss_spike(step, time, values) + self._non_finite(step, time, values, broken)
+        events = self._loss_spike(step, time, values) + self._non_finite(step, time, values, broken)
+        return events + self._depth_changed(step, time, values)
 
     def replay(self, columns: Mapping[str, NDArray[np.float64]]) -> None:
         """Take the recorded rows of a run that goes on; they give no events.
@@ -76,6 +77,13 @@ class EventDetector:
             return []
         message = f"loss {loss:.4g} is {score:.1f} robust deviations above what was expected"
         return [Event(step, time, "loss_spike", "warning", score, SPIKE, message)]
+
+    def _depth_changed(self, step: int, time: float, values: Mapping[str, float]) -> list[Event]:
+        if not self.derived["depth_change"]:
+            return []
+        depth = values.get("depth", math.nan)
+        message = f"the loop runs to other depths than before, {depth:g} now: spikes of the loss are looked for anew"
+        return [Event(step, time, "depth_changed", "note", depth, message=message)]
 
     def _non_finite(self, step: int, time: float, values: Mapping[str, float], broken: frozenset[str]) -> list[Event]:
         """Return the event of numbers that have just stopped being finite."""

@@ -1,59 +1,66 @@
-"""The grammar of rule expressions: names, numbers, arithmetic, comparisons, ``and``, ``or``, ``not``, ``recorded()``.
+"""Expressions of rules, worked out over the rows of a run: when does a condition hold?
 
-An expression is parsed into a tree of allowed nodes and worked out over arrays by this module; no text is ever
-executed. Its logic has three values, after Kleene: what was not recorded is NaN, a comparison with NaN is neither true
-nor false but unknown, and ``not`` of unknown is unknown. So a rule can fire only on data. ``recorded(name)`` asks
-whether there is a value, and is always known.
+The text is read by ``grammar`` and worked out over arrays by this module; no text is ever executed. The logic has three
+values, after Kleene: what was not recorded is NaN, a comparison with NaN is neither true nor false but unknown, and
+``not`` of unknown is unknown. So a rule can fire only on data. ``recorded(name)`` asks whether there is a value, and is
+always known.
 
-Not covered: functions of several steps, indexing, attributes, strings. They are refused when the rule is read.
+An expression may look back over steps (``windows``). Then its rows come in order to an `Evaluator`, as many at a time
+as there are: live a few, afterwards all of them, with the same result.
+
+Not covered: what a series is (``series``); how long a condition must hold (``judging``).
 
 Source of the logic: Kleene, Introduction to Metamathematics (1952), section 64.
 """
 
 from __future__ import annotations
 
-import ast
-import math
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .grammar import (
+    Arithmetic,
+    Bounded,
+    Compare,
+    Condition,
+    ExpressionError,
+    Joined,
+    Name,
+    Negative,
+    Not,
+    Number,
+    Quantity,
+    Recorded,
+    Tree,
+    Window,
+    parse_tree,
+)
+from .windows import Memory, memory
+
+__all__ = ["Evaluator", "Expression", "ExpressionError", "Outcome", "Series", "Truth", "parse"]
+
 Series = NDArray[np.float64]
+Binary = Callable[[Any, Any], Any]
 
-LONGEST: Final = 2000  # characters of an expression
-DEEPEST: Final = 40  # nested parts of one
-
-_COMPARISONS: Final[dict[type[ast.cmpop], Callable[[Any, Any], Any]]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
+_COMPARISONS: Final[dict[str, Binary]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
 }
-_ARITHMETIC: Final[dict[type[ast.operator], Callable[[Any, Any], Any]]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+_ARITHMETIC: Final[dict[str, Binary]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
 }
-_EXAMPLE: Final = "write for example 'loss > 10'"
-
-
-class ExpressionError(ValueError):
-    """An expression is not of the grammar.
-
-    Attributes:
-        offset: Character of the expression, from 0, at which the part begins that is not.
-    """
-
-    def __init__(self, message: str, offset: int = 0) -> None:
-        super().__init__(message)
-        self.offset = offset
 
 
 class Truth(NamedTuple):
@@ -63,51 +70,74 @@ class Truth(NamedTuple):
     no: NDArray[np.bool_]
 
 
+class Outcome(NamedTuple):
+    """What an expression says of rows.
+
+    Attributes:
+        truth: Where it is true and where it is false.
+        sides: Both sides of each of its comparisons, in the order of the text.
+    """
+
+    truth: Truth
+    sides: list[tuple[Series, Series]]
+
+    def first_comparison(self, row: int) -> tuple[float, float]:
+        """Return both sides of the first comparison that is known at a row: a finding's value and its threshold."""
+        pairs = [(float(left[row]), float(right[row])) for left, right in self.sides]
+        return next((pair for pair in pairs if pair[0] == pair[0] and pair[1] == pair[1]), pairs[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Expression:
     """A condition over series.
 
     Args:
         text: As written in the rule.
-        names: The series it reads.
+        names: The series it reads; of a series with loops, each loop is one: ``state_norm[-1]``.
 
     >>> rule = parse("rho >= 1.0 and not fixed")
     >>> sorted(rule.names), rule.holds({"rho": np.array([0.9, 1.2]), "fixed": np.array(0.0)}).tolist()
     (['fixed', 'rho'], [False, True])
     >>> parse("not rho < 1").holds({"rho": np.array([np.nan, 1.2])}).tolist()
     [False, True]
+    >>> parse("max(rho, 2) > 1").holds({"rho": np.array([2.0, 0.5, 0.6])}).tolist()
+    [False, True, False]
     """
 
     text: str
     names: frozenset[str]
-    _tree: ast.expr
+    _tree: Tree = field(compare=False)
+
+    @property
+    def reach(self) -> int:
+        """Steps that it looks back over at most; 0 where each row stands for itself."""
+        return self._tree.reach
 
     def truth(self, series: Mapping[str, Series]) -> Truth:
-        """Return where the condition is true and where it is false, elementwise over series of one length."""
-        with np.errstate(all="ignore"):
-            return _truth(self._tree, series)
-
-    def holds(self, series: Mapping[str, Series]) -> NDArray[np.bool_]:
-        """Return where the condition is true, elementwise over series of one length (or scalars)."""
-        return self.truth(series).yes
-
-    def first_comparison(self, values: Mapping[str, float]) -> tuple[float, float]:
-        """Return both sides of the first comparison that is known: a finding's value and its threshold.
+        """Return where the condition is true and where it is false over whole series, whose rows are steps 0, 1, ….
 
         Args:
-            values: One value of each series, NaN where it was not recorded.
+            series: Arrays of one length, or single numbers.
         """
-        series = {name: np.asarray(value) for name, value in values.items()}
-        comparisons = [node for node in ast.walk(self._tree) if isinstance(node, ast.Compare)]
-        with np.errstate(all="ignore"):
-            pairs = [(_quantity(each.left, series), _quantity(each.comparators[0], series)) for each in comparisons]
-        sides = [(float(left), float(right)) for left, right in pairs]
-        return next((pair for pair in sides if not any(math.isnan(side) for side in pair)), sides[0])
+        whole = np.broadcast_shapes(*(np.shape(series[name]) for name in self.names))
+        rows = whole[0] if whole else 1
+        given = {name: np.broadcast_to(series[name], (rows,)) for name in self.names}
+        truth = Evaluator(self).update(np.arange(float(rows)), given).truth
+        return truth if whole else Truth(*(side.reshape(()) for side in truth))
+
+    def holds(self, series: Mapping[str, Series]) -> NDArray[np.bool_]:
+        """Return where the condition is true, as `truth` does."""
+        return self.truth(series).yes
+
+    def could_hold(self, values: Mapping[str, float]) -> bool:
+        """Return whether the condition could hold in one row, with a window standing for the number that it is of."""
+        evaluator = Evaluator(self, [_Passing() for _ in range(self._tree.windows)])
+        series = {name: np.array([values[name]]) for name in self.names}
+        return bool(evaluator.update(np.zeros(1), series).truth.yes[0])
 
     def offset_of(self, name: str) -> int:
         """Return the character at which a name of the expression appears first."""
-        places = [_offset(n, self.text) for n in ast.walk(self._tree) if isinstance(n, ast.Name) and n.id == name]
-        return min(places, default=0)
+        return min((each.at for each in self._tree.names if each.name == name), default=0)
 
 
 def parse(text: str) -> Expression:
@@ -119,125 +149,129 @@ def parse(text: str) -> Expression:
     >>> parse("__import__('os')")
     Traceback (most recent call last):
     ...
-    loopscope.rules.expression.ExpressionError: "__import__('os')": a call is not allowed in a rule; ...
+    loopscope.rules.grammar.ExpressionError: "__import__('os')": a call is not allowed in a rule, but of ...
     """
-    if len(text) > LONGEST:
-        raise ExpressionError(f"{text[:20]!r}…: {len(text)} characters; an expression has at most {LONGEST}")
-    try:
-        tree = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        said = f"{text!r}: not an expression ({error.msg}); {_EXAMPLE}"
-        raise ExpressionError(said, max((error.offset or 1) - 1, 0)) from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise ExpressionError(f"{_short(text)}: not an expression ({error}); {_EXAMPLE}") from None
-    names: set[str] = set()
-    _check_condition(tree, text, names, 0)
-    if not any(isinstance(node, ast.Compare) for node in ast.walk(tree)):
-        raise ExpressionError(f"{text!r}: compares nothing; {_EXAMPLE}")
-    return Expression(text, frozenset(names), tree)
+    tree = parse_tree(text)
+    return Expression(text, frozenset(name.name for name in tree.names), tree)
 
 
-def _check_condition(node: ast.expr, text: str, names: set[str], depth: int) -> None:
-    """Refuse what is no condition of the grammar, and collect the names."""
-    if depth > DEEPEST:
-        raise ExpressionError(f"{_short(text)}: more than {DEEPEST} parts inside each other", _offset(node, text))
-    match node:
-        case ast.BoolOp(values=values):
-            for value in values:
-                _check_condition(value, text, names, depth + 1)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            _check_condition(operand, text, names, depth + 1)
-        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARISONS:
-            _check_quantity(left, text, names, depth + 1)
-            _check_quantity(right, text, names, depth + 1)
-        case ast.Call(func=ast.Name(id="recorded"), args=[ast.Name(id=name)], keywords=[]):
-            names.add(name)
-        case _:
-            _check_quantity(node, text, names, depth)
+class Evaluator:
+    """Follows an expression over the rows of a run, in order.
+
+    Args:
+        expression: What is asked.
+        memories: What each of its windows remembers; at the start of a run, nothing.
+
+    >>> evaluator = Evaluator(parse("delta(x, 1) > 2"))
+    >>> [evaluator.update(np.array([s]), {"x": np.array([v])}).truth.yes.tolist() for s, v in [(0.0, 1.0), (1.0, 4.0)]]
+    [[False], [True]]
+    """
+
+    def __init__(self, expression: Expression, memories: Sequence[Memory] | None = None) -> None:
+        self._root = expression._tree.root
+        self._windows = list(memories) if memories is not None else _memories(expression._tree)
+        self._steps: Series = np.empty(0)
+        self._series: Mapping[str, Series] = {}
+        self._sides: list[tuple[Series, Series]] = []
+
+    def update(self, steps: Series, series: Mapping[str, Series]) -> Outcome:
+        """Take rows and say where the condition is true and where it is false.
+
+        Args:
+            steps: ``(rows,)``, growing from row to row and call to call.
+            series: What it reads, each ``(rows,)`` or one number for all rows.
+        """
+        self._steps, self._series, self._sides = steps, series, []
+        with np.errstate(all="ignore"):
+            truth = self._truth(self._root)
+        sides, self._series, self._sides = self._sides, {}, []
+        return Outcome(truth, sides)
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return what is remembered of the rows so far, as JSON can hold it."""
+        return [each.state() for each in self._windows]
+
+    def restore(self, state: Sequence[dict[str, Any]]) -> None:
+        """Go on from what `state` gave for the same expression."""
+        for window, kept in zip(self._windows, state, strict=True):
+            window.restore(kept)
+
+    def _truth(self, node: Condition) -> Truth:
+        """Return the value of a condition."""
+        match node:
+            case Joined(word, parts):
+                yes, no = self._truth(parts[0])
+                for part in parts[1:]:
+                    other = self._truth(part)
+                    both = word == "and"
+                    yes, no = (yes & other.yes, no | other.no) if both else (yes | other.yes, no & other.no)
+                return Truth(yes, no)
+            case Not(of):
+                yes, no = self._truth(of)
+                return Truth(no, yes)
+            case Compare(sign, left, right):
+                place = len(self._sides)
+                a, b = self._quantity(left), self._quantity(right)
+                self._sides.insert(place, (a, b))
+                known, holds = ~(np.isnan(a) | np.isnan(b)), np.asarray(_COMPARISONS[sign](a, b))
+                return Truth(holds & known, ~holds & known)
+            case Recorded(series):
+                known = ~np.isnan(self._quantity(series))
+                return Truth(known, ~known)
+            case _:
+                value = self._quantity(node)
+                known = ~np.isnan(value)
+                return Truth((value != 0) & known, (value == 0) & known)
+
+    def _quantity(self, node: Quantity) -> Series:
+        """Return the value of a number; NaN where one of its series was not recorded."""
+        match node:
+            case Number(value):
+                return np.full(len(self._steps), value)
+            case Name(name):
+                values = np.asarray(self._series[name], dtype=np.float64)
+                return values if values.shape == self._steps.shape else np.broadcast_to(values, self._steps.shape)
+            case Negative(of):
+                return -self._quantity(of)
+            case Arithmetic(sign, left, right):
+                return np.asarray(_ARITHMETIC[sign](self._quantity(left), self._quantity(right)))
+            case Bounded(of, limits):
+                unbounded = self._quantity(of)
+                return np.abs(unbounded) if limits is None else np.clip(unbounded, *limits)
+            case Window(of=of, number=number):
+                return self._windows[number].update(self._steps, self._quantity(of))
 
 
-def _check_quantity(node: ast.expr, text: str, names: set[str], depth: int) -> None:
-    """Refuse what is no number of the grammar, and collect the names."""
-    if depth > DEEPEST:
-        raise ExpressionError(f"{_short(text)}: more than {DEEPEST} parts inside each other", _offset(node, text))
-    match node:
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            _check_quantity(operand, text, names, depth + 1)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            _check_quantity(left, text, names, depth + 1)
-            _check_quantity(right, text, names, depth + 1)
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            if not _is_finite(value):
-                raise ExpressionError(f"{_short(text)}: a number here is too large", _offset(node, text))
-        case ast.Name(id=name):
-            names.add(name)
-        case _:
-            _refuse(node, text)
+class _Passing:
+    """Stands for a window where it is asked what could be: gives back what it is given."""
+
+    def update(self, steps: Series, values: Series) -> Series:
+        """Return the values."""
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
-def _refuse(node: ast.expr, text: str) -> NoReturn:
-    raise ExpressionError(
-        f"{_short(text)}: a {type(node).__name__.lower()} is not allowed in a rule; use names, numbers, + - * /, "
-        "one comparison at a time, and, or, not, recorded(name)",
-        _offset(node, text),
-    )
-
-
-def _is_finite(value: float) -> bool:
-    """Return whether a literal is a number that float64 can hold."""
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
-
-
-def _offset(node: ast.expr, text: str) -> int:
-    """Return the character at which a node begins; Python counts bytes, and lines."""
-    line = text.splitlines(keepends=True)[: node.lineno]
-    before = sum(len(part) for part in line[:-1])
-    return before + len(line[-1].encode()[: node.col_offset].decode("utf-8", "ignore"))
-
-
-def _short(text: str) -> str:
-    """Return the expression in quotes, cut where it is long."""
-    return repr(text if len(text) <= 80 else text[:80] + "…")
-
-
-def _truth(node: ast.expr, series: Mapping[str, Series]) -> Truth:
-    """Return the value of a checked condition."""
-    match node:
-        case ast.BoolOp(op=op, values=values):
-            parts = [_truth(value, series) for value in values]
-            yes, no = parts[0]
-            for part in parts[1:]:
-                yes, no = (yes & part.yes, no | part.no) if isinstance(op, ast.And) else (yes | part.yes, no & part.no)
-            return Truth(yes, no)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            yes, no = _truth(operand, series)
-            return Truth(no, yes)
-        case ast.Compare(left=left, ops=[op], comparators=[right]):
-            a, b = _quantity(left, series), _quantity(right, series)
-            known, holds = ~(np.isnan(a) | np.isnan(b)), np.asarray(_COMPARISONS[type(op)](a, b))
-            return Truth(holds & known, ~holds & known)
-        case ast.Call(args=[ast.Name(id=name)]):
-            known = ~np.isnan(series[name])
-            return Truth(known, ~known)
-        case _:
-            value = _quantity(node, series)
-            known = ~np.isnan(value)
-            return Truth((value != 0) & known, (value == 0) & known)
-
-
-def _quantity(node: ast.expr, series: Mapping[str, Series]) -> Series:
-    """Return the value of a checked number; NaN where one of its series was not recorded."""
-    match node:
-        case ast.UnaryOp(operand=operand):
-            return -_quantity(operand, series)
-        case ast.BinOp(left=left, op=op, right=right):
-            return np.asarray(_ARITHMETIC[type(op)](_quantity(left, series), _quantity(right, series)))
-        case ast.Constant(value=int() | float() as value):
-            return np.asarray(float(value))
-        case ast.Name(id=name):
-            return np.asarray(series[name], dtype=np.float64)
-        case _:
-            raise AssertionError(f"unchecked node {node!r}")
+def _memories(tree: Tree) -> list[Memory]:
+    """Return an empty memory for each window of a tree, by number."""
+    memories: dict[int, Memory] = {}
+    waiting: list[Condition] = [tree.root]
+    while waiting:
+        match waiting.pop():
+            case Joined(_, parts):
+                waiting += parts
+            case Compare(_, left, right) | Arithmetic(_, left, right):
+                waiting += [left, right]
+            case Window(of=of, number=number) as window:
+                memories[number] = memory(window)
+                waiting.append(of)
+            case Not(of) | Negative(of) | Bounded(of, _):
+                waiting.append(of)
+            case _:
+                pass
+    return [memories[number] for number in range(tree.windows)]

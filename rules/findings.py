@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..runfile.layout import Severity
+from .pages import page_name
 
 JudgementState = Literal["judged", "not applicable", "no data"]
 
@@ -61,7 +62,7 @@ class Finding:
     def as_dict(self) -> dict[str, Any]:
         """Return the finding for JSON; a number that is not finite becomes ``None``."""
         said = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-        return said | {"lead": self.lead}
+        return said | {"lead": self.lead, "page": page_name(self.rule) or None}
 
 
 @dataclass(frozen=True, slots=True)

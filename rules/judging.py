@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runfile.reader import Run
-from .expression import Series, Truth
+from .expression import Evaluator, Outcome, Series
 from .findings import Finding, Judgement
 from .rule_files import Rule
+from .scope import Said, why_not
 from .series import LOSS_DERIVED, Missing, constants, derived, missing, series_of
 
 
@@ -49,7 +50,11 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
     series: dict[str, Series] = dict(always)
     absent: dict[str, Missing | None] = {}
     findings, judgements = [], []
+    said = Said(run.info)
     for rule in rules:
+        if about := why_not(rule.only, rule.except_, said):
+            judgements.append(Judgement(rule.id, rule.name, rule.severity, "not applicable", 0, about))
+            continue
         for name in rule.expr.names - absent.keys():
             absent[name] = missing(run, name) if len(steps) else Missing("no data", "no step was recorded")
         if not series.keys() >= rule.expr.names & LOSS_DERIVED:
@@ -58,15 +63,16 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
             values = series_of(run, name, steps)
             series[name] = np.full(len(steps), np.nan) if values is None else values
         env = {name: series[name] for name in rule.expr.names}
-        truth = Truth(*(np.broadcast_to(side, steps.shape) for side in rule.expr.truth(env)))
-        finding = _apply(rule, steps, env, truth.yes)
-        findings += [finding] if finding is not None else []
+        outcome = Evaluator(rule.expr).update(steps, env)
+        truth = outcome.truth
+        fired = _apply(rule, steps, outcome)
+        findings += [fired] if fired is not None else []
         decided = steps[truth.yes | truth.no]
-        if finding is not None:
+        if fired is not None:
             why = Missing("judged", "")
         else:
             gone = {name: absent[name] for name in sorted(rule.expr.names)}
-            why = _why_not(rule, env, gone, always.keys() & env.keys(), decided)
+            why = _why_not(rule, env, gone, always.keys() & env.keys(), decided, steps)
         judgements.append(Judgement(rule.id, rule.name, rule.severity, why.state, len(decided), why.reason))
     return Judged(sorted(findings, key=lambda finding: finding.step), judgements)
 
@@ -77,8 +83,9 @@ def evaluate(run: Run, rules: Iterable[Rule]) -> tuple[list[Finding], list[str]]
     return judged.findings, [each.rule for each in judged.judgements if each.state != "judged"]
 
 
-def _apply(rule: Rule, steps: Series, env: Mapping[str, Series], holds: NDArray[np.bool_]) -> Finding | None:
+def _apply(rule: Rule, steps: Series, outcome: Outcome) -> Finding | None:
     """Return the finding of one rule, if it fires or is pending."""
+    holds = outcome.truth.yes
     if not holds.any():
         return None
     firing = Firing(rule)
@@ -86,21 +93,26 @@ def _apply(rule: Rule, steps: Series, env: Mapping[str, Series], holds: NDArray[
     fired = [(row, firing.since) for row in turning if firing.update(steps[row], holds[row])]
     if fired:
         row, since = fired[0]
-        return finding(rule, steps, row, env, since=since, episodes=len(fired))
+        return finding(rule, steps, row, outcome, since=since, episodes=len(fired))
     if firing.pending and rule.severity != "note":
-        return _pending(rule, steps, env, firing.since)
+        return _pending(rule, steps, outcome, firing.since)
     return None
 
 
-def _pending(rule: Rule, steps: Series, env: Mapping[str, Series], since: float) -> Finding:
+def _pending(rule: Rule, steps: Series, outcome: Outcome, since: float) -> Finding:
     """Return that a rule's condition holds at the last row, and for how long."""
-    held = finding(rule, steps, len(steps) - 1, env, since=since)
+    held = finding(rule, steps, len(steps) - 1, outcome, since=since)
     said = f"pending, holds for {held.held} of {rule.hold} steps where the recording ends: {held.message}"
     return replace(held, severity="warning", state="pending", message=said)
 
 
 def _why_not(
-    rule: Rule, env: Mapping[str, Series], gone: Mapping[str, Missing | None], constant: Set[str], decided: Series
+    rule: Rule,
+    env: Mapping[str, Series],
+    gone: Mapping[str, Missing | None],
+    constant: Set[str],
+    decided: Series,
+    steps: Series,
 ) -> Missing:
     """Return the state of a rule that did not fire, and the reason where it was not judged.
 
@@ -110,10 +122,11 @@ def _why_not(
         gone: Of each name, why it is missing.
         constant: Names that are true of the whole run.
         decided: Steps at which the condition could be decided.
+        steps: All steps.
     """
-    fixed = {name: values if name in constant else np.array(math.nan) for name, values in env.items()}
-    if constant and rule.expr.truth(fixed).no.all():
-        said = ", ".join(f"{name} is {float(fixed[name]):g}" for name in sorted(constant & env.keys()))
+    fixed = {name: float(values) if name in constant else math.nan for name, values in env.items()}
+    if constant and rule.expr.truth({name: np.array(value) for name, value in fixed.items()}).no.all():
+        said = ", ".join(f"{name} is {fixed[name]:g}" for name in sorted(constant & env.keys()))
         return Missing("not applicable", f"{said} in this run")
     reasons = [reason for reason in gone.values() if reason is not None]
     absent = sorted(reasons, key=lambda reason: reason.state)  # "no data" before "not applicable"
@@ -122,7 +135,7 @@ def _why_not(
         inapplicable = [reason for reason in absent if reason.state == "not applicable"]
         if inapplicable and not _could_fire(rule, fixed, unwatched):
             return inapplicable[0]
-        return absent[0] if absent else _undecided(env)
+        return absent[0] if absent else _undecided(rule, env, steps)
     if absent and absent[0].state == "no data":
         return absent[0]
     if (span := decided[-1] - decided[0]) < rule.hold:
@@ -130,26 +143,26 @@ def _why_not(
     return Missing("judged", "")
 
 
-def _could_fire(rule: Rule, fixed: Mapping[str, Series], names: Sequence[str]) -> bool:
+def _could_fire(rule: Rule, fixed: Mapping[str, float], names: Sequence[str]) -> bool:
     """Return whether a rule could fire if some names had values and all others, but constants, had none."""
-    values = [np.array(value) for value in (-1e300, 0.0, 1e300)]
+    values = (-1e300, 0.0, 1e300)
     tries = product(values, repeat=len(names))
-    return any(rule.expr.holds({**fixed, **dict(zip(names, each, strict=True))}).any() for each in islice(tries, 243))
+    return any(rule.expr.could_hold({**fixed, **dict(zip(names, each, strict=True))}) for each in islice(tries, 243))
 
 
-def _undecided(env: Mapping[str, Series]) -> Missing:
+def _undecided(rule: Rule, env: Mapping[str, Series], steps: Series) -> Missing:
     """Return that a condition was unknown everywhere although its series were recorded."""
+    if rule.expr.reach and (span := steps[-1] - steps[0] + 1) <= rule.expr.reach:
+        said = f"the run is too short: {span:.0f} steps; it looks back over {rule.expr.reach}"
+        return Missing("not applicable", said)
     if early := sorted(LOSS_DERIVED & env.keys()):
         return Missing("not applicable", f"the run is too short for {', '.join(early)}")
     return Missing("no data", f"{', '.join(sorted(env))}: never known at one and the same step")
 
 
-def finding(
-    rule: Rule, steps: Series, row: int, env: Mapping[str, Series], *, since: float, episodes: int = 1
-) -> Finding:
+def finding(rule: Rule, steps: Series, row: int, outcome: Outcome, *, since: float, episodes: int = 1) -> Finding:
     """Return the finding of a rule that fires at one of these rows."""
-    here = {name: float(np.broadcast_to(values, steps.shape)[row]) for name, values in env.items()}
-    value, threshold = rule.expr.first_comparison(here)
+    value, threshold = outcome.first_comparison(row)
     return Finding(
         rule=rule.id,
         name=rule.name,

@@ -4,14 +4,16 @@ Rows are judged a few at a time (`BLOCK`), which makes their cost too small to m
 the next one has come, because the passes of the probe batch belong to the step before them. What fires here is what
 `judging.judge` finds in the file: both drive the same `Firing` over the same series.
 
-Not covered: rules over nothing but what the detectors watch (`detectors.WATCHED`), which speak of every single spike;
-notes, which are nobody's alarm; rows that no longer count after a rollback without a resume: what they had begun ends.
+Not covered: rules that the detectors speak for (`detectors.SPOKEN_FOR`), which tell of every single spike; notes, which
+are nobody's alarm; rules that are not about this run; rows that no longer count after a rollback without a resume: what
+they had begun ends.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,12 +22,14 @@ from numpy.typing import NDArray
 from ..runfile.layout import PROBE_DERIVED, Event, Severity
 from ..runfile.ratios import late_ratios
 from ..runfile.reader import Run
-from .detectors import WATCHED
-from .expression import Series
+from .detectors import SPOKEN_FOR
+from .expression import Evaluator, Series
 from .findings import Finding
+from .grammar import loop_entry
 from .judging import Firing, finding, turning_rows
 from .rule_files import Rule
-from .series import constants, series_of
+from .scope import Said, why_not
+from .series import LOSS_DERIVED, SECONDS, constants, entries_of, series_of
 
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
 
@@ -47,10 +51,17 @@ class LiveRules:
     """
 
     def __init__(self, rules: Iterable[Rule], info: Mapping[str, Any], names: Iterable[str]) -> None:
-        audible = (rule for rule in rules if rule.severity != "note" and not rule.expr.names <= WATCHED)
-        self._firing = {rule.id: (rule, Firing(rule)) for rule in audible}
+        audible = (rule for rule in rules if rule.severity != "note" and rule.id not in SPOKEN_FOR.values())
+        said = Said(info)
+        self._rules = tuple(rule for rule in audible if not why_not(rule.only, rule.except_, said))
+        self._followed = [_Followed(rule) for rule in self._rules]
         self._constants = constants(info)
-        self._names = {name for rule, _ in self._firing.values() for name in rule.expr.names} - self._constants.keys()
+        self._names = {name for rule in self._rules for name in rule.expr.names} - self._constants.keys()
+        self._entries = [name for name in self._names if loop_entry(name) is not None]
+        self._last_time = math.nan  # of a row of this process
+        self._last_step = -1
+        self._idle: set[str] = set()  # rules that have alerted while no row came
+        self._told: set[tuple[str, float]] = set()  # and the row that then came, in which they do not again
         self._known = dict.fromkeys(self._names, math.nan)  # the last values
         self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
@@ -65,19 +76,33 @@ class LiveRules:
         recorded = {name: series_of(run, name, steps) for name in self._names}
         self._past = {"step": steps} | {name: values for name, values in recorded.items() if values is not None}
 
-    def add(self, step: int, values: Mapping[str, float], *, time: float = math.nan) -> list[Event]:
-        """Take the row of a step; the alerts of earlier rows, where it is time to judge them.
+    def add(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        time: float = math.nan,
+        loops: NDArray[np.float32] | None = None,
+    ) -> list[Event]:
+        """Take the row of a step; return the alerts of earlier rows, where it is time to judge them.
 
         Args:
             step: Training step.
             values: What was recorded, by name.
             time: Unix seconds.
+            loops: The loops of the step, ``(T + 1, 4)`` as ``LOOP_COLUMNS``.
         """
         if self._past:
             self._replay(step)
         if self._rows and step <= self._rows[-1][0]:
             self._forget()
         self._learn(values)
+        self._learn({SECONDS: time - self._last_time})
+        if loops is not None and self._entries:
+            self._learn(entries_of(self._entries, loops))
+        self._last_time, self._last_step = time, step
+        if self._idle:
+            self._told, self._idle = {(rule, float(step)) for rule in self._idle}, set()
         self._rows.append((float(step), time, dict(self._known)))
         return self.judge() if len(self._rows) > BLOCK else []
 
@@ -103,17 +128,33 @@ class LiveRules:
     def _learn(self, values: Mapping[str, float]) -> None:
         """Keep what was recorded; a series that was not keeps what it had last."""
         for name in self._names & values.keys():
-            if not math.isnan(values[name]) or name in WATCHED:
+            if not math.isnan(values[name]) or name in LOSS_DERIVED:
                 self._known[name] = values[name]
 
+    def idle(self, now: float) -> list[Event]:
+        """Return the alerts of rules over ``seconds`` while no row comes; each once, until the next row.
+
+        Args:
+            now: Unix seconds.
+        """
+        waiting = [each for each in self._followed if SECONDS in each.rule.expr.names and not each.rule.hold]
+        if not waiting or math.isnan(self._last_time) or self._rows[:-1]:
+            return []
+        known = {**self._constants, **{name: np.array(value) for name, value in self._known.items()}}
+        known[SECONDS] = np.array(now - self._last_time)
+        steps, events = np.array([self._last_step + 1.0]), []
+        for each in waiting:
+            if each.rule.id not in self._idle and (fired := each.would_fire(steps, known)) is not None:
+                self._idle.add(each.rule.id)
+                events.append(_event(each.rule, replace(fired, step=self._last_step), now))
+        return events
+
     def _fired(self, steps: Series, times: Series, env: Mapping[str, Series]) -> Iterable[Event]:
-        """Return the alerts of a stretch of rows, rule by rule."""
-        for rule, firing in self._firing.values():
-            given = {name: values for name, values in {**self._constants, **env}.items() if name in rule.expr.names}
-            holds = np.broadcast_to(rule.expr.holds(given), steps.shape)
-            for row in turning_rows(holds, steps, rule.hold, since=firing.since):
-                if firing.update(steps[row], holds[row]):
-                    yield _event(rule, finding(rule, steps, row, given, since=firing.since), times[row])
+        """Yield the alerts of a stretch of rows, rule by rule."""
+        for each in self._followed:
+            for row, fired in each.update(steps, {**self._constants, **env}):
+                if (each.rule.id, steps[row]) not in self._told:
+                    yield _event(each.rule, fired, times[row])
 
     def _replay(self, step: int) -> None:
         """Let the rules go through what the resumed run recorded before this step, without reporting it."""
@@ -129,7 +170,33 @@ class LiveRules:
     def _forget(self) -> None:
         """Begin anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
         self._rows = []
-        self._firing = {name: (rule, Firing(rule)) for name, (rule, _) in self._firing.items()}
+        self._followed = [_Followed(rule) for rule in self._rules]
+
+
+class _Followed:
+    """One rule, and what it remembers of the rows so far."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._evaluator, self._firing = Evaluator(rule.expr), Firing(rule)
+
+    def update(self, steps: Series, series: Mapping[str, Series]) -> Iterable[tuple[int, Finding]]:
+        """Take rows; yield those at which the rule fires."""
+        outcome = self._evaluator.update(steps, series)
+        holds = outcome.truth.yes
+        if math.isnan(self._firing.since) and not holds.any():
+            return  # nothing begins and nothing ends
+        for row in turning_rows(holds, steps, self.rule.hold, since=self._firing.since):
+            if self._firing.update(steps[row], holds[row]):
+                yield row, finding(self.rule, steps, row, outcome, since=self._firing.since)
+
+    def would_fire(self, steps: Series, series: Mapping[str, Series]) -> Finding | None:
+        """Return what would be said if this row came now; nothing is remembered of it."""
+        before = self._evaluator.state()
+        outcome = self._evaluator.update(steps, series)
+        self._evaluator.restore(before)
+        holds = bool(outcome.truth.yes[0])
+        return finding(self.rule, steps, 0, outcome, since=float(steps[0])) if holds else None
 
 
 def _event(rule: Rule, finding: Finding, time: float) -> Event:

@@ -1,4 +1,4 @@
-"""What a loss says over time besides spikes: worse than it was, exactly constant, a rate of zero, a scale that settles.
+"""What a loss says over time: spikes, worse than it was, exactly constant, a rate of zero, a scale that settles.
 
 Each number is known in every row from what came before it and with it, so that live and afterwards it is the same.
 
@@ -7,7 +7,9 @@ that lowest one. It is drawn every `STRIDE` losses. Near zero a part of the loss
 what the run has gained, or of the noise. ``loss_unchanged``: how many losses in a row equal the one before them bit for
 bit. ``lr_zero``: for how many recorded rates in a row the learning rate has been exactly 0. ``scaler_settling``: 1 in
 the first steps of a run while nothing but the gradient norm is infinite, which is what the loss scale of float16
-training does until it fits.
+training does until it fits. ``depth_change``: 1 in the step at which other depths than before have become usual
+(`depth_law`). The loss at odd depths is not compared with what was before, and after such a change spikes and levels
+begin anew, because a loop that runs deeper has another loss.
 
 Not covered: losses that are not recorded in every step count by record, not by step.
 """
@@ -22,15 +24,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .depth_law import CHANGED, USUAL, DepthLaw
 from .spikes import Floats, SpikeScore, median_of_rows
 
 WINDOW: Final = 32  # losses of which a level is the median
 STRIDE: Final = 8  # losses between two levels
 SETTLING: Final = 32  # skipped steps after which a loss scale ought to fit: it halves in each, from 2^16
 
-SOURCES: Final = ("loss", "lr", "grad_norm", "nonfinite")
+SOURCES: Final = ("loss", "lr", "grad_norm", "nonfinite", "depth")
 """The columns that these series are made of."""
-DERIVED: Final = ("loss_zscore", "loss_rise", "loss_unchanged", "lr_zero", "scaler_settling")
+DERIVED: Final = ("loss_zscore", "loss_rise", "loss_unchanged", "lr_zero", "scaler_settling", "depth_change")
 
 _GAINED: Final = 1 / 3  # of what the loss has gained counts as the least unit of a rise
 _NOISE: Final = 2.0  # spreads of the losses in a window count as the least unit, too
@@ -51,6 +54,7 @@ class LossSeries:
         self._ranks = ranks
         self._score = SpikeScore()
         self._level = _Level()
+        self._depths = DepthLaw()
         self._loss = self._unchanged = self._zero = math.nan
         self._settling = 0  # rows so far that were all of a scale that settles; -1: one was not
 
@@ -58,20 +62,25 @@ class LossSeries:
         """Return the series at a row.
 
         Args:
-            row: ``loss``, ``lr`` and ``grad_norm`` as recorded, NaN or missing where not, and ``nonfinite``.
+            row: ``loss``, ``lr``, ``grad_norm`` and ``depth`` as recorded, NaN or missing where not, and ``nonfinite``.
         """
         loss, rate = row.get("loss", math.nan), row.get("lr", math.nan)
+        depth = self._depths.update(row.get("depth", math.nan))
+        if depth == CHANGED:
+            self._score, self._level = SpikeScore(), _Level()
+        compared = loss if depth == USUAL or not math.isfinite(loss) else math.nan
         if not math.isnan(loss):
             self._unchanged = self._unchanged + 1 if loss == self._loss else 0.0
             self._loss = loss
         if not math.isnan(rate):
             self._zero = (0.0 if math.isnan(self._zero) else self._zero) + 1 if rate == 0 else 0.0
-        if math.isfinite(loss):
-            self._level.update(loss)
+        if math.isfinite(compared):
+            self._level.update(compared)
         scale = 0 < row.get("nonfinite", 0.0) <= self._ranks and math.isfinite(loss)
         skipped = scale and math.isinf(row.get("grad_norm", math.nan)) and 0 <= self._settling < SETTLING
         self._settling = self._settling + 1 if skipped else -1
-        values = (self._score.update(loss), self._level.rise, self._unchanged, self._zero, float(skipped))
+        score, changed = self._score.update(compared), float(depth == CHANGED)
+        values = (score, self._level.rise, self._unchanged, self._zero, float(skipped), changed)
         return dict(zip(DERIVED, values, strict=True))
 
     def replay(self, columns: Mapping[str, ArrayLike]) -> dict[str, Floats]:
@@ -80,23 +89,36 @@ class LossSeries:
         Args:
             columns: `SOURCES` by name, each ``(rows,)``.
         """
-        loss, rate, norm, odd = (np.asarray(columns[name], dtype=np.float64) for name in SOURCES)
+        loss, rate, norm, odd, depth = (np.asarray(columns[name], dtype=np.float64) for name in SOURCES)
+        depths = self._depths.update_many(depth)
         known = np.flatnonzero(~np.isnan(loss))
-        finite = np.flatnonzero(np.isfinite(loss))
         unchanged = _carried(
             len(loss), known, _in_a_row(loss[known] == np.append(math.nan, loss[known][:-1])[: len(known)])
         )
         rates = np.flatnonzero(~np.isnan(rate))
         zero = _carried(len(loss), rates, _in_a_row(rate[rates] == 0))
-        rise = _carried(len(loss), finite, self._level.replay(loss[finite]))
+        compared = np.where((depths == USUAL) | ~np.isfinite(loss), loss, np.nan)
+        scores, rise = self._compare(compared, np.flatnonzero(depths == CHANGED))
         skipped = (odd > 0) & (odd <= self._ranks) & np.isfinite(loss) & np.isinf(norm)
         settling = np.logical_and.accumulate(skipped) & (np.arange(len(loss)) < SETTLING)
-        values = (self._score.update_many(loss), rise, unchanged, zero, settling.astype(np.float64))
+        changed = (depths == CHANGED).astype(np.float64)
+        values = (scores, rise, unchanged, zero, settling.astype(np.float64), changed)
         if len(loss):
             self._loss = float(loss[known[-1]]) if len(known) else math.nan
             self._unchanged, self._zero = float(unchanged[-1]), float(zero[-1])
             self._settling = len(loss) if settling.all() else -1
         return dict(zip(DERIVED, values, strict=True))
+
+    def _compare(self, losses: Floats, changes: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Return the scores and the rises of losses, which begin anew at some rows."""
+        scores, rises = [], []
+        for number, part in enumerate(np.split(losses, changes)):
+            if number:
+                self._score, self._level = SpikeScore(), _Level()
+            finite = np.flatnonzero(np.isfinite(part))
+            scores.append(self._score.update_many(part))
+            rises.append(_carried(len(part), finite, self._level.replay(part[finite])))
+        return np.concatenate(scores), np.concatenate(rises)
 
 
 class _Level:

@@ -14,18 +14,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..runfile.layout import PROBE_DERIVED, STEP_COLUMNS, STEP_DERIVED
+from ..runfile.layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_COLUMNS, STEP_DERIVED
 from ..runfile.reader import Run
 from .expression import Series
 from .findings import JudgementState
+from .grammar import PER_LOOP, loop_entry
 from .loss_series import DERIVED, SOURCES, LossSeries
 
 CONSTANTS: Final = frozenset({"a_bar_learned"})
 LOSS_DERIVED: Final = frozenset(DERIVED)
-_MADE_OF: Final = dict.fromkeys(DERIVED, "loss") | {"lr_zero": "lr", "scaler_settling": "nonfinite"}
-KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED})
-"""What a rule can read of every run, besides the user's own numbers."""
+SECONDS: Final = "seconds"
+"""Seconds since the row before, by the clock of the machine; unknown in the first row of each process."""
+_MADE_OF: Final = dict.fromkeys(DERIVED, "loss") | {"lr_zero": "lr", "scaler_settling": "nonfinite", SECONDS: "time",
+                                                    "depth_change": "depth"}  # fmt: skip
+KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS})
+"""What a rule can read of every run, besides the user's own numbers and the loops of `PER_LOOP`."""
+_ROWS_AT_ONCE: Final = 1 << 16
 
 _LINEAR_PART: Final = frozenset({"a_bar_radius", "a_bar_norm", "a_bar_radius_error", "b_bar_norm", "injection_norm"})
 _FULL_LOOP: Final = frozenset(
@@ -57,10 +63,63 @@ def series_of(run: Run, name: str, steps: Series) -> Series | None:
     if name in LOSS_DERIVED:
         return derived(run)[name]
     try:
-        recorded_at, values = run.series(name)
+        recorded_at, values = _recorded(run, name)
     except KeyError:
         return None
     return _last_known(steps, np.asarray(recorded_at, dtype=np.float64), np.asarray(values, dtype=np.float64))
+
+
+def entries_of(names: Iterable[str], loops: NDArray[np.float32]) -> dict[str, float]:
+    """Return what names of loops (`loop_entry`) are in the loops of one step.
+
+    Args:
+        names: Any names; those of no loop are left out.
+        loops: ``(T + 1, 4)`` as ``LOOP_COLUMNS``.
+    """
+    entries = {}
+    for name in names:
+        entry = loop_entry(name)
+        if entry is not None:
+            series, index = entry
+            row = index if index >= 0 else len(loops) + index - PER_LOOP[series]
+            inside = 0 <= row < len(loops)
+            entries[name] = float(loops[row, LOOP_COLUMNS.index(series)]) if inside else math.nan
+    return entries
+
+
+def _recorded(run: Run, name: str) -> tuple[NDArray[np.int64], Series]:
+    """Return at which steps a series has a value, and which.
+
+    Raises:
+        KeyError: The run does not know the name.
+    """
+    entry = loop_entry(name)
+    if entry is None and name != SECONDS:
+        return run.series(name)
+    values = _seconds(run) if entry is None else _of_loop(run, *entry)
+    known = ~np.isnan(values)
+    return run["step"].astype(np.int64)[known], values[known]
+
+
+def _seconds(run: Run) -> Series:
+    """Return the seconds since the row before."""
+    time, process = run["time"], run["generation"]
+    values = np.full(len(time), np.nan)
+    values[1:] = np.where(process[1:] == process[:-1], np.diff(time), np.nan)
+    return values
+
+
+def _of_loop(run: Run, series: str, index: int) -> Series:
+    """Return the entry of one loop in every step, NaN where it did not run."""
+    if index < 0:
+        return run.source.last(series, PER_LOOP[series] - 1 - index)
+    values = np.full(len(run), np.nan)
+    for start in range(0, len(run), _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, len(run)))
+        table = run.loops(series, rows=rows)
+        if table.shape[1] > index:
+            values[rows] = table[:, index]
+    return values
 
 
 def derived(run: Run) -> dict[str, Series]:
@@ -94,9 +153,13 @@ def missing(run: Run, name: str) -> Missing | None:
     if name in CONSTANTS:
         return None if run.info.get(name) is not None else Missing("not applicable", "the loop has no known A̅")
     source = _MADE_OF.get(name, name)
-    recorded_at = run.series(source)[0] if source in run.names else np.empty(0, dtype=np.int64)
+    entry = loop_entry(source)
+    known = source in run.names or entry is not None
+    recorded_at = _recorded(run, source)[0] if known else np.empty(0, dtype=np.int64)
     if len(recorded_at):
         return _stopped(source, recorded_at, int(run["step"][-1]))
+    if entry is not None and (run["depth"] > 0).any():
+        return Missing("not applicable", f"no step runs enough loops for {name}")
     return _never(run, source)
 
 
@@ -118,9 +181,13 @@ def _never(run: Run, name: str) -> Missing:
     if name in _FULL_LOOP:
         if "full_loop_seconds" not in run.names or not np.isfinite(run["full_loop_seconds"]).any():
             return Missing("not applicable", "the full loop was not measured; the preset inspect measures it")
+        if name == "c_out_gain":
+            return Missing("not applicable", "the loop has no known read-out")
         return Missing("no data", f"the full loop was measured and never gave {name}")
     if name in PROBE_DERIVED:
         return _no_pass(run, name)
+    if name in STEP_DERIVED or loop_entry(name) is not None:  # `completeness` tells of a run without loops
+        return Missing("not applicable", "no loop was recorded")
     if name in _OPTIONAL:
         return Missing("not applicable", f"{name} was never recorded")
     return Missing("no data", f"{name} was never recorded")

@@ -172,7 +172,8 @@ def test_a_circle_is_seen(tmp_path: Path) -> None:
 def test_setup_installs_every_folder() -> None:
     said = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     there = {p.parent.relative_to(ROOT) for package in ARROWS for p in (ROOT / package).rglob("__init__.py")}
-    assert set(said) == {"loopscope", *(f"loopscope.{'.'.join(folder.parts)}" for folder in there)}
+    pages = {"loopscope.docs.rules"}  # no code: what `loopscope rules LS020` shows
+    assert set(said) == {"loopscope", *(f"loopscope.{'.'.join(folder.parts)}" for folder in there)} | pages
 
 
 @pytest.mark.parametrize(

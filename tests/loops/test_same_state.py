@@ -36,7 +36,7 @@ class Model(nn.Module):
         self.calls, self.losses, self.shapes = 0, [torch.ones(2)], {(1, 2)}
         self.table, self.generator, self.numpy = np.zeros(3), torch.Generator(), np.random.default_rng(0)
         self.python, self.metrics, self.slotted = random.Random(0), {"now": Metrics()}, Slotted()
-        self.me = [self]
+        self.me, self.by_identity = [self], {id(self.mix): 1}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mix(x)
@@ -66,6 +66,7 @@ CHANGES: dict[str, Callable[[Model], Any]] = {
     "metrics.now.history.0": lambda model: model.metrics["now"].history.rotate(),
     "slotted.count": lambda model: setattr(model.slotted, "count", 2),
     "training": lambda model: model.eval(),
+    "by_identity.0": lambda model: model.by_identity.update({id(model.mix): 2}),
     "cache": lambda model: setattr(model, "cache", 1),
 }
 
@@ -75,6 +76,7 @@ def test_what_differs_is_named(name: str) -> None:
     model = Model()
     other = copy.deepcopy(model)
     other.register_forward_hook(lambda *args: None)
+    other.by_identity = {id(other.mix): 1}
     assert differences(model, other) == []
     CHANGES[name](other)
     assert name in differences(model, other) and name in differences(other, model)

@@ -188,7 +188,7 @@ def test_a_wrong_rule_file_is_refused_before_anything_is_made(tmp_path):
     file = tmp_path / "rules.toml"
     file.write_text('[[rule]]\nid = "X"\nexpr = "loss >"\n')
     model = build("demo")
-    with pytest.raises(RuleError, match=r"rules.toml:3:9: rule X"):
+    with pytest.raises(RuleError, match=r"rules.toml:3:15: rule X"):
         attach(model, tmp_path / "runs" / "a.h5", rules=file)
     assert not (tmp_path / "runs").exists()
     assert not any(module._forward_pre_hooks for module in model.modules())

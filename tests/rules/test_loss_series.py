@@ -24,7 +24,13 @@ def odd_run(seed):
     loss[at : at + 25] = 2.0
     norm = np.where(np.arange(rows) < draw.integers(0, 50), math.inf, 1.0)
     rate = draw.choice([0.0, 0.0, 0.0, 0.1, math.nan], rows)
-    return {"loss": loss, "lr": rate, "grad_norm": norm, "nonfinite": (~np.isfinite(norm)).astype(float)}
+    depth = np.full(rows, 8.0) if draw.random() < 0.3 else draw.poisson(8, rows) + draw.random(rows)
+    for _ in range(draw.integers(0, 4)):
+        at = int(draw.integers(0, rows))
+        depth[at : at + int(draw.integers(1, 200))] *= draw.choice([0.5, 2.0, 3.0])
+    depth[draw.random(rows) < 0.02] = math.nan
+    odd = (~np.isfinite(norm)).astype(float)
+    return {"loss": loss, "lr": rate, "grad_norm": norm, "nonfinite": odd, "depth": depth}
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -40,6 +46,26 @@ def test_row_by_row_at_once_and_across_a_resume_are_the_same(seed):
             said = series.update({name: float(values[row]) for name, values in columns.items()})
             for name in DERIVED:
                 np.testing.assert_equal(said[name], at_once[name][row], err_msg=f"{name} of row {row}")
+
+
+def test_some_of_these_runs_change_the_law_of_their_depths():
+    changes = [LossSeries().replay(odd_run(seed))["depth_change"].sum() for seed in range(30)]
+    assert 10 < sum(changes) < 60
+
+
+def test_after_a_change_of_depth_spikes_are_looked_for_anew_and_before_it_nothing_is_said():
+    draw = np.random.default_rng(0)
+    loss = 3.0 + 0.02 * draw.standard_normal(300)
+    loss[100:] += 2.0  # shallower loops know less
+    loss[250] = 15.0
+    depth = np.where(np.arange(300) < 100, 16.0, 4.0)
+    columns = {"loss": loss, "depth": depth, **{name: np.zeros(300) for name in ("lr", "grad_norm", "nonfinite")}}
+    series = LossSeries().replay(columns)
+    assert np.flatnonzero(series["depth_change"]).tolist() == [107]
+    assert np.flatnonzero(series["loss_zscore"] >= 6).tolist() == [250]
+    assert not (series["loss_rise"] >= 0.15).any()
+    blind = LossSeries().replay({**columns, "depth": np.full(300, 16.0)})
+    assert (blind["loss_zscore"][100:110] >= 6).all() and (blind["loss_rise"] >= 0.15).any()
 
 
 def fired(write_run, rules=None, **series):
