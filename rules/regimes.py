@@ -17,15 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dynamics.regime import (
-    Regime,
-    disagreement,
-    full_loop_regime,
-    loop_regime,
-    lti_regime,
-    overall,
-    rates_disagree,
-)
+from ..dynamics.regime import Regime, views
 from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from ..runfile.reader import Run
 
@@ -59,21 +51,15 @@ def read_regimes(run: Run) -> RunRegimes:
     """Return the regimes at the end of a run that has recorded something."""
     radius, rates, law = _last(run, "a_bar_radius"), loop_rates(run), trajectory_law(run)
     log_radius, exponent = rates.get(LOG_RADIUS, math.nan), rates.get(EXPONENT, math.nan)
-    cycle = law.kind == "orbiting" and loop_regime(exponent) == "stable"
-    regimes: dict[str, Regime] = {
-        "lti": lti_regime(radius),
-        "loop": "stable" if cycle else full_loop_regime(log_radius, exponent),
-        "trajectory": law.regime,
-    }
-    differ = rates_disagree(log_radius, exponent) and not cycle
-    conflict = disagreement(**regimes, rates_differ=differ, cycle=cycle)
+    seen = views(radius, log_radius, exponent, law.regime, orbits=law.kind == "orbiting")
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
     if rates:
         shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
-        said.append(f"Full loop {regimes['loop']}: {shown} per loop{', which disagree' if differ else ''}")
-    attracting = "The cycle is an attracting one: small differences shrink along it" if cycle else ""
-    sentence = ". ".join(part.rstrip(".") for part in [*said, law.sentence, attracting, conflict] if part) + "."
-    return RunRegimes(regimes, overall(**regimes), radius, sentence)
+        disagree = ", which disagree" if seen.rates_disagree else ""
+        said.append(f"Full loop {seen.regimes['loop']}: {shown} per loop{disagree}")
+    attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
+    sentence = ". ".join(part.rstrip(".") for part in [*said, law.sentence, attracting, seen.sentence] if part) + "."
+    return RunRegimes(seen.regimes, seen.verdict, radius, sentence)
 
 
 def trajectory_law(run: Run) -> TrajectoryLaw:
