@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding, Judgement
+from ..rules.risk import Part, Risk
 from ..rules.rule_files import Rule
 from ..runfile.ending import Ending
 from ..runfile.rank_names import rank_files
@@ -138,5 +139,6 @@ def _diagnosis(kept: dict[str, Any]) -> Diagnosis:
         "findings": [Finding(**each) for each in kept["findings"]],
         "judgements": [Judgement(**each) for each in kept["judgements"]],
         "ending": Ending(**kept["ending"]),
+        "risk": Risk(**{**kept["risk"], "parts": tuple(Part(**each) for each in kept["risk"]["parts"])}),
     }
     return Diagnosis(**{**kept, **parts})

@@ -23,7 +23,7 @@ from .expression import Evaluator, Outcome, Series
 from .findings import Finding, Judgement
 from .rule_files import Rule
 from .scope import Said, why_not
-from .series import LOSS_DERIVED, Missing, constants, derived, missing, recorded, series_of
+from .series import LOSS_DERIVED, RISK, Missing, constants, derived, missing, recorded, series_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def _undecided(rule: Rule, env: Mapping[str, Series], steps: Series) -> Missing:
     if rule.expr.reach and (span := steps[-1] - steps[0] + 1) <= rule.expr.reach:
         said = f"the run is too short: {span:.0f} steps; it looks back over {rule.expr.reach}"
         return Missing("not applicable", said)
-    if early := sorted(LOSS_DERIVED & env.keys()):
+    if early := sorted((LOSS_DERIVED | {RISK}) & env.keys()):
         return Missing("not applicable", f"the run is too short for {', '.join(early)}")
     return Missing("no data", f"{', '.join(sorted(env))}: never known at one and the same step")
 

@@ -22,14 +22,17 @@ from .expression import Series
 from .findings import JudgementState
 from .grammar import PER_LOOP, loop_entry
 from .loss_series import DERIVED, SOURCES, LossSeries
+from .risk import RunRisk, columns_of
 
 CONSTANTS: Final = frozenset({"a_bar_learned"})
 LOSS_DERIVED: Final = frozenset(DERIVED)
+RISK: Final = "run_risk"
 SECONDS: Final = "seconds"
 """Seconds since the row before, by the clock of the machine; unknown in the first row of each process."""
-_MADE_OF: Final = dict.fromkeys(DERIVED, "loss") | {"lr_zero": "lr", "scaler_settling": "nonfinite", SECONDS: "time",
-                                                    "depth_change": "depth"}  # fmt: skip
-KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS})
+_MADE_OF: Final = dict.fromkeys((*DERIVED, RISK), "loss") | {
+    "lr_zero": "lr", "scaler_settling": "nonfinite", SECONDS: "time", "depth_change": "depth"
+}  # fmt: skip
+KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS, RISK})
 """What a rule can read of every run, besides the user's own numbers and the loops of `PER_LOOP`."""
 _ROWS_AT_ONCE: Final = 1 << 16
 
@@ -73,6 +76,8 @@ def series_of(run: Run, name: str, steps: Series, read: Read | None = None) -> S
     """
     if name in LOSS_DERIVED:
         return derived(run)[name]
+    if name == RISK:
+        return RunRisk().replay(columns_of(run))
     try:
         recorded_at, values = read(name) if read else recorded(run, name)
     except KeyError:
@@ -154,7 +159,7 @@ def constants(info: Mapping[str, Any]) -> dict[str, Series]:
 
 def names_of(run: Run) -> Iterable[str]:
     """Return every name that a rule can read of a run."""
-    return (*run.names, *CONSTANTS, *LOSS_DERIVED)
+    return (*run.names, *CONSTANTS, *LOSS_DERIVED, RISK)
 
 
 def missing(run: Run, name: str, read: Read | None = None) -> Missing | None:
