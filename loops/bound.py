@@ -84,7 +84,7 @@ def _not_one_entry(model: nn.Module, place: LoopSite) -> str:
         f"site=LoopSite(body={named}, after={place.after!r})"
     )
     known = f"Known about this loop: {'; '.join(place.notes)}" if place.notes else ""
-    # Of a published model the notes tell what helps; nobody is told to change it, or to make one state out of several.
+    # Of a published model the notes tell what helps: no advice to change it, or to make one state out of several.
     helps = not place.variables and not place.found.startswith("adapter")
     return ". ".join(part for part in (said, advice if helps else "", known) if part)
 

@@ -30,7 +30,7 @@ from .notices import one_line
 
 MOST_BYTES = 256 << 20  # of tensors that are kept until a forward is over
 
-Found = Callable[[LoopSite, "Timeline | None"], None]
+OnLoop = Callable[[LoopSite, "Timeline | None"], None]
 
 
 class Timeline:
@@ -73,12 +73,12 @@ class Seeker:
 
     Args:
         model: The user's module, unwrapped.
-        found: Called once, behind the forward that showed the loop.
+        on_loop: Called once, behind the forward that showed the loop.
         waits: Called with why there is no loop yet.
     """
 
-    def __init__(self, model: nn.Module, found: Found, waits: Callable[[str], None]) -> None:
-        self._model, self._found, self._waits = model, found, waits
+    def __init__(self, model: nn.Module, on_loop: OnLoop, waits: Callable[[str], None]) -> None:
+        self._model, self._on_loop, self._waits = model, on_loop, waits
         self._forwards = 0
         self._calls = self._calls_then = 0
         self._recorder: Recorder | None = None
@@ -149,7 +149,7 @@ class Seeker:
             return
         self.stop()
         timeline.check()
-        self._found(site, timeline)
+        self._on_loop(site, timeline)
 
     def _look_aside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run a part of the batch on the side, where compiled parts run as they were written."""
@@ -161,7 +161,7 @@ class Seeker:
             self._waits(str(error))
             return
         self.stop()
-        self._found(site, None)
+        self._on_loop(site, None)
 
     def _abandon(self) -> None:
         """Let go of a forward that was broken off."""
@@ -192,7 +192,7 @@ def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | No
     """Return where the loop is; where nobody has said so and nothing shows it, why not.
 
     Raises:
-        LoopSiteError: It was said, or an example was given, and it does not fit.
+        LoopSiteError: A site or an example was given that does not fit.
     """
     try:
         return find_site(model, site, example), ""
@@ -205,7 +205,8 @@ def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | No
 def in_words(site: LoopSite) -> str:
     """Return what of a loop is recorded."""
     named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
-    return ", ".join(named) or f"the state that {site.body!r} receives"
+    where = f"{site.body!r} receives" if site.output is None else f"{site.output!r} returns"
+    return ", ".join(named) or f"the state that {where}"
 
 
 def first_line(text: str) -> str:

@@ -314,7 +314,7 @@ class RunRisk:
         """Return the risk with its parts.
 
         Args:
-            step: The step of the last row, for what is said.
+            step: The step of the last row, for the message.
         """
         basis = "loss" if math.isnan(self._signals.get("loop", math.nan)) else "loop"
         if math.isnan(self._value):
