@@ -122,7 +122,7 @@ def cases() -> dict[str, Case]:
             "last_state_norm", {"loss": loss(400)[200:]}, loops=lambda step: loop(0.7, grown(step - 100, 25))
         ),
         "LS070": Case("run_risk", stuck(0.1), limit=0.5),
-        "LS071": Case("run_risk", stuck(0.3), limit=0.98),
+        "LS071": Case("run_risk", stuck(0.1) | {"a_bar_radius": ramp(0.7, 3.0)}, limit=0.98),
     }
 
 
