@@ -31,7 +31,7 @@ _NUMBER = {"function": "lsNumber(params.value)"}
 _RIGHT: dict[str, Any] = {"type": "rightAligned", "valueFormatter": _NUMBER, "width": 92}
 _COUNT = {**_RIGHT, "valueFormatter": {"function": "lsCount(params.value)"}}
 _SIZE = {"function": "lsSize(params.value)"}
-_TIME = {"cellRenderer": "LsAgo", "width": 74}
+_TIME = {"cellRenderer": "LsAgo", "width": 86}
 
 COLUMNS: Final[tuple[dict[str, Any], ...]] = (
     {"field": "attention", "headerName": "attention", "hide": True, "sort": "asc", "sortIndex": 0},
