@@ -54,7 +54,7 @@ def plane(
                         fillcolor=colours.tint(colours.REGIME_COLOURS["marginal"], 0.5))  # fmt: skip
     for i, one in enumerate(boundaries):
         _add_boundary(chart, one, DASHES[i % len(DASHES)], (min(p.x for p in placed), max(p.x for p in placed)), i)
-    return chart.update_layout(dragmode="select", selectionrevision=f"{x} {y}", hoverdistance=14)
+    return chart.update_layout(clickmode="event", dragmode="select", selectionrevision=f"{x} {y}", hoverdistance=14)
 
 
 def _add_boundary(chart: go.Figure, one: Boundary, dash: str, span: tuple[float, float], place: int) -> None:

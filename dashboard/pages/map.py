@@ -202,6 +202,12 @@ def register(app: Dash) -> None:
         return _listed(placed, len(rows), str(x), str(y), brushed or ())
 
     app.clientside_callback(
+        ClientsideFunction("loopscope", "follow_mark"),
+        Output("map-mirrored", "data", allow_duplicate=True),
+        Input("map", "clickData"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
         ClientsideFunction("loopscope", "brushed"),
         Output("map-brushed", "data"),
         Input("map", "selectedData"),
