@@ -157,6 +157,9 @@ def sweep(
     gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of one run, on Ray or Slurm.")] = 0.0,
     device: Device = "cpu",
     measure: Annotated[Measure, typer.Option(help="What the probe measures, as for train.")] = "inspect",
+    stop_lost: Annotated[
+        bool, typer.Option("--stop-lost", help="End a run early when its risk says that it is lost (rule LS071).")
+    ] = False,
     cell: Annotated[int | None, typer.Option(min=0, help="Train this cell alone, as a task of a job array.")] = None,
 ) -> None:
     """Train a grid of runs with probes on.
@@ -167,11 +170,13 @@ def sweep(
     from .commands import sweep as body
 
     if engine == "slurm" and cell is None:
-        script, said = body.write_job_array(grid, out, jobs=jobs, gpus=int(gpus), device=device, measure=measure)
+        script, said = body.write_job_array(
+            grid, out, jobs=jobs, gpus=int(gpus), device=device, measure=measure, stop_lost=stop_lost
+        )
         typer.echo(f"{script}: {said}")
         return
     chosen = body.chosen_engine("processes" if engine == "slurm" else engine, jobs=jobs, address=address, gpus=gpus)
-    board = body.sweep(grid, out, engine=chosen, device=device, measure=measure, only=cell)
+    board = body.sweep(grid, out, engine=chosen, device=device, measure=measure, stop_lost=stop_lost, only=cell)
     body.print_table(board)
     if failed := body.summary(board):
         typer.echo(failed, err=True)

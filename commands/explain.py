@@ -13,6 +13,7 @@ from ..runfile.open import open_run
 from ..runfile.text import plain
 from .output import say
 from .progress import part_progress
+from .rules import rule_file
 from .training import checked_device
 
 
@@ -34,7 +35,7 @@ def explain(
         ValueError: Nothing to explain, or a run that cannot be run again.
     """
     folder = out or path.with_suffix(".explained")
-    loaded = load_rules(rules)
+    loaded = load_rules(rule_file(rules))
     with open_run(path) as run, part_progress() as report:
         alert = chosen_alert(run, loaded, at)
         again = TrainedRun(run, alert.step, device=checked_device(device))

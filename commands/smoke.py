@@ -25,6 +25,7 @@ from ..runfile.open import open_run
 from ..runfile.rank_names import rank_files
 from ..runfile.text import plain
 from .output import complain, say
+from .rules import rule_file
 
 _NOT_STARTED: Final = 127
 
@@ -92,7 +93,7 @@ def smoke(
         complain(problem)
     if not told.attached:
         return NOTHING
-    result = check_runs([out], rules_file=rules, fail_on=fail_on)
+    result = check_runs([out], rules_file=rule_file(rules), fail_on=fail_on)
     say(render(result, output or default_format(os.environ)))
     if not told.stopped and not problems:
         complain(f"the command ended by itself after {told.steps} of {steps} steps")

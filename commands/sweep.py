@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models.run_config import RunConfig
+from ..probes.stopping import LoopUnstable
 from ..rules.diagnosis import diagnose
+from ..runfile.ending import STOPPED_LOST
 from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
 from ..runfile.text import plain
@@ -27,11 +29,16 @@ from .training import train_run
 
 EngineName = Literal["processes", "ray", "slurm"]
 COPY = "sweep.toml"
+LOST_RULE = "LS071"  # the rule that says a run is lost
 
 
-def train_cell(out: Path, run: RunConfig, *, device: str, measure: str) -> None:
+def train_cell(out: Path, run: RunConfig, *, device: str, measure: str, stop_lost: bool = False) -> None:
     """Train one run of a sweep, going on where its checkpoint ends."""
-    train_run(out, run, device=device, resume=True, measure=measure)
+    lost = (LOST_RULE,) if stop_lost else ()
+    try:
+        train_run(out, run, device=device, resume=True, measure=measure, stop_on=lost)
+    except LoopUnstable:
+        return  # its file says so, and counts as done
 
 
 def sweep(
@@ -41,6 +48,7 @@ def sweep(
     engine: Engine,
     device: str = "cpu",
     measure: str = "inspect",
+    stop_lost: bool = False,
     only: int | None = None,
 ) -> Board:
     """Train a sweep, with progress on stderr, and return its board.
@@ -51,6 +59,7 @@ def sweep(
         engine: Where cells are trained.
         device: Of every cell.
         measure: Preset of the probe.
+        stop_lost: End a run early when its risk says that it is lost; such a run counts as done.
         only: Train this cell alone, as a task of a job array does.
 
     Raises:
@@ -63,7 +72,7 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     if only is None:
         (folder / COPY).write_bytes(grid.read_bytes())
-    train: Train = partial(train_cell, device=device, measure=measure)
+    train: Train = partial(train_cell, device=device, measure=measure, stop_lost=stop_lost)
     console = Console(file=sys.stderr)
     with terminal_bar(1.0, "", console) as show:
         lines = 0
@@ -79,13 +88,15 @@ def sweep(
     return board
 
 
-def write_job_array(grid: Path, folder: Path, *, jobs: int, gpus: int, device: str, measure: str) -> tuple[Path, str]:
+def write_job_array(
+    grid: Path, folder: Path, *, jobs: int, gpus: int, device: str, measure: str, stop_lost: bool = False
+) -> tuple[Path, str]:
     """Write the job script of a sweep beside its runs, submit it, and return the script and what Slurm said."""
     cells = load_sweep(grid)
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder.resolve() / COPY
     copy.write_bytes(grid.read_bytes())
-    words = ["--device", device, "--measure", measure]
+    words = ["--device", device, "--measure", measure, *(["--stop-lost"] if stop_lost else [])]
     script = folder.resolve() / "sweep.sbatch"
     array = JobArray(jobs=jobs, gpus=gpus)
     script.write_text(array.script(copy, folder.resolve(), len(cells), words), encoding="utf-8")
@@ -109,7 +120,8 @@ def table(board: Board) -> Table:
                 loss = float(run["loss"][-1]) if len(run) else float("nan")
                 breach = said.first_breach
                 where = f"{breach.rule} {breach.name}, step {breach.step}" if breach else "none"
-                shown.add_row(cell.name, str(len(run)), said.verdict, f"{said.radius:.3f}", f"{loss:.3f}", where)
+                verdict = "lost, stopped" if said.ending.reason.startswith(STOPPED_LOST) else said.verdict
+                shown.add_row(cell.name, str(len(run)), verdict, f"{said.radius:.3f}", f"{loss:.3f}", where)
         except RunFileError as error:
             shown.add_row(cell.name, "0", "unknown", "", "", plain(board.errors.get(cell.name, str(error))))
     return shown

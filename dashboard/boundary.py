@@ -114,10 +114,10 @@ def boundaries(architectures: Sequence[str], values: Sequence[float], failed: Se
         failed: Of every run.
     """
     log = all(value > 0 for value in values)
-    found = []
+    fitted = []
     for name in dict.fromkeys(architectures):
         own = [i for i, one in enumerate(architectures) if one == name]
         one = boundary(name, [values[i] for i in own], [failed[i] for i in own], log=log)
         if one is not None:
-            found.append(one)
-    return sorted(found, key=lambda one: one.architecture)
+            fitted.append(one)
+    return sorted(fitted, key=lambda one: one.architecture)

@@ -22,7 +22,7 @@ from ..dynamics.linear.discretize import Discretized, bilinear, discretization_e
 from ..dynamics.linear.lti import LTISystem
 from ..dynamics.linear.pseudospectrum import pseudospectrum_on_grid
 from ..dynamics.linear.transient import PeakGrowth, numerical_radius, peak_growth
-from ..dynamics.regime import Regime, disagreement, full_loop_regime, lti_regime, overall, rates_disagree
+from ..dynamics.regime import Regime, Views, views
 from ..dynamics.trajectory.trajectory import classify, late_window
 
 Floats = NDArray[np.float64]
@@ -286,11 +286,10 @@ def explore(sandbox: Sandbox, recorded: Floats | None = None) -> Explored:
         alone = _states(system, 0.0, loops)
         states = _states(system, sandbox.gain, loops) if sandbox.gain > 0 else alone
         full, log_radius, exponent = _full_loop(system, sandbox.gain, states)
-        regimes, differ = _regimes(radius, log_radius, exponent, states)
+        seen = _views(radius, log_radius, exponent, states)
         sizes = [np.linalg.norm(one, axis=1) for one in (alone, states)]
         lower, powers = radius**t, power_norms(system, loops)
-    verdict = overall(regimes["lti"], regimes["loop"], regimes["trajectory"])
-    views = disagreement(regimes["lti"], regimes["loop"], regimes["trajectory"], rates_differ=differ)
+    linear = _linear_words(sandbox, radius, norm, peak, seen.regimes["lti"])
     return Explored(
         eigenvalues=system.eigenvalues(),
         full=full,
@@ -302,10 +301,10 @@ def explore(sandbox: Sandbox, recorded: Floats | None = None) -> Explored:
         norm=norm,
         alone=sizes[0],
         blocked=sizes[1] if sandbox.gain > 0 else sizes[1][:0],
-        regimes=regimes,
-        verdict=verdict,
+        regimes=seen.regimes,
+        verdict=seen.verdict,
+        reason=" ".join(filter(None, (linear, seen.sentence))),
         system=system,
-        reason=" ".join(filter(None, (_linear_words(sandbox, radius, norm, peak, regimes["lti"]), views))),
     )
 
 
@@ -385,19 +384,13 @@ def _full_loop(system: LTISystem, gain: float, states: Floats) -> tuple[NDArray[
     return values, math.log(max(float(np.abs(values[0])), 1e-300)), float(np.mean(growth[late_window(len(growth)) :]))
 
 
-def _regimes(radius: float, log_radius: float, exponent: float, states: Floats) -> tuple[dict[str, Regime], bool]:
-    """Return the three regimes, and whether the two rates of the full loop disagree."""
+def _views(radius: float, log_radius: float, exponent: float, states: Floats) -> Views:
+    """Return what linear part, full loop and trajectory say together."""
     updates = np.diff(states, axis=0)
     residual = np.linalg.norm(updates, axis=1)
     turned = np.sum(updates[1:] * updates[:-1], axis=1) / (residual[1:] * residual[:-1])
-    cosine = np.append(turned, np.nan)
-    law = classify(residual, cosine, np.linalg.norm(states, axis=1))
-    regimes: dict[str, Regime] = {
-        "lti": lti_regime(radius),
-        "loop": full_loop_regime(log_radius, exponent),
-        "trajectory": law.regime,
-    }
-    return regimes, rates_disagree(log_radius, exponent)
+    law = classify(residual, np.append(math.nan, turned), np.linalg.norm(states, axis=1))
+    return views(radius, log_radius, exponent, law.regime, orbits=law.kind == "orbiting")
 
 
 def _linear_words(sandbox: Sandbox, radius: float, norm: float, peak: PeakGrowth, lti: Regime) -> str:

@@ -23,7 +23,7 @@ WIDE: Final = 10.0
 
 
 def plane(
-    placed: Sequence[Place], x: str, y: str, found: Sequence[Boundary] = (), *, radius: bool = False
+    placed: Sequence[Place], x: str, y: str, boundaries: Sequence[Boundary] = (), *, radius: bool = False
 ) -> go.Figure:
     """Return the runs in the plane of two numbers, glyph and colour by regime.
 
@@ -33,7 +33,7 @@ def plane(
         placed: The runs.
         x: Words of the horizontal axis.
         y: Words of the vertical axis.
-        found: Where along the horizontal axis architectures begin to fail: a line each, on the band of its interval.
+        boundaries: Where along the horizontal axis architectures begin to fail: a line on its interval, each.
         radius: Whether the vertical axis is a factor per loop, whose edge of stability is 1.
     """
     if not placed:
@@ -52,9 +52,9 @@ def plane(
     if radius:
         chart.add_hrect(1 - LTI_TOLERANCE, 1 + LTI_TOLERANCE, layer="below", line_width=0,
                         fillcolor=colours.tint(colours.REGIME_COLOURS["marginal"], 0.5))  # fmt: skip
-    for i, one in enumerate(found):
+    for i, one in enumerate(boundaries):
         _add_boundary(chart, one, DASHES[i % len(DASHES)], (min(p.x for p in placed), max(p.x for p in placed)), i)
-    return chart.update_layout(dragmode="select", selectionrevision=f"{x} {y}", hoverdistance=14)
+    return chart.update_layout(clickmode="event", dragmode="select", selectionrevision=f"{x} {y}", hoverdistance=14)
 
 
 def _add_boundary(chart: go.Figure, one: Boundary, dash: str, span: tuple[float, float], place: int) -> None:

@@ -190,8 +190,8 @@ class OpenRun:
         row = -1 if step is None else int(np.searchsorted(steps, step, side="right")) - 1
         if row < 0:
             return None
-        _, (found,) = self.run.arrays(name, slice(row, row + 1))
-        return float(steps[row]), found
+        _, (array,) = self.run.arrays(name, slice(row, row + 1))
+        return float(steps[row]), array
 
     def array_steps(self, name: str) -> NDArray[np.int64]:
         """Return the steps at which arrays of a name were recorded; none where there are none of them."""

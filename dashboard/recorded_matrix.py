@@ -1,6 +1,6 @@
 """A̅ of a run at a step, to go on from in the explorer.
 
-Where the matrix itself was not recorded, a normal matrix with its recorded eigenvalues stands for it, and that is said.
+Where the matrix itself was not recorded, a normal matrix with its recorded eigenvalues stands for it; the page says so.
 
 Not covered: what is done with it (`explorer`).
 """

@@ -121,7 +121,16 @@ def cases() -> dict[str, Case]:
         "LS051": Case(
             "last_state_norm", {"loss": loss(400)[200:]}, loops=lambda step: loop(0.7, grown(step - 100, 25))
         ),
+        "LS070": Case("run_risk", stuck(0.1), limit=0.5),
+        "LS071": Case("run_risk", stuck(0.1) | {"a_bar_radius": ramp(0.7, 3.0)}, limit=0.98),
     }
+
+
+def stuck(growth: float) -> dict[str, Array]:
+    """Return a run that learns nothing but frequencies while its read-out grows by so much a step."""
+    draw = np.random.default_rng(0)
+    level = 3.2 + 2.3 * np.exp(-at() / 6) + 0.05 * draw.standard_normal(STEPS)
+    return {"loss": level, "c_out_norm": 1 + growth * np.minimum(at(), 120.0)}
 
 
 def grown(steps: int, time: float) -> float:

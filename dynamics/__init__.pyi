@@ -48,9 +48,14 @@ from .loop.per_token import own_token_step as own_token_step
 from .loop.per_token import token_jacobians as token_jacobians
 from .loop.per_token import token_spectra as token_spectra
 from .regime import Regime as Regime
+from .regime import Views as Views
 from .regime import disagreement as disagreement
+from .regime import full_loop_regime as full_loop_regime
 from .regime import loop_regime as loop_regime
 from .regime import lti_regime as lti_regime
+from .regime import overall as overall
+from .regime import rates_disagree as rates_disagree
+from .regime import views as views
 from .regime import worst as worst
 from .trajectory.dependence import InputDependence as InputDependence
 from .trajectory.dependence import StartDependence as StartDependence

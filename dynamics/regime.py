@@ -1,13 +1,14 @@
 """Stable, marginal or unstable: said separately of the linear part, of the full loop and of the observed trajectory.
 
 The three views answer different questions and may disagree; :func:`disagreement` says in one sentence what that means.
-:func:`overall` makes one verdict of them. It is the only rule of its kind: `diagnose`, `linearize`, `check` and the
-dashboard use it.
+:func:`overall` makes one verdict of them, and :func:`views` puts all of it together. It is the only rule of its kind:
+`diagnose`, `linearize`, `check` and the dashboard use it.
 
 Not covered: how the numbers behind a regime are computed (``lti``, ``lyapunov``, ``trajectory``), and alarm rules.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Final, Literal
 
 Regime = Literal["stable", "marginal", "unstable", "unknown"]
@@ -56,37 +57,58 @@ def loop_regime(lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> Regime:
     return _banded(lyapunov_max, -tol, tol)
 
 
-def full_loop_regime(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> Regime:
+def full_loop_regime(
+    log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE, *, transient: bool = False
+) -> Regime:
     """Regime of the full loop from both of its rates: that of either where only one is known, ``marginal`` where the
     two disagree.
 
     Neither is the rate for ever: over a few loops a transient passes for an exponent, and the state may move on from
-    where the radius was taken. So neither outvotes the other.
+    where the radius was taken. So neither outvotes the other. Where a transient was seen to be all that the exponent
+    shows, the radius decides.
 
     Args:
         log_radius: ``log ρ(J)`` at the last state, nats per loop; NaN when it was not measured or did not converge.
         lyapunov_max: λ₁ over the late loops, nats per loop; NaN likewise.
         tol: Half width of the marginal band.
+        transient: The Jacobian of the last state alone gives such an exponent over as many loops.
 
     Returns:
         The regime; see `rates_disagree`.
 
     Source: a Jordan block of 0.9 is stable, and grows for its first loops.
 
+    >>> from loopscope.dynamics import full_loop_regime
     >>> full_loop_regime(-0.1, 0.18), full_loop_regime(-0.1, float("nan")), full_loop_regime(0.2, 0.3)
     ('marginal', 'stable', 'unstable')
+    >>> full_loop_regime(-0.1, 0.18, transient=True)
+    'stable'
     """
+    if transient and not math.isnan(log_radius):
+        return loop_regime(log_radius, tol)
     known = {regime for rate in (log_radius, lyapunov_max) if (regime := loop_regime(rate, tol)) != "unknown"}
     return "unknown" if not known else known.pop() if len(known) == 1 else "marginal"
 
 
 def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> bool:
-    """Return whether the two rates of the full loop are both known and in different regimes.
+    """Return whether the two rates of the full loop are known, in different regimes, and farther apart than ``tol``.
 
+    Args:
+        log_radius: ``log ρ(J)``, nats per loop; NaN when it is not known.
+        lyapunov_max: λ₁, nats per loop; NaN likewise.
+        tol: Half width of the marginal band, and the difference that counts.
+
+    Source: both are rates of the same loop in the long run, where it is at rest: Eckmann and Ruelle, Rev. Mod. Phys. 57
+    (1985) 617.
+
+    >>> from loopscope.dynamics import rates_disagree
     >>> rates_disagree(-0.3, 0.3), rates_disagree(-0.3, -0.4), rates_disagree(float("nan"), 0.3)
     (True, False, False)
+    >>> rates_disagree(-0.04, -0.06)
+    False
     """
-    return len({loop_regime(rate, tol) for rate in (log_radius, lyapunov_max)} - {"unknown"}) > 1
+    regimes = {loop_regime(rate, tol) for rate in (log_radius, lyapunov_max)} - {"unknown"}
+    return len(regimes) > 1 and abs(log_radius - lyapunov_max) > tol
 
 
 def worst(*regimes: Regime) -> Regime:
@@ -123,6 +145,7 @@ def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
 
     Source: the decomposition h[t+1] = A̅ h[t] + B̅ e + R̅(h[t], e) of arXiv 2604.12946: A̅ is one term of three.
 
+    >>> from loopscope.dynamics import overall
     >>> overall("unstable", "unknown", "stable"), overall("stable", "stable", "unstable")
     ('stable', 'unstable')
     >>> overall("unstable", "unknown", "unknown")
@@ -130,6 +153,69 @@ def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
     """
     measured = worst(loop, trajectory)
     return lti if measured == "unknown" else measured
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """The three regimes of one loop, and what follows from them.
+
+    Attributes:
+        regimes: ``lti``, ``loop`` and ``trajectory``.
+        verdict: The overall regime.
+        cycle: The states orbit and λ₁ < 0: an attracting cycle. λ₁ alone then speaks for the full loop, for ρ(J)
+            belongs to one state of the cycle.
+        rates_disagree: The two rates of the full loop disagree, and neither a cycle nor a transient explains it.
+        sentence: What it means that the views differ; empty when they agree.
+    """
+
+    regimes: dict[str, Regime]
+    verdict: Regime
+    cycle: bool
+    rates_disagree: bool
+    sentence: str
+
+
+def views(
+    radius: float,
+    log_radius: float,
+    lyapunov_max: float,
+    trajectory: Regime,
+    *,
+    orbits: bool = False,
+    transient: bool = False,
+) -> Views:
+    """Return what the measurements of one loop say together.
+
+    This is how `diagnose` (and with it `check`), `linearize` and the dashboard come to their verdicts.
+
+    Args:
+        radius: ρ(A̅); NaN when it is not known, as the two rates.
+        log_radius: ``log ρ(J)`` at the last state, nats per loop.
+        lyapunov_max: λ₁ over the late loops, nats per loop.
+        trajectory: Regime of the observed trajectory.
+        orbits: Whether the states orbit.
+        transient: As in `full_loop_regime`.
+
+    Returns:
+        The regimes, the verdict and the disagreement.
+
+    Source: `overall`, `full_loop_regime` and `disagreement`, which it puts together.
+
+    >>> seen = views(1.3, -0.4, -0.5, "stable")
+    >>> seen.regimes["lti"], seen.verdict, seen.sentence.split(",")[0]
+    ('unstable', 'stable', 'A̅ alone would amplify the state')
+    """
+    cycle = orbits and loop_regime(lyapunov_max) == "stable"
+    differ = rates_disagree(log_radius, lyapunov_max) and not cycle and not transient
+    lti = lti_regime(radius)
+    loop: Regime = "stable" if cycle else full_loop_regime(log_radius, lyapunov_max, transient=transient)
+    return Views(
+        regimes={"lti": lti, "loop": loop, "trajectory": trajectory},
+        verdict=overall(lti, loop, trajectory),
+        cycle=cycle,
+        rates_disagree=differ,
+        sentence=disagreement(lti, loop, trajectory, rates_differ=differ, cycle=cycle),
+    )
 
 
 def disagreement(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..rules.diagnosis import Diagnosis, diagnose
 from ..rules.findings import Finding
-from ..rules.rule_files import Rule, load_rules, refuse_unknown_series
+from ..rules.rule_files import Rule, load_rules, refuse_unknown_series, refuse_unknown_settings
+from ..rules.scope import Said
 from ..rules.series import KNOWN_NAMES, names_of
 from ..runfile.layout import Severity
 from ..runfile.open import open_run
@@ -66,7 +67,7 @@ def check_runs(
     """
     rules = load_rules(rules_file)
     runs = separate_runs(expand(paths))
-    _refuse_unknown_series(runs, rules)
+    _refuse_misspelt(runs, rules)
     known = None if baseline is None else read_baseline(baseline)
     verdicts = Verdicts(rules, min_steps) if at_step is None and known is None else None
     judge = _Judge(rules, min_steps, at_step, known, verdicts, on_failure)
@@ -146,19 +147,19 @@ def with_findings(diagnosis: Diagnosis, more: Sequence[Finding]) -> Diagnosis:
     return replace(diagnosis, findings=sorted([*diagnosis.findings, *more], key=lambda finding: finding.step))
 
 
-def _refuse_unknown_series(paths: Sequence[Path], rules: Sequence[Rule]) -> None:
-    """Refuse rules over names that none of the runs has; says nothing where no run can be read."""
-    strange = [rule for rule in rules if not rule.expr.names <= KNOWN_NAMES]
+def _refuse_misspelt(paths: Sequence[Path], rules: Sequence[Rule]) -> None:
+    """Refuse rules over series and settings that none of the runs has; accept all where no run can be read."""
+    strange = [rule for rule in rules if not rule.expr.names <= KNOWN_NAMES or rule.only or rule.except_]
     if not strange:
         return
-    known = set(KNOWN_NAMES)
-    read = 0
+    known, settings = set(KNOWN_NAMES), []
     for path in paths:
         try:
             with open_run(path) as run:
                 known |= set(names_of(run))
-                read += 1
+                settings.append(Said(run.info))
         except Exception:
             continue  # its own check tells what is wrong with it
-    if read:
+    if settings:
         refuse_unknown_series(strange, known)
+        refuse_unknown_settings(strange, settings)

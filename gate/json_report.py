@@ -53,4 +53,5 @@ def _run(run: RunCheck, result: GateResult) -> dict[str, Any]:
         return {**head, **run.diagnosis.as_dict(), "error": None}
     unknown = dict.fromkeys(("lti", "loop", "trajectory"), "unknown")
     return {**head, "scope": None, "steps": 0, "ending": None, "regimes": unknown, "verdict": "unknown",
-            "summary": run.error, "findings": [], "judgements": [], "skipped": [], "error": run.error}  # fmt: skip
+            "summary": run.error, "risk": None, "findings": [], "judgements": [], "skipped": [],
+            "error": run.error}  # fmt: skip

@@ -38,6 +38,8 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
     yield f"{word}{run.limits}  {plain(run.path)}  ({_steps(diagnosis)}{at})  {plain(diagnosis.summary)}"
     if result.replay:
         yield from _of_replay(diagnosis)
+    if not math.isnan(diagnosis.risk.value):
+        yield plain(f"{INDENT}{diagnosis.risk.sentence}")
     for finding in diagnosis.findings:
         yield from _of_finding(finding)
     yield from _not_judged(diagnosis)

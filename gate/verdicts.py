@@ -17,13 +17,14 @@ import os
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding, Judgement
+from ..rules.risk import Part, Risk
 from ..rules.rule_files import Rule
 from ..runfile.ending import Ending
 from ..runfile.rank_names import rank_files
@@ -77,7 +78,7 @@ class Verdicts:
             return
         with suppress(OSError, ValueError):
             about = {"configuration": dict(check.configuration), "commit": check.commit}
-            body = json.dumps({"stamp": self._stamp(run.path), "diagnosis": asdict(diagnosis), **about})
+            body = json.dumps({"stamp": self._stamp(run.path), "diagnosis": diagnosis, **about}, default=_fields)
             beside = _beside(run.path)
             part = beside.with_name(f"{beside.name}.{os.getpid()}")
             part.write_text(json.dumps({"body": body, "signature": _signature(key, body)}), encoding="utf-8")
@@ -127,11 +128,17 @@ def _key() -> bytes | None:
     return None
 
 
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, for JSON; `dataclasses.asdict` would copy all of them first."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
 def _diagnosis(kept: dict[str, Any]) -> Diagnosis:
     """Return a diagnosis from its fields."""
     parts = {
         "findings": [Finding(**each) for each in kept["findings"]],
         "judgements": [Judgement(**each) for each in kept["judgements"]],
         "ending": Ending(**kept["ending"]),
+        "risk": Risk(**{**kept["risk"], "parts": tuple(Part(**each) for each in kept["risk"]["parts"])}),
     }
     return Diagnosis(**{**kept, **parts})

@@ -9,55 +9,20 @@ Not covered: compiled models (use the module before ``torch.compile``) and loops
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .call import Call, Input
 from .find import find_site
 from .hooks import LoopHooks, state_in
 from .neutral import Look, on_the_side, start_streams
-from .python_state import PythonState
-from .site import LoopSite, LoopSiteError, Place, argument, unwrap, with_argument
-from .writes import memory_of
-
-Step = Callable[[Tensor], Tensor]
-
-
-class _ReachedError(Exception):
-    """Stops a forward where the loop has been left; carries the state."""
-
-    def __init__(self, state: Tensor) -> None:
-        self.state = state
-
-
-@dataclass(frozen=True, slots=True)
-class BoundLoop:
-    """A loop with everything but its state fixed.
-
-    Args:
-        step: ``h_t -> h_{t+1}``, ``(B, S, D) -> (B, S, D)``; differentiable in the state.
-        step_of: Input ``e`` -> the step with that input; ``None`` when the site does not say where ``e`` arrives.
-        read_out: ``h_T`` -> the model's output; ``None`` when that holds no logits.
-        state: ``h_0``.
-        e: The input of the loop; ``None`` as above.
-        sublayers: The modules of the body that carry the whole state, in running order.
-        site: Where the loop is.
-    """
-
-    step: Step
-    step_of: Callable[[Tensor], Step] | None
-    read_out: Step | None
-    state: Tensor
-    e: Tensor | None
-    sublayers: dict[str, nn.Module]
-    site: LoopSite
+from .rerun import BoundLoop, KeepsGradients, ReachedError, Repeats, Step, no_recomputation
+from .site import LoopSite, LoopSiteError, Place, Variable, argument, unwrap, with_argument
 
 
 @contextmanager
@@ -85,7 +50,16 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
     """
     inner = unwrap(model)
     place = find_site(inner, site, tokens)
-    if place.state_argument is None or place.shared:
+    whole = place.state_argument is not None and not place.shared
+    if place.variables or (place.output is not None and not whole):
+        from .joint import joint_loop
+
+        returned = (Variable(name="h", output=place.output, first=1),)
+        several = place if place.variables else LoopSite(variables=returned, mean_depth=place.mean_depth)
+        with joint_loop(inner, tokens, several, seed=seed) as joint:
+            yield joint
+        return
+    if not whole:
         raise LoopSiteError(_not_one_entry(inner, place))
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
@@ -110,7 +84,7 @@ def _not_one_entry(model: nn.Module, place: LoopSite) -> str:
         f"site=LoopSite(body={named}, after={place.after!r})"
     )
     known = f"Known about this loop: {'; '.join(place.notes)}" if place.notes else ""
-    # Of a published model the notes tell what helps; nobody is told to change it, or to make one state out of several.
+    # Of a published model the notes tell what helps: no advice to change it, or to make one state out of several.
     helps = not place.variables and not place.found.startswith("adapter")
     return ". ".join(part for part in (said, advice if helps else "", known) if part)
 
@@ -127,13 +101,13 @@ class _Interception:
         self.final: Tensor | None = None
         self.catch = False
         self.seen: list[tuple[Tensor, Tensor | None]] = []
-        self.keeps_gradients = _KeepsGradients()
+        self.keeps_gradients = KeepsGradients()
         self.hooks = LoopHooks(model, site, enter=self._enter, after=self._leave)
-        self.repeats: _Repeats | None = None  # how forwards that leave something behind are made the same
+        self.repeats: Repeats | None = None  # how forwards that leave something behind are made the same
 
     def bind(self, look: Look) -> BoundLoop:
         """Run the model once to see h_0 and e, and make the functions."""
-        repeats = _Repeats(self.model, look)
+        repeats = Repeats(self.model, look)
         try:
             with torch.no_grad():
                 output = self._forward()
@@ -166,7 +140,7 @@ class _Interception:
             try:
                 with torch.set_grad_enabled(torch.is_grad_enabled()), self.keeps_gradients:
                     self._forward()
-            except _ReachedError as reached:
+            except ReachedError as reached:
                 return self._with_gradient(reached.state, h)
             except (LoopSiteError, NotImplementedError, torch.OutOfMemoryError):
                 raise
@@ -253,101 +227,11 @@ class _Interception:
             state = state_in(args[0]) if args else None
             if not isinstance(state, Tensor):
                 raise LoopSiteError(f"{self.site.after!r} receives no state at its first position: name another module")
-            raise _ReachedError(state)
+            raise ReachedError(state)
         if self.final is None:
             return None
         whole = args[0]
         return (type(whole)((self.final, *whole[1:])) if type(whole) in (tuple, list) else self.final, *args[1:])
-
-
-class _KeepsGradients(TorchFunctionMode):
-    """Lets a model's own ``torch.no_grad()`` do nothing between the state's entry and its exit.
-
-    Models that truncate backpropagation run most of their loops without gradients; their loop is the same function.
-
-    Attributes:
-        active: Whether the state is on its way.
-    """
-
-    active = False
-
-    def begin(self) -> None:
-        """Enter the state; gradients are on if the caller of the step wants them."""
-        torch.set_grad_enabled(self._wanted)
-        self.active = self._wanted
-
-    def __enter__(self) -> Self:
-        self._wanted = torch.is_grad_enabled()
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.active and func is torch._C._set_grad_enabled:
-            return None
-        return func(*args, **(kwargs or {}))
-
-
-class _Repeats:
-    """Makes every forward begin as the first one did, for models whose forwards leave something behind.
-
-    What the first forward wrote to is exchanged for a copy in each later one: a graph may have saved it, and numbers in
-    a graph must not change. Everything else that differs afterwards is put back.
-    """
-
-    def __init__(self, model: nn.Module, look: Look) -> None:
-        self._model, self._writes = model, look.writes
-        self._state = PythonState([model])  # as it is in the look: flags of evaluation, no gradients of parameters
-        self._acting: list[tuple[dict[str, Any], str, Tensor]] = []
-
-    def needed(self) -> bool:
-        """Return whether the forward since the start left anything behind; it is put back."""
-        written = self._writes.memory
-        for module in self._model.modules():
-            for held in (module._parameters, module._buffers):
-                named = {name: t for name, t in held.items() if t is not None and memory_of([t]) & written}
-                self._acting += [(held, name, tensor) for name, tensor in named.items()]
-        self._writes.undo()
-        return self._state.rewind() or bool(written)
-
-    def __enter__(self) -> None:
-        copies = {id(tensor): tensor.detach().clone() for _, _, tensor in self._acting}
-        for held, name, tensor in self._acting:
-            copy = copies[id(tensor)]
-            held[name] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
-
-    def __exit__(self, *_: object) -> None:
-        self._writes.undo()
-        self._state.rewind()
-
-
-@contextmanager
-def no_recomputation() -> Iterator[None]:
-    """Let activation checkpointing keep what it would compute again: derivatives of derivatives need it whole.
-
-    >>> from torch.utils.checkpoint import checkpoint
-    >>> h = torch.ones(2, requires_grad=True)
-    >>> with no_recomputation():
-    ...     y = checkpoint(torch.square, h, use_reentrant=True)
-    >>> torch.autograd.grad(y.sum(), h)[0].tolist()
-    [2.0, 2.0]
-    """
-    used = torch.utils.checkpoint
-    usual = used.CheckpointFunction, used._checkpoint_without_reentrant_generator
-
-    class Plain:
-        @staticmethod
-        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-            return function(*args)
-
-    def nothing(*_: Any, **__: Any) -> Iterator[None]:
-        yield
-
-    names: Any = used  # two names that torch's own `checkpoint` looks up when it is called
-    names.CheckpointFunction, names._checkpoint_without_reentrant_generator = Plain, nothing
-    try:
-        yield
-    finally:
-        names.CheckpointFunction, names._checkpoint_without_reentrant_generator = usual
 
 
 def _logits(output: Any) -> Tensor | None:

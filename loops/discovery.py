@@ -12,15 +12,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from .call import Call, Input
+from .diagram import diagram
+from .lineage import Carried, LineageLoop, lineage_loops, marked_variables
 from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
-from .site import LoopSite, LoopSiteError, Place
+from .site import BY_MARKS, LoopSite, LoopSiteError, Place
 from .trace import Event, example_tokens, trace
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ OF_ITS_OWN = (
     "call an nn.Identity of its own on the state once per period, and give site=LoopSite(body='<its name>', after='<a "
     "module that runs behind the loop>', output='<its name>', state_argument=None, shared=True)"
 )
+ELSEWHERE = "the same calls can be read as a loop that begins at another module"
 MOST_TRIED = 8  # arguments, and attributes, at a small forward each
 
 
@@ -75,15 +79,73 @@ def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
     ('block', 'head', 'n_loops', 3)
     """
     example = example_tokens(model) if example is None else example
-    levels = find_levels(model, example)
+    site = site_of_trace(model, trace(model, example))
+    return _with_depth(model, site, site.mean_depth or 1, example)
+
+
+def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
+    """Return the site that a forward shows, the number of loops in it as its ``mean_depth``.
+
+    Marks count first; then a loop whose modules receive and return its one state; then what parameters and data flow
+    show.
+
+    Args:
+        model: The user's module, unwrapped.
+        root: Its own call, as `trace` or a `Recorder` wrote it down.
+
+    Raises:
+        LoopSiteError: As `discover`.
+    """
+    if marked := marked_variables(root):
+        return LoopSite(variables=marked, found=BY_MARKS)
+    levels = levels_of_trace(model, root)
     if len(levels) == 1 and levels[0].site is not None and not levels[0].problem:
-        return _with_depth(model, levels[0].site, levels[0].loops, example)
-    raise LoopSiteError(_explanation(model, levels))
+        return replace(levels[0].site, mean_depth=levels[0].loops)
+    loops = lineage_loops(root)
+    certain = not any(level.problem == ELSEWHERE for level in levels)
+    if certain and len(loops) == 1 and (site := _site_of_lineage(loops[0])) is not None:
+        return site
+    raise LoopSiteError(_explanation(model, levels, loops, root))
+
+
+def _site_of_lineage(loop: LineageLoop) -> LoopSite | None:
+    """Return the site of a loop whose variables modules return; None where no variable is seen."""
+    variables = tuple(carried.variable for carried in loop.carried if carried.variable is not None)
+    if not variables:
+        return None
+    unseen = [carried for carried in loop.carried if carried.variable is None]
+    shapes = {carried.shape for carried in loop.carried if carried.variable is not None}
+    if any(carried.shape in shapes for carried in unseen):  # a state that nobody sees, and not what a solver remembers
+        return None
+    notes = [f"it also carries {_what(carried)}, not recorded{_advice(carried)}" for carried in unseen]
+    return LoopSite(
+        variables=variables,
+        mean_depth=loop.passes,
+        found="discovered from parameters and data flow",
+        notes=tuple(notes),
+    )
+
+
+def _what(carried: Carried) -> str:
+    """Return a carried tensor in words."""
+    return f"{carried.name!r} of shape {'x'.join(map(str, carried.shape))}"
+
+
+def _advice(carried: Carried) -> str:
+    """Return how a tensor is marked that no module returns."""
+    if carried.line is None:
+        return ""
+    place = f"{Path(carried.line.file).name}:{carried.line.number}"
+    return f"; to record it: {carried.name} = loopscope.mark({carried.name}, {carried.name!r}) behind {place}"
 
 
 def find_levels(model: nn.Module, example: Input) -> list[Level]:
     """Return all loops that a forward shows, outer ones first."""
-    root = trace(model, example)
+    return levels_of_trace(model, trace(model, example))
+
+
+def levels_of_trace(model: nn.Module, root: Event) -> list[Level]:
+    """Return all loops that modules show in a forward that was written down, outer ones first."""
     periods = Periods(root)
     if not periods.loops():
         periods = Periods(root, bare=True)
@@ -93,8 +155,7 @@ def find_levels(model: nn.Module, example: Input) -> list[Level]:
         readings = [_level(model, periods, turned, first) for turned in periods.turned(loop)]
         settled = [level for level in readings if not level.problem]
         if len(settled) > 1:
-            elsewhere = "the same calls can be read as a loop that begins at another module"
-            readings = [replace(level, problem=elsewhere) for level in settled]
+            readings = [replace(level, problem=ELSEWHERE) for level in settled]
         levels += (readings if len(settled) > 1 else settled) or readings[:1]
     return levels
 
@@ -324,7 +385,7 @@ def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
     return seen
 
 
-def _explanation(model: nn.Module, levels: Sequence[Level]) -> str:
+def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[LineageLoop], root: Event) -> str:
     """Return what was seen, what is missing, and what to write."""
     name = type(model).__name__
     by_hand = "site=LoopSite(body='<first module of the loop>', after='<first module after the loop>')"
@@ -346,6 +407,9 @@ def _explanation(model: nn.Module, levels: Sequence[Level]) -> str:
         lines.append("Pass the site you mean; for all of them attach one probe each, with a file each.")
     elif levels[0].site is None:
         lines.append(f"Say where it is: {by_hand}")
+    if calls := diagram(root):
+        lines.append(f"The calls of this forward: {calls}")
+    lines += [f"It carries {_what(carried)}{_advice(carried)}" for loop in loops for carried in loop.carried]
     return "\n".join(lines)
 
 

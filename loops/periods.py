@@ -16,18 +16,16 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from .site import Part, Place
-from .trace import Event
+from .trace import Event, Value
 
 # Functions that hand on the same numbers in another wrapping: where they keep the shape, or for the second set, where
 # they keep the channels and only fold the tokens differently.
-_SAME = frozenset(
+SAME = frozenset(
     {"to", "type", "type_as", "float", "half", "bfloat16", "double", "clone", "contiguous", "detach", "alias"}
     | {"expand_as", "__getitem__"}
 )
-_FOLDED = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"})
+FOLDED = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"})
 _JOIN = frozenset({"cat", "concat", "concatenate"})
 
 
@@ -175,7 +173,7 @@ class Periods:
                     chain.append(link)
         return chain
 
-    def state(self, loop: Loop, link: Link, k: int) -> Tensor:
+    def state(self, loop: Loop, link: Link, k: int) -> Value:
         """Return the state that period ``k - 1`` leaves, ``k = 1 .. count``."""
         return self.units[loop.last[k - 1] + link.offset].writes[link.slot]
 
@@ -274,7 +272,7 @@ class Periods:
                 return place
         return None
 
-    def key(self, tensor: Tensor) -> int:
+    def key(self, tensor: Value) -> int:
         """Return the identity of a tensor's numbers: the same for copies, casts and views of the same shape."""
         key = id(tensor)
         while key in self._same:
@@ -361,7 +359,7 @@ class Periods:
         """Return the tensors from before the loop that a unit reads."""
         return {self.key(tensor) for tensor in unit.reads if self._is_constant(loop, tensor)}
 
-    def _is_constant(self, loop: Loop, tensor: Tensor) -> bool:
+    def _is_constant(self, loop: Loop, tensor: Value) -> bool:
         return self._maker.get(self.key(tensor), -1) < loop.first[0]
 
     def _calls_behind(self, loop: Loop, link: Link, k: int) -> list[Event]:
@@ -374,22 +372,22 @@ class Periods:
         like = loop.first[0] + self.units.index(call) - loop.first[1]
         return like >= 0 and self.units[like].name == call.name
 
-    def _place(self, call: Event, tensor: Tensor) -> Place | None:
+    def _place(self, call: Event, tensor: Value) -> Place | None:
         """Return where a call receives a tensor."""
         return next((place for place, key in self._keys(call) if key == self.key(tensor)), None)
 
     def _keys(self, call: Event) -> list[tuple[Place, int]]:
         return [(place, self.key(tensor)) for place, tensor in self._given(call)]
 
-    def _given(self, call: Event) -> list[tuple[Place, Tensor]]:
+    def _given(self, call: Event) -> list[tuple[Place, Value]]:
         """Return the tensors a call receives, those that were joined into one argument too."""
-        given: list[tuple[Place, Tensor]] = []
+        given: list[tuple[Place, Value]] = []
         for place, tensor in call.places.items():
             given.append((place, tensor))
             given += [(Part(place, start, stop), part) for part, start, stop in self.joined(tensor)]
         return given
 
-    def joined(self, tensor: Tensor) -> list[tuple[Tensor, int, int]]:
+    def joined(self, tensor: Value) -> list[tuple[Value, int, int]]:
         """Return the tensors that were joined along the channels to make this one, with the channels they became."""
         maker = self.inner.get(self.key(tensor))
         if maker is None or maker.name not in _JOIN or any(t.ndim != tensor.ndim for t in maker.reads):
@@ -408,11 +406,11 @@ def _is_same(unit: Event) -> bool:
     if unit.module is not None or not unit.reads:
         return False
     given, made = unit.reads[0], unit.writes[0]
-    folded = unit.name in _FOLDED and given.shape[-1:] == made.shape[-1:] and given.numel() == made.numel()
-    return folded or (unit.name in _SAME and given.shape == made.shape)
+    folded = unit.name in FOLDED and given.shape[-1:] == made.shape[-1:] and given.numel() == made.numel()
+    return folded or (unit.name in SAME and given.shape == made.shape)
 
 
-def _tokens(tensor: Tensor) -> int:
+def _tokens(tensor: Value) -> int:
     """Return the number of channel vectors in a tensor."""
     return tensor.shape[:-1].numel() if tensor.ndim > 1 else 0
 

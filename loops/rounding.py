@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..dynamics.loop.jacobian import LoopJacobian
-from .bound import BoundLoop, bound_loop
+from .bound import bound_loop
+from .rerun import BoundLoop
 
 TOLERATED_GAP: Final = 0.02  # nats a format may cost
 

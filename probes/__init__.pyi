@@ -1,9 +1,9 @@
 # The public names of this package and where each lives: read by type checkers, and by `lazy.names` at run time.
 from ..loops.analysis import linearize as linearize
-from ..loops.bound import BoundLoop as BoundLoop
 from ..loops.bound import bound_loop as bound_loop
 from ..loops.description import LoopDescription as LoopDescription
 from ..loops.description import describe as describe
+from ..loops.rerun import BoundLoop as BoundLoop
 from ..loops.site import LoopSite as LoopSite
 from ..loops.site import LoopSiteError as LoopSiteError
 from ..loops.site import Part as Part

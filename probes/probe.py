@@ -29,18 +29,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
-from ..rules.rule_files import Rule, find_rule_file, load_rules, refuse_unknown_series, stopping_on
-from ..rules.series import KNOWN_NAMES, names_of
+from ..rules.rule_files import stopping_on
 from ..runfile.ending import PROBE_LOST
 from ..runfile.layout import Event
-from ..runfile.open import open_run
 from ..runfile.rank_names import rank_of, rank_path
 from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
@@ -50,8 +47,10 @@ from .notices import Notices, log, one_line
 from .numbers import Numbers, accepted, wrong_names
 from .recorder import Recorder
 from .row_sender import LoopPart, RowSender
-from .run_info import run_info
+from .rules_of_run import project_rules, rules_for
+from .run_info import device_of, rank_and_world_size, refuse_lazy, run_info, site_info
 from .schedule import Preset, find_preset
+from .seeker import Seeker, Timeline, first_line, in_words, site_or_why_not
 from .stopping import Stopping
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def attach(
         ...     int(run["depth"][0]), run.loops("state_norm").shape
         (3, (1, 4))
     """
-    rank, world_size = _rank_and_world_size(Path(path))
+    rank, world_size = rank_and_world_size(Path(path))
     return Probe(
         model,
         rank_path(Path(path), rank),
@@ -136,7 +135,7 @@ def attach(
         config=config or {},
         scalars=scalars,
         probe_batch=probe_batch,
-        rules=_project_rules() if rules is None else Path(rules),
+        rules=project_rules() if rules is None else Path(rules),
         resume=resume,
         overwrite=overwrite,
         mirrors=() if rank else mirrors,
@@ -169,56 +168,72 @@ class Probe:
         if wrong := wrong_names(scalars):
             raise ValueError(wrong)
         # before anything that takes time
-        alerts = stopping_on(_rules_for(path if resume else None, rules, scalars), stop_on)
+        alerts = stopping_on(rules_for(path if resume else None, rules, scalars), stop_on)
         own = unwrap(model)
-        _refuse_lazy(own)
-        given, site = site, find_site(own, site, probe_batch)
-        for note in site.notes:
-            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
+        refuse_lazy(own)
+        given = site
+        known, why_not = site_or_why_not(own, site, probe_batch)
         self._preset = find_preset(preset)
-        batch = FixedBatch(own, site, _device_of(own), probe_batch)
+        batch = None if known is None else FixedBatch(own, known, device_of(own), probe_batch)
         if path.exists() and not (resume or overwrite):
             raise FileExistsError(f"{path} exists: pass resume=True to continue it or overwrite=True to replace it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        info = run_info(own, site, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
+        info = run_info(own, known, self._preset, config) | {"rank": rank_of(path), "world_size": world_size}
         waits = _is_without_values(own)
-        if site.a_bar is None and site.was_found and not waits:  # a model that said where its loop is, is not run
+        # A model that said where its loop is, is not run.
+        if known is not None and known.a_bar is None and known.was_found and not known.variables and not waits:
             from ..loops.least_squares import linear_estimate
 
-            info["linear_estimate"] = linear_estimate(own, site, probe_batch)
+            info["linear_estimate"] = linear_estimate(own, known, probe_batch)
         self._recorder = Recorder(
             path, info=info, scalars=scalars, rules=alerts, resume=resume, overwrite=overwrite, mirrors=mirrors
         )
         self._step = self._recorder.next_step
         self._probed = -1  # the last step after which the fixed batch was run
-        self._closed = False
+        self._closed = self._waiting = False
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the one that is looked at
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
         self._on_alert = on_alert
         self._stopping = Stopping(alerts, path, self._notices)
         self._sender = RowSender(self._recorder, self._notices)
+        self._own, self._given = own, probe_batch
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
         self._capture: RemovableHandle | None = None
         self._watch: LoopWatch | None = None
+        self._seeker: Seeker | None = None
         self._awaited: Callable[[], None] | None = None  # begins to watch a model that has no values yet
 
         def begin() -> None:
-            located = find_site(own, given, probe_batch)
-            self._begin(model, own, located, FixedBatch(own, located, _device_of(own), probe_batch))
+            self._capture_first(model)
+            self._begin(find_site(own, given, probe_batch))
 
         if waits:
             self._awaited = begin
             message = "the model is on the meta device: its loop is watched from the step on that finds it with values"
             self._notices.say(self._step, "loop_awaited", message, severity="note")
         else:
-            self._begin(model, own, site, batch)
+            self._capture_first(model)
+            if known is not None:
+                self._begin(known, batch)
+            else:
+                self._seeker = Seeker(own, self._loop_found, self._say_waiting)
+                what = "no loop of %s is known yet: the first training forward is looked at (%s)"
+                log.info("loopscope: " + what, type(own).__name__, first_line(why_not))
         atexit.register(self._at_exit)
 
-    def _begin(self, model: nn.Module, own: nn.Module, site: LoopSite, batch: FixedBatch) -> None:
-        """Begin to watch the loop."""
-        tap = tap_on(own, site, _device_of(own), self._tell)
+    def _capture_first(self, model: nn.Module) -> None:
+        """Hear of the first training forward."""
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
         self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
+
+    def _begin(self, site: LoopSite, batch: FixedBatch | None = None) -> None:
+        """Begin to watch a loop."""
+        own = self._own
+        for note in site.notes:
+            log.warning("loopscope: the loop of %s, %s: %s", type(own).__name__, site.found, note)
+        batch = batch or FixedBatch(own, site, device_of(own), self._given)
+        tap = tap_on(own, site, device_of(own), self._tell)
         self._watch = LoopWatch(own, site, self._preset, batch, tap, self._together, self._notices)
         self._watch.prepare(self._step, 0)
 
@@ -390,9 +405,40 @@ class Probe:
         except Exception as error:
             self._lose_loop(error)
 
+    def _loop_found(self, site: LoopSite, timeline: Timeline | None) -> None:
+        """Begin to watch a loop that training has shown, with the forward that showed it."""
+        try:
+            self._begin(site)
+            self._recorder.learn(self._step, site_info(site))
+            self._notices.say(self._step, "loop_found", f"a loop, {site.found}: {in_words(site)}", severity="note")
+            assert self._watch is not None and self._call is not None
+            self._watch.take_first(*self._call, self._step)
+            if timeline is not None and timeline.lost:
+                message = f"the loop of the forward that showed it is not recorded: {timeline.lost}"
+                self._notices.say(self._step, "state_missing", message, severity="note")
+            elif timeline is not None:
+                self._watch.tap.replay(timeline.moments)
+        except Exception as error:
+            self._lose_loop(error)
+        finally:
+            self._call, self._seeker = None, None
+            if self._capture is not None:
+                self._capture.remove()
+
+    def _say_waiting(self, why: str) -> None:
+        """Say that there is no loop yet."""
+        self._notices.say(self._step, "loop_awaited", f"no loop is recorded yet: {first_line(why)}", severity="note")
+        if not self._waiting:
+            log.warning("loopscope: no loop is recorded yet, and the probe waits for one: %s", why)
+        self._waiting = True
+
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
         if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
+            return
+        if self._seeker is not None:
+            self._call = args, kwargs
+            self._seeker.begin(module, args, kwargs)
             return
         if self._capture is not None:
             self._capture.remove()
@@ -419,6 +465,8 @@ class Probe:
         self._awaited = None
         if self._capture is not None:
             self._capture.remove()
+        if self._seeker is not None:
+            self._seeker.stop()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.tap.remove()
@@ -443,56 +491,6 @@ class Probe:
         self._notices.say(step, PROBE_LOST, message, severity="error", trace=error)
 
 
-def _project_rules() -> Path | None:
-    """Return the rule file of the project that is trained in."""
-    project = find_rule_file(Path.cwd())
-    if project is not None:
-        log.info("loopscope: rules of %s", project)
-    return project
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    """Return where a model computes."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 def _is_without_values(model: nn.Module) -> bool:
     """Return whether a model is on the meta device: it has shapes, and memory comes later (``to_empty``)."""
     return any(parameter.is_meta for parameter in model.parameters())
-
-
-def _refuse_lazy(model: nn.Module) -> None:
-    """Refuse a model whose parameters have no shape yet, which cannot even be looked at.
-
-    Raises:
-        ValueError: It has lazy modules.
-    """
-    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
-        raise ValueError("the model has lazy modules that have no shape yet: call attach() after a first forward")
-
-
-def _rules_for(resumed: Path | None, rules: Path | None, scalars: Sequence[str]) -> list[Rule]:
-    """Return the rules that are judged while training runs; a name that no row can have is refused now.
-
-    Args:
-        resumed: The run file that is continued, where there is one: its own numbers are known too.
-        rules: The rule file.
-        scalars: The numbers that the user declares.
-    """
-    loaded = load_rules(rules)
-    known = {*KNOWN_NAMES, *scalars}
-    strange = [rule for rule in loaded if not rule.expr.names <= known]
-    if strange and resumed is not None and resumed.exists():
-        with open_run(resumed) as run:
-            known |= set(names_of(run))
-    refuse_unknown_series(
-        strange, known, "this run will not have", "declare numbers of your own: attach(scalars=[...])"
-    )
-    return loaded
-
-
-def _rank_and_world_size(path: Path) -> tuple[int, int | None]:
-    """Return this process among those of ``torch.distributed``; without it, the rank of the path and no number."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return rank_of(path), None

@@ -7,12 +7,15 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..loops.site import LoopSite
+from ..runfile.rank_names import rank_of
 from .measure.internals import norms_of
 from .measure.sharded import own_part
 from .schedule import Preset
@@ -44,20 +47,14 @@ def _parameter_dtype(model: nn.Module) -> str | None:
     return max(sizes, key=sizes.__getitem__, default=None)
 
 
-def run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
+def run_info(model: nn.Module, site: LoopSite | None, preset: Preset, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is true of the whole run."""
-    a_bar = site.a_bar() if site.a_bar is not None else None
-    structure = {0: "scaled identity", 1: "diagonal", 2: "dense"}
     return {
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_names": list(_with_norm(model)),
         "parameter_dtype": _parameter_dtype(model),
-        "site": site.describe(),
-        "variables": [variable.name for variable in site.variables],
-        "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
-        # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
-        "a_bar_learned": None if a_bar is None else a_bar.requires_grad,
+        **site_info(site),
         "preset": preset.name,
         "config": dict(config),
         "command": without_secrets(sys.argv),
@@ -66,6 +63,19 @@ def run_info(model: nn.Module, site: LoopSite, preset: Preset, config: Mapping[s
         "device": str(next((p.device for p in model.parameters()), "cpu")),
         "host": platform.node(),
         "started": time.time(),
+    }
+
+
+def site_info(site: LoopSite | None) -> dict[str, Any]:
+    """Return what is true of a run because of where its loop is; None: that is not known yet."""
+    a_bar = site.a_bar() if site is not None and site.a_bar is not None else None
+    structure = {0: "scaled identity", 1: "diagonal", 2: "dense"}
+    return {
+        "site": None if site is None else site.describe(),
+        "variables": [] if site is None else [variable.name for variable in site.variables],
+        "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
+        # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
+        "a_bar_learned": None if a_bar is None else a_bar.requires_grad,
     }
 
 
@@ -105,3 +115,25 @@ def _with_norm(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that have a norm: quantised ones have none."""
     kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     return {name: p for name, p in model.named_parameters() if p.dtype in kinds}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model computes."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuse a model whose parameters have no shape yet, which cannot even be looked at.
+
+    Raises:
+        ValueError: It has lazy modules.
+    """
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        raise ValueError("the model has lazy modules that have no shape yet: call attach() after a first forward")
+
+
+def rank_and_world_size(path: Path) -> tuple[int, int | None]:
+    """Return this process among those of ``torch.distributed``; without it, the rank of the path and no number."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return rank_of(path), None

@@ -184,16 +184,19 @@ class Unattended:
         return value is module or (isinstance(value, type) and isinstance(module, value))
 
     def _attach(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Attach to a module where a loop is found in it; with its own input where it needs one."""
+        """Attach to a module where a loop is found in it; with its own input where it needs one.
+
+        The full loop is measured too: a loop without a known A̅ could not be judged otherwise, and nobody times this.
+        """
         from ..loops.call import Call
         from ..loops.site import LoopSiteError
 
         name = type(module).__name__
         try:
             try:
-                probe = attach(module, self._out)
+                probe = attach(module, self._out, preset="inspect")
             except LoopSiteError:
-                probe = attach(module, self._out, probe_batch=Call(args, kwargs))
+                probe = attach(module, self._out, preset="inspect", probe_batch=Call(args, kwargs))
         except LoopSiteError as error:
             self._tell("no loop", model=name, error=str(error))
             return

@@ -21,6 +21,7 @@ from .findings import Finding, Judgement
 from .judging import judge
 from .lead import LossTrouble
 from .regimes import RunRegimes, read_regimes
+from .risk import Risk, assess
 from .rule_files import Rule, load_rules
 
 Scope = Literal["loop", "loss only"]
@@ -39,6 +40,7 @@ class Diagnosis:
         judgements: What each rule was judged on.
         ending: How the run ended.
         steps: Recorded steps.
+        risk: How likely the run is to be lost, as far as it is recorded, and which signals say so.
         scope: ``loop``, or ``loss only``: a log of another tool, in which no loop was recorded.
     """
 
@@ -50,6 +52,7 @@ class Diagnosis:
     judgements: list[Judgement]
     ending: Ending
     steps: int
+    risk: Risk
     scope: Scope = "loop"
 
     @property
@@ -76,6 +79,7 @@ class Diagnosis:
             "regimes": dict(self.regimes),
             "verdict": self.verdict,
             "summary": self.summary,
+            "risk": self.risk.as_dict(),
             "findings": [finding.as_dict() for finding in self.findings],
             "judgements": [judgement.as_dict() for judgement in self.judgements],
             "skipped": self.skipped,
@@ -118,6 +122,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
         judgements=judged.judgements,
         ending=end,
         steps=len(run),
+        risk=assess(run),
         scope="loss only" if run.log else "loop",
     )
 

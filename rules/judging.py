@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import islice, product
 
 import numpy as np
@@ -22,7 +23,7 @@ from .expression import Evaluator, Outcome, Series
 from .findings import Finding, Judgement
 from .rule_files import Rule
 from .scope import Said, why_not
-from .series import LOSS_DERIVED, Missing, constants, derived, missing, series_of
+from .series import LOSS_DERIVED, RISK, Missing, constants, derived, missing, recorded, series_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
     """
     steps = np.asarray(run["step"], dtype=np.float64)
     always = constants(run.info)
+    read = cache(partial(recorded, run))  # several rules read the same series
     series: dict[str, Series] = dict(always)
     absent: dict[str, Missing | None] = {}
     findings, judgements = [], []
@@ -56,11 +58,11 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
             judgements.append(Judgement(rule.id, rule.name, rule.severity, "not applicable", 0, about))
             continue
         for name in rule.expr.names - absent.keys():
-            absent[name] = missing(run, name) if len(steps) else Missing("no data", "no step was recorded")
+            absent[name] = missing(run, name, read) if len(steps) else Missing("no data", "no step was recorded")
         if not series.keys() >= rule.expr.names & LOSS_DERIVED:
             series |= derived(run)  # all of them at once
         for name in rule.expr.names - series.keys():
-            values = series_of(run, name, steps)
+            values = series_of(run, name, steps, read)
             series[name] = np.full(len(steps), np.nan) if values is None else values
         env = {name: series[name] for name in rule.expr.names}
         outcome = Evaluator(rule.expr).update(steps, env)
@@ -155,7 +157,7 @@ def _undecided(rule: Rule, env: Mapping[str, Series], steps: Series) -> Missing:
     if rule.expr.reach and (span := steps[-1] - steps[0] + 1) <= rule.expr.reach:
         said = f"the run is too short: {span:.0f} steps; it looks back over {rule.expr.reach}"
         return Missing("not applicable", said)
-    if early := sorted(LOSS_DERIVED & env.keys()):
+    if early := sorted((LOSS_DERIVED | {RISK}) & env.keys()):
         return Missing("not applicable", f"the run is too short for {', '.join(early)}")
     return Missing("no data", f"{', '.join(sorted(env))}: never known at one and the same step")
 

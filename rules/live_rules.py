@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,21 @@ from .expression import Evaluator, Series
 from .findings import Finding
 from .grammar import loop_entry
 from .judging import Firing, finding, turning_rows
+from .risk import SOURCES, RunRisk, columns_of
 from .rule_files import Rule
 from .scope import Said, why_not
-from .series import LOSS_DERIVED, SECONDS, constants, entries_of, series_of
+from .series import LOSS_DERIVED, RISK, SECONDS, constants, entries_of, series_of
 
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
+
+
+class _Row(NamedTuple):
+    """A row that is not judged yet."""
+
+    step: float
+    time: float
+    known: dict[str, float]  # the last value of every series
+    given: dict[str, float]  # what of the risk's sources the row itself brought
 
 
 class LiveRules:
@@ -63,7 +73,9 @@ class LiveRules:
         self._idle: set[str] = set()  # rules that have alerted while no row came
         self._told: set[tuple[str, float]] = set()  # and the row that then came, in which they do not again
         self._known = dict.fromkeys(self._names, math.nan)  # the last values
-        self._rows: list[tuple[float, float, dict[str, float]]] = []  # step, time, series: not judged yet
+        self._rows: list[_Row] = []  # not judged yet
+        self._risk = RunRisk() if RISK in self._names else None
+        self._columns: dict[str, Series] = {}  # what its risk is made of
         self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
 
     def learn(self, info: Mapping[str, Any]) -> None:
@@ -73,6 +85,7 @@ class LiveRules:
     def resume(self, run: Run) -> None:
         """Go on where a run was interrupted; the rows before the first new one count."""
         steps = np.asarray(run["step"], dtype=np.float64)
+        self._columns = columns_of(run) if self._risk is not None else {}
         recorded = {name: series_of(run, name, steps) for name in self._names}
         self._past = {"step": steps} | {name: values for name, values in recorded.items() if values is not None}
 
@@ -94,7 +107,7 @@ class LiveRules:
         """
         if self._past:
             self._replay(step)
-        if self._rows and step <= self._rows[-1][0]:
+        if self._rows and step <= self._rows[-1].step:
             self._forget()
         self._learn(values)
         self._learn({SECONDS: time - self._last_time})
@@ -103,17 +116,20 @@ class LiveRules:
         self._last_time, self._last_step = time, step
         if self._idle:
             self._told, self._idle = {(rule, float(step)) for rule in self._idle}, set()
-        self._rows.append((float(step), time, dict(self._known)))
+        given = {name: values[name] for name in SOURCES if name in values} if self._risk is not None else {}
+        self._rows.append(_Row(float(step), time, dict(self._known), given))
         return self.judge() if len(self._rows) > BLOCK else []
 
     def add_pass(self, loops: NDArray[np.float32]) -> None:
         """Take a pass of the probe batch, ``(T + 1, 4)`` as ``LOOP_COLUMNS``; it belongs to the row before it."""
-        if not self._names.isdisjoint(PROBE_DERIVED) and len(loops) > 1:
+        if not self._names.isdisjoint((*PROBE_DERIVED, RISK)) and len(loops) > 1:
             rows = loops.astype(np.float64)
             ratios = late_ratios(rows[None, :-1, 1], rows[None, :, 0])
-            self._learn({name: float(ratio[0]) for name, ratio in zip(PROBE_DERIVED, ratios, strict=True)})
+            measured = {name: float(ratio[0]) for name, ratio in zip(PROBE_DERIVED, ratios, strict=True)}
+            self._learn(measured)
             if self._rows:
-                self._rows[-1][2].update(self._known)
+                self._rows[-1].known.update(self._known)
+                self._rows[-1].given.update(measured)
 
     def judge(self, *, ended: bool = False) -> list[Event]:
         """Return the alerts of the rows that are complete; of all, when the run has ended."""
@@ -121,8 +137,11 @@ class LiveRules:
         self._rows = self._rows[len(ready) :]
         if not ready:
             return []
-        steps, times = (np.array([row[i] for row in ready]) for i in (0, 1))
-        env = {name: np.array([row[2].get(name, math.nan) for row in ready]) for name in self._known}
+        if self._risk is not None:
+            for row in ready:
+                row.known[RISK] = self._risk.update(row.given)
+        steps, times = np.array([row.step for row in ready]), np.array([row.time for row in ready])
+        env = {name: np.array([row.known.get(name, math.nan) for row in ready]) for name in self._known}
         return sorted(self._fired(steps, times, env), key=lambda event: event.step)
 
     def _learn(self, values: Mapping[str, float]) -> None:
@@ -166,10 +185,14 @@ class LiveRules:
             steps = past.pop("step")
             list(self._fired(steps, unknown, dict.fromkeys(self._known, unknown) | past))
             self._known.update({name: float(values[-1]) for name, values in past.items()})
+        if self._risk is not None:
+            self._risk.replay({name: values[:count] for name, values in self._columns.items()})
+            self._columns = {}
 
     def _forget(self) -> None:
         """Begin anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
         self._rows = []
+        self._risk = None if self._risk is None else RunRisk()
         self._followed = [_Followed(rule) for rule in self._rules]
 
 

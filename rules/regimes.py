@@ -17,15 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dynamics.regime import (
-    Regime,
-    disagreement,
-    full_loop_regime,
-    loop_regime,
-    lti_regime,
-    overall,
-    rates_disagree,
-)
+from ..dynamics.regime import Regime, views
 from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from ..runfile.reader import Run
 
@@ -59,21 +51,16 @@ def read_regimes(run: Run) -> RunRegimes:
     """Return the regimes at the end of a run that has recorded something."""
     radius, rates, law = _last(run, "a_bar_radius"), loop_rates(run), trajectory_law(run)
     log_radius, exponent = rates.get(LOG_RADIUS, math.nan), rates.get(EXPONENT, math.nan)
-    cycle = law.kind == "orbiting" and loop_regime(exponent) == "stable"
-    regimes: dict[str, Regime] = {
-        "lti": lti_regime(radius),
-        "loop": "stable" if cycle else full_loop_regime(log_radius, exponent),
-        "trajectory": law.regime,
-    }
-    differ = rates_disagree(log_radius, exponent) and not cycle
-    conflict = disagreement(**regimes, rates_differ=differ, cycle=cycle)
+    seen = views(radius, log_radius, exponent, law.regime, orbits=law.kind == "orbiting")
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
     if rates:
         shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
-        said.append(f"Full loop {regimes['loop']}: {shown} per loop{', which disagree' if differ else ''}")
-    attracting = "The cycle is an attracting one: small differences shrink along it" if cycle else ""
-    sentence = ". ".join(part.rstrip(".") for part in [*said, law.sentence, attracting, conflict] if part) + "."
-    return RunRegimes(regimes, overall(**regimes), radius, sentence)
+        disagree = ", which disagree" if seen.rates_disagree else ""
+        said.append(f"Full loop {seen.regimes['loop']}: {shown} per loop{disagree}")
+    attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
+    parts = [*said, law.sentence, attracting, seen.sentence, variables_said(run)]
+    sentence = ". ".join(part.rstrip(".") for part in parts if part) + "."
+    return RunRegimes(seen.regimes, seen.verdict, radius, sentence)
 
 
 def trajectory_law(run: Run) -> TrajectoryLaw:
@@ -118,6 +105,27 @@ def _round_off(run: Run) -> float | None:
     """
     kind = run.info.get("parameter_dtype")
     return ROUND_OFF_OF[kind] if kind in ("float64", "float16", "bfloat16") else None
+
+
+def variables_said(run: Run) -> str:
+    """Return how far each variable still moves in the last recorded step, the one that moves most first.
+
+    The size is that of its last update beside its norm, means over tokens. Empty for a loop of one tensor.
+    """
+    moves: dict[str, float] = {}
+    rows = slice(max(0, len(run) - RECENT_STEPS), len(run))
+    for name in run.variables if len(run.variables) > 1 else ():
+        names = ("state_norm", "residual_norm", "tokens")
+        state, step, tokens = (run.loops(which, rows, variable=name) for which in names)
+        for row in range(len(state) - 1, -1, -1):
+            last = int(np.count_nonzero(~np.isnan(tokens[row]))) - 1
+            if last > 0:
+                finite = bool(np.isfinite(state[row, last]) and np.isfinite(step[row, last - 1]))
+                moves[name] = float(step[row, last - 1] / state[row, last]) if finite and state[row, last] else math.inf
+                break
+    order = sorted(moves, key=moves.__getitem__, reverse=True)
+    said = [f"{name} {f'{moves[name]:.2g}' if moves[name] < math.inf else 'is not finite'}" for name in order]
+    return f"Last step beside the norm, by variable: {', '.join(said)}" if said else ""
 
 
 def _no_law(sentence: str) -> TrajectoryLaw:

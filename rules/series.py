@@ -10,7 +10,7 @@ Not covered: the conditions themselves (``expression``).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,14 +22,17 @@ from .expression import Series
 from .findings import JudgementState
 from .grammar import PER_LOOP, loop_entry
 from .loss_series import DERIVED, SOURCES, LossSeries
+from .risk import RunRisk, columns_of
 
 CONSTANTS: Final = frozenset({"a_bar_learned"})
 LOSS_DERIVED: Final = frozenset(DERIVED)
+RISK: Final = "run_risk"
 SECONDS: Final = "seconds"
 """Seconds since the row before, by the clock of the machine; unknown in the first row of each process."""
-_MADE_OF: Final = dict.fromkeys(DERIVED, "loss") | {"lr_zero": "lr", "scaler_settling": "nonfinite", SECONDS: "time",
-                                                    "depth_change": "depth"}  # fmt: skip
-KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS})
+_MADE_OF: Final = dict.fromkeys((*DERIVED, RISK), "loss") | {
+    "lr_zero": "lr", "scaler_settling": "nonfinite", SECONDS: "time", "depth_change": "depth"
+}  # fmt: skip
+KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS, RISK})
 """What a rule can read of every run, besides the user's own numbers and the loops of `PER_LOOP`."""
 _ROWS_AT_ONCE: Final = 1 << 16
 
@@ -51,6 +54,10 @@ FIRST_PAUSE: Final = 500
 """... or this many, where it was recorded only once and its pauses are not known."""
 
 
+Read = Callable[[str], tuple[NDArray[np.int64], Series]]
+"""Gives the steps at which a series was recorded and its values there, as `recorded` does for one run."""
+
+
 class Missing(NamedTuple):
     """Why a series cannot be read, or not to the end of the run."""
 
@@ -58,12 +65,21 @@ class Missing(NamedTuple):
     reason: str
 
 
-def series_of(run: Run, name: str, steps: Series) -> Series | None:
-    """Return a recorded or derived series at every step; ``None`` when the run does not know the name."""
+def series_of(run: Run, name: str, steps: Series, read: Read | None = None) -> Series | None:
+    """Return a recorded or derived series at every step; ``None`` when the run does not know the name.
+
+    Args:
+        run: The run.
+        name: A name of `names_of`.
+        steps: The steps.
+        read: `recorded` of this run, as something that remembers its answers.
+    """
     if name in LOSS_DERIVED:
         return derived(run)[name]
+    if name == RISK:
+        return RunRisk().replay(columns_of(run))
     try:
-        recorded_at, values = _recorded(run, name)
+        recorded_at, values = read(name) if read else recorded(run, name)
     except KeyError:
         return None
     return _last_known(steps, np.asarray(recorded_at, dtype=np.float64), np.asarray(values, dtype=np.float64))
@@ -87,7 +103,7 @@ def entries_of(names: Iterable[str], loops: NDArray[np.float32]) -> dict[str, fl
     return entries
 
 
-def _recorded(run: Run, name: str) -> tuple[NDArray[np.int64], Series]:
+def recorded(run: Run, name: str) -> tuple[NDArray[np.int64], Series]:
     """Return at which steps a series has a value, and which.
 
     Raises:
@@ -143,11 +159,17 @@ def constants(info: Mapping[str, Any]) -> dict[str, Series]:
 
 def names_of(run: Run) -> Iterable[str]:
     """Return every name that a rule can read of a run."""
-    return (*run.names, *CONSTANTS, *LOSS_DERIVED)
+    return (*run.names, *CONSTANTS, *LOSS_DERIVED, RISK)
 
 
-def missing(run: Run, name: str) -> Missing | None:
-    """Return why a series is not there or ends before the run does; None where it is there to the end."""
+def missing(run: Run, name: str, read: Read | None = None) -> Missing | None:
+    """Return why a series is not there or ends before the run does; None where it is there to the end.
+
+    Args:
+        run: The run.
+        name: A name of `names_of`.
+        read: As in `series_of`.
+    """
     if run.log and name in CONSTANTS:
         return Missing("not applicable", NO_LOOP)
     if name in CONSTANTS:
@@ -155,7 +177,8 @@ def missing(run: Run, name: str) -> Missing | None:
     source = _MADE_OF.get(name, name)
     entry = loop_entry(source)
     known = source in run.names or entry is not None
-    recorded_at = _recorded(run, source)[0] if known else np.empty(0, dtype=np.int64)
+    look = read or (lambda source: recorded(run, source))
+    recorded_at = look(source)[0] if known else np.empty(0, dtype=np.int64)
     if len(recorded_at):
         return _stopped(source, recorded_at, int(run["step"][-1]))
     if entry is not None and (run["depth"] > 0).any():
@@ -163,7 +186,7 @@ def missing(run: Run, name: str) -> Missing | None:
     return _never(run, source)
 
 
-def _stopped(name: str, recorded_at: np.typing.NDArray[np.int64], end: int) -> Missing | None:
+def _stopped(name: str, recorded_at: NDArray[np.int64], end: int) -> Missing | None:
     """Return that a series was not recorded any more long before the end."""
     last = int(recorded_at[-1])
     pause = LONGEST_PAUSE * int(np.diff(recorded_at).max()) if len(recorded_at) > 1 else FIRST_PAUSE

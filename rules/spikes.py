@@ -87,6 +87,10 @@ class SpikeScore:
         scores = np.empty(len(given))
         at, blocks = 0, BLOCK
         while at < len(given):
+            if len(self._window) < WINDOW:  # it fills one by one
+                scores[at] = self.update(given[at])
+                at += 1
+                continue
             done = self._whole_blocks(given[at : at + blocks * BLOCK])
             if len(done):
                 self._take_blocks(given[at : at + len(done)], done)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RUN_INTERRUPTED: Final = "run_interrupted"
 PROBE_LOST: Final = "probe_lost"
+STOPPED_LOST: Final = "interrupted by rule LS071"
+"""How the reason of a run begins that was ended early because its risk said that it was lost."""
 STEPS_MISSING: Final = "steps_missing"
 KILLED: Final = (
     "its process is gone and left no word: it was killed (SIGTERM, SIGKILL, out of memory), left by os._exit, or its "

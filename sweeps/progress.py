@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from ..runfile.ending import STOPPED_LOST, ending
 from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
 from .grid import Cell
@@ -49,10 +50,12 @@ class Board:
             return 0
 
     def is_done(self, cell: Cell) -> bool:
-        """Return whether a cell's run has come to the end that the sweep asks for."""
+        """Return whether a cell's run has come to the end that the sweep asks for, or was stopped as lost."""
         try:
             with open_run(self.path(cell)) as run:
                 recorded = int(run["step"][-1]) + 1 if len(run) else 0
+                if run.state == "interrupted":
+                    return ending(run).reason.startswith(STOPPED_LOST)
                 return run.state == "finished" and recorded >= cell.run.train_config().steps
         except (RunFileError, OSError):
             return False

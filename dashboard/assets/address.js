@@ -8,6 +8,12 @@
       }
       return dash.no_update;
     },
+    /* What plotly takes for a click on a mark, beside what is told by places below. */
+    follow_mark(click) {
+      const href = click && click.points && click.points[0] && click.points[0].customdata;
+      if (typeof href === "string" && href.startsWith("/run/")) dash.set_props("address", { pathname: href, search: "", hash: "" });
+      return dash.no_update;
+    },
     /* The runs in the box that was drawn on the map, by their addresses; none is all of them. */
     brushed(selected, before) {
       const found = ((selected && selected.points) || []).map((point) => point.customdata).filter((href) => typeof href === "string");

@@ -176,5 +176,6 @@
     }
     for (const field of document.querySelectorAll("input[aria-hidden=true]:not([tabindex='-1'])")) field.tabIndex = -1;
   };
-  setInterval(() => { describe(); mend(); }, 1000);
+  setInterval(describe, 1000);
+  setInterval(mend, 300);
 })();

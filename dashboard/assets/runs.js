@@ -18,7 +18,7 @@
   const cut = (name, limit) => (name.length <= limit ? name : `${name.slice(0, Math.ceil((limit - 1) / 2))}…${name.slice(-Math.floor((limit - 1) / 2))}`);
 
   cells.LsRun = (props) => {
-    const limit = Math.max(8, Math.floor((props.column.getActualWidth() - 20) / 6.9));
+    const limit = Math.max(8, Math.floor((props.column.getActualWidth() - 24) / 7.2));
     return element("a", { className: "ls-run", href: props.data.href, title: props.data.path, onClick: follow(props.data.href) }, cut(props.value, limit));
   };
   /* A run that cannot be read has its error where the other cells would be. */
@@ -40,7 +40,7 @@
     const values = props.value || [], finite = values.filter((v) => v !== null);
     const last = props.data.loss;
     if (!finite.length) return element("span", { className: "ls-dim" }, last === "inf" ? "∞" : "–");
-    const low = Math.min(...finite), high = Math.max(...finite), wide = 86, tall = 22;
+    const low = Math.min(...finite), high = Math.max(...finite), wide = 78, tall = 22;
     const x = (i) => (values.length > 1 ? (i * wide) / (values.length - 1) : 0), y = (v) => tall - 2 - ((tall - 4) * (v - low)) / (high - low || 1);
     let path = "", pen = false;
     values.forEach((v, i) => {

@@ -74,11 +74,13 @@ def _drawn(x: str, y: str, brushed: Collection[str] = ()) -> tuple[go.Figure, li
     table = current_table()
     rows, numbers = table.rows(), table.details("numbers")
     placed = places(rows, numbers, x, y)
-    found = edges(placed)
-    chart = map_figures.plane(placed, label(x), label(y), found, radius=quantity(y) in RADII)
-    chart.update_layout(meta={"summary": f"Map of runs. {summary(chart)}. {' '.join(_words(one, x) for one in found)}"})
+    boundaries = edges(placed)
+    chart = map_figures.plane(placed, label(x), label(y), boundaries, radius=quantity(y) in RADII)
+    chart.update_layout(
+        meta={"summary": f"Map of runs. {summary(chart)}. {' '.join(_words(one, x) for one in boundaries)}"}
+    )
     told = survival(rows, numbers)
-    words = [_words(one, x) for one in found]
+    words = [_words(one, x) for one in boundaries]
     version = str(hash((x, y, tuple(placed), str(told))))
     return chart, _survival(told, words), _listed(placed, len(rows), x, y, brushed), version
 
@@ -199,6 +201,12 @@ def register(app: Dash) -> None:
         placed = places(rows, table.details("numbers"), str(x), str(y))
         return _listed(placed, len(rows), str(x), str(y), brushed or ())
 
+    app.clientside_callback(
+        ClientsideFunction("loopscope", "follow_mark"),
+        Output("map-mirrored", "data", allow_duplicate=True),
+        Input("map", "clickData"),
+        prevent_initial_call=True,
+    )
     app.clientside_callback(
         ClientsideFunction("loopscope", "brushed"),
         Output("map-brushed", "data"),

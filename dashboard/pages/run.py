@@ -58,7 +58,7 @@ def layout(
         return _page(entry, ask, all_tabs().get(tab) or next(iter(all_tabs().values())))
     except RunFileError as error:
         return html.Div([_title(entry.name, "unreadable"), components.problem("This run cannot be read", str(error))])
-    except Exception as error:  # whatever a hostile file brings about is said in words, never a blank page
+    except Exception as error:  # whatever a hostile file brings about shows as words, never as a blank page
         logging.getLogger(__name__).warning("%s cannot be shown", shown(entry.path), exc_info=True)
         words = f"{type(error).__name__}: {shown(error, 200)}"
         return html.Div([_title(entry.name, "unreadable"), components.problem("This run cannot be shown", words)])
@@ -324,7 +324,7 @@ def _register_draw(app: Dash) -> None:
     def words(
         selected: int | None, _: str, against: str, tab: str, said: str, asked: int, *kept: Any
     ) -> tuple[Any, Any, int]:
-        """Say again what depends on the selected step or on new rows, where it is not what is said already."""
+        """Say again what depends on the selected step or on new rows, where that changes the words."""
         run_id, view, batch = kept
         try:
             made = _words(_ask(run_id, view, selected, batch, against), all_tabs()[tab])

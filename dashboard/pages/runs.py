@@ -31,27 +31,27 @@ _NUMBER = {"function": "lsNumber(params.value)"}
 _RIGHT: dict[str, Any] = {"type": "rightAligned", "valueFormatter": _NUMBER, "width": 92}
 _COUNT = {**_RIGHT, "valueFormatter": {"function": "lsCount(params.value)"}}
 _SIZE = {"function": "lsSize(params.value)"}
-_TIME = {"cellRenderer": "LsAgo", "width": 78}
+_TIME = {"cellRenderer": "LsAgo", "width": 86}
 
 COLUMNS: Final[tuple[dict[str, Any], ...]] = (
     {"field": "attention", "headerName": "attention", "hide": True, "sort": "asc", "sortIndex": 0},
-    {"field": "verdict", "headerName": "verdict", "cellRenderer": "LsVerdict", "width": 130,
+    {"field": "verdict", "headerName": "verdict", "cellRenderer": "LsVerdict", "width": 136,
      "comparator": {"function": "lsRegimeOrder"}, "colSpan": {"function": "lsSpan(params)"}},
-    {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 160, "flex": 5},
-    {"field": "injection", "headerName": "injection", "width": 112},
-    {"field": "norm", "headerName": "norm", "width": 84},
+    {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 140, "flex": 5},
+    {"field": "injection", "headerName": "injection", "width": 106},
+    {"field": "norm", "headerName": "norm", "width": 78},
     {"field": "width", "headerName": "width", **_COUNT, "width": 68, "hide": True},
-    {"field": "lr", "headerName": "lr", **_RIGHT, "width": 66},
-    {"field": "size", "headerName": "size", **_RIGHT, "valueFormatter": _SIZE, "width": 68},
+    {"field": "lr", "headerName": "lr", **_RIGHT, "width": 60},
+    {"field": "size", "headerName": "size", **_RIGHT, "valueFormatter": _SIZE, "width": 62},
     {"field": "seed", "headerName": "seed", **_COUNT, "width": 66, "hide": True},
-    {"field": "spark", "headerName": "loss", "cellRenderer": "LsSpark", "width": 146, "cellDataType": False,
+    {"field": "spark", "headerName": "loss", "cellRenderer": "LsSpark", "width": 140, "cellDataType": False,
      "comparator": {"function": "lsLossOrder(nodeA, nodeB)"}},
-    {"field": "radius", "headerName": "ρ(A̅)", **_RIGHT, "width": 72},
+    {"field": "radius", "headerName": "ρ(A̅)", **_RIGHT, "width": 66},
     {"field": "state_norm", "headerName": "state norm", **_RIGHT, "width": 100, "hide": True},
-    {"field": "steps", "headerName": "steps", **_COUNT, "width": 72},
-    {"field": "alert", "headerName": "first alert", "cellRenderer": "LsAlert", "width": 150},
+    {"field": "steps", "headerName": "steps", **_COUNT, "width": 62},
+    {"field": "alert", "headerName": "first alert", "cellRenderer": "LsAlert", "width": 146},
     {"field": "started", "headerName": "started", **_TIME},
-    {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 108},
+    {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 104},
 )  # fmt: skip
 CHOICES: Final = [column for column in COLUMNS if column["field"] not in ("attention", "verdict", "name")]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
@@ -59,14 +60,14 @@ def measure_loop(
     """Measure what one loop does to small perturbations: spectrum and norm at the last state, growth on the way there.
 
     Costs, in backward passes of one loop: the spectrum 40 to 160 (D of them up to width 128 and per token, where it is
-    exact), the exponents ``directions`` for each of ``late + ALIGNING`` loops, the norm 40, and up to 26 to find the
-    structure.
+    exact), the exponents ``directions`` for each of ``late + ALIGNING`` loops, as many again where the two rates
+    disagree, the norm 40, and up to 26 to find the structure.
 
     Args:
         jacobian: At the last state visited, ``h_T``.
         middle: The state from which growth is averaged, ``(B, S, D)``, usually ``h_{T/2}``.
         late: Loops from there to ``h_T``, at least 1; `FEWEST_RATES` are averaged over at least.
-        attempt: Runs the parts ``spectrum``, ``whole spectrum``, ``exponents`` and ``norm``.
+        attempt: Runs the parts ``spectrum``, ``whole spectrum``, ``exponents``, ``norm`` and ``frozen exponents``.
         structure: What spectrum and exponents are of, where it is known; else per token if the loop is causal.
         count: Eigenvalues kept, per token or of the whole.
         directions: Exponents kept, likewise.
@@ -92,7 +93,7 @@ def measure_loop(
     rates = attempt("exponents", lambda: _exponents(step, middle, late, kind, directions))
     largest, error = (math.nan, math.nan) if rates is None else rates.largest()
     nothing = np.zeros(0, np.complex128)
-    return FullLoop(
+    loop = FullLoop(
         eigenvalues=tokens.eigenvalues if tokens is not None else whole.values[0] if whole is not None else nothing,
         left=None if tokens is None else tokens.left,
         spectrum=kind,
@@ -102,6 +103,10 @@ def measure_loop(
         exponents=None if rates is None else rates.exponents,
         norm=attempt("norm", lambda: jacobian.norm(steps=20, tol=NORM_TOLERANCE)),
     )
+    if not (loop.log_radius < loop.lyapunov_max and loop.rates_disagree):
+        return loop
+    held = attempt("frozen exponents", lambda: _exponents(step, state, late, kind, 1, frozen=True))
+    return loop if held is None else replace(loop, frozen_max=held.largest()[0])
 
 
 def read_out_gain(c_out: Tensor | None, state: Tensor) -> float:
@@ -142,11 +147,14 @@ def _whole_radius(whole: LeadingEigenvalues | None) -> Estimate:
     return Estimate(float(whole.radius[0]), 0.0, math.inf, residual, "whole, Arnoldi", converged)
 
 
-def _exponents(step: Step, middle: Tensor, late: int, kind: Structure, directions: int) -> LyapunovSpectrum:
+def _exponents(
+    step: Step, start: Tensor, late: int, kind: Structure, directions: int, *, frozen: bool = False
+) -> LyapunovSpectrum:
     """Return the growth rates over the late loops, aligned on loops after them where the loop stays finite there."""
-    count = min(directions, middle.numel() if kind == "whole" else middle.shape[-1])
+    count = min(directions, start.numel() if kind == "whole" else start.shape[-1])
     measure = token_exponents if kind == "per token" else lyapunov_exponents
+    loops = max(late, FEWEST_RATES)
     try:
-        return measure(step, middle, count=count, iterations=max(late, FEWEST_RATES), warmup=ALIGNING)
+        return measure(step, start, count=count, iterations=loops, warmup=ALIGNING, frozen=frozen)
     except FloatingPointError:
-        return measure(step, middle, count=count, iterations=max(late, 1))
+        return measure(step, start, count=count, iterations=max(late, 1))

@@ -15,16 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..estimate import Estimate
-from ..regime import (
-    LYAPUNOV_TOLERANCE,
-    Regime,
-    disagreement,
-    full_loop_regime,
-    loop_regime,
-    lti_regime,
-    overall,
-    rates_disagree,
-)
+from ..regime import LYAPUNOV_TOLERANCE, Regime, Views, full_loop_regime, loop_regime, lti_regime, rates_disagree, views
 
 if TYPE_CHECKING:
     from ..linear.transient import PeakGrowth
@@ -75,6 +66,8 @@ class FullLoop:
         radius: ρ_J, the largest modulus.
         lyapunov_max: λ₁ over the late loops, nats per loop, the largest over tokens; NaN when not measured.
         lyapunov_error: Its standard error; NaN when there were too few loops to tell.
+        frozen_max: λ₁ over as many loops with the Jacobian held at the last state, measured where λ₁ is above ``log
+            ρ_J``: a transient that passes for an exponent passes for one there too. NaN when not measured.
         exponents: Exponents, largest first: ``(B, S, k)`` per token, ``(k,)`` of the whole loop; None when not
             measured.
         norm: σ_max(J), one loop; None when not measured, as all below.
@@ -94,6 +87,7 @@ class FullLoop:
     lyapunov_error: float
     exponents: NDArray[np.float64] | None
     norm: Estimate | None
+    frozen_max: float = math.nan
     left: NDArray[np.complex128] | None = None
     c_out_gain: float = math.nan
     abscissa: Estimate | None = None
@@ -117,14 +111,19 @@ class FullLoop:
         return math.log(self.radius.value) if self.radius.value > 0 else -math.inf
 
     @property
+    def transient_exponent(self) -> bool:
+        """Whether λ₁ is above ``log ρ_J`` < 0 only because the loop is not normal: that of J held fixed is, too."""
+        return self.log_radius < 0 and self.lyapunov_max <= self.frozen_max + LYAPUNOV_TOLERANCE
+
+    @property
     def regime(self) -> Regime:
-        """From ``log ρ_J`` and λ₁: ``marginal`` where the two disagree."""
-        return full_loop_regime(self.log_radius, self.lyapunov_max)
+        """From ``log ρ_J`` and λ₁: ``marginal`` where the two disagree, that of ρ_J where λ₁ is a transient's."""
+        return full_loop_regime(self.log_radius, self.lyapunov_max, transient=self.transient_exponent)
 
     @property
     def rates_disagree(self) -> bool:
-        """Whether ``log ρ_J`` and λ₁ are in different regimes."""
-        return rates_disagree(self.log_radius, self.lyapunov_max)
+        """Whether ``log ρ_J`` and λ₁ are in different regimes, and no transient explains it."""
+        return rates_disagree(self.log_radius, self.lyapunov_max) and not self.transient_exponent
 
     @property
     def unstable_share(self) -> float:
@@ -191,16 +190,27 @@ class Linearization:
     seconds: dict[str, float]
 
     @property
+    def views(self) -> Views:
+        """What linear part, full loop and trajectory say together, by the rule that `diagnose` uses too."""
+        loop = self.loop
+        return views(
+            math.nan if self.linear is None else self.linear.radius.value,
+            math.nan if loop is None else loop.log_radius,
+            math.nan if loop is None else loop.lyapunov_max,
+            "unknown" if self.in_transient else self.trajectory.regime,
+            orbits=self.trajectory.kind == "orbiting",
+            transient=loop is not None and loop.transient_exponent,
+        )
+
+    @property
     def regimes(self) -> dict[str, Regime]:
         """Regimes of the linear part, the full loop and the trajectory; ``unknown`` where not measured."""
-        lti: Regime = lti_regime(self.linear.radius.value) if self.linear else "unknown"
-        trajectory: Regime = "unknown" if self.in_transient else self.trajectory.regime
-        return {"lti": lti, "loop": self._loop_regime(), "trajectory": trajectory}
+        return self.views.regimes
 
     @property
     def regime(self) -> Regime:
-        """The overall regime, see `loopscope.dynamics.regime.overall`."""
-        return overall(**self.regimes)
+        """The overall regime, see `loopscope.dynamics.overall`."""
+        return self.views.verdict
 
     @property
     def in_transient(self) -> bool:
@@ -215,20 +225,12 @@ class Linearization:
     @property
     def attracting_cycle(self) -> bool:
         """Whether the states orbit and small differences shrink along the orbit."""
-        attracts = self.loop is not None and loop_regime(self.loop.lyapunov_max) == "stable"
-        return attracts and self.trajectory.kind == "orbiting"
+        return self.views.cycle
 
     @property
     def disagreement(self) -> str:
         """What it means when the three regimes differ; empty when they agree."""
-        differ = self.loop is not None and self.loop.rates_disagree
-        return disagreement(**self.regimes, rates_differ=differ, cycle=self.attracting_cycle)
-
-    def _loop_regime(self) -> Regime:
-        """Return the regime of both rates; along an attracting cycle that of λ₁, as ρ_J belongs to one state of it."""
-        if self.loop is None:
-            return "unknown"
-        return "stable" if self.attracting_cycle else self.loop.regime
+        return self.views.sentence
 
     @property
     def verdict(self) -> str:
@@ -258,8 +260,10 @@ class Linearization:
         share = self.loop.unstable_share
         where = f" for {100 * share:.0f} % of tokens" if 0 < share < 1 else ""
         doubt = "" if self.loop.radius.converged else ", not converged"
-        differ = ", which disagree" if self.loop.rates_disagree and not self.attracting_cycle else ""
-        return f"full loop {self._loop_regime()}{where} (ρ_J {self.loop.radius.value:.3g}{doubt}{exponent}{differ})"
+        differ = ", which disagree" if self.views.rates_disagree else ""
+        if rates_disagree(self.loop.log_radius, self.loop.lyapunov_max) and self.loop.transient_exponent:
+            differ = ", a transient's"
+        return f"full loop {self.regimes['loop']}{where} (ρ_J {self.loop.radius.value:.3g}{doubt}{exponent}{differ})"
 
     def _period_words(self) -> str:
         """Return the period of an orbit that most tokens share."""

@@ -169,6 +169,7 @@ class _Parts:
         "whole spectrum",
         "exponents",
         "norm",
+        "frozen exponents",
         "sublayers",
         "transient",
         "peak growth",

@@ -34,6 +34,13 @@ PLAIN_FIRST = 40
 RUNAWAY = 1e4
 """A search ends when the state exceeds the first ones by this factor: far out, a drift's step drowns in round-off and
 looks like rest."""
+FELL = 0.1
+"""A search may end at a step this much shorter than the longest so far, or at one that is round-off: a step is small
+relative to a large state from the start, and means nothing by that."""
+ROUNDINGS = 10
+"""Units of rounding of the state that a step at rest may still have, since a loop rounds at every operation."""
+ELSEWHERE = 0.1
+"""Farther than this part of the state from its rest, a point is not that rest."""
 NEAR = 0.05
 """A multiplier this close to the unit circle announces a bifurcation (as wide as the marginal band of the
 exponents)."""
@@ -47,7 +54,8 @@ class Search:
         state: Last state, of the shape of the start.
         residual: ``‖F(h) - h‖ / ‖h‖``, the largest over sequences.
         calls: Evaluations of the loop (products with the Jacobian count as one each).
-        converged: Whether the residual met the tolerance in every sequence.
+        converged: Whether the residual met the tolerance in every sequence, and the step has become shorter since the
+            start or is round-off: a drift from a large state meets any relative tolerance.
         method: How it was searched.
     """
 
@@ -130,7 +138,7 @@ def _mixed(step: Step, h: Tensor, tol: float, max_calls: int, method: Method) ->
     first = torch.maximum(_sizes(h), _sizes(step(h)))
     points: list[Tensor] = []
     steps: list[Tensor] = []
-    residual, best, best_residual = float("inf"), h, float("inf")
+    residual, best, best_residual, longest = float("inf"), h, float("inf"), torch.zeros_like(first)
     for call in range(1, max_calls + 1):
         f = step(h) - h
         residual = _relative(f, h, first)
@@ -138,7 +146,8 @@ def _mixed(step: Step, h: Tensor, tol: float, max_calls: int, method: Method) ->
             return Search(best, best_residual, call, False, method)
         if residual < best_residual:
             best, best_residual = h, residual
-        if residual <= tol:
+        longest = torch.maximum(longest, _sizes(f))
+        if residual <= tol and _has_fallen(f, h, longest):
             return Search(h, residual, call, True, method)
         points, steps = [*points, h][-ANDERSON_DEPTH - 1 :], [*steps, f][-ANDERSON_DEPTH - 1 :]
         h = _anderson(points, steps) if method == "anderson" and call > PLAIN_FIRST else h + f
@@ -166,6 +175,7 @@ def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
     """Search by Newton's method with GMRES for the linear systems and a backtracking line search."""
     calls, residual = 0, float("inf")
     first: Tensor | None = None
+    longest = torch.zeros_like(_sizes(h))
     while calls < max_calls:
         try:
             jacobian = LoopJacobian(step, h)
@@ -176,10 +186,13 @@ def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
         residual, calls = _relative(f, h, first), calls + 1
         if bool((_sizes(h) > RUNAWAY * first).any()):
             return Search(h, residual, calls, False, "newton")
-        if residual <= tol:
+        longest = torch.maximum(longest, _sizes(f))
+        if residual <= tol and _has_fallen(f, h, longest):
             return Search(h, residual, calls, True, "newton")
         delta, products = _solve(jacobian, f)
         calls += products
+        if delta is None:
+            return Search(h, residual, calls, False, "newton")
         size = 1.0
         while size > 1e-4:
             trial = h + size * delta
@@ -194,8 +207,11 @@ def _newton(step: Step, h: Tensor, tol: float, max_calls: int) -> Search:
     return Search(h, residual, calls, False, "newton")
 
 
-def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor, int]:
-    """Solve ``(I - J) δ = f`` by GMRES; return δ and the products used."""
+def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor | None, int]:
+    """Solve ``(I - J) δ = f`` by GMRES; return δ and the products used.
+
+    None where δ is so long that (I - J) δ is no more than the rounding of J δ, as at a drift, whose I - J is zero.
+    """
     used = 0
 
     def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -209,6 +225,8 @@ def _solve(jacobian: LoopJacobian, f: Tensor) -> tuple[Tensor, int]:
     right = f.double().cpu().numpy().reshape(-1)
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     solution, _ = gmres(operator, right, rtol=1e-4, restart=min(60, size), maxiter=2)
+    if np.linalg.norm(right) < ROUNDINGS * torch.finfo(f.dtype).eps * np.linalg.norm(solution):
+        return None, used
     return torch.as_tensor(solution.reshape(f.shape), dtype=f.dtype, device=f.device), used
 
 
@@ -216,6 +234,12 @@ def _sizes(h: Tensor) -> Tensor:
     """Return the norm of each sequence's state, ``(B,)``."""
     norms: Tensor = torch.linalg.vector_norm(h.flatten(1), dim=1)
     return norms
+
+
+def _has_fallen(f: Tensor, h: Tensor, longest: Tensor) -> bool:
+    """Return whether the step of every sequence is short beside its longest so far, or round-off of its state."""
+    rounding = ROUNDINGS * torch.finfo(h.dtype).eps * _sizes(h)
+    return bool((_sizes(f) <= torch.maximum(FELL * longest, rounding)).all())
 
 
 def _relative(f: Tensor, h: Tensor, first: Tensor) -> float:
@@ -235,7 +259,9 @@ def fixed_points(
 ) -> list[FixedPoint]:
     """Return the fixed points reached from several starts, without repeats, each with its multipliers and its kind.
 
-    From every start the methods are tried in order until one converges. Two ends are one point when they are no
+    From every start the methods are tried in order until one converges. An end whose step may lead on for ever is none:
+    with a multiplier near one, a small step says little of how far rest is, and where neither that distance nor the
+    loop itself shows rest within a tenth of the state, the point is left out. Two ends are one point when they are no
     farther apart than their residuals leave open: the residual divided by the distance of the nearest multiplier from
     one, or the square root of the tolerance where that is more, relative to their norm.
 
@@ -270,8 +296,34 @@ def fixed_points(
                 points[i] = (replace(point, starts=point.starts + 1), torch.maximum(scale, first))
                 break
         else:
-            points.append((_classified(step, search, 1, count), first))
+            point = _classified(step, search, 1, count)
+            if _is_rest(step, point, first):
+                points.append((point, first))
     return sorted((point for point, _ in points), key=lambda point: -point.starts)
+
+
+@torch.no_grad()
+def _is_rest(step: Step, point: FixedPoint, first: Tensor) -> bool:
+    """Return whether rest is near: by the multipliers, or because the steps go on shrinking, or are round-off.
+
+    A step of size r leads about r / |1 - λ| far. With a multiplier of 1 it may lead anywhere, as that of a drift does,
+    or belong to the other directions, as beside a line of fixed points: then it shrinks.
+    """
+    gap = float(np.abs(1 - point.multipliers).min())
+    if point.residual <= ELSEWHERE * gap:
+        return True
+    h, steps, half = point.state, [], PLAIN_FIRST // 2
+    for _ in range(PLAIN_FIRST):
+        steps.append(step(h) - h)
+        h = h + steps[-1]
+    sizes = torch.stack([_sizes(f) for f in steps[half:]])
+    scale = torch.maximum(_sizes(h), 1e-3 * first)
+    rate = (sizes[-1] / sizes[0]) ** (1 / (half - 1))
+    settles = (sizes[-1] == 0) | ((rate < 1) & (sizes[-1] <= ELSEWHERE * (1 - rate) * scale))
+    # Round-off goes nowhere; steps of that size in one direction are a drift.
+    there = _sizes(torch.stack(steps[half:]).sum(0)) < 0.5 * sizes.sum(0)
+    noise = (sizes[-1] <= ROUNDINGS * torch.finfo(h.dtype).eps * scale) & there
+    return bool((settles | noise).all())
 
 
 def _is_same(point: FixedPoint, search: Search, first: Tensor, tol: float) -> bool:
@@ -282,8 +334,8 @@ def _is_same(point: FixedPoint, search: Search, first: Tensor, tol: float) -> bo
     """
     gap = float(np.abs(1 - point.multipliers).min())
     residual = max(point.residual, search.residual, tol)
-    # Four: both ends are off, each by up to twice the bound of a normal Jacobian. A tenth: farther is elsewhere.
-    margin = max(min(4 * residual / max(gap, 1e-300), 0.1), tol**0.5)
+    # Four: both ends are off, each by up to twice the bound of a normal Jacobian.
+    margin = max(min(4 * residual / max(gap, 1e-300), ELSEWHERE), tol**0.5)
     scale = torch.maximum(torch.maximum(_sizes(point.state), _sizes(search.state)), 1e-3 * first)
     distance = _sizes(point.state - search.state)
     return bool((distance <= margin * torch.where(scale > 0, scale, 1.0)).all())

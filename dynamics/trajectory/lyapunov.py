@@ -104,7 +104,7 @@ def smooth_mean(rates: Floats) -> Floats:
 
 
 def lyapunov_exponents(
-    step: Step, state: Tensor, *, count: int = 1, iterations: int, warmup: int = 0
+    step: Step, state: Tensor, *, count: int = 1, iterations: int, warmup: int = 0, frozen: bool = False
 ) -> LyapunovSpectrum:
     r"""Return the average growth rates of small perturbations of the whole state.
 
@@ -119,6 +119,8 @@ def lyapunov_exponents(
         count: Number of leading exponents, from 1 to the size of the state.
         iterations: Loops averaged over.
         warmup: Loops run *after* those and passed first on the way back, so that the directions can align.
+        frozen: Take the Jacobian of ``state`` at every loop, as if the state stayed there: what a transient of that one
+            matrix alone does over so many loops.
 
     Returns:
         Rates ``(iterations, count)`` with their means.
@@ -136,7 +138,7 @@ def lyapunov_exponents(
     """
     if not 1 <= count <= state.numel():
         raise ValueError(f"count: expected 1 to {state.numel()}, found {count}")
-    states = _states(step, state, iterations, warmup)
+    states = _states(step, state, iterations, warmup, frozen)
     q = torch.linalg.qr(random_start(count, state.numel(), state).T)[0]
     rates = []
     for t in reversed(range(iterations + warmup)):
@@ -155,6 +157,7 @@ def token_exponents(
     iterations: int,
     warmup: int = 0,
     structure: TokenStructure | None = None,
+    frozen: bool = False,
 ) -> LyapunovSpectrum:
     """Return the average growth rates of small perturbations of each token's own state, for causal loops.
 
@@ -167,6 +170,7 @@ def token_exponents(
         iterations: Loops averaged over.
         warmup: Loops run after those, to align the directions.
         structure: `TokenJacobian.structure` of an earlier visit to the same loop; causality is then not checked again.
+        frozen: As in `lyapunov_exponents`.
 
     Returns:
         Rates ``(iterations, B, S, count)``; exponents and errors ``(B, S, count)``.
@@ -186,7 +190,7 @@ def token_exponents(
     batch, positions, width = state.shape
     if not 1 <= count <= width:
         raise ValueError(f"count: expected 1 to {width}, found {count}")
-    states = _states(step, state, iterations, warmup)
+    states = _states(step, state, iterations, warmup, frozen)
     first = TokenJacobian(step, states[0], check=structure is None, structure=structure)
     q = torch.linalg.qr(random_start(batch * positions * count, width, state).reshape(-1, count, width).mT)[0]
     rates = []
@@ -199,11 +203,13 @@ def token_exponents(
 
 
 @torch.no_grad()
-def _states(step: Step, state: Tensor, iterations: int, warmup: int) -> list[Tensor]:
+def _states(step: Step, state: Tensor, iterations: int, warmup: int, frozen: bool) -> list[Tensor]:
     """Return the states at which the Jacobians are taken."""
     if iterations < 1 or warmup < 0:
         raise ValueError(f"iterations, warmup: expected at least 1 and 0, found {iterations} and {warmup}")
     states = [state.detach()]
+    if frozen:
+        return states * (iterations + warmup + 1)
     for t in range(iterations + warmup):
         states.append(step(states[-1]))
         if not torch.isfinite(states[-1]).all():

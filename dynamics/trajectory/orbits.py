@@ -101,7 +101,9 @@ def detect_periods(states: Tensor) -> NDArray[np.int64]:
     """Return the smallest number of loops, at least 2, after which each token's late states come back.
 
     Compares the states of the last half with those p loops earlier, for p up to half the loops. A return counts when
-    its mean distance is below a tenth of the mean step and the token does move. Costs T²/4 norms of ``(B, S, D)``.
+    its mean distance is below a tenth of the mean step and the token does move. A turn by one angle alone comes near to
+    some fraction of a full turn and then has a period here; turns by several angles do not. Costs T²/4 norms of
+    ``(B, S, D)``.
 
     Args:
         states: ``(T + 1, ..., D)``.

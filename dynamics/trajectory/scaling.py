@@ -27,6 +27,9 @@ DETERMINED: Final = 0.5
 UNDETERMINED: Final = "these depths do not determine all coefficients"
 # Log-likelihood by which the exponential law must beat its rivals: odds of 20 to 1.
 RIVAL_EVIDENCE: Final = 3.0
+# Below so many depths an F test of a trend has no power: there the deepest loss must not stand above the lowest by more
+# than the scatter.
+FEW_DEPTHS: Final = 8
 # Level of the F test by which a trend in log T must be ruled out.
 TREND: Final = 0.98
 
@@ -201,6 +204,8 @@ def _misfit(times: Vector, losses: Vector, residuals: Vector, rate: float) -> st
         return "four depths cannot test a law of three coefficients"
     squares = float(rest @ rest)
     noise = 1e-18 * float(y @ y)
+    if t.size < FEW_DEPTHS and y[t.argmax()] - y.min() > math.sqrt((squares + noise) / (t.size - 3)):
+        return "the loss is lowest before the deepest depth, and so few depths cannot tell whether it rises"
     if _trend(t, y, rate, squares, noise) > TREND:
         return "what the law leaves has a trend in log T: the loss goes on moving where the law is at its limit"
     for name, shapes in _RIVALS:

@@ -67,6 +67,13 @@ EDGE_EVIDENCE: Final = 2.0
 VISIBLE_CHANGE: Final = (0.2, 10.0)
 """Logarithm by which the steps must have shrunk or grown over the n fitted loops before that is called a law: the first
 number plus the second over n², for a few loops wander as far by chance."""
+FAR: Final = 1.6
+"""Logarithm by which the steps must have shrunk within the fitted loops, a factor of five, before they are believed to
+settle although they still turn by another angle at every loop."""
+GROWN: Final = 0.35
+"""The same for growth, a factor of 1.4 from the smallest fitted step to the last: chaos wanders by less."""
+STEADY: Final = 0.03
+"""Difference of the cosines of the later fitted loops from the last one, up to which the angle is the same."""
 AHEAD: Final = 8
 """How many times the loops run are looked ahead for the depth at which two laws part."""
 
@@ -371,7 +378,8 @@ def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round
         positive = np.where(window > 0, window, np.inf).min(axis=1, keepdims=True)
         fits = fit_laws(np.maximum(window, np.where(np.isfinite(positive), positive, 1.0)), first)
         leads = direction(residual[rows], cosine[rows], state[rows], first)
-        _fill(decision, rows, fits, leads, loops, int(length) - first)
+        seen = _seen(window, cosine[rows, first:length])
+        _fill(decision, rows, fits, leads, seen, loops, int(length) - first)
     if round_off is None:
         _doubt_short_floats(decision, residual, cosine, state, known & ~at_floor)
     settled = (("kind", "settling"), ("method", "round-off"), ("first", ""), ("second", ""), ("more_loops", 0))
@@ -380,10 +388,38 @@ def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round
     return decision
 
 
-def _fill(decision: _Decision, rows: Integers, fits: LawFits, leads: NDArray[np.str_], loops: int, fitted: int) -> None:
+def _visible(fitted: int) -> float:
+    """Return the change of the logarithm of the steps that is called a law, by the number of loops fitted."""
+    return VISIBLE_CHANGE[0] + VISIBLE_CHANGE[1] / fitted**2
+
+
+def _seen(window: Floats, cosine: Floats) -> tuple[Bools, Bools]:
+    """Return whether the fitted steps of each row were seen to settle, and seen to explode.
+
+    What settles must have shrunk visibly. And a loop with several directions first sorts them out: as long as its steps
+    turn by another angle at every loop, their sizes follow no law yet, and may fall for some loops before they grow for
+    ever. Then they must have gone far. Without cosines that cannot be asked.
+    """
+    fitted = window.shape[1]
+    late = cosine[:, fitted // 3 :]
+    swings = np.abs(late - late[:, -1:]).max(axis=1) > STEADY
+    shrunk, grown = np.log(window.max(axis=1) / window[:, -1]), np.log(window[:, -1] / window.min(axis=1))
+    settles = (shrunk > _visible(fitted)) & (~swings | (shrunk > FAR))
+    return np.asarray(settles, np.bool_), np.asarray(~swings | (grown > GROWN), np.bool_)
+
+
+def _fill(
+    decision: _Decision,
+    rows: Integers,
+    fits: LawFits,
+    leads: NDArray[np.str_],
+    seen: tuple[Bools, Bools],
+    loops: int,
+    fitted: int,
+) -> None:
     """Write the verdict of some rows, whose steps were fitted, into the decision."""
     evidence = EVIDENCE * (1 + (FEW_LOOPS / fitted) ** 2)
-    visible = VISIBLE_CHANGE[0] + VISIBLE_CHANGE[1] / fitted**2
+    visible = _visible(fitted)
     settling, lasting, exploding = range(len(CLASSES))
     miss = fits.miss.copy()
     # What has not changed visibly may as well last, however small its scatter.
@@ -391,6 +427,8 @@ def _fill(decision: _Decision, rows: Integers, fits: LawFits, leads: NDArray[np.
     miss[:, lasting] = np.where(
         slight[:, settling] | slight[:, exploding], np.minimum(miss[:, lasting], evidence), miss[:, lasting]
     )
+    doubtful = (~seen[0] & (miss[:, settling] == 0)) | (~seen[1] & (miss[:, exploding] == 0))
+    miss[:, lasting] = np.where(doubtful, np.minimum(miss[:, lasting], evidence), miss[:, lasting])
     # Beside steps that last, a law at the very edge of the band is a rival only when it fits as well.
     edge = ~fits.power & (np.abs(np.abs(fits.slope) - BAND) < 1e-9) & (miss > EDGE_EVIDENCE)
     miss = np.where(edge & (np.arange(3) != lasting) & (miss[:, [lasting]] == 0), np.inf, miss)

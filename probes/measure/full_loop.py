@@ -30,9 +30,10 @@ from ...dynamics.loop.full_loop import UNKNOWN, measure_loop, read_out_gain
 from ...dynamics.loop.jacobian import LoopJacobian
 from ...dynamics.loop.linearization import FullLoop, Structure
 from ...dynamics.loop.per_token import CausalityError, TokenJacobian
-from ...loops.bound import BoundLoop, bound_loop
+from ...loops.bound import bound_loop
 from ...loops.call import Call
 from ...loops.neutral import eagerly
+from ...loops.rerun import BoundLoop
 from ...loops.site import LoopSite, LoopSiteError
 from ...runfile.layout import JACOBIAN_EIGENVALUES, LYAPUNOV_EXPONENTS, TOKEN_RADIUS, Event
 from .sharded import is_sharded

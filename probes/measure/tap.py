@@ -21,7 +21,7 @@ Not covered: CUDA graphs (Inductor leaves the operator out of them), and loops w
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from ...loops.hooks import Hook, LoopHooks, state_in
 from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument
 from ...loops.states import is_same
+from ...loops.trace import Moment
 from .internals import in_backward
 from .sums import LoopSums
 
@@ -164,6 +165,37 @@ class LoopTap:
                 self._pass_on("inner", _returned, output, None, number)
 
             self._handles.append(modules[name].register_forward_hook(Hook(leave)))
+
+    def replay(self, moments: Sequence[Moment]) -> None:
+        """Take in a forward that is over, from what its modules were given and returned."""
+        for kind, name, module, args, kwargs, output in moments:
+            if module is self._model:
+                if kind == "enter":
+                    self._begin(self._model, args, kwargs)
+                else:
+                    self._end(self._model, args, output)
+            elif kind == "mark":
+                self._replay_mark(name, args[0], kwargs["input"])
+            elif module is not None:
+                self._replay(kind, name, module, args, kwargs, output)
+
+    def _replay(
+        self, kind: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Take in that a module was entered or left."""
+        site = self._site
+        if kind == "enter" and name == site.body:
+            self._loop(module, args, kwargs)
+        if kind == "leave" and name == site.output:
+            self._leave(module, args, output)
+        if kind == "enter" and name == site.after:
+            if site.output is None:
+                self._finish(module, args)
+            elif site.after not in (site.output, site.body):
+                self._pass(module, args)
+
+    def _replay_mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
+        """Take in a mark; here nobody watches marks."""
 
     def remove(self) -> None:
         """Take the hooks off the model; does nothing when they are off already."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...loops.hooks import LoopHooks
+from ...loops.hooks import LoopHooks, state_in
 from ...loops.neutral import looking
+from ...loops.site import argument
 from ...loops.states import Roles, StateHooks
 from .tap import LoopTap, Report
 from .variables import VariableSums
@@ -76,6 +77,20 @@ class VariableTap(LoopTap):
     def _marked(self, number: int, state: Tensor, given: Tensor | None) -> None:
         if self._target is not None:
             self.see(MARK, [state] if given is None else [state, given], number)
+
+    def _replay(
+        self, kind: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Take in that a module was left."""
+        if kind == "leave" and name in self._names:
+            place = next(v.argument for v in self._site.variables if v.output == name)
+            self._returned(name, None if place is None else argument(args, kwargs, place), state_in(output))
+
+    def _replay_mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
+        """Take in a mark."""
+        numbers = [number for number, v in enumerate(self._site.variables) if v.output is None and v.name == name]
+        for number in numbers:
+            self._marked(number, state, given)
 
     def _begin_forward(self, seen: list[Tensor], number: int) -> None:
         super()._begin_forward(seen, number)

@@ -92,8 +92,10 @@ def _attribute(file: h5py.File, name: str) -> Any:
 def _check_table(file: h5py.File, name: str, size: int) -> None:
     """Raise `Broken` unless one table is as documented."""
     encoded = name.encode()
-    if encoded not in file.id or file.id.links.get_info(encoded).type != h5l.TYPE_HARD:
-        raise Broken(f"table {name} is missing" if encoded not in file.id else f"table {name} is a link elsewhere")
+    if encoded not in file.id:
+        raise Broken(f"table {name} is missing")
+    if file.id.links.get_info(encoded).type != h5l.TYPE_HARD:
+        raise Broken(f"table {name} is a link elsewhere")
     dataset = h5o.open(file.id, encoded)
     if not isinstance(dataset, h5d.DatasetID):
         raise Broken(f"table {name} is no dataset")

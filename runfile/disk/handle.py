@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import h5py
-from h5py import h5f, h5p
+from h5py import h5d, h5f, h5p
 
 from ..layout import Commit, DamagedRun, RunFileError, RunInUse
 from .integrity import (
@@ -36,7 +36,7 @@ from .integrity import (
 )
 from .lease import is_held
 from .superblock import Superblock, open_clean
-from .trial import screen
+from .trial import screen, stamp
 
 
 class ForkableLock:
@@ -90,7 +90,7 @@ class Handle:
         if self.file is None:
             raise RunFileError(f"{self.path}: the file was closed; open it again")
         if name not in self.datasets:
-            self.datasets[name] = self.file[name]
+            self.datasets[name] = h5py.Dataset(h5d.open(self.file.id, name.encode()))  # cheaper than file[name]
         return self.datasets[name]
 
     def renewed(self, name: str) -> Any:
@@ -234,13 +234,14 @@ def create_file(path: Path) -> h5py.File:
 
 def _open_reading(path: Path) -> h5py.File:
     """Open a file for SWMR reading, after making sure that it is a whole run."""
+    inspected: tuple[int, ...] = ()
     for attempts_left in (2, 1, 0):
         if is_held(path):  # being written: only its writer knows what is whole
             check_hdf5(path)
             screen(path)
             break
         try:
-            inspect(path)
+            inspected = inspect(path)
             break
         except DamagedRun:  # perhaps a writer has just started or finished
             if not attempts_left:
@@ -252,7 +253,8 @@ def _open_reading(path: Path) -> h5py.File:
         raise damaged(path, one_line(error)) from None
     try:
         _drop_hdf5_lock(file)
-        check_format(path, file)
+        if stamp(os.fstat(file.id.get_vfd_handle())) != inspected:  # another file than the one that was looked at
+            check_format(path, file)
     except BaseException:
         file.close()
         raise

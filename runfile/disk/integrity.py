@@ -16,11 +16,13 @@ from typing import Any, Final
 
 import h5py
 import numpy as np
+from h5py import h5d
+from numpy.typing import NDArray
 
 from ..layout import FORMAT, VERSION, Commit, DamagedRun, NotARun, RunFileError, tables_of
 from .contract import Broken, check_compression, check_tables, text, whole_number
 from .superblock import SIGNATURE, Superblock, open_clean
-from .trial import screen
+from .trial import screen, stamp
 
 READ_ERRORS: Final = (
     OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, MemoryError
@@ -49,8 +51,11 @@ def check_hdf5(path: Path) -> None:
         raise kind(f"{path}: {said}; expected a run file written by loopscope, check the path")
 
 
-def inspect(path: Path) -> None:
+def inspect(path: Path) -> tuple[int, ...]:
     """Raise unless the file at ``path`` is a whole run; costs milliseconds. Not for files being written.
+
+    Returns:
+        The `stamp` of the file that was looked at.
 
     Raises:
         NotARun: It is something else.
@@ -58,6 +63,7 @@ def inspect(path: Path) -> None:
         RunFileError: It cannot be read, or is of a newer version.
     """
     check_hdf5(path)
+    looked_at = stamp(path.stat())
     screen(path)
     try:
         with open_clean(path) as file:
@@ -67,6 +73,7 @@ def inspect(path: Path) -> None:
         raise damaged(path, one_line(error)) from None
     if Superblock.read(path) is None:
         raise damaged(path, "its first bytes are wrong")
+    return looked_at
 
 
 def check_format(path: Path, file: h5py.File) -> None:
@@ -127,7 +134,7 @@ def _check_extents(path: Path, file: h5py.File) -> None:
     if newest is None or not commits_whole(commits, at):
         raise damaged(path, "commit rows are missing")
     for table in tables_in(file):
-        dataset, needed = file[table], newest.lengths[table]
+        dataset, needed = h5py.Dataset(h5d.open(file.id, table.encode())), newest.lengths[table]
         whole = readable_rows(dataset, size)
         if not 0 <= needed <= whole:
             raise damaged(path, f"cut off, table {table} holds {whole} of {needed} rows")
@@ -142,6 +149,8 @@ def readable_rows(dataset: Any, size: int) -> int:
     Takes memory for the chunks that the file has, whatever number of rows it declares.
     """
     length = int(dataset.shape[0])
+    if not length:
+        return 0
     if dataset.chunks is None:
         end = (dataset.id.get_offset() or 0) + dataset.id.get_storage_size()
         return length if end <= size else 0
@@ -160,10 +169,17 @@ def readable_rows(dataset: Any, size: int) -> int:
 
     with contextlib.suppress(OSError, RuntimeError):  # the list of chunks may be cut off too: then what it still lists
         dataset.id.chunk_iter(count)
-    blocks, chunks = np.unique(np.frombuffer(whole, np.int64), return_counts=True)
-    blocks = blocks[chunks >= across]
-    leading = int(np.searchsorted(blocks - np.arange(len(blocks)), 0, side="right"))  # those before the first gap
+    leading = _before_a_gap(np.frombuffer(whole, np.int64), across)
     return int(min(length, leading * rows + cut.get(leading, 0)))
+
+
+def _before_a_gap(blocks: NDArray[np.int64], across: int) -> int:
+    """Return how many blocks, from the first on, are there without a gap, each ``across`` times."""
+    if across == 1 and np.array_equal(blocks, np.arange(len(blocks))):  # as written, in order
+        return len(blocks)
+    blocks, chunks = np.unique(blocks, return_counts=True)
+    blocks = blocks[chunks >= across]
+    return int(np.searchsorted(blocks - np.arange(len(blocks)), 0, side="right"))
 
 
 def commits_whole(commits: Any, valid: int) -> bool:

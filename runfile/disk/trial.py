@@ -32,6 +32,11 @@ _verdicts: dict[tuple[int, ...], RunFileError | None] = {}
 _inside = False
 
 
+def stamp(status: os.stat_result) -> tuple[int, ...]:
+    """Return what changes whenever a file does."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def trust_everything() -> None:
     """Open whatever comes without a trial: this process is the child."""
     global _inside
@@ -58,15 +63,13 @@ def needs_trial(path: Path) -> bool:
 
 def screen(path: Path) -> None:
     """Raise what reading a file of unusual structure raises in a process of its own; nothing where that goes well."""
-    if not needs_trial(path):
-        return
-    status = path.stat()
-    key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    key = stamp(path.stat())
     if key not in _verdicts:
         if len(_verdicts) >= _KEPT_AT_MOST:
             _verdicts.clear()
         try:
-            in_a_child("read", path)
+            if needs_trial(path):
+                in_a_child("read", path)
             _verdicts[key] = None
         except RunFileError as error:
             _verdicts[key] = error

@@ -195,3 +195,14 @@ def test_the_project_file_is_in_force_in_check_and_said(tmp_path, write_run, mon
     own.write_text("")
     done = subprocess.run([*command, "--rules", str(own)], capture_output=True, text=True, cwd=tmp_path)
     assert "MINE" not in done.stdout and not done.stderr
+
+
+def test_check_refuses_a_setting_that_no_run_says(tmp_path, write_run, capsys):
+    path = write_run("a.h5", loss=wavy(), info={"config": {"injection": "parcae"}})
+    own = tmp_path / "own.toml"
+    for key, code in (("injection", 1), ("injektion", 2)):
+        own.write_text(f'[[rule]]\nid = "A"\nexpr = "loss > 1"\nonly = {{ {key} = "parcae" }}\n')
+        with pytest.raises(SystemExit) as ended:
+            main(["check", str(path), "--rules", str(own)])
+        assert ended.value.code == code
+    assert "no run says its 'injektion'" in capsys.readouterr().err

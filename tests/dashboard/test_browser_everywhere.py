@@ -69,6 +69,7 @@ def settled(shown: Screen, where: str) -> None:
     page.wait_for_selector("main h1, main .ls-card")
     shown.drawn()
     page.wait_for_function("!document.querySelector('main').innerText.includes('reading…')", timeout=3 * PATIENCE)
+    page.wait_for_timeout(700)  # until what Dash's own controls say of themselves is mended
     page.wait_for_function(
         "[...document.querySelectorAll('.js-plotly-plot')].every(g => g.getAttribute('aria-label') !== null)"
     )

@@ -2,8 +2,17 @@ import itertools
 import math
 
 import pytest
-from loopscope.dynamics import Regime, disagreement, loop_regime, lti_regime, worst
-from loopscope.dynamics.regime import full_loop_regime, overall, rates_disagree
+from loopscope.dynamics import (
+    Regime,
+    disagreement,
+    full_loop_regime,
+    loop_regime,
+    lti_regime,
+    overall,
+    rates_disagree,
+    views,
+    worst,
+)
 
 REGIMES: tuple[Regime, ...] = ("stable", "marginal", "unstable", "unknown")
 
@@ -80,6 +89,9 @@ def test_what_was_measured_on_the_loop_outranks_its_linear_part(views: tuple[Reg
         (-0.4, -0.1, "stable", False),
         (math.nan, math.nan, "unknown", False),
         (-math.inf, -0.2, "stable", False),
+        (-0.04, -0.06, "marginal", False),  # in two regimes, but no farther apart than either is known
+        (0.04, 0.08, "marginal", False),
+        (-0.2, -0.03, "marginal", True),
     ],
 )
 def test_neither_rate_of_the_full_loop_outvotes_the_other(
@@ -98,3 +110,30 @@ def test_rates_that_disagree_are_said_to(views: tuple[Regime, Regime, Regime]) -
 def test_an_attracting_cycle_is_no_disagreement() -> None:
     assert disagreement("unknown", "stable", "marginal", cycle=True) == ""
     assert disagreement("unknown", "stable", "marginal") != ""
+
+
+@pytest.mark.parametrize(("log_radius", "exponent"), [(-0.1, 0.18), (-0.7, 0.2), (-0.02, 0.06), (0.0, 0.2)])
+def test_where_a_transient_is_all_that_the_exponent_shows_the_radius_decides(
+    log_radius: float, exponent: float
+) -> None:
+    assert full_loop_regime(log_radius, exponent, transient=True) == loop_regime(log_radius)
+    seen = views(math.nan, log_radius, exponent, "unknown", transient=True)
+    assert (seen.verdict, seen.rates_disagree, seen.sentence) == (loop_regime(log_radius), False, "")
+    assert views(math.nan, log_radius, exponent, "unknown").rates_disagree
+
+
+def test_the_views_are_those_of_the_single_rules() -> None:
+    rates = (math.nan, -0.3, 0.0, 0.3)
+    for radius, log_radius, exponent, trajectory in itertools.product((math.nan, 0.5, 1.0, 2.0), rates, rates, REGIMES):
+        seen = views(radius, log_radius, exponent, trajectory)
+        lti, loop = lti_regime(radius), full_loop_regime(log_radius, exponent)
+        assert seen.regimes == {"lti": lti, "loop": loop, "trajectory": trajectory}
+        assert seen.verdict == overall(lti, loop, trajectory)
+        assert seen.rates_disagree == rates_disagree(log_radius, exponent)
+        assert seen.sentence == disagreement(lti, loop, trajectory, rates_differ=seen.rates_disagree)
+
+
+def test_along_a_cycle_the_exponent_speaks_for_the_full_loop() -> None:
+    cycle = views(math.nan, 0.7, -0.6, "marginal", orbits=True)
+    assert (cycle.cycle, cycle.regimes["loop"], cycle.rates_disagree, cycle.sentence) == (True, "stable", False, "")
+    assert not views(math.nan, 0.7, 0.2, "marginal", orbits=True).cycle

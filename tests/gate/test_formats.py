@@ -20,6 +20,7 @@ from loopscope.gate.result import GateResult, RunCheck
 from loopscope.gate.sparkline import sparkline
 from loopscope.rules.diagnosis import Diagnosis
 from loopscope.rules.findings import Finding, Judgement
+from loopscope.rules.risk import Part, Risk
 from loopscope.rules.rule_files import load_rules
 from loopscope.runfile.ending import Ending
 from sarif_pydantic import Sarif
@@ -51,7 +52,8 @@ def run_check(findings: list[Finding], path: str = "runs/a.h5", summary: str = "
         Judgement("LS030", "state-explosion", "error", "no data", 0, summary),
     ]
     end = Ending("finished", "", 49, None, "")
-    verdict = Diagnosis(regimes, "unstable", 1.3, summary, findings, judgements, end, 50)  # type: ignore[arg-type]
+    risk = Risk(0.9, "loop", 49, (Part("loop", 4.0, 1.0, summary),), f"Risk 0.90 of being lost: {summary}")
+    verdict = Diagnosis(regimes, "unstable", 1.3, summary, findings, judgements, end, 50, risk)  # type: ignore[arg-type]
     return RunCheck(Path(path), verdict, trends={"loss": sparkline([3.0, 2.0, 1.0])})
 
 

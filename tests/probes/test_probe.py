@@ -142,10 +142,18 @@ def test_an_existing_file_is_not_touched_without_being_asked(demo_model, tmp_pat
     assert path.read_bytes() == b"precious"
 
 
-def test_a_model_that_states_no_loop_is_told_how_to(tmp_path):
+def test_a_probe_waits_for_a_loop_and_says_so(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2))
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        for _ in range(3):
+            probe.step(loss=model(torch.ones(1, 2)).sum())
+    with open_run(tmp_path / "run.h5") as run:
+        assert len(run) == 3 and run.info["site"] is None and np.isnan(run["depth"]).all()
+        said = [event.message for event in run.events if event.kind == "loop_awaited"]
+        assert said and "no module runs twice" in said[0]
     with pytest.raises(LoopSiteError, match=r"Sequential does not state where its loop is.*site=LoopSite"):
-        loopscope.attach(nn.Sequential(nn.Linear(2, 2)), tmp_path / "run.h5")
-    assert not list(tmp_path.iterdir())
+        loopscope.attach(model, tmp_path / "other.h5", probe_batch=torch.ones(1, 2))
+    assert not (tmp_path / "other.h5").exists()
 
 
 def test_a_site_given_by_hand_and_one_that_names_nothing(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from loopscope import open_run
 from loopscope.models.run_config import RunConfig
+from loopscope.runfile.ending import ending
 from loopscope.sweeps.grid import Cell, load_sweep
 from loopscope.sweeps.processes import Processes
 from loopscope.sweeps.progress import Board
@@ -181,3 +182,31 @@ def test_ray_gives_the_numbers_of_processes(trained: tuple[Path, Path, str], tmp
     grid, out, _ = trained
     subprocess.run(command(grid, tmp_path / "out", "--engine", "ray"), capture_output=True, check=True)
     assert losses(tmp_path / "out") == losses(out)
+
+
+HOT = """
+preset = "demo"
+[train]
+steps = 400
+checkpoint_every = 0
+[grid]
+injection = ["concatenation"]
+lr = [0.1]
+seed = [2]
+"""
+
+
+def test_a_run_that_is_lost_ends_early_says_so_and_counts_as_done(tmp_path: Path) -> None:
+    grid, out = tmp_path / "hot.toml", tmp_path / "out"
+    grid.write_text(HOT)
+    words = ["--measure", "watch", "--stop-lost"]
+    said = subprocess.run(command(grid, out, *words), capture_output=True, text=True, check=True).stdout
+    assert "lost, stopped" in said
+    (cell,) = load_sweep(grid)
+    with open_run(out / f"{cell.name}.h5") as run:
+        steps, end = len(run), ending(run)
+    assert end.state == "interrupted" and steps < 300
+    assert end.reason.startswith("interrupted by rule LS071")
+    before = (out / f"{cell.name}.h5").stat().st_mtime_ns
+    subprocess.run(command(grid, out, *words), capture_output=True, text=True, check=True)
+    assert (out / f"{cell.name}.h5").stat().st_mtime_ns == before

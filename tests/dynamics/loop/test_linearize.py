@@ -10,6 +10,7 @@ import torch
 from loopscope.dynamics.loop.jacobian import LoopJacobian
 from loopscope.dynamics.loop.linearize import _modes, _run, linearize_loop
 from loopscope.dynamics.loop.per_token import token_jacobians, token_spectra
+from loopscope.dynamics.trajectory.lyapunov import lyapunov_exponents, token_exponents
 from loopscope.models import build
 from torch.func import jacrev
 
@@ -272,3 +273,36 @@ def test_certified_is_said_of_what_is_proven(value, words):
         wide = replace(result.linear.radius, lower=lower, upper=upper)
         verdict = replace(result, linear=replace(result.linear, radius=wide)).verdict.split(" | ")[0]
         assert verdict.endswith(f"{said})") if said else "certified" not in verdict
+
+
+def shear(size, rate, coupling):
+    return torch.tensor(rate * np.eye(size) + coupling * np.diag(np.ones(size - 1), 1))
+
+
+@pytest.mark.parametrize(("size", "rate", "coupling"), [(5, 0.85, 1.0), (3, -0.9, 1.0), (6, 0.6, 2.0), (12, 0.3, 3.0)])
+def test_a_stable_loop_whose_exponent_is_a_transient_is_stable(size, rate, coupling):
+    a = shear(size, rate, coupling)
+    found = linearize_loop(lambda h: h @ a.T + 1, torch.ones(1, 2, size, dtype=torch.float64))
+    assert found.loop.lyapunov_max > found.loop.log_radius + 0.05, "else the case is none"
+    assert found.loop.transient_exponent and not found.loop.rates_disagree
+    assert (found.regimes["loop"], found.regime) == ("stable", "stable"), found.verdict
+    assert "a transient's" in found.verdict and "disagree" not in found.disagreement
+
+
+@pytest.mark.parametrize("loops", range(12, 18))
+def test_growth_along_the_way_is_no_transient_of_the_last_jacobian(loops):
+    # Chaos: at some of its states the map contracts. One number has no transient, so that the exponent is the path's.
+    start = torch.full((1, 1, 1), 0.4, dtype=torch.float64)
+    found = linearize_loop(lambda h: 3.9 * h * (1 - h), start, loops=loops)
+    assert found.loop.lyapunov_max > 0.2
+    assert not found.loop.transient_exponent
+    assert found.loop.rates_disagree == (found.loop.log_radius <= 0.05)
+
+
+def test_exponents_of_a_frozen_jacobian_are_those_of_the_matrix():
+    a = shear(4, 0.5, 0.2)
+    state = torch.ones(1, 3, 4, dtype=torch.float64)
+    kept = token_exponents(lambda h: torch.tanh(h @ a.T), 0 * state, iterations=200, warmup=50, frozen=True)
+    assert kept.exponents.max() == pytest.approx(np.log(0.5), abs=0.05)  # Jordan block of 4: off by 3 log t / t
+    whole = lyapunov_exponents(lambda h: torch.tanh(h @ a.T), 0 * state, iterations=200, warmup=50, frozen=True)
+    assert whole.exponents[0] == pytest.approx(np.log(0.5), abs=0.05)

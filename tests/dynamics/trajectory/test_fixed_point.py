@@ -160,3 +160,37 @@ def test_two_points_near_a_fold_stay_two(apart):
     starts = [torch.full((1, 1, 1), x, dtype=torch.float64) for x in (1.1 * apart, -1.02 * apart)]
     points = fixed_points(lambda h: h + apart**2 - h**2, starts, methods=("newton",))
     assert sorted(round(float(p.state) / apart, 3) for p in points) == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("start", [1e4, 1e5, 3e6])
+@pytest.mark.parametrize("push", [1.0, -0.3])
+def test_a_drift_from_a_large_state_does_not_rest(start, push):
+    # The steps are a small part of the state from the first one on, and exact or nearly so in float32.
+    h = torch.full((1, 2, 4), start)
+    step = lambda h: h + push  # noqa: E731
+    if float((step(h) - h).abs().max()) > 0:
+        assert fixed_points(step, [h], methods=("plain", "anderson", "newton")) == []
+        if start < 1e6:  # else ten units of rounding, which one step alone cannot tell from rest
+            assert not any(find_fixed_point(step, h, method=m).converged for m in ("plain", "anderson", "newton"))
+
+
+def test_a_drift_after_a_jump_does_not_rest():
+    def step(h):
+        return 1e6 + 0.5 * (h - 1e6) + torch.tensor([0.0, 0.0, 0.0, 0.5]) * (h - 1e6) + torch.tensor([0.0, 0, 0, 2.0])
+
+    assert fixed_points(step, [torch.zeros(1, 1, 4)], max_calls=200) == []
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_a_point_on_a_line_of_rest_points_rests(size):
+    # Half of the channels keep what they have, which is a multiplier of 1; the others settle.
+    rates = torch.tensor([1.0, 1.0, 0.6, 0.3])
+    rest = size * torch.tensor([0.0, 0.0, 1.0, -1.0])
+    points = fixed_points(lambda h: rest + rates * (h - rest), [torch.full((1, 1, 4), size)])
+    assert [(p.kind, p.starts) for p in points] == [("non-hyperbolic", 1)]
+
+
+def test_a_start_at_rest_is_at_rest():
+    rest = torch.full((1, 1, 3), 1e5)
+    for method in ("plain", "anderson", "newton"):
+        assert find_fixed_point(lambda h: rest + 0.9 * (h - rest), rest, method=method).converged

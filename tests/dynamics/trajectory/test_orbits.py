@@ -44,6 +44,22 @@ def test_quasi_periodic_motion_has_no_period():
     assert int(detect_periods(torch.stack([angle.cos(), angle.sin()], -1))) == 0
 
 
+@pytest.mark.parametrize("width", [6, 16])
+@pytest.mark.parametrize("loops", [16, 33])
+def test_random_rotations_have_no_period(width, loops):
+    generator = torch.Generator().manual_seed(width)
+    periods = []
+    for _ in range(30):
+        turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+        states = [torch.randn(width, generator=generator, dtype=torch.float64)]
+        for _ in range(loops):
+            states.append(turn @ states[-1])
+        periods.append(int(detect_periods(torch.stack(states))))
+    assert sum(period > 0 for period in periods) <= 1, (
+        periods
+    )  # one angle alone, as in 3 dimensions, comes near to some fraction of a turn
+
+
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(T \+ 1, B, S, D\)"):
         token_map(torch.ones(3, 2))

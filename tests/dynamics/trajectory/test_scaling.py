@@ -152,6 +152,17 @@ def test_four_depths_cannot_test_three_coefficients() -> None:
     assert "four depths" in depth_law(t, 2 + np.exp(-t)).doubt
 
 
+@pytest.mark.parametrize("noise", [1e-4, 1e-3])
+def test_with_five_depths_most_losses_that_rise_in_the_end_are_not_identified(noise: float) -> None:
+    t, sure = np.array([1, 2, 4, 8, 16.0]), 0
+    for seed in range(40):
+        rng = RNG(seed + 900)
+        rise = rng.uniform(0.005, 0.03) * np.log(t)
+        losses = 2.5 + rng.uniform(0.2, 1) * np.exp(-rng.uniform(0.5, 1.5) * t) + rise + noise * rng.normal(size=5)
+        sure += depth_law(t, losses).identified
+    assert sure <= 6, sure  # 15 %: more depths are needed to do better
+
+
 def test_the_limit_lies_within_two_standard_errors() -> None:
     # 95 of 100 are meant; 88 or fewer of 100 is a one in a hundred event.
     t, held, sure = np.array([1, 2, 3, 4, 6, 8, 12, 16.0]), 0, 0

@@ -203,6 +203,55 @@ def test_growth_under_a_transient_is_never_called_stable_once_it_shows():
             assert classify(steps).regime != "stable", loops
 
 
+def run_matrix(a, loops, seed):
+    """Norms of h ← A h + e over 6 tokens, as a probe records them."""
+    rng = np.random.default_rng(seed)
+    e, path = rng.normal(size=(6, len(a))), [rng.normal(size=(6, len(a)))]
+    for _ in range(loops):
+        path.append(path[-1] @ a.T + e)
+    steps = np.diff(np.array(path), axis=0)
+    size = np.linalg.norm(steps, axis=2)
+    turn = (steps[1:] * steps[:-1]).sum(2) / size[1:] / size[:-1]
+    return size.mean(1), np.append(np.nan, turn.mean(1)), np.linalg.norm(path, axis=2).mean(1)
+
+
+@pytest.mark.parametrize("loops", [6, 8, 10, 12, 16, 24])
+@pytest.mark.parametrize("width", [4, 24, 48])
+@pytest.mark.parametrize("radius", [1.05, 1.2])
+def test_a_dense_loop_that_grows_in_the_end_is_not_called_stable(loops, width, radius):
+    stable = []
+    for seed in range(20):
+        a = np.random.default_rng([seed, width]).normal(size=(width, width))
+        a *= radius / np.abs(np.linalg.eigvals(a)).max()
+        stable += [seed] if classify(*run_matrix(a, loops, seed)).regime == "stable" else []
+    assert len(stable) <= (loops < 8), stable  # within six loops 48 directions can hide one that grows by 1.05
+
+
+@pytest.mark.parametrize("gain", [1.8, 2.5, 4.0])
+def test_a_chaotic_network_neither_settles_nor_explodes(gain):
+    wrong = dict.fromkeys((12, 16, 24, 32), 0)
+    for seed in range(40):
+        rng = np.random.default_rng([seed, 77])
+        w, path = gain * rng.normal(size=(64, 64)) / 8, [rng.normal(size=(4, 64))]
+        for _ in range(32):
+            path.append(np.tanh(path[-1] @ w))
+        steps = np.diff(np.array(path), axis=0)
+        size = np.linalg.norm(steps, axis=2)
+        turn = np.append(np.nan, ((steps[1:] * steps[:-1]).sum(2) / size[1:] / size[:-1]).mean(1))
+        for loops in wrong:
+            law = classify(size.mean(1)[:loops], turn[:loops], np.linalg.norm(path, axis=2).mean(1)[: loops + 1])
+            wrong[loops] += law.kind in ("settling", "exploding")
+    assert all(count <= 2 for count in wrong.values()), wrong  # 5 %
+
+
+def test_what_turns_by_another_angle_at_every_loop_must_have_shrunk_far_to_settle():
+    t = np.arange(16)
+    steady, swinging = np.full(16, 0.2), 0.2 + 0.1 * np.cos(t)
+    slow, fast = 0.93**t, 0.7**t
+    assert classify(slow, steady).kind == "settling" and classify(fast, swinging).kind == "settling"
+    assert classify(slow, swinging).between[0] == "settling"
+
+
 SAID = re.compile(
     r"settles: late steps shrink by a factor (?P<shrink>[\d.]+)|settles slowly: late steps shrink like t\^(?P<fast>-[\d.]+)"
     r"|explodes: late steps grow by a factor (?P<grow>[\d.e+]+)(?: per loop and the state norm by (?P<state>[\d.e+]+))?"

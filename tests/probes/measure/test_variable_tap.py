@@ -95,6 +95,20 @@ def test_every_variable_and_the_joint_state_are_those_of_the_forward(
             run.loops("state_norm", variable="z")
 
 
+def test_the_verdict_says_which_variable_still_moves(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TwoLevels(marks=True)
+    train(model, tmp_path / "a.h5", MARKED)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        moves = {}
+        for name in run.variables:
+            one, other = [h for of, h in model.seen if of == name][-2:]
+            moves[name] = float((other - one).norm(dim=-1).mean() / other.norm(dim=-1).mean())
+        first, second = sorted(moves, key=moves.__getitem__, reverse=True)
+        said = f"by variable: {first} {moves[first]:.2g}, {second} {moves[second]:.2g}"
+        assert said in loopscope.diagnose(run).summary
+
+
 @pytest.mark.parametrize(("marks", "site"), [(True, MARKED), (False, RETURNED)])
 def test_training_is_the_same_bit_for_bit(tmp_path: Path, marks: bool, site: LoopSite) -> None:
     results = []

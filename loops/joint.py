@@ -1,0 +1,205 @@
+"""One pass of a loop with named variables, as a function of their joint state.
+
+The model is run as it is. Where each variable is seen for the last time in one pass, another value is put in its place,
+and where it is seen for the last time in the next pass, the value is caught. So a loop can be linearised whose state
+enters it at no module of its own; two passes of a forward are enough, and the others are run as well.
+
+Whether the variables are all that the loop carries is tried out: from the state after one pass the function has to give
+the state after the next, wherever in the forward that is.
+
+Not covered: compiled models (use the module before ``torch.compile``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .call import Call, Input
+from .hooks import LoopHooks
+from .neutral import on_the_side, start_streams
+from .rerun import BoundLoop, KeepsGradients, ReachedError, Repeats, no_recomputation
+from .site import LoopSite, LoopSiteError
+from .states import Passes, Roles, StateHooks
+
+MOST_APART = 1e-3  # relative difference at which the variables are not all that the loop carries
+
+
+@contextmanager
+def joint_loop(model: nn.Module, tokens: Input, site: LoopSite, *, seed: int = 0) -> Iterator[BoundLoop]:
+    """Give one pass of a loop as a function of the joint state, for as long as the block lasts.
+
+    Args:
+        model: The user's module, unwrapped.
+        tokens: Input of the forward.
+        site: A site with variables.
+        seed: Of the random streams of every run.
+
+    Raises:
+        LoopSiteError: The forward runs fewer than two passes, or the variables are not all that the loop carries.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.inference_mode(False), on_the_side(model, seed=seed) as look, torch.enable_grad():
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        joint = _Joint(model, site, Call.of(model, tokens).to(device), seed)
+        try:
+            with no_recomputation():
+                yield joint.bind(Repeats(model, look))
+        finally:
+            joint.remove()
+
+
+class _Joint:
+    """The hooks that swap the variables after one pass and catch them after the next."""
+
+    def __init__(self, model: nn.Module, site: LoopSite, call: Call, seed: int) -> None:
+        self.model, self.site, self.call, self.seed = model, site, call, seed
+        self.keeps_gradients = KeepsGradients()
+        self.repeats: Repeats | None = None
+        self._roles, self._passes = Roles(site.variables), Passes(len(site.variables))
+        self._seen: list[tuple[int, Tensor, bool]] = []  # variable, value, whether it is the one before the loop
+        self._at = 0
+        self._swap: dict[int, Tensor] = {}  # by the number of a sight
+        self._catch: dict[int, int] = {}  # which variable is caught at which sight
+        self._caught: dict[int, Tensor] = {}
+        self._hooks = LoopHooks(model, site, begin=self._begin)
+        self._states = StateHooks(model, site, returned=self._returned, marked=self._marked)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        self._hooks.remove()
+        self._states.remove()
+
+    def bind(self, repeats: Repeats) -> BoundLoop:
+        """Run the model once to see where its passes end, and make the functions."""
+        with torch.no_grad():
+            self._forward()
+        self.repeats = repeats if repeats.needed() else None
+        ends = self._ends()
+        if len(ends) < 2:
+            raise LoopSiteError(
+                f"the forward of {type(self.model).__name__} runs {len(ends)} passes of its loop; linearising it takes "
+                "two: give an input, or set a depth, with which it runs at least two"
+            )
+        values = [[self._seen[at][1].detach().float() for at in end] for end in ends]
+        self._shapes = [value.shape for value in values[0]]
+        self._from, self._to = ends[-2], ends[-1]
+        states = [self._joined(value) for value in values]
+        self._check(states)
+        return BoundLoop(self.step, None, None, states[0], None, {}, self.site)
+
+    def step(self, h: Tensor) -> Tensor:
+        """Run one pass from a joint state."""
+        self._swap = dict(zip(self._from, self._parts(h), strict=True))
+        self._catch = {at: number for number, at in enumerate(self._to)}
+        self._caught = {}
+        try:
+            with torch.set_grad_enabled(torch.is_grad_enabled()), self.keeps_gradients:
+                self._forward()
+        except ReachedError as reached:
+            state = reached.state
+            if torch.is_grad_enabled() and h.requires_grad and not state.requires_grad:
+                raise LoopSiteError(
+                    f"the loop of {type(self.model).__name__} detaches its state within a pass, so it can be watched "
+                    "but not linearised"
+                ) from None
+            return state
+        finally:
+            self._swap, self._catch = {}, {}
+            self.keeps_gradients.active = False
+        raise LoopSiteError(
+            "the forward did not come to the end of the pass again, for its depth changes by itself: it can be watched "
+            "but not linearised"
+        )
+
+    def _ends(self) -> list[list[int]]:
+        """Return of every pass that is whole the last sight of each variable."""
+        passes, ends, last = Passes(len(self.site.variables)), list[list[int]](), dict[int, int]()
+        for at, (variable, _, first) in enumerate(self._seen):
+            if first:
+                continue
+            if passes.ends_before(variable):
+                ends.append([last[number] for number in range(len(self.site.variables))])
+            passes.update(variable)
+            last[variable] = at
+        return [*ends, [last[number] for number in range(len(self.site.variables))]] if passes.whole else ends
+
+    def _check(self, states: list[Tensor]) -> None:
+        """Raise unless the function gives the next state from every pass before the last two."""
+        with torch.no_grad():
+            for one, other in pairwise(states[:-1]):
+                apart = float((self.step(one) - other).norm() / other.norm().clamp(min=1e-12))
+                if not apart <= MOST_APART:
+                    raise LoopSiteError(
+                        f"from the states after one pass the next pass of {type(self.model).__name__} does not give "
+                        f"those that followed ({100 * apart:.2g} % apart): the loop carries more than "
+                        f"{', '.join(v.name for v in self.site.variables)}, or differs from pass to pass; it can be "
+                        "watched but not linearised"
+                    )
+
+    def _joined(self, values: list[Tensor]) -> Tensor:
+        """Return variables as one state ``(B, S, D)``: side by side along their channels, or a row per sequence."""
+        if self.tokenwise:
+            state = torch.cat(values, dim=-1)
+            return state.flatten(1, -2) if state.ndim > 3 else state[:, None] if state.ndim == 2 else state
+        return torch.cat([value.flatten(1) for value in values], dim=-1)[:, None]
+
+    def _parts(self, h: Tensor) -> list[Tensor]:
+        """Return the variables of a joint state."""
+        if self.tokenwise:
+            widths = [shape[-1] for shape in self._shapes]
+        else:
+            widths = [shape[1:].numel() for shape in self._shapes]
+        return [part.reshape(shape) for part, shape in zip(h.split(widths, dim=-1), self._shapes, strict=True)]
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether all variables have the same tokens."""
+        return len({shape[:-1] for shape in self._shapes}) == 1
+
+    def _forward(self) -> None:
+        """Run the model; each run begins as the first one did."""
+        start_streams(self.model, self.seed)
+        with nullcontext() if self.repeats is None else self.repeats:
+            self.call.run(self.model)
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._at = 0
+        self._roles.begin()
+        if not self._catch:
+            self._seen.clear()
+
+    def _returned(self, name: str, before: Tensor | None, state: Tensor) -> Tensor | None:
+        variable = self._roles.of(name, before)
+        if variable is None:
+            return None
+        other = self._sight(variable, state, first=False)
+        self._roles.hold(variable, state if other is None else other)
+        return other
+
+    def _marked(self, number: int, state: Tensor, given: Tensor | None) -> Tensor | None:
+        seen = any(variable == number for variable, _, _ in self._seen[: self._at])
+        return self._sight(number, state, first=not seen and self.site.variables[number].first == 0)
+
+    def _sight(self, variable: int, state: Tensor, *, first: bool) -> Tensor | None:
+        """Take note of a value, or put another one in its place; stop the forward where the last one is caught."""
+        at, self._at = self._at, self._at + 1
+        if not self._catch:
+            self._seen.append((variable, state.detach().clone(), first))
+            return None
+        if at in self._catch:
+            self._caught[self._catch[at]] = state
+            if len(self._caught) == len(self._catch):
+                raise ReachedError(self._joined([self._caught[number] for number in range(len(self._caught))]))
+        if at in self._swap:
+            if not self.keeps_gradients.active:
+                self.keeps_gradients.begin()
+            return self._swap[at].to(state.dtype)
+        return None

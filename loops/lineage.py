@@ -1,0 +1,464 @@
+"""Loops told by parameters and data flow: the same parameters used on what they made, and what is carried in between.
+
+A forward is a sequence of functions; some use parameters. A loop is a stretch in which these uses repeat on their own
+results, whatever else differs from pass to pass: norms, routers or projections of each pass, values that are there at
+the first visit only. What is alive between two passes, made before and read after, is what the loop carries. Where one
+module makes several of these in turn, a call updates the variable whose last value nobody reads any more after it.
+
+Not covered: loops of compiled or scripted modules, whose functions are not seen; their calls count as one function.
+"""
+
+# Indices: i functions (`_Flow.events`); u uses among them; k passes.
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from .periods import FOLDED, SAME
+from .site import Variable
+from .trace import Event, Line, Value
+
+MARK = "mark "  # how the name of a function begins that is a mark
+LONGEST = 4000  # uses of parameters that are looked at
+_UNRETURNED = 1000  # how deep a value lies that no module returns
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A tensor that a loop carries.
+
+    Args:
+        name: What the user's code calls it.
+        shape: Its shape.
+        variable: Where a probe sees it; None where no module returns it.
+        line: Where it is made.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    variable: Variable | None
+    line: Line | None
+
+
+@dataclass(frozen=True, slots=True)
+class LineageLoop:
+    """A loop as parameters and data flow show it.
+
+    Args:
+        passes: How often it ran.
+        modules: The modules of one pass.
+        carried: What it carries.
+        line: Where its body is called.
+    """
+
+    passes: int
+    modules: tuple[str, ...]
+    carried: tuple[Carried, ...]
+    line: Line | None
+
+
+@dataclass(slots=True)
+class _Flow:
+    """A forward as functions in order, with the value numbers that they read and write."""
+
+    events: list[Event] = field(default_factory=list)
+    owners: list[tuple[Event, ...]] = field(default_factory=list)  # the module calls that a function is in
+    reads: list[list[int]] = field(default_factory=list)
+    writes: list[list[int]] = field(default_factory=list)
+    made: dict[int, int] = field(default_factory=dict)
+    read_at: dict[int, list[int]] = field(default_factory=dict)
+    values: dict[int, Value] = field(default_factory=dict)
+    same: dict[int, int] = field(default_factory=dict)
+
+    def key(self, value: Value) -> int:
+        """Return the identity of a value's numbers: the same for copies, casts and views of the same shape."""
+        key = id(value)
+        while key in self.same:
+            key = self.same[key]
+        return key
+
+
+def lineage_loops(root: Event) -> list[LineageLoop]:
+    """Return the loops of a forward, in running order.
+
+    Args:
+        root: The model's own call, from `trace`.
+    """
+    flow = _flow(root)
+    uses, labels = _repeated_uses(flow)
+    if not 2 <= len(uses) <= LONGEST:
+        return []
+    loops = []
+    for start, period, count in _stretches(labels):
+        passes = [uses[start + k * period : start + (k + 1) * period] for k in range(count)]
+        readings = [_loop(flow, passes, returned=returned) for returned in (False, True)]
+        seen = [loop for loop in readings if loop is not None and any(each.variable for each in loop.carried)]
+        loops += seen[:1] or [loop for loop in readings[:1] if loop is not None]
+    return loops
+
+
+def marked_variables(root: Event) -> tuple[Variable, ...]:
+    """Return the variables that a forward marks, in the order of their first marks.
+
+    A first mark is on the value before the loop, unless parameters that make the next value have made it too.
+    """
+    flow = _flow(root)
+    behind, labels = _ancestry(flow)
+    marks: dict[str, list[int]] = {}
+    for event in root.walk():
+        if event.module is None and event.name.startswith(MARK):
+            marks.setdefault(event.name.removeprefix(MARK), []).append(flow.key(event.reads[0]))
+    variables = []
+    for name, keys in marks.items():
+        one, two = (behind.get(key, 0) for key in (keys[0], keys[min(1, len(keys) - 1)]))
+        again = {labels[bit] for bit in _bits(two & ~one)} & {labels[bit] for bit in _bits(one)}
+        variables.append(Variable(name=name, first=1 if again else 0))
+    return tuple(variables)
+
+
+def _bits(number: int) -> Iterator[int]:
+    """Yield which bits of a number are set."""
+    while number:
+        low = number & -number
+        yield low.bit_length() - 1
+        number ^= low
+
+
+def _flow(root: Event) -> _Flow:
+    """Write a forward down as functions."""
+    flow = _Flow()
+
+    def visit(event: Event, owners: tuple[Event, ...]) -> None:
+        for child in event.children:
+            if child.module is not None and any(e.module is None for e in child.walk()):
+                visit(child, (*owners, child))
+            else:
+                add(child, (*owners, child) if child.module is not None else owners)
+
+    def add(event: Event, owners: tuple[Event, ...]) -> None:
+        if _hands_on(event):
+            if event.writes[0] is not event.reads[0]:
+                flow.same[id(event.writes[0])] = id(event.reads[0])
+                flow.values.setdefault(id(event.reads[0]), event.reads[0])
+            return
+        i = len(flow.events)
+        flow.events.append(event)
+        flow.owners.append(owners)
+        flow.reads.append([flow.key(value) for value in event.reads if value.weights is None])
+        flow.writes.append([flow.key(value) for value in event.writes])
+        for key, value in zip(flow.writes[-1], event.writes, strict=True):
+            flow.made.setdefault(key, i)
+            flow.values.setdefault(key, value)
+        for key in flow.reads[-1]:
+            flow.read_at.setdefault(key, []).append(i)
+
+    visit(Event("", None, {}, [], children=[root]), ())
+    return flow
+
+
+def _hands_on(event: Event) -> bool:
+    """Return whether a function hands on its input's numbers, one token's channels together."""
+    if event.module is not None or not event.reads or not event.writes:
+        return False
+    if event.name.startswith(MARK):
+        return True
+    given, made = event.reads[0], event.writes[0]
+    folded = event.name in FOLDED and given.shape[-1:] == made.shape[-1:] and given.numel() == made.numel()
+    return folded or (event.name in SAME and given.shape == made.shape)
+
+
+def _repeated_uses(flow: _Flow) -> tuple[list[int], list[int]]:
+    """Return the functions that use parameters on what the same parameters made before or after, and their labels."""
+    behind, labels = _ancestry(flow)
+    label_of = dict(zip(_uses(flow), labels, strict=True))
+    before: dict[Hashable, int] = {}
+    recurrent: set[Hashable] = set()
+    for number, (i, label) in enumerate(label_of.items()):
+        bits = 0
+        for key in flow.reads[i]:
+            bits |= behind.get(key, 0)
+        if bits & before.get(label, 0):
+            recurrent.add(label)
+        before[label] = before.get(label, 0) | 1 << number
+    numbers: dict[Hashable, int] = {}
+    uses = [i for i, label in label_of.items() if label in recurrent]
+    return uses, [numbers.setdefault(label_of[i], len(numbers)) for i in uses]
+
+
+def _uses(flow: _Flow) -> list[int]:
+    """Return the functions that use parameters on data."""
+    return [i for i in range(len(flow.events)) if flow.reads[i] and _weights_of(flow.events[i])]
+
+
+def _weights_of(event: Event) -> frozenset[Hashable]:
+    """Return the parameters that a function uses."""
+    if event.module is not None and event.learns:
+        return frozenset({event.name})
+    return frozenset(value.weights for value in event.reads if value.weights is not None)
+
+
+def _ancestry(flow: _Flow) -> tuple[dict[int, int], list[Hashable]]:
+    """Return of every value the uses of parameters that it depends on, as bits, and the label of every use."""
+    behind: dict[int, int] = {}
+    labels: list[Hashable] = []
+    for i, event in enumerate(flow.events):
+        bits = 0
+        for key in flow.reads[i]:
+            bits |= behind.get(key, 0)
+        if (weights := _weights_of(event)) and flow.reads[i]:
+            bits |= 1 << len(labels)
+            labels.append((event.name, weights))
+        for key in flow.writes[i]:
+            behind[key] = behind.get(key, 0) | bits
+    return behind, labels
+
+
+def _stretches(labels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return the stretches ``(start, period, count)`` in which a sequence repeats, the longest of its kind each.
+
+    >>> _stretches([0, 0, 1, 0, 0, 1, 2, 2, 2])
+    [(0, 3, 2), (6, 1, 3)]
+    """
+    best = (0, 0, 0, 0)
+    row = np.asarray(labels)
+    for period in range(1, len(row) // 2 + 1):
+        equal = np.concatenate([[0], (row[:-period] == row[period:]).astype(np.int8), [0]])
+        edges = np.flatnonzero(np.diff(equal))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            count = (int(stop - start) + period) // period
+            if count >= 2 and count * period > best[0]:
+                best = (count * period, int(start), period, count)
+    length, start, period, count = best
+    if not length:
+        return []
+    end = start + length
+    rest = [(s + end, p, c) for s, p, c in _stretches(labels[end:])]
+    return [*_stretches(labels[:start]), (start, period, count), *rest]
+
+
+def _loop(flow: _Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop | None:
+    """Return the loop of these passes; None where it carries nothing.
+
+    Args:
+        flow: The forward.
+        passes: The uses of parameters of every pass.
+        returned: Whether the passes are told apart where most of what is alive was returned by modules, rather than
+            where the fewest values are alive.
+    """
+    bounds = [uses[0] for uses in passes]
+    span = range(bounds[0], passes[-1][-1] + 1)
+    cuts = [_cut(flow, span, one[-1], other[0], returned) for one, other in pairwise(passes)]
+    live = [sorted(_live(flow, span, cut), key=lambda key: flow.made[key]) for cut in cuts]
+    inner = live[len(live) // 2 :] or live
+    count = Counter(len(keys) for keys in inner).most_common(1)[0][0]
+    if not count:
+        return None
+    while len(live[-1]) < count:  # in the last passes, what nobody reads any more is joined to what goes on
+        live.pop()
+    tracks = _without_history(flow, _tracks(flow, live))
+    names = tuple(dict.fromkeys(event.name for i in range(bounds[0], bounds[1]) for event in flow.owners[i][-1:]))
+    body = _call_at(flow, bounds[0])
+    return LineageLoop(_passes(tracks, len(bounds)), names, tuple(_carried(flow, tracks)), body)
+
+
+def _passes(tracks: list[_Track], blocks: int) -> int:
+    """Return how often all variables were updated; in the last pass some may be no longer alive."""
+    return min([len(track.blocks) for track in tracks], default=blocks) if len(tracks) > 1 else blocks
+
+
+def _cut(flow: _Flow, span: range, low: int, high: int, returned: bool) -> int:
+    """Return where between two uses the fewest values are alive, returned by the outermost modules."""
+    depth: dict[int, int] = {}
+    for owners in flow.owners:
+        for level, call in enumerate(owners):
+            if call.writes:
+                key = flow.key(call.writes[0])
+                depth[key] = min(depth.get(key, _UNRETURNED), level)
+
+    def cost(at: int) -> tuple[int, int, int, int]:
+        live = _live(flow, span, at)
+        seen = sum(key in depth for key in live)
+        return -seen if returned else 0, len(live), sum(depth.get(key, _UNRETURNED) for key in live), at
+
+    return min(range(low + 1, high + 1), key=cost)
+
+
+def _live(flow: _Flow, span: range, at: int) -> list[int]:
+    """Return the values made in the loop before ``at`` that the loop reads from there on."""
+    keys = dict.fromkeys(key for i in range(span.start, at) for key in flow.writes[i] if flow.made[key] == i)
+    return [key for key in keys if any(at <= i < span.stop for i in flow.read_at.get(key, ())) and _is_wide(flow, key)]
+
+
+def _is_wide(flow: _Flow, key: int) -> bool:
+    """Return whether a value can be a state: real numbers with channels."""
+    value = flow.values[key]
+    return value.is_floating_point() and value.ndim >= 2 and value.shape[-1] > 1
+
+
+@dataclass(slots=True)
+class _Track:
+    """One variable: in which blocks it was made anew, and the values it had."""
+
+    blocks: list[int]
+    keys: list[int]
+
+
+def _tracks(flow: _Flow, live: list[list[int]]) -> list[_Track]:
+    """Follow what is carried from block to block: what is born takes the place of what dies, where the shapes agree."""
+    tracks: list[_Track] = []
+    holding: dict[int, _Track] = {}
+    for block, keys in enumerate(live):
+        born = [key for key in keys if key not in holding]
+        dead = [key for key in holding if key not in keys]
+        for key in born:
+            shape = flow.values[key].shape
+            heirs = [old for old in dead if flow.values[old].shape == shape]
+            alike = [old for old in heirs if _maker(flow, old) == _maker(flow, key)] or heirs
+            if alike:
+                track = holding.pop(alike[-1])
+                dead.remove(alike[-1])
+            else:
+                track = _Track([], [])
+                tracks.append(track)
+            track.blocks.append(block)
+            track.keys.append(key)
+            holding[key] = track
+        for key in dead:
+            holding.pop(key, None)
+    steady = max((len(track.keys) for track in tracks), default=0)
+    return [track for track in tracks if len(track.keys) > 1 or steady < 2]
+
+
+def _without_history(flow: _Flow, tracks: list[_Track]) -> list[_Track]:
+    """Return the variables, where a loop that goes on from its last few states is not taken for several.
+
+    There one place makes all of them, each takes the turn of the oldest, and none is handed back to where it was made.
+    """
+    makers = {_maker(flow, key) for track in tracks for key in track.keys}
+    order = sorted((block, number) for number, track in enumerate(tracks) for block in track.blocks)
+    turns = [number for _, number in order]
+    rotates = all(a == b for a, b in zip(turns, turns[len(tracks) :], strict=False))
+    if len(tracks) < 2 or len(makers) > 1 or not rotates:
+        return tracks
+    output = _returner(flow, [key for track in tracks for key in track.keys])
+    calls = [call for call in _calls(flow) if call.name == output and call.writes]
+    made = [flow.key(call.writes[0]) for call in calls]
+    if any(_own_argument(flow, calls, made, track) is not None for track in tracks):
+        return tracks
+    keys = {block: key for track in tracks for block, key in zip(track.blocks, track.keys, strict=True)}
+    return [_Track(sorted(keys), [keys[block] for block in sorted(keys)])]
+
+
+def _maker(flow: _Flow, key: int) -> tuple[Hashable, ...]:
+    """Return what made a value: the function and the modules that it ran in."""
+    i = flow.made[key]
+    return (flow.events[i].name, *(event.name for event in flow.owners[i]))
+
+
+def _carried(flow: _Flow, tracks: list[_Track]) -> Iterator[Carried]:
+    """Yield what a loop carries and where it is seen."""
+    outputs = [_returner(flow, track.keys) for track in tracks]
+    taken: Counter[str] = Counter()
+    for track, output in zip(tracks, outputs, strict=True):
+        name = _name(flow, track.keys, output)
+        taken[name] += 1
+        name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        variable: Variable | None = None
+        sharing = [other for other, o in zip(tracks, outputs, strict=True) if o == output]
+        if output is not None:
+            variable = _variable(flow, name, output, track, sharing)
+        last = flow.made[track.keys[-1]]
+        yield Carried(name, tuple(flow.values[track.keys[-1]].shape), variable, _line_of(flow, last, output))
+
+
+def _variable(flow: _Flow, name: str, output: str, track: _Track, sharing: list[_Track]) -> Variable | None:
+    """Return where a variable is seen that a module returns."""
+    calls = [call for call in _calls(flow) if call.name == output and call.writes]
+    made = [flow.key(call.writes[0]) for call in calls]
+    argument = _own_argument(flow, calls, made, track)
+    if len(sharing) == 1:
+        extra = [key for key in made if key not in track.keys]
+        if not extra or _is_chain(flow, made):
+            return Variable(name=name, output=output, argument=argument, first=0 if argument is not None else 1)
+    elif argument is not None:
+        return Variable(name=name, output=output, argument=argument)
+    every = _period_of(made, track)
+    return None if every is None else Variable(name=name, output=output, turns=every[0], of=every[1], first=1)
+
+
+def _period_of(made: list[int], track: _Track) -> tuple[tuple[int, ...], int] | None:
+    """Return which calls of a module make a variable, of how many each; None where there is no rule."""
+    own = [key in track.keys for key in made]
+    known = max((i for i, mine in enumerate(own) if mine), default=0) + 1
+    for period in range(1, known // 2 + 1):
+        if all(own[i] == own[i - period] for i in range(period, known)) and len(made) % period == 0:
+            return tuple(i for i in range(period) if own[i]), period
+    return None
+
+
+def _is_chain(flow: _Flow, made: list[int]) -> bool:
+    """Return whether every value that a module makes is dead when the one after the next is made."""
+    return all(max(flow.read_at.get(a, [-1])) <= flow.made[c] for a, c in zip(made, made[2:], strict=False))
+
+
+def _own_argument(flow: _Flow, calls: list[Event], made: list[int], track: _Track) -> int | str | None:
+    """Return where a module receives the last value of the variable it updates, if it does every time."""
+    mine = set(track.keys)
+    places: set[int | str] | None = None
+    last: int | None = None
+    for call, key in zip(calls, made, strict=True):
+        if key in mine:
+            if last is not None:
+                here = {place for place, value in call.places.items() if flow.key(value) == last}
+                places = here if places is None else places & here
+            last = key
+    return min(places, key=str) if places else None
+
+
+def _returner(flow: _Flow, keys: list[int]) -> str | None:
+    """Return the outermost module that returns all of these values, and one at a time."""
+    names: set[str] | None = None
+    for key in keys:
+        here = {call.name for call in _calls(flow) if call.writes and flow.key(call.writes[0]) == key}
+        names = here if names is None else names & here
+    return min(names, key=lambda name: (name.count("."), len(name))) if names else None
+
+
+def _calls(flow: _Flow) -> list[Event]:
+    """Return the calls of modules, in the order in which they end."""
+    ended: dict[int, Event] = {}
+    for owners in flow.owners:
+        for event in owners:
+            ended.pop(id(event), None)
+            ended[id(event)] = event
+    return list(ended.values())
+
+
+def _name(flow: _Flow, keys: list[int], output: str | None) -> str:
+    """Return what the user's code calls a variable, in the code that runs the loop."""
+    names: Counter[str] = Counter()
+    for key in keys:
+        value = flow.values[key]
+        line = _line_of(flow, flow.made[key], output)
+        named = value.names.get(line.code) if line is not None else None
+        for name in [named] if named else list(value.names.values())[:1]:
+            names[name] += 1
+    return names.most_common(1)[0][0] if names else "h"
+
+
+def _line_of(flow: _Flow, i: int, output: str | None) -> Line | None:
+    """Return where a value is made: where the module that returns it is called, else the function itself."""
+    for event in flow.owners[i]:
+        if event.name == output:
+            return event.line
+    return flow.events[i].line
+
+
+def _call_at(flow: _Flow, i: int) -> Line | None:
+    """Return where the module is called in which a function runs."""
+    return flow.owners[i][-1].line if flow.owners[i] else flow.events[i].line

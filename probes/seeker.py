@@ -1,0 +1,214 @@
+"""Looking for the loop in the user's own training: the first training forward is written down as it runs.
+
+Nothing is run besides: the forward computes what it always does, and its result is used as it is. What its modules were
+given and returned is kept until it is over, up to `MOST_BYTES`, so that the loop of the first step is recorded too.
+
+Where a forward shows no loop, the probe waits. It looks again when the number of module calls per forward changes, as
+it does when a loop is switched on, and besides at the 2nd, 4th, 8th, … training forward.
+
+Parts that are compiled cannot be followed as they run; then a small part of the batch is run on the side.
+
+Not covered: compiled functions that a forward makes by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..loops.call import Call, Input, tensors_in
+from ..loops.find import find_site
+from ..loops.hooks import Hook
+from ..loops.neutral import LookError
+from ..loops.site import LoopSite, LoopSiteError
+from ..loops.trace import Moment, Recorder
+from .notices import one_line
+
+MOST_BYTES = 256 << 20  # of tensors that are kept until a forward is over
+
+OnLoop = Callable[[LoopSite, "Timeline | None"], None]
+
+
+class Timeline:
+    """The moments of one forward, with their tensors.
+
+    Attributes:
+        moments: In the order in which they came.
+        lost: Why they are not kept; empty where they are.
+    """
+
+    def __init__(self) -> None:
+        self.moments: list[Moment] = []
+        self.lost = ""
+        self._versions: dict[int, tuple[Tensor, int]] = {}
+        self._bytes = 0
+
+    def add(self, moment: Moment) -> None:
+        """Keep a moment, while there is room."""
+        if self.lost:
+            return
+        self.moments.append(moment)
+        for tensor in tensors_in([moment.args, moment.kwargs, moment.output]):
+            if id(tensor) not in self._versions:
+                self._versions[id(tensor)] = tensor, tensor._version
+                self._bytes += tensor.numel() * tensor.element_size()
+        if self._bytes > MOST_BYTES:
+            self.lost = f"its states take more than {MOST_BYTES >> 20} MB"
+            self.moments.clear()
+            self._versions.clear()
+
+    def check(self) -> None:
+        """Let go of moments whose tensors were written to since."""
+        if any(tensor._version != version for tensor, version in self._versions.values()):
+            self.lost = "its states were overwritten in place"
+            self.moments.clear()
+
+
+class Seeker:
+    """Finds the loop of a model while it trains.
+
+    Args:
+        model: The user's module, unwrapped.
+        on_loop: Called once, behind the forward that showed the loop.
+        waits: Called with why there is no loop yet.
+    """
+
+    def __init__(self, model: nn.Module, on_loop: OnLoop, waits: Callable[[str], None]) -> None:
+        self._model, self._on_loop, self._waits = model, on_loop, waits
+        self._forwards = 0
+        self._calls = self._calls_then = 0
+        self._recorder: Recorder | None = None
+        self._timeline = Timeline()
+        self._done = False
+        self._compiled = _is_compiled(model)
+        self._handles = [] if self._compiled else [
+            module.register_forward_pre_hook(Hook(self._count)) for module in model.modules() if not _holds(module)
+        ]  # fmt: skip
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at the training forward that begins now, where that is due."""
+        try:
+            self._begin(module, args, kwargs)
+        except Exception as error:
+            self.stop()
+            self._waits(f"the loop cannot be looked for: {one_line(error)}")
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """As `begin`, and raises."""
+        self._abandon()
+        self._forwards += 1
+        changed = self._calls != self._calls_then
+        self._calls_then, self._calls = self._calls, 0
+        if self._done or not (changed or self._forwards & (self._forwards - 1) == 0):
+            return
+        if self._compiled or _is_compiled(module):
+            self._look_aside(args, kwargs)
+            return
+        self._timeline = Timeline()
+        self._recorder = Recorder(self._model, self._see)
+        self._recorder.__enter__()
+        if module is self._model:  # its own hooks are being called already
+            self._recorder.entering("")(module, args, kwargs)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._done = True
+        self._abandon()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _count(self, module: nn.Module, args: Any) -> None:
+        self._calls += 1
+
+    def _see(self, moment: Moment) -> None:
+        """Take note of a moment; the last one is that of the model itself."""
+        self._timeline.add(moment)
+        if moment.kind == "leave" and moment.module is self._model:
+            raised = moment.output is None and sys.exc_info()[1] is not None
+            recorder, self._recorder = self._recorder, None
+            if recorder is None:
+                return
+            recorder.__exit__(None, None, None)
+            if not raised:
+                self._settle(recorder)
+
+    def _settle(self, recorder: Recorder) -> None:
+        """Say what a forward has shown."""
+        from ..loops.discovery import site_of_trace  # a model that says where its loop is loads none of it
+
+        timeline, self._timeline = self._timeline, Timeline()
+        try:
+            site = site_of_trace(self._model, recorder.root.children[0])
+        except Exception as error:  # of the search: training goes on
+            self._waits(str(error))
+            return
+        self.stop()
+        timeline.check()
+        self._on_loop(site, timeline)
+
+    def _look_aside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run a part of the batch on the side, where compiled parts run as they were written."""
+        from ..loops.discovery import discover
+
+        try:
+            site = discover(self._model, Call(args, kwargs).cut(2).kept())
+        except (LoopSiteError, LookError) as error:
+            self._waits(str(error))
+            return
+        self.stop()
+        self._on_loop(site, None)
+
+    def _abandon(self) -> None:
+        """Let go of a forward that was broken off."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.__exit__(None, None, None)
+
+
+def _holds(module: nn.Module) -> bool:
+    """Return whether a module has others inside."""
+    return any(True for _ in module.children())
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Return whether a model, a part of it, or a function that its code names is compiled."""
+    for module in model.modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules:
+            return True
+        forward = getattr(type(module), "forward", None)
+        held = [*getattr(forward, "__globals__", {}).values(), *vars(type(module)).values(), *vars(module).values()]
+        own = type(module).__module__.split(".")[0] != "torch"
+        if own and any("_torchdynamo_orig_callable" in getattr(each, "__dict__", ()) for each in held):
+            return True
+    return isinstance(model, torch.jit.ScriptModule)
+
+
+def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | None) -> tuple[LoopSite | None, str]:
+    """Return where the loop is; where nobody has said so and nothing shows it, why not.
+
+    Raises:
+        LoopSiteError: A site or an example was given that does not fit.
+    """
+    try:
+        return find_site(model, site, example), ""
+    except LoopSiteError as error:
+        if site is not None or example is not None or callable(getattr(model, "loop_site", None)):
+            raise
+        return None, str(error)
+
+
+def in_words(site: LoopSite) -> str:
+    """Return what of a loop is recorded."""
+    named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
+    where = f"{site.body!r} receives" if site.output is None else f"{site.output!r} returns"
+    return ", ".join(named) or f"the state that {where}"
+
+
+def first_line(text: str) -> str:
+    """Return the beginning of what may be a long explanation."""
+    return (text.strip().splitlines() or [""])[0][:200]

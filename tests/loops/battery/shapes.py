@@ -1,0 +1,571 @@
+"""Loops of every kind that people train, small; each notes its own states, so that a recording has a twin to equal.
+
+Written for these tests; the kinds are those of public code. ``note`` keeps what a state was and hands it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import loopscope
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+D, V = 8, 16
+
+
+class Noting(nn.Module):
+    """A model that keeps the states of its last forward, and marks them where it is told to."""
+
+    marks = False
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.embed, self.head, self.depth = nn.Embedding(V, D), nn.Linear(D, V), depth
+        self.seen: list[tuple[str, Tensor]] = []
+
+    def note(self, h: Tensor, name: str = "h") -> Tensor:
+        self.seen.append((name, h.detach().clone()))
+        return loopscope.mark(h, name) if self.marks else h
+
+    def start(self, tokens: Tensor) -> Tensor:
+        self.seen.clear()
+        return self.embed(tokens)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int = D) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Mix(nn.Module):
+    """A block of two arguments: the state, and what is injected into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, hidden_states: Tensor, injected: Tensor) -> Tensor:
+        return torch.tanh(self.block(hidden_states + injected))
+
+
+class Plain(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        for _ in range(self.depth):
+            h = self.note(self.block(h))
+        return self.head(h)
+
+
+class Concatenated(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapter, self.block = nn.Linear(2 * D, D), Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        h = self.note(torch.zeros_like(e))
+        for _ in range(self.depth):
+            h = self.note(self.block(self.adapter(torch.cat([h, e], -1))))
+        return self.head(h)
+
+
+class Added(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        h = self.note(torch.zeros_like(e))
+        for _ in range(self.depth):
+            h = self.note(self.block(h + e))
+        return self.head(h)
+
+
+class Gated(Noting):
+    """The next state is mixed from the last one and what the block makes of it, outside of any module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.gate = Block(), nn.Parameter(torch.zeros(D))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        for _ in range(self.depth):
+            g = torch.sigmoid(self.gate)
+            h = self.note(g * h + (1 - g) * self.block(h))
+        return self.head(h)
+
+
+class InPlace(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(0.5 * self.start(tokens))
+        for _ in range(self.depth):
+            h = self.block(h)
+            h *= 0.5
+            self.note(h)
+        return self.head(h)
+
+
+class Inline(Noting):
+    """The sub-layers stand in the loop itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_1, self.attend, self.norm_2, self.mlp = (
+            nn.LayerNorm(D),
+            nn.Linear(D, D),
+            nn.LayerNorm(D),
+            nn.Linear(D, D),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.note(self.start(tokens))
+        for _ in range(self.depth):
+            x = x + self.attend(self.norm_1(x)).cumsum(1) / 4
+            x = self.note(x + torch.tanh(self.mlp(self.norm_2(x))))
+        return self.head(x)
+
+
+class LayerStack(Noting):
+    """All layers, looped, with the loss inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.norm = nn.ModuleList(Block() for _ in range(3)), nn.LayerNorm(D)
+
+    def forward(self, *, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        h = self.note(self.start(input_ids))
+        for _ in range(self.depth):
+            for layer in self.layers:
+                h = layer(h)
+            h = self.note(self.norm(h))
+        logits = self.head(h)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+@dataclass
+class Carry:
+    z_H: Tensor
+    z_L: Tensor
+    steps: Tensor
+    other: dict[str, Tensor] = field(default_factory=dict)
+
+
+class OneNetworkTwoVariables(Noting):
+    """z_L several times, then z_H, by one network; only the last cycle has gradients; a carry comes and goes."""
+
+    def __init__(self, inner: int = 3) -> None:
+        super().__init__()
+        self.level, self.inner, self.halt = Mix(), inner, nn.Linear(D, 2)
+
+    def forward(self, carry: Carry, batch: dict[str, Tensor]) -> tuple[Carry, Tensor]:
+        e = self.start(batch["inputs"])
+        z_H, z_L = carry.z_H, carry.z_L
+        self.note(z_H, "z_H")
+        self.note(z_L, "z_L")
+        with torch.no_grad():
+            for _ in range(self.depth - 1):
+                for _ in range(self.inner):
+                    z_L = self.note(self.level(z_L, z_H + e), "z_L")
+                z_H = self.note(self.level(z_H, z_L), "z_H")
+        for _ in range(self.inner):
+            z_L = self.note(self.level(z_L, z_H + e), "z_L")
+        z_H = self.note(self.level(z_H, z_L), "z_H")
+        return Carry(z_H.detach(), z_L.detach(), carry.steps + 1), self.head(z_H) + self.halt(z_H[:, :1]).sum()
+
+
+class SingleVariable(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        z = self.note(torch.ones_like(e), "z")
+        for _ in range(self.depth):
+            z = self.note(self.level(z + e), "z")
+        return self.head(z)
+
+
+class TwoLevels(Noting):
+    """A low level within a high one, a network each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = Mix(), Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        z_H, z_L = self.note(torch.ones_like(e), "z_H"), self.note(-torch.ones_like(e), "z_L")
+        for _ in range(self.depth):
+            for _ in range(2):
+                z_L = self.note(self.low(z_L, z_H + e), "z_L")
+            z_H = self.note(self.high(z_H, z_L), "z_H")
+        return self.head(z_H)
+
+
+class ThreeLevels(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.middle, self.high = Mix(), Mix(), Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        a, b, c = (self.note(k * torch.ones_like(e), name) for k, name in ((1, "a"), (2, "b"), (3, "c")))
+        for _ in range(self.depth):
+            for _ in range(2):
+                for _ in range(2):
+                    a = self.note(self.low(a, b + e), "a")
+                b = self.note(self.middle(b, a + c), "b")
+            c = self.note(self.high(c, b), "c")
+        return self.head(c)
+
+
+class ManyVariables(Noting):
+    """One network that updates three variables in turn, each from the sum of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        z = [self.note(k * torch.ones_like(e), f"z_{k}") for k in range(3)]
+        for _ in range(self.depth):
+            for k in range(3):
+                z[k] = self.note(self.level(z[k], e + sum(z[:k] + z[k + 1 :])), f"z_{k}")
+        return self.head(z[2] + z[0] + z[1])
+
+
+class NormPerLoop(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.norms = Block(), nn.ModuleList(nn.LayerNorm(D) for _ in range(self.depth))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        for norm in self.norms:
+            h = self.note(self.block(norm(h)))
+        return self.head(h)
+
+
+class LoraPerLoop(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Mix()
+        self.downs = nn.ModuleList(nn.Linear(D, 2, bias=False) for _ in range(self.depth))
+        self.ups = nn.ModuleList(nn.Linear(2, D, bias=False) for _ in range(self.depth))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        for down, up in zip(self.downs, self.ups, strict=True):
+            h = self.note(self.block(h, up(down(h))))
+        return self.head(h)
+
+
+class RouterPerLoop(Noting):
+    """Experts are shared, the router of each loop is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Block() for _ in range(2))
+        self.mix, self.routers = Mix(), nn.ModuleList(nn.Linear(D, 2) for _ in range(self.depth))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        for router in self.routers:
+            share = router(h).softmax(-1)
+            parts = torch.stack([expert(h) for expert in self.experts], -1)
+            h = self.note(self.mix(h, (parts * share[..., None, :]).sum(-1)))
+        return self.head(h)
+
+
+class SkipsInside(Noting):
+    """An index list walks over shared layers, down and up again, with skips in between, once per pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.join = nn.ModuleList(Block() for _ in range(2)), Mix()
+        self.weights = nn.Parameter(torch.ones(2, D))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        for _ in range(self.depth):
+            kept: list[Tensor] = []
+            x = h
+            for layer in self.layers:
+                x = layer(x)
+                kept.append(x)
+            for i in (1, 0):
+                x = self.layers[i](x + self.weights[i] * kept.pop())
+            h = self.note(self.join(x, h))
+        return self.head(h)
+
+
+class FirstVisit(Noting):
+    """Values of the first visit are used again in all later ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.mix = nn.Linear(D, D), Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h, first = self.note(self.start(tokens)), None
+        for _ in range(self.depth):
+            v = self.values(h)
+            first = v if first is None else first
+            h = self.note(self.mix(h, 0.5 * (v + first)))
+        return self.head(h)
+
+
+class Anderson(Noting):
+    """A solver with a buffer of what it has tried; the state is what the network makes."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=5)
+        self.f = Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        made = torch.zeros(2, *e.shape)
+        z = torch.zeros_like(e)
+        for k in range(self.depth):
+            fz = self.note(self.f(z, e), "fz")
+            made = made.clone()
+            made[k % 2] = fz
+            z = 0.7 * made[k % 2] + 0.3 * made[(k + 1) % 2]
+        return self.head(fz)
+
+
+class Momentum(Noting):
+    """The step before enters too: the last two results are alive."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=6)
+        self.f = Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = before = self.start(tokens)
+        for _ in range(self.depth):
+            h, before = self.note(self.f(1.5 * h - 0.5 * before)), h
+        return self.head(h)
+
+
+class Bare(Noting):
+    """No module in the loop at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(D, D) / 4), nn.Parameter(torch.zeros(D))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        h = self.note(torch.zeros_like(e))
+        for _ in range(self.depth):
+            h = self.note(torch.tanh(F.linear(h, self.w, self.b) + e))
+        return self.head(h)
+
+
+class Called(Noting):
+    """The block is called from a dictionary of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        weights = dict(self.block.named_parameters())
+        h = self.note(torch.zeros_like(e))
+        for _ in range(self.depth):
+            h = self.note(torch.func.functional_call(self.block, weights, (h, e)))
+        return self.head(h)
+
+
+class Equilibrium(Noting):
+    """A fixed point searched without gradients, then one step with them."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=5)
+        self.f = Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        z = self.note(torch.zeros_like(e), "z")
+        with torch.no_grad():
+            for _ in range(self.depth - 1):
+                z = self.note(self.f(z, e), "z")
+        z = self.note(self.f(z.detach(), e), "z")
+        return self.head(z)
+
+
+class Halting(Noting):
+    """A universal transformer whose tokens halt; what goes on is the weighted mean."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=4)
+        self.block, self.halt = Block(), nn.Linear(D, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        left, out = torch.ones_like(h[..., :1]), torch.zeros_like(h)
+        for _ in range(self.depth):
+            h = self.note(self.block(h))
+            p = torch.sigmoid(self.halt(h)) * left
+            out, left = out + p * h, left - p
+        return self.head(out + left * h)
+
+
+class Checkpointed(Noting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        h = self.note(torch.zeros_like(e))
+        for _ in range(self.depth):
+            h = self.note(checkpoint(self.block, h, e, use_reentrant=False))
+        return self.head(h)
+
+
+class Sampled(Noting):
+    """Another depth in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Mix()
+
+    def forward(self, tokens: Tensor, num_loops: int | None = None) -> Tensor:
+        e = self.start(tokens)
+        h = self.note(torch.zeros_like(e))
+        for _ in range(num_loops or int(torch.randint(2, 6, ()))):
+            h = self.note(self.block(h, e))
+        return self.head(h)
+
+
+class Nested(Noting):
+    """The loop is deep inside, and its module returns a tuple."""
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Mix()
+
+        def forward(self, x: Tensor, e: Tensor) -> tuple[Tensor, None]:
+            return self.block(x, e), None
+
+    class Core(nn.Module):
+        def __init__(self, depth: int, note: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.inner, self.depth, self.note = Nested.Inner(), depth, note
+
+        def forward(self, e: Tensor) -> Tensor:
+            h = self.note(torch.zeros_like(e))
+            for _ in range(self.depth):
+                h, _ = self.inner(h, e)
+                self.note(h)
+            return h
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = Nested.Core(self.depth, self.note)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.core(self.start(tokens)))
+
+
+class Growing(Noting):
+    """Off at first: one pass; then the loop is switched on."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=1)
+        self.block = Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        h = self.note(torch.zeros_like(e))
+        for _ in range(self.depth):
+            h = self.note(self.block(h, e))
+        return self.head(h)
+
+
+def marked(shape: type[Noting]) -> Callable[[], Noting]:
+    """The same model, its states marked."""
+
+    def make() -> Noting:
+        model = shape()
+        model.marks = True
+        return model
+
+    return make
+
+
+TOKENS = torch.arange(8).view(2, 4)
+
+
+def plain_call(model: nn.Module, step: int) -> Tensor:
+    return model((TOKENS + step) % V).square().mean()
+
+
+def carried_call(model: nn.Module, step: int) -> Tensor:
+    start = torch.full((2, 4, D), 0.1 * (step + 1))
+    carry = Carry(start, -start, torch.zeros(2))
+    return model(carry, batch={"inputs": (TOKENS + step) % V})[1].square().mean()
+
+
+def labelled_call(model: nn.Module, step: int) -> Tensor:
+    return model(input_ids=TOKENS, labels=(TOKENS + 1) % V)["loss"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape: how it is made and called, and which variables with how many passes a recording must have."""
+
+    name: str
+    make: Callable[[], Noting]
+    variables: tuple[str, ...] = ("h",)
+    call: Callable[[nn.Module, int], Any] = plain_call
+    passes: int = 3
+
+
+CASES = [
+    *(Case(shape.__name__, shape) for shape in (
+        Plain, Concatenated, Added, Gated, InPlace, Inline, NormPerLoop, LoraPerLoop, RouterPerLoop, SkipsInside,
+        FirstVisit, Called, Checkpointed, Nested,
+    )),
+    Case("LayerStack", LayerStack, call=labelled_call),
+    Case("OneNetworkTwoVariables", OneNetworkTwoVariables, ("z_H", "z_L"), carried_call),
+    Case("SingleVariable", SingleVariable, ("z",)),
+    Case("TwoLevels", TwoLevels, ("z_H", "z_L")),
+    Case("ThreeLevels", ThreeLevels, ("a", "b", "c")),
+    Case("ManyVariables", ManyVariables, ("z_0", "z_1", "z_2")),
+    Case("Anderson", Anderson, ("fz",), passes=5),
+    Case("Momentum", Momentum, passes=6),
+    Case("Equilibrium", Equilibrium, ("z",), passes=5),
+    Case("Halting", Halting, passes=4),
+    *(Case(f"{shape.__name__} marked", marked(shape)) for shape in (Plain, Bare, Gated, SkipsInside)),
+    Case("OneNetworkTwoVariables marked", marked(OneNetworkTwoVariables), ("z_H", "z_L"), carried_call),
+    Case("TwoLevels marked", marked(TwoLevels), ("z_H", "z_L")),
+    Case("ThreeLevels marked", marked(ThreeLevels), ("a", "b", "c")),
+    Case("Equilibrium marked", marked(Equilibrium), ("z",), passes=5),
+    Case("Anderson marked", marked(Anderson), ("fz",), passes=5),  # its first value is marked in the loop
+]  # fmt: skip

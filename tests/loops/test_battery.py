@@ -1,0 +1,77 @@
+"""Two lines record every loop of the battery as its instrumented twin sees it, and change nothing.
+
+Every model notes its own states as it runs. The recording must have the same variables, passes and norms, from the
+first step on, and training with a probe must end in the same bits as without one.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import loopscope
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from battery.shapes import CASES, Case
+
+STEPS = 3
+
+
+def train(case: Case, path: Path | None, *, compiled: str = "") -> tuple[list[Tensor], list[list[tuple[str, Tensor]]]]:
+    """Losses and parameters in the end, and of every step the states that the model noted."""
+    torch.manual_seed(0)
+    model = case.make()
+    if compiled:
+        model.get_submodule(compiled).compile(backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    probe = None if path is None else loopscope.attach(model, path)
+    results, seen = [], []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = case.call(model, step)
+        seen.append(list(model.seen))
+        loss.backward()
+        optimizer.step()
+        results.append(loss.detach())
+        if probe is not None:
+            probe.step(loss=loss)
+    if probe is not None:
+        probe.close()
+    return [*results, *(p.detach().clone() for p in model.parameters())], seen
+
+
+def check_recording(path: Path, case: Case, seen: list[list[tuple[str, Tensor]]]) -> None:
+    """What a run file says of the loop equals what the model noted, step by step."""
+    with loopscope.open_run(path) as run:
+        said = [f"{event.kind}: {event.message}" for event in run.events]
+        assert run["depth"].tolist() == [case.passes] * STEPS, (run["depth"], said)
+        if len(case.variables) > 1 or run.variables:
+            assert set(run.variables) == set(case.variables), (run.variables, said)
+        for name in case.variables:
+            where = {"variable": name} if run.variables else {}
+            recorded, moved = run.loops("state_norm", **where), run.loops("residual_norm", **where)
+            for step in range(STEPS):
+                states = [h.float() for of, h in seen[step] if of == name]
+                norms = np.array([float(h.norm(dim=-1).mean()) for h in states])
+                steps = np.array([float((b - a).norm(dim=-1).mean()) for a, b in pairwise(states)])
+                row, gap = recorded[step], moved[step]
+                first = len(row) - len(norms)  # 1 where nothing shows the value before the loop to anybody
+                assert first in (0, 1) and (first == 0 or np.isnan(row[0])), (row, norms, said)
+                known = ~np.isnan(row[first:])
+                assert known[1:].all(), (row, norms)
+                assert np.allclose(row[first:][known], norms[known], rtol=1e-6), (step, row, norms)
+                kept = ~np.isnan(gap[first:-1])
+                assert kept[1:].all() and np.allclose(gap[first:-1][kept], steps[kept], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_loop_is_recorded_as_its_twin_notes_it_and_training_is_the_same(case: Case, tmp_path: Path) -> None:
+    plain, _ = train(case, None)
+    watched, seen = train(case, tmp_path / "a.h5")
+    assert all(map(torch.equal, plain, watched))
+    check_recording(tmp_path / "a.h5", case, seen)

@@ -1,0 +1,76 @@
+"""The joint state of several variables as a function: its Jacobian is that of the loop written out by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from loopscope.loops.bound import bound_loop
+from loopscope.loops.site import LoopSite, LoopSiteError, Variable
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from battery import shapes
+
+
+def example() -> dict[str, object]:
+    start = torch.full((1, 2, shapes.D), 0.3)
+    return {"carry": shapes.Carry(start, -start, torch.zeros(1)), "batch": {"inputs": torch.tensor([[1, 2]])}}
+
+
+def by_hand(model: shapes.OneNetworkTwoVariables, joint: Tensor, e: Tensor, names: list[str]) -> Tensor:
+    parts = dict(zip(names, joint.split(shapes.D, -1), strict=True))
+    z_h, z_l = parts["z_H"], parts["z_L"]
+    for _ in range(model.inner):
+        z_l = model.level(z_l, z_h + e)
+    return torch.cat([{"z_H": model.level(z_h, z_l), "z_L": z_l}[name] for name in names], -1)
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_a_pass_and_its_jacobian_are_those_of_the_equations(marks: bool) -> None:
+    torch.manual_seed(0)
+    model = shapes.OneNetworkTwoVariables()
+    model.marks = marks
+    e = model.embed(torch.tensor([[1, 2]])).detach()
+    with bound_loop(model, example()) as loop:
+        names = [variable.name for variable in loop.site.variables]
+        assert sorted(names) == ["z_H", "z_L"]
+        h = torch.randn_like(loop.state)
+        with torch.no_grad():
+            assert torch.allclose(loop.step(h), by_hand(model, h, e, names), atol=1e-6)
+        ours = torch.autograd.functional.jacobian(loop.step, h)
+        exact = torch.autograd.functional.jacobian(lambda x: by_hand(model, x, e, names), h)
+        assert torch.allclose(ours, exact, atol=1e-6)
+
+
+def test_a_state_that_enters_at_no_module_can_be_linearised_where_it_is_returned() -> None:
+    torch.manual_seed(0)
+    model = shapes.SingleVariable()
+    tokens = torch.tensor([[1, 2]])
+    e = model.embed(tokens).detach()
+    with bound_loop(model, tokens) as loop, torch.no_grad():
+        h = torch.randn_like(loop.state)
+        assert torch.allclose(loop.step(h), model.level(h + e), atol=1e-6)
+
+
+def test_variables_that_are_not_all_that_is_carried_are_refused() -> None:
+    torch.manual_seed(0)
+    model = shapes.OneNetworkTwoVariables()
+    model.marks = True
+    alone = LoopSite(variables=(Variable(name="z_L", first=1),))
+    said = "carries more than z_L, or differs from pass to pass"
+    with pytest.raises(LoopSiteError, match=said), bound_loop(model, example(), site=alone):
+        pass
+
+
+def test_training_is_not_touched() -> None:
+    torch.manual_seed(0)
+    model = shapes.TwoLevels()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with bound_loop(model, torch.tensor([[1, 2]])) as loop:
+        loop.step(loop.state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
