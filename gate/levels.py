@@ -121,7 +121,7 @@ class Spread:
         """Return how far a level lies from the expected one, in tolerances; above 1 is outside, infinite not finite.
 
         >>> round(expected(Quantity("loss", 0.03, "relative"), [2.0, 2.0, 2.0]).score(2.6), 1)
-        1.9
+        2.1
         """
         if not math.isfinite(value):
             return math.inf
