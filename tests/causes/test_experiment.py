@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -65,17 +63,13 @@ def test_the_radius_is_held_and_nothing_else_is_touched() -> None:
 
 
 @pytest.fixture(scope="module")
-def planted() -> Iterator[ModuleType]:
+def planted() -> ModuleType:
     spec = importlib.util.spec_from_file_location("planted_causes", ROOT / "benchmarks" / "explain.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["planted_causes"] = module
     spec.loader.exec_module(module)
-    log = logging.getLogger("loopscope")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    yield module
-    log.setLevel(level)
+    return module
 
 
 def test_a_planted_cause_is_found(planted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
