@@ -359,6 +359,13 @@ def test_a_state_that_enters_at_no_module_of_its_own_is_linearised_without_advic
     with bound_loop(bare, TOKENS) as loop, bound_loop(twin, TOKENS, site=marked) as known:
         torch.testing.assert_close(loop.step(h), bare.loop(h, bare.embed(TOKENS)))
         torch.testing.assert_close(loop.step(h), known.step(h))
+        # Only returned states are seen, so the first one is h_1; an identity on the state shows h_0.
+        torch.testing.assert_close(loop.state, known.step(known.state))
+    found = loopscope.linearize(bare, TOKENS, num_loops=LOOPS)
+    told = loopscope.linearize(twin, TOKENS, num_loops=LOOPS + 1, site=marked)
+    assert found.loop is not None and told.loop is not None
+    assert found.loop.radius is not None and told.loop.radius is not None
+    assert found.loop.radius.value == pytest.approx(told.loop.radius.value, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Called, Beside])
