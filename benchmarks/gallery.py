@@ -313,13 +313,13 @@ def _train(case: Case, seed: int, path: Path, rank: int = 0) -> None:
     torch.set_num_threads(1)
     logging.getLogger("loopscope").setLevel(logging.CRITICAL)
     training = Training(seed, case.injection, case.lr)
-    ranks = probe_module._rank_and_world_size
+    ranks = probe_module.rank_and_world_size
     if case.ending == "rank":  # two processes that train alone and say that they are two ranks
-        probe_module._rank_and_world_size = lambda path: (rank, 2)
+        probe_module.rank_and_world_size = lambda path: (rank, 2)
     try:
         training.probe = loopscope.attach(training.model, path, config={"case": case.name, "seed": seed, "lr": case.lr})
     finally:
-        probe_module._rank_and_world_size = ranks
+        probe_module.rank_and_world_size = ranks
     for step in range(STEPS):
         case.plant(training, step)
         training.step(step)

@@ -35,7 +35,7 @@ def differences(one: Any, other: Any, *, tolerance: float = 0.0) -> list[str]:
     []
     >>> _, other.calls = other.running_mean.add_(1), [1]
     >>> differences(one, other)
-    ['running_mean', 'calls']
+    ['calls', 'running_mean']
     """
     return sorted(set(_Comparison(tolerance).of(one, other, "")))
 

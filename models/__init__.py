@@ -17,6 +17,7 @@
     checkpoint.py   atomic checkpoints
     depth.py        held-out loss against the number of loops
     flops.py        training compute and utilisation
+    acting.py       models that act when they are looked at, for `loopscope selfcheck`
 
 Names resolve on first use, so that importing this package costs nothing. The function `train` stays in its module of
 the same name: ``from loopscope.models.train import train``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,15 @@ import torch
 from loopscope.models import build
 from loopscope.models.looped import LoopedTransformer
 from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before() -> Iterator[None]:
+    """Puts the level of our logger back: commands that quieten it in a process of their own are called in ours."""
+    logger = logging.getLogger("loopscope")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

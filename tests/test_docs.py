@@ -42,6 +42,7 @@ def test_every_command_of_the_readme_exists() -> None:
     used = [shlex.split(line, comments=True) for line in lines if line.startswith("loopscope ")]
     assert used, "the README shows no command"
     for words in used:
+        words = words[: words.index("--")] if "--" in words else words  # behind it stands somebody else's command
         command = commands[words[1]]
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.split("=")[0] for word in words[2:] if word.startswith("--")} <= known, words

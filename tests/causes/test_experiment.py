@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +69,6 @@ def planted() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules["planted_causes"] = module
     spec.loader.exec_module(module)
-    logging.getLogger("loopscope").setLevel(logging.ERROR)
     return module
 
 

@@ -177,6 +177,7 @@ BAD_FIELDS = {
     "eval_depths": [(0,), 8],
     "eval_batches": [0],
     "checkpoint_every": [-1],
+    "keep_checkpoints": [-1, 1],
 }
 
 
@@ -248,8 +249,8 @@ def test_a_checkpoint_waits_for_a_record_that_lacks_steps_and_not_for_ever(
     from loopscope.models import train as module
 
     written = []
-    save = module._Run.save
-    monkeypatch.setattr(module._Run, "save", lambda run, path: (written.append(run.step), save(run, path)))
+    save = module.Training.save
+    monkeypatch.setattr(module.Training, "save", lambda run, path: (written.append(run.step), save(run, path)))
     config = TrainConfig(steps=7, batch_size=2, checkpoint_every=2)
     result = train(model_of(), text, config, observer=Lacking(kept), checkpoint_path=tmp_path / "c")
     assert (written, result.unrecorded) == (checkpoints, unrecorded)

@@ -259,7 +259,7 @@ def test_damage_is_seen_by_its_checksum(tmp_path):
 
 def test_a_row_too_many_and_a_byte_too_many_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "MOST_ROWS", 10)
-    with pytest.raises(LogError, match="more than 10 records"):
+    with pytest.raises(LogError, match="more than 20 lines"):
         open_run(csv_log(tmp_path))
     monkeypatch.setattr(tensorboard, "MOST_NAMES", 3)
     path = event_file(tmp_path / "tfevents", [event(1, f"tag{n}", 1.0) for n in range(9)])
