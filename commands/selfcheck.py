@@ -72,8 +72,13 @@ def selfcheck(
             return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     outcome = check_training(make_model, make_batch, loss, tolerance=TOLERANCE[precision])
-    logging.getLogger("loopscope").setLevel(logging.ERROR)  # notes on loops that are odd on purpose
-    acting = check_acting_models()
+    log = logging.getLogger("loopscope")
+    level = log.level
+    log.setLevel(logging.ERROR)  # notes on loops that are odd on purpose
+    try:
+        acting = check_acting_models()
+    finally:
+        log.setLevel(level)
     changed = [check for check in acting if check.differing or not check.looks]
     if as_json:
         say(json.dumps(outcome.as_dict() | {"acting_models": [asdict(check) for check in acting]}, indent=2))

@@ -45,7 +45,7 @@ def linearize(
     Args:
         model: Any looped model; in evaluation mode inside, as before outside.
         tokens: ``(B, S)`` input, or all arguments of the model as a tuple or a mapping.
-        num_loops: Loops run before the loop is linearised.
+        num_loops: Loops run before the loop is linearised; from h_1 where only returned states are seen.
         site: Where the loop is, for a model that does not state it.
         seed: Of the initial state.
         budget: Seconds after which no further part is begun; ``skipped`` names what is left out.

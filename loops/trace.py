@@ -144,9 +144,9 @@ def trace(model: nn.Module, example: Input) -> Event:
     >>> [child.name for child in root.children]
     ['0', '1']
     """
-    call, recorder = Call.of(model, example), Recorder(model)
+    call = Call.of(model, example)
     try:
-        with on_the_side(model), recorder:
+        with on_the_side(model), Recorder(model) as recorder:  # a model that cannot be put back is refused first
             call.run(model)
     except LookError:
         raise

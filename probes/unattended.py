@@ -189,14 +189,17 @@ class Unattended:
         The full loop is measured too: a loop without a known A̅ could not be judged otherwise, and nobody times this.
         """
         from ..loops.call import Call
-        from ..loops.site import LoopSiteError
+        from ..loops.find import find_site
+        from ..loops.site import LoopSiteError, unwrap
 
         name = type(module).__name__
         try:
             try:
-                probe = attach(module, self._out, preset="inspect")
+                find_site(unwrap(module), None)
+                example = None
             except LoopSiteError:
-                probe = attach(module, self._out, preset="inspect", probe_batch=Call(args, kwargs))
+                example = Call(args, kwargs)  # given one, attach() waits for no loop
+            probe = attach(module, self._out, preset="inspect", probe_batch=example)
         except LoopSiteError as error:
             self._tell("no loop", model=name, error=str(error))
             return

@@ -58,21 +58,23 @@ def copy_run(source: h5py.File, target: Path, commit: Commit, kind: Layout) -> N
     with create_file(target) as file:
         _write_attributes(file, _kept_attributes(source), kind)
         columns = int(source["columns"].shape[0])
-        for name, (shape, dtype) in shapes.items():
-            if name == "commit":
-                continue
-            length = commit.lengths[name]
-            table = _create_table(file, name, length, shape, dtype, kind, columns)
+        # All tables come before any rows: the list of their names must not end up behind the last rows, where a file
+        # is cut off first.
+        lengths = commit.lengths | {"commit": 1}
+        tables = {
+            name: _create_table(file, name, lengths[name], shape, dtype, kind, columns)
+            for name, (shape, dtype) in shapes.items()
+        }
+        for name, length in commit.lengths.items():
             known = layout.FIRST_COLUMNS if name == "columns" else 0  # whatever became of them in the source
             for start in range(known, length, _BLOCK):
                 stop = min(start + _BLOCK, length)
                 rows = source[name][start:stop]
                 if name == "steps":
                     rows[:, commit.lengths["columns"] :] = np.nan  # numbers whose names are lost belong to no name
-                table[start:stop] = rows
+                tables[name][start:stop] = rows
         file["columns"][: layout.FIRST_COLUMNS] = np.array(layout.STEP_COLUMNS[: layout.FIRST_COLUMNS], dtype="S")
-        row_shape, dtype = shapes["commit"]
-        _create_table(file, "commit", 1, row_shape, dtype, kind, columns)[0] = commit.pack()
+        tables["commit"][0] = commit.pack()
     sync(target)
 
 

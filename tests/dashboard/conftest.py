@@ -3,13 +3,11 @@
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import waitress
 from loopscope.probes.flight_recorder import FlightRecorder
 from loopscope.runfile.flights import FlightStep
 from loopscope.runfile.layout import BLOCK_NORM, GRADIENT_NORM, TOKEN_MAP, Event
@@ -210,23 +208,17 @@ def study(tmp_path: Path, recorded: Path) -> Path:
 @pytest.fixture
 def serving() -> Iterator[Callable[..., tuple[str, object]]]:
     """Return a function that serves some paths on a free port in this process and gives address and index."""
-    from loopscope.dashboard.app import create_app
-    from loopscope.dashboard.index import CONFIG_KEY
+    from .serving import Served
 
-    servers = []
+    servers: list[Served] = []
 
     def start(*paths: Path) -> tuple[str, object]:
-        app = create_app(paths)
-        server = waitress.create_server(app.server, host="127.0.0.1", port=0, threads=4)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.effective_port}", app.server.config[CONFIG_KEY]
+        servers.append(Served(*paths))
+        return servers[-1].base, servers[-1].index
 
     yield start
-    for server, thread in servers:
-        server.close()
-        thread.join(timeout=5)
+    for server in servers:
+        server.stop()
 
 
 class Client:

@@ -10,6 +10,8 @@ from loopscope.dashboard import app as app_module
 from loopscope.dashboard.app import DEFAULT_PORT, create_app, serve
 from loopscope.dashboard.frame import graph_config
 
+from .serving import stop
+
 
 def test_front_page_loads_and_allows_nothing_from_elsewhere(client, runs):
     answer = client(runs).get("/")
@@ -103,8 +105,7 @@ def test_serve_prints_nothing_and_answers_at_the_address_it_announces(runs, capf
     assert ready.wait(20)
     with urllib.request.urlopen(addresses[0], timeout=20) as answer:
         assert answer.status == 200 and b"loopscope" in answer.read()
-    servers[0].close()
-    thread.join(timeout=5)
+    stop(servers[0], thread)
     assert capfd.readouterr() == ("", "")
 
 

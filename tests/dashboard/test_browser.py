@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waitress
-from loopscope.dashboard.app import create_app
-from loopscope.dashboard.index import CONFIG_KEY
 from loopscope.dashboard.pages import run as run_page
 from loopscope.runfile.writer import RunWriter
+
+from .serving import Served
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -295,32 +294,19 @@ def test_an_answer_that_never_comes_does_not_stop_the_clock(screen, runs):
 def test_a_page_lives_through_the_end_of_its_server_and_its_return(chromium, tmp_path, elsewhere):
     training = elsewhere(tmp_path / "live.h5")
     training.tell("60")
-    first, index, thread, port = serve(tmp_path)
-    shown = Screen(chromium, f"http://127.0.0.1:{port}", index)
+    first = Served(tmp_path)
+    shown = Screen(chromium, first.base, first.index)
     page = shown.run("live")
-    first.close()
-    index.close()
-    thread.join(timeout=5)
+    first.stop()
     sync_api.expect(page.locator("#light")).to_have_text("server gone", timeout=PATIENCE)
     training.tell("90")
-    second, index, thread, _ = serve(tmp_path, port)
+    second = Served(tmp_path, port=first.port)
     try:
         sync_api.expect(page.locator("#light")).to_have_text(re.compile("updated"), timeout=PATIENCE)
         page.wait_for_function(f"{shown.points('loss')} === 90", timeout=3 * PATIENCE)
     finally:
         shown.context.close()
-        second.close()
-        index.close()
-        thread.join(timeout=5)
-
-
-def serve(folder: Path, port: int = 0) -> tuple:
-    """A server of its own, on a port that a later one can have again."""
-    app = create_app([folder])
-    server = waitress.create_server(app.server, host="127.0.0.1", port=port, threads=4)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    return server, app.server.config[CONFIG_KEY], thread, server.effective_port
+        second.stop()
 
 
 def test_a_run_that_is_resumed_from_an_earlier_step_is_drawn_anew(screen, tmp_path, training):
@@ -431,10 +417,23 @@ def test_panels_say_what_they_show_and_can_be_taken_along(screen, runs):
 def test_play_goes_through_training(screen, runs):
     shown = screen(runs)
     page = shown.run("concatenation", "?tab=spectrum")
-    page.locator("#play").click()
+    shown.expect("spectrum", "step 190: ")
+    page.evaluate(
+        "window.steps = []; setInterval(() => {"
+        " const said = /step (\\d+): /.exec(document.getElementById('panel-spectrum').textContent);"
+        " if (said && window.steps.at(-1) !== Number(said[1])) window.steps.push(Number(said[1])); }, 50)"
+    )
+    button = page.locator("#play")
+    button.click()
     page.wait_for_url(STEP)
-    shown.expect("spectrum", r"step \d, ")
-    page.locator("#play").click()
+    page.wait_for_function("window.steps.length > 2")
+    button.click()
+    sync_api.expect(button).to_have_text("▶ play through training", timeout=PATIENCE)
+    newest, *played = page.evaluate("window.steps")
+    assert newest == 190 and played == sorted(played) and played[0] < 190  # forwards
+    stopped = page.url
+    page.wait_for_timeout(1000)
+    assert page.url == stopped
 
 
 def test_the_loops_of_training_and_another_run_to_compare_with_are_chosen_in_the_page(screen, runs):

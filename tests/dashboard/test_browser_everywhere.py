@@ -3,16 +3,13 @@
 One server and one browser tab for all of it, over the runs that ship with loopscope.
 """
 
-import threading
 from collections.abc import Iterator
 
 import pytest
-import waitress
-from loopscope.dashboard.app import create_app
 from loopscope.dashboard.example import example_runs
-from loopscope.dashboard.index import CONFIG_KEY
 from loopscope.dashboard.tabs import all_tabs
 
+from .serving import Served
 from .test_browser import PATIENCE, Screen, chromium, pytestmark  # noqa: F401  (fixtures)
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -40,17 +37,11 @@ HARMLESS = {
 def phone(chromium, tmp_path_factory) -> Iterator[Screen]:  # noqa: F811
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    app = create_app([example_runs()])
-    server = waitress.create_server(app.server, host="127.0.0.1", port=0, threads=4)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    base, index = f"http://127.0.0.1:{server.effective_port}", app.server.config[CONFIG_KEY]
-    shown = Screen(chromium, base, index, width=390, scheme="light", touch=True)
+    served = Served(example_runs())
+    shown = Screen(chromium, served.base, served.index, width=390, scheme="light", touch=True)
     yield shown
     shown.context.close()
-    server.close()
-    thread.join(timeout=5)
-    index.close()
+    served.stop()
     patch.undo()
 
 
@@ -112,13 +103,14 @@ def test_a_finger_on_a_plot_scrolls_the_page_and_a_tap_chooses_the_step(phone):
     page = phone.page
     box = page.locator("#panel-loss .nsewdrag").first.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.evaluate("document.addEventListener('scrollend', () => window.rests = true)")
     touch = page.context.new_cdp_session(page)
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
     for moved in range(15, 200, 15):
         touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y - moved}]})
         page.wait_for_timeout(20)
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.wait_for_function("window.scrollY > 60")
+    page.wait_for_function("window.rests && window.scrollY > 60")  # a tap on a page that glides only halts it
     range_of = "document.querySelector('#panel-loss .js-plotly-plot')._fullLayout.xaxis.range[1]"
     assert page.evaluate(range_of) > 199  # it was no zoom
     box = page.locator("#panel-gain .nsewdrag").first.bounding_box()

@@ -6,6 +6,7 @@ goes through a hook.
 
 import copy
 import itertools
+import re
 
 import loopscope
 import numpy as np
@@ -104,6 +105,31 @@ def attach_train_detach(model, path, states, *, site=None, first=0, labels="labe
     assert list(model.state_dict()) == keys
     copied(torch.zeros(1, 4, dtype=torch.int64))  # a copy made while attached runs, and records nothing
     return check_rows(path, visited, first=first)
+
+
+def waits_for_its_loop(model, path, caplog):
+    """Train under a probe that finds no certain loop; returns what it says why, the same as where an input is given."""
+    with pytest.raises(LoopSiteError) as refused:
+        loopscope.attach(model, path, probe_batch=example_tokens(model))
+    assert not path.exists()
+    before, alone = hooks(model), copy.deepcopy(model)
+    caplog.clear()
+    torch.manual_seed(5)
+    with loopscope.attach(model, path) as probe:
+        train(model, [probe], list)
+    assert hooks(model) == before
+    torch.manual_seed(5)
+    train(alone, [], list)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), alone.parameters(), strict=True))
+    with open_run(path) as run:
+        assert len(run) == STEPS and np.isfinite(run["loss"]).all()
+        assert run.info["site"] is None and np.isnan(run["depth"]).all()  # nothing is guessed
+        kinds = [event.kind for event in run.events]
+    assert kinds.count("loop_awaited") == 1 and "loop_found" not in kinds
+    (said,) = [message for message in caplog.messages if "the probe waits for one" in message]
+    shape = r"of shape \d+x\d+"  # of the batch, which is another one in training
+    assert re.sub(shape, "", said).endswith(re.sub(shape, "", str(refused.value)))
+    return str(refused.value)
 
 
 @pytest.mark.parametrize("sampling", ["per-batch", "per-sequence"])
@@ -244,11 +270,11 @@ def test_an_identity_on_the_state_makes_a_loop_of_bare_parameters_whole(foreign,
     assert linearization.verdict
 
 
-def test_a_loop_of_operations_alone(foreign, tmp_path):
+def test_a_loop_of_operations_alone(foreign, tmp_path, caplog):
     torch.manual_seed(0)
     module = foreign("bare")
-    with pytest.raises(LoopSiteError, match=r"no module runs twice.*LoopSite\(.*nn\.Identity"):
-        loopscope.attach(module.NoModules(), tmp_path / "run.h5")
+    why = waits_for_its_loop(module.NoModules(), tmp_path / "unmarked.h5", caplog)
+    assert re.search(r"no module runs twice.*LoopSite\(.*nn\.Identity", why)
     model = module.NoModules(marked=True)
     attach_train_detach(model, tmp_path / "run.h5", lambda: model.visited)
 
@@ -336,15 +362,14 @@ def chained(seen):
     return [forward[0][0][0], *(output for _, _, output in forward)]
 
 
-def test_albert_with_several_groups_needs_to_be_told_and_records_each(tmp_path):
+def test_albert_with_several_groups_needs_to_be_told_and_records_each(tmp_path, caplog):
     model = albert(2)
-    with pytest.raises(LoopSiteError) as raised:
-        loopscope.attach(model, tmp_path / "run.h5")
+    why = waits_for_its_loop(model, tmp_path / "run.h5", caplog)
     sites = [level.site for level in find_levels(model, example_tokens(model))]
     assert [site.body[-1] for site in sites] == ["0", "1"]
     for site in sites:
-        assert f"site=LoopSite(body={site.body!r}, after={site.after!r})" in str(raised.value)
-    assert str(loopscope.describe(model)) == str(raised.value)
+        assert f"site=LoopSite(body={site.body!r}, after={site.after!r})" in why
+    assert str(loopscope.describe(model)) == why
     groups = model.albert.encoder.albert_layer_groups
     seen = [[], []]
     before = hooks(model)
@@ -360,7 +385,7 @@ def test_albert_with_several_groups_needs_to_be_told_and_records_each(tmp_path):
     check_rows(paths[1], [states[4:] for states in visited])
 
 
-def test_the_two_levels_of_hrm_text_are_told_apart_and_recorded_each(tmp_path):
+def small_hrm_text():
     transformers = pytest.importorskip("transformers", reason="the test extra installs transformers")
     if not hasattr(transformers, "HrmTextForCausalLM"):
         pytest.skip("this version of transformers has no HRM-Text")
@@ -369,12 +394,52 @@ def test_the_two_levels_of_hrm_text_are_told_apart_and_recorded_each(tmp_path):
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         head_dim=16, max_position_embeddings=64, H_cycles=2, L_cycles=3, pad_token_id=0,
     )  # fmt: skip
-    model = transformers.HrmTextForCausalLM(config)
-    with pytest.raises(LoopSiteError, match=r"several loops") as raised:
-        loopscope.attach(model, tmp_path / "run.h5")
-    message = str(raised.value)
-    assert "2 tensors are carried" in message
-    assert "one probe each" in message
+    return transformers.HrmTextForCausalLM(config)
+
+
+def test_the_two_levels_of_hrm_text_are_recorded_together_unasked(tmp_path):
+    model = small_hrm_text()
+    high, low, history = [], [], []
+    before = hooks(model)
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        wrap(model.model.H_module, high)
+        wrap(model.model.L_module, low)
+
+        def states():
+            history.append([[output.detach().double() for _, _, output in level] for level in (low, high)])
+            high.clear()
+            low.clear()
+            return []
+
+        train(model, [probe], states)
+    assert hooks(model) == before
+    with open_run(tmp_path / "run.h5") as run:
+        low_name, high_name = run.variables
+        assert (low_name, high_name) == ("hidden_states_low_cycle", "hidden_states_high_cycle")
+        assert [v["output"] for v in run.info["site"]["variables"]] == ["model.L_module", "model.H_module"]
+        assert len(run) == STEPS and (run["depth"] == 2).all()
+        assert (run.loops("pass", variable=low_name) == [0, 1, 1, 1, 2, 2, 2]).all()
+        assert (run.loops("pass", variable=high_name) == [0, 1, 2]).all()
+        for variable, level in ((low_name, 0), (high_name, 1)):
+            for row, of_step in enumerate(history):
+                norms = [state.norm(dim=-1).mean().item() for state in of_step[level]]
+                moved = [(b - a).norm(dim=-1).mean().item() for a, b in itertools.pairwise(of_step[level])]
+                state_norm = run.loops("state_norm", variable=variable)[row]
+                residual_norm = run.loops("residual_norm", variable=variable)[row]
+                assert np.isnan(state_norm[0])  # what it starts from is no output of its module
+                np.testing.assert_allclose(state_norm[1:], norms, rtol=1e-5)
+                # Differences of float32 states of norm 6: rounding of some 1e-6 per token.
+                np.testing.assert_allclose(residual_norm[1:-1], moved, rtol=1e-4, atol=3e-6)
+        for row, (low_states, high_states) in enumerate(history):
+            both = [torch.cat(pair, dim=-1) for pair in zip(low_states[2::3], high_states, strict=True)]
+            norms = [state.norm(dim=-1).mean().item() for state in both]
+            np.testing.assert_allclose(run.loops("state_norm")[row, 1:], norms, rtol=1e-5)
+            moved = (both[1] - both[0]).norm(dim=-1).mean().item()
+            np.testing.assert_allclose(run.loops("residual_norm")[row, 1], moved, rtol=1e-4, atol=3e-6)
+
+
+def test_the_two_levels_of_hrm_text_are_told_apart_and_recorded_each(tmp_path):
+    model = small_hrm_text()
     outer, inner = find_levels(model, example_tokens(model))
     assert (outer.loops, inner.loops) == (2, 3)
     assert outer.site.output == "model.H_module"

@@ -350,7 +350,25 @@ class Added(Called):
         return self.block(h + e)
 
 
-@pytest.mark.parametrize("kind", [Called, Beside, Added])
+def test_a_state_that_enters_at_no_module_of_its_own_is_linearised_without_advice() -> None:
+    torch.manual_seed(0)
+    bare, twin = Added(identity=False), Added(identity=True)
+    twin.load_state_dict(bare.state_dict())
+    h = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(1))
+    marked = LoopSite(body="state", after="head")
+    with bound_loop(bare, TOKENS) as loop, bound_loop(twin, TOKENS, site=marked) as known:
+        torch.testing.assert_close(loop.step(h), bare.loop(h, bare.embed(TOKENS)))
+        torch.testing.assert_close(loop.step(h), known.step(h))
+        # Only returned states are seen, so the first one is h_1; an identity on the state shows h_0.
+        torch.testing.assert_close(loop.state, known.step(known.state))
+    found = loopscope.linearize(bare, TOKENS, num_loops=LOOPS)
+    told = loopscope.linearize(twin, TOKENS, num_loops=LOOPS + 1, site=marked)
+    assert found.loop is not None and told.loop is not None
+    assert found.loop.radius is not None and told.loop.radius is not None
+    assert found.loop.radius.value == pytest.approx(told.loop.radius.value, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Called, Beside])
 def test_the_advice_of_a_refusal_followed_to_the_letter_works(kind: type[Called]) -> None:
     torch.manual_seed(0)
     with pytest.raises(LoopSiteError, match=r"Call an nn\.Identity on the state") as refused:

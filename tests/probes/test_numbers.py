@@ -110,7 +110,20 @@ def test_a_measured_number_is_never_overwritten(name: str, demo_model: Any, toke
         ]
 
 
-def test_a_model_without_memory_is_refused_at_attach(demo_model: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"meta device.*to_empty"):
-        loopscope.attach(demo_model().to("meta"), tmp_path / "a.h5")
-    assert not list(tmp_path.iterdir())
+def test_numbers_of_a_model_that_never_gets_memory_are_recorded_and_its_loop_is_said_to_be_missing(
+    demo_model: Any, tmp_path: Path
+) -> None:
+    model = demo_model().to("meta")
+    with loopscope.attach(model, tmp_path / "a.h5", scalars=("accuracy",)) as probe:
+        for step in range(3):
+            lost = model(torch.zeros(2, 8, dtype=torch.int64, device="meta"), num_loops=3).logsumexp(-1).mean()
+            probe.step(loss=lost if step == 2 else 3.0, accuracy=0.5)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        np.testing.assert_array_equal(run["loss"], [3.0, 3.0, np.nan])
+        assert run["accuracy"].tolist() == [0.5] * 3 and np.isnan(run["depth"]).all()
+        awaited = [event.message for event in run.events if event.kind == "loop_awaited"]
+        assert awaited == [
+            "the model is on the meta device: its loop is watched from the step on that finds it with values"
+        ]
+        refused = [event for event in run.events if event.kind == "number_refused"]
+        assert [event.step for event in refused] == [2] and refused[0].message.startswith("loss is not recorded")
