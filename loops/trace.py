@@ -159,7 +159,8 @@ def trace(model: nn.Module, example: Input) -> Event:
     return recorder.root.children[0]
 
 
-_OURS = str(Path(__file__).parent.parent)
+# By folder: in a checkout, tests and examples lie beside them, and they are a user's code.
+_OURS = tuple(str(Path(__file__).parent.parent / folder) for folder in ("loops", "probes", "models", "dynamics"))
 _TORCH = str(Path(torch.__file__).parent)
 _CONSTANTS = (int, float, str, bool, slice, type(None), tuple)
 
@@ -318,7 +319,7 @@ class Recorder(TorchFunctionMode):
     def _line(self) -> Line | None:
         """Return the line of the user's code that is running, and take note of what it calls its tensors."""
         frame: FrameType | None = sys._getframe(2)
-        while frame is not None and frame.f_code.co_filename.startswith((_OURS, _TORCH, "<")):
+        while frame is not None and frame.f_code.co_filename.startswith((*_OURS, _TORCH, "<")):
             frame = frame.f_back
         if frame is None:
             return None
