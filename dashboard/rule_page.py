@@ -108,7 +108,7 @@ def _part(node: SyntaxTreeNode) -> Any:
     if kind == "code_inline":
         return html.Code(node.content)
     if kind in ("fence", "code_block"):
-        return html.Pre(html.Code(node.content), className="ls-scroll")
+        return html.Pre(html.Code(node.content))
     if kind == "hr":
         return html.Hr()
     if kind == "heading":
