@@ -207,7 +207,7 @@ class _Twin:
             rounded = self.read_out(self.state)
         change = own + _directional(self.read_out, h, self.error)
         gap = _cross_entropy(rounded, targets) - _cross_entropy(logits, targets)
-        size = float(h.double().norm())
+        size = float(h.double().norm()) or float("nan")  # relative to nothing: no number
         return RoundedDepth(
             format=self.name,
             depth=depth,

@@ -117,3 +117,12 @@ def test_mistakes_are_named() -> None:
         rounding(build("demo"), tokens, tokens, formats=["int3"])
     with pytest.raises(ValueError, match="depths: expected numbers of at least 1"):
         rounding(build("demo"), tokens, tokens, depths=[0])
+
+
+def test_a_loop_whose_state_is_nothing_gives_no_relative_error() -> None:
+    model = LinearLoop(0.5)
+    with torch.no_grad():
+        model.embedding.weight.zero_()
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    costs = rounding(model, tokens, tokens, formats=["int8"], depths=[1])
+    assert math.isnan(costs.rows[0].measured_error) and costs.rows[0].measured == pytest.approx(0.0, abs=1e-9)

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from loopscope.models import build, standard_library
-from loopscope.models.checkpoint import CheckpointError, load, load_model
+from loopscope.models.checkpoint import CheckpointError, load, load_model, steps
 from loopscope.models.optimizers import schedule
 from loopscope.models.train import TrainConfig, train
 
@@ -254,3 +254,10 @@ def test_a_checkpoint_waits_for_a_record_that_lacks_steps_and_not_for_ever(
     config = TrainConfig(steps=7, batch_size=2, checkpoint_every=2)
     result = train(model_of(), text, config, observer=Lacking(kept), checkpoint_path=tmp_path / "c")
     assert (written, result.unrecorded) == (checkpoints, unrecorded)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(2, [4, 5]), (3, [3, 4, 5]), (0, [1, 2, 3, 4, 5])])
+def test_as_many_checkpoints_stay_as_are_asked_for(keep, left, tmp_path, text):
+    config = TrainConfig(steps=5, batch_size=2, checkpoint_every=1, keep_checkpoints=keep)
+    train(model_of(), text, config, checkpoint_path=tmp_path / "c")
+    assert list(steps(tmp_path / "c")) == left
