@@ -37,7 +37,7 @@ SPECTRUM_TOLERANCE: Final = 1e-4
 """Relative residual of an eigenvalue; regimes are told apart at 1e-2, and a condition number of 100 is common."""
 NORM_TOLERANCE: Final = 0.03
 """Relative residual of a singular value, whose own error is of second order in it."""
-STEADY: Final = 1e-3
+STEADY_JACOBIAN: Final = 1e-3
 """J is the same at two states when its products differ by no more than this part of them: a tenth of the marginal band
 of a matrix."""
 UNKNOWN: Final = Estimate(math.nan, math.nan, math.nan, math.nan, "not measured", False)
@@ -136,7 +136,7 @@ def _is_steady(jacobian: LoopJacobian, middle: Tensor) -> bool:
     first = LoopJacobian(jacobian.step, middle)
     for u in random_start(2, jacobian.size, jacobian.state):
         last = jacobian.transpose(u)
-        if not float((last - first.transpose(u)).norm()) <= STEADY * float(last.norm()):
+        if not float((last - first.transpose(u)).norm()) <= STEADY_JACOBIAN * float(last.norm()):
             return False
     return True
 
