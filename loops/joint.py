@@ -179,7 +179,8 @@ class _Joint:
             widths = [shape[-1] for shape in self._shapes]
         else:
             widths = [shape[1:].numel() for shape in self._shapes]
-        return [part.reshape(shape) for part, shape in zip(h.split(widths, dim=-1), self._shapes, strict=True)]
+        parts = zip(h.split(widths, dim=-1), self._shapes, strict=True)
+        return [part.reshape(shape).contiguous() for part, shape in parts]  # models may call `view` on them
 
     @property
     def tokenwise(self) -> bool:

@@ -231,9 +231,8 @@ class Periods:
     def reached_otherwise(self, loop: Loop, link: Link, body: Event, beside: Event | None = None) -> bool:
         """Return whether anything in period 1 but the call of ``body`` reads the state.
 
-        Args:
-            beside: A module that reads the state in every period for an output of the model. What it returns is not
-                carried on, or the period would carry two tensors.
+        ``beside`` is a module that reads the state in every period for an output of the model. It does not count: what
+        it returns is not carried on, or the period would carry two tensors.
         """
         key = self.key(self.state(loop, link, 1))
         begin, end = (loop.last[k] + max(link.offset, 0) + 1 for k in (0, 1))

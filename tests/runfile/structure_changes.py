@@ -20,7 +20,11 @@ from loopscope.runfile.layout import TABLES, tables_of
 Change = Callable[[h5py.File, np.random.Generator, Path, str], str]
 NAMES = (*TABLES, "commit")
 NUMBERS = (-(2**63), -(2**31), -1, 0, 1, 2, 3, 7, 64, 10**4, 2**31, 2**32, 2**40, 2**62, 2**63 - 1)
-ESCAPES = b"\x1b]0;x\x07\r\nPASS\n::error::x"
+TEXTS = (
+    b"", b"\xff\xfe", b"\x1b]0;x\x07\r\nPASS\n::error::x", b"step", b"loss", b"|O", b"O", b"<U99999999", b"<M8[s]",
+    b"V8", b"|S0", b"flight.alert", b"flight.loops", b"flight.scalars", b"info_later", b"loss_spike", b"run_interrupted",
+    b"probe_lost", b"world_size", b"rank_missing", b"a_bar", b"jacobian_eigenvalues", b"error", b"x" * 300,
+)  # fmt: skip
 
 
 def odd_type(rng: np.random.Generator) -> Any:
@@ -264,13 +268,11 @@ def change_entry(file: h5py.File, rng: np.random.Generator, folder: Path, name: 
     else:
         place = data[:, int(rng.integers(data.shape[1]))] if data.ndim == 2 else data
     if place.dtype.kind == "S":
-        texts = [b"", b"\xff\xfe", ESCAPES, b"step", b"loss", b"|O", b"O", b"<U99999999", b"<M8[s]", b"V8", b"|S0",
-                 b"flight.alert", b"flight.loops", b"flight.scalars", b"info_later", b"loss_spike", b"run_interrupted",
-                 b"probe_lost", b"world_size", b"rank_missing", b"a_bar", b"jacobian_eigenvalues", b"error", b"x" * 300]  # fmt: skip
-        value: Any = texts[rng.integers(len(texts))]
+        value: Any = TEXTS[rng.integers(len(TEXTS))]
     elif place.dtype.kind == "f":
         value = float(rng.choice([np.nan, np.inf, -np.inf, 0.0, -1.0, 1e-300, 1e300, 2.0**53, 2.0**62, 2.0**63, 5.5]))
-        value = float(np.clip(value, np.finfo(place.dtype).min, np.finfo(place.dtype).max)) if abs(value) < 1e301 else value
+        if np.isfinite(value):
+            value = float(np.clip(value, np.finfo(place.dtype).min, np.finfo(place.dtype).max))
     else:
         limits = np.iinfo(place.dtype)
         value = int(np.clip(int(rng.choice(np.array(NUMBERS, np.int64))), limits.min, limits.max))
@@ -279,7 +281,8 @@ def change_entry(file: h5py.File, rng: np.random.Generator, folder: Path, name: 
     if name == "commit" and rng.random() < 0.9:
         for row in range(table.shape[0]):
             seal_commit(file, row)
-    return f"{field or 'a column'} of {name} is {str(value)[:40]!r} in {'all rows' if rows == slice(None) else 'one row'}"
+    where = "all rows" if rows == slice(None) else "one row"
+    return f"{field or 'a column'} of {name} is {str(value)[:40]!r} in {where}"
 
 
 def change_length(file: h5py.File, rng: np.random.Generator, folder: Path, name: str) -> str:

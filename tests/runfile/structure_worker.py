@@ -1,12 +1,14 @@
 """Run by test_structure.py: changes the structure of run files and says what everybody who reads them came to.
 
     python structure_worker.py FOLDER FIRST_SEED SECONDS
+    python structure_worker.py FOLDER every-change
 
 Not bytes but what HDF5 makes of them: kinds of objects, types, shapes, links, where a table is stored, filters,
-attributes, declared sizes, depth and number of objects, versions (`structure_changes`). In one case of four bytes of the
-metadata too, with their checksums made right. Each case is read, diagnosed, checked in every format of the gate, looked
-at as `watch` does, exported, repaired, and one in eight drawn as a report, in a forked process with bounds on memory and
-time. For each one line is printed: the change, and ``data``, ``refused`` or what must not be. The last two lines count.
+attributes, declared sizes, depth and number of objects, versions (`structure_changes`). In one case of four bytes of
+the metadata too, with their checksums made right. Each case is read, diagnosed, checked in every format of the gate,
+looked at as `watch` does, exported, repaired, and one in eight drawn as a report, in a forked process with bounds on
+memory and time. For each one line is printed: the change, and ``data``, ``refused`` or what must not be. The last two
+lines count. The second form prints each change that cannot be made in a table of a version, and reads nothing.
 """
 
 from __future__ import annotations
@@ -38,13 +40,21 @@ from loopscope.runfile.export import export
 from loopscope.runfile.layout import RunFileError
 from loopscope.runfile.open import open_run
 from loopscope.runfile.rank_names import rank_path
-from structure_changes import CHANGES, DEEP, NAMES, Change, change_metadata
+from structure_changes import (
+    CHANGES,
+    DEEP,
+    NAMES,
+    Change,
+    change_attribute,
+    change_many,
+    change_metadata,
+    change_version,
+)
 
 SECRET = b"root:x:0:0:a line of another file"
 LEAK = "a line of another file"
 ROOM = 500 << 20  # bytes that a case may take on top of what is there
 SECONDS = 60.0
-FINE = re.compile(r": (data|refused \(.*\)?)$")
 RULES = load_rules(None)
 
 
@@ -147,8 +157,8 @@ def change(path: Path, folder: Path, rng: np.random.Generator) -> str:
             among = CHANGES if rng.random() < 0.6 else DEEP
             version = [None, "latest", "v108", ("v110", "v110")][rng.integers(4)]
             with h5py.File(path, "r+", libver=version) as file:
-                for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
-                    done.append(make(among[rng.integers(len(among))], file, rng, folder))
+                ones = (among[rng.integers(len(among))] for _ in range(int(rng.choice([1, 1, 1, 2, 3]))))
+                done.extend(make(one, file, rng, folder) for one in ones)
         if not done or rng.random() < 0.25:
             done.append(change_metadata(path, rng))
     except Exception as error:  # after a first change a second one may find nothing to change
@@ -181,11 +191,44 @@ def sources(folder: Path) -> list[Path]:
     return made
 
 
+def every_change(folder: Path) -> None:
+    """Make every change in every table of every version, and print what went wrong."""
+    for source in sources(folder):
+        if source.parent.name in ("ranks", "killed"):  # closed ones have the same tables
+            continue
+        for one in CHANGES:
+            said, _ = in_a_child(lambda one=one, source=source: in_every_table(one, source, folder / "case"))
+            if said:
+                sys.stdout.write(f"{source.parent.name} {one.__name__}: {said}\n")
+
+
+def in_every_table(one: Change, source: Path, folder: Path) -> str:
+    """Make a change in every table, each in a copy of its own; return nothing, or raise with the table's name."""
+    with h5py.File(source, "r") as file:
+        tables = [name for name in NAMES if name in file]
+    for name in tables[:1] if one in (change_attribute, change_many, change_version) else tables:
+        folder.mkdir()
+        shutil.copyfile(source, path := folder / "a.h5")
+        shutil.copyfile(source, folder / "other.h5")
+        try:
+            with h5py.File(path, "r+") as file:
+                one(file, np.random.default_rng(0), folder, name)
+        except Exception as error:
+            raise RuntimeError(f"{name}: {error}") from error
+        finally:
+            shutil.rmtree(folder)
+    return ""
+
+
 def main() -> None:
-    """Change and examine for some seconds; print a line for each case, and what came of all of them last."""
-    folder, first, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    """Do what the command line says."""
+    folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    if sys.argv[2] == "every-change":
+        every_change(folder)
+        return
+    first, seconds = int(sys.argv[2]), float(sys.argv[3])
     files = sources(folder)
     begin, seed, counts, largest = time.monotonic(), first, Counter[str](), 0
     while time.monotonic() - begin < seconds:
