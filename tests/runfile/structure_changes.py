@@ -22,8 +22,8 @@ NAMES = (*TABLES, "commit")
 NUMBERS = (-(2**63), -(2**31), -1, 0, 1, 2, 3, 7, 64, 10**4, 2**31, 2**32, 2**40, 2**62, 2**63 - 1)
 TEXTS = (
     b"", b"\xff\xfe", b"\x1b]0;x\x07\r\nPASS\n::error::x", b"step", b"loss", b"|O", b"O", b"<U99999999", b"<M8[s]",
-    b"V8", b"|S0", b"flight.alert", b"flight.loops", b"flight.scalars", b"info_later", b"loss_spike", b"run_interrupted",
-    b"probe_lost", b"world_size", b"rank_missing", b"a_bar", b"jacobian_eigenvalues", b"error", b"x" * 300,
+    b"V8", b"|S0", b"flight.alert", b"flight.loops", b"flight.scalars", b"info_later", b"loss_spike", b"error",
+    b"run_interrupted", b"probe_lost", b"world_size", b"rank_missing", b"a_bar", b"jacobian_eigenvalues", b"x" * 300,
 )  # fmt: skip
 
 
