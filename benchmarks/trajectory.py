@@ -355,7 +355,7 @@ def table(seeds: range, depths: tuple[int, ...]) -> dict[str, dict[tuple[str, in
                 said = verdicts(name, state, seeds, depth)
                 right, torn = (said == truth).mean(), (said == "undecided").mean()
                 falsely = (said == "settling").mean() if truth == "exploding" else 0.0
-                shares[name][state, depth] = (right, torn, 1 - right - torn, falsely)
+                shares[name][state, depth] = (right, torn, ((said != truth) & (said != "undecided")).mean(), falsely)
     return shares
 
 
@@ -396,7 +396,7 @@ def report(shares: dict[str, dict[tuple[str, int], tuple[float, float, float, fl
         worst = ", ".join(f"{name} in {state} {100 * share:.0f} %" for share, name, state in wrong[:8] if share > 0.05)
         print(
             f"T = {depth}: right {100 * every[:, 0].mean():.1f} %, undecided {100 * every[:, 1].mean():.1f} %, wrong "
-            f"{100 * abs(every[:, 2].mean()):.1f} %, growing yet stable {100 * every[:, 3].max():.1f} % at worst"
+            f"{100 * every[:, 2].mean():.1f} %, growing yet stable {100 * every[:, 3].max():.1f} % at worst"
             + (f"; more than 5 % wrong: {worst}" if worst else "")
         )
 

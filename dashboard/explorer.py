@@ -286,7 +286,7 @@ def explore(sandbox: Sandbox, recorded: Floats | None = None) -> Explored:
         alone = _states(system, 0.0, loops)
         states = _states(system, sandbox.gain, loops) if sandbox.gain > 0 else alone
         full, log_radius, exponent = _full_loop(system, sandbox.gain, states)
-        seen = _views(radius, log_radius, exponent, states)
+        seen = _views(radius, log_radius, exponent, states, steady=sandbox.gain == 0)
         sizes = [np.linalg.norm(one, axis=1) for one in (alone, states)]
         lower, powers = radius**t, power_norms(system, loops)
     linear = _linear_words(sandbox, radius, norm, peak, seen.regimes["lti"])
@@ -384,13 +384,14 @@ def _full_loop(system: LTISystem, gain: float, states: Floats) -> tuple[NDArray[
     return values, math.log(max(float(np.abs(values[0])), 1e-300)), float(np.mean(growth[late_window(len(growth)) :]))
 
 
-def _views(radius: float, log_radius: float, exponent: float, states: Floats) -> Views:
+def _views(radius: float, log_radius: float, exponent: float, states: Floats, *, steady: bool) -> Views:
     """Return what linear part, full loop and trajectory say together."""
     updates = np.diff(states, axis=0)
     residual = np.linalg.norm(updates, axis=1)
     turned = np.sum(updates[1:] * updates[:-1], axis=1) / (residual[1:] * residual[:-1])
     law = classify(residual, np.append(math.nan, turned), np.linalg.norm(states, axis=1))
-    return views(radius, log_radius, exponent, law.regime, orbits=law.kind == "orbiting")
+    orbits = law.kind == "orbiting"
+    return views(radius, log_radius, exponent, law.regime, orbits=orbits, settled=law.settled, steady=steady)
 
 
 def _linear_words(sandbox: Sandbox, radius: float, norm: float, peak: PeakGrowth, lti: Regime) -> str:

@@ -58,20 +58,27 @@ def loop_regime(lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> Regime:
 
 
 def full_loop_regime(
-    log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE, *, transient: bool = False
+    log_radius: float,
+    lyapunov_max: float,
+    tol: float = LYAPUNOV_TOLERANCE,
+    *,
+    transient: bool = False,
+    at_rest: bool = False,
 ) -> Regime:
     """Regime of the full loop from both of its rates: that of either where only one is known, ``marginal`` where the
     two disagree.
 
     Neither is the rate for ever: over a few loops a transient passes for an exponent, and the state may move on from
-    where the radius was taken. So neither outvotes the other. Where a transient was seen to be all that the exponent
-    shows, the radius decides.
+    where the radius was taken. So neither outvotes the other. There are two exceptions. Where a transient was seen to
+    be all that the exponent shows, the radius decides. And at rest, J is the same in all loops to come: then ρ(J) is
+    the rate for ever, is known as well as ρ of any matrix, and has the band of one, `LTI_TOLERANCE`.
 
     Args:
         log_radius: ``log ρ(J)`` at the last state, nats per loop; NaN when it was not measured or did not converge.
         lyapunov_max: λ₁ over the late loops, nats per loop; NaN likewise.
-        tol: Half width of the marginal band.
+        tol: Half width of the marginal band of rates that hold for some loops only.
         transient: The Jacobian of the last state alone gives such an exponent over as many loops.
+        at_rest: J does not change any more from loop to loop.
 
     Returns:
         The regime; see `rates_disagree`.
@@ -83,20 +90,27 @@ def full_loop_regime(
     ('marginal', 'stable', 'unstable')
     >>> full_loop_regime(-0.1, 0.18, transient=True)
     'stable'
+    >>> full_loop_regime(-0.02, -0.02), full_loop_regime(-0.02, -0.02, at_rest=True)
+    ('marginal', 'stable')
     """
-    if transient and not math.isnan(log_radius):
-        return loop_regime(log_radius, tol)
-    known = {regime for rate in (log_radius, lyapunov_max) if (regime := loop_regime(rate, tol)) != "unknown"}
+    by_radius = _radius_regime(log_radius, tol, at_rest)
+    agree = at_rest and not rates_disagree(log_radius, lyapunov_max, tol, at_rest=True)
+    if by_radius != "unknown" and (transient or agree):
+        return by_radius
+    known = {regime for regime in (by_radius, loop_regime(lyapunov_max, tol)) if regime != "unknown"}
     return "unknown" if not known else known.pop() if len(known) == 1 else "marginal"
 
 
-def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE) -> bool:
+def rates_disagree(
+    log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE, *, at_rest: bool = False
+) -> bool:
     """Return whether the two rates of the full loop are known, in different regimes, and farther apart than ``tol``.
 
     Args:
         log_radius: ``log ρ(J)``, nats per loop; NaN when it is not known.
         lyapunov_max: λ₁, nats per loop; NaN likewise.
         tol: Half width of the marginal band, and the difference that counts.
+        at_rest: As in `full_loop_regime`.
 
     Source: both are rates of the same loop in the long run, where it is at rest: Eckmann and Ruelle, Rev. Mod. Phys. 57
     (1985) 617.
@@ -107,8 +121,15 @@ def rates_disagree(log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV
     >>> rates_disagree(-0.04, -0.06)
     False
     """
-    regimes = {loop_regime(rate, tol) for rate in (log_radius, lyapunov_max)} - {"unknown"}
+    regimes = {_radius_regime(log_radius, tol, at_rest), loop_regime(lyapunov_max, tol)} - {"unknown"}
     return len(regimes) > 1 and abs(log_radius - lyapunov_max) > tol
+
+
+def _radius_regime(log_radius: float, tol: float, at_rest: bool) -> Regime:
+    """Return the regime that ρ(J) alone is in: with the band of a matrix at rest, with that of a rate elsewhere."""
+    if at_rest:
+        return _banded(log_radius, math.log(1.0 - LTI_TOLERANCE), math.log(1.0 + LTI_TOLERANCE))
+    return loop_regime(log_radius, tol)
 
 
 def worst(*regimes: Regime) -> Regime:
@@ -182,6 +203,8 @@ def views(
     trajectory: Regime,
     *,
     orbits: bool = False,
+    settled: bool = False,
+    steady: bool = False,
     transient: bool = False,
 ) -> Views:
     """Return what the measurements of one loop say together.
@@ -194,6 +217,9 @@ def views(
         lyapunov_max: λ₁ over the late loops, nats per loop.
         trajectory: Regime of the observed trajectory.
         orbits: Whether the states orbit.
+        settled: Whether the steps shrink geometrically or are down to round-off. That vouches for ρ(J) < 1 at the rest
+            that the states come to, never for growth there: states that settle near a ρ(J) above 1 contradict it.
+        steady: Whether J was seen to be the same over the late loops.
         transient: As in `full_loop_regime`.
 
     Returns:
@@ -204,11 +230,17 @@ def views(
     >>> seen = views(1.3, -0.4, -0.5, "stable")
     >>> seen.regimes["lti"], seen.verdict, seen.sentence.split(",")[0]
     ('unstable', 'stable', 'A̅ alone would amplify the state')
+    >>> near = float("nan"), math.log(0.98), math.log(0.98), "stable"      # 34 loops halve a perturbation
+    >>> views(*near).verdict, views(*near, settled=True).verdict
+    ('marginal', 'stable')
     """
     cycle = orbits and loop_regime(lyapunov_max) == "stable"
-    differ = rates_disagree(log_radius, lyapunov_max) and not cycle and not transient
+    at_rest = steady or (settled and log_radius < 0)
+    differ = rates_disagree(log_radius, lyapunov_max, at_rest=at_rest) and not cycle and not transient
     lti = lti_regime(radius)
-    loop: Regime = "stable" if cycle else full_loop_regime(log_radius, lyapunov_max, transient=transient)
+    loop: Regime = (
+        "stable" if cycle else full_loop_regime(log_radius, lyapunov_max, transient=transient, at_rest=at_rest)
+    )
     return Views(
         regimes={"lti": lti, "loop": loop, "trajectory": trajectory},
         verdict=overall(lti, loop, trajectory),

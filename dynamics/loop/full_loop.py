@@ -22,7 +22,7 @@ from torch import Tensor
 from ..estimate import Estimate
 from ..trajectory.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
 from .jacobian import LoopJacobian, Step
-from .krylov import LeadingEigenvalues
+from .krylov import LeadingEigenvalues, random_start
 from .linearization import FullLoop, Structure
 from .per_token import TokenJacobian, TokenSpectra, token_spectra
 
@@ -37,6 +37,9 @@ SPECTRUM_TOLERANCE: Final = 1e-4
 """Relative residual of an eigenvalue; regimes are told apart at 1e-2, and a condition number of 100 is common."""
 NORM_TOLERANCE: Final = 0.03
 """Relative residual of a singular value, whose own error is of second order in it."""
+STEADY_JACOBIAN: Final = 1e-3
+"""J is the same at two states when its products differ by no more than this part of them: a tenth of the marginal band
+of a matrix."""
 UNKNOWN: Final = Estimate(math.nan, math.nan, math.nan, math.nan, "not measured", False)
 
 
@@ -61,13 +64,14 @@ def measure_loop(
 
     Costs, in backward passes of one loop: the spectrum 40 to 160 (D of them up to width 128 and per token, where it is
     exact), the exponents ``directions`` for each of ``late + ALIGNING`` loops, as many again where the two rates
-    disagree, the norm 40, and up to 26 to find the structure.
+    disagree, the norm 40, 4 to see whether J changes, and up to 26 to find the structure.
 
     Args:
         jacobian: At the last state visited, ``h_T``.
         middle: The state from which growth is averaged, ``(B, S, D)``, usually ``h_{T/2}``.
         late: Loops from there to ``h_T``, at least 1; `FEWEST_RATES` are averaged over at least.
-        attempt: Runs the parts ``spectrum``, ``whole spectrum``, ``exponents``, ``norm`` and ``frozen exponents``.
+        attempt: Runs the parts ``spectrum``, ``whole spectrum``, ``exponents``, ``norm``, ``steady Jacobian`` and
+            ``frozen exponents``.
         structure: What spectrum and exponents are of, where it is known; else per token if the loop is causal.
         count: Eigenvalues kept, per token or of the whole.
         directions: Exponents kept, likewise.
@@ -103,6 +107,7 @@ def measure_loop(
         exponents=None if rates is None else rates.exponents,
         norm=attempt("norm", lambda: jacobian.norm(steps=20, tol=NORM_TOLERANCE)),
     )
+    loop = replace(loop, steady=attempt("steady Jacobian", lambda: _is_steady(jacobian, middle)) or False)
     if not (loop.log_radius < loop.lyapunov_max and loop.rates_disagree):
         return loop
     held = attempt("frozen exponents", lambda: _exponents(step, state, late, kind, 1, frozen=True))
@@ -121,6 +126,19 @@ def read_out_gain(c_out: Tensor | None, state: Tensor) -> float:
     matrix = c_out.detach().to(state.device, state.dtype)
     seen = state @ matrix.mT if matrix.ndim == 2 else matrix * state
     return float((seen.norm(dim=-1) / state.norm(dim=-1)).mean())
+
+
+def _is_steady(jacobian: LoopJacobian, middle: Tensor) -> bool:
+    """Return whether J is the same at the first of the late states as at the last one.
+
+    Its products with two random vectors show what changes; one alone may lie where nothing does.
+    """
+    first = LoopJacobian(jacobian.step, middle)
+    for u in random_start(2, jacobian.size, jacobian.state):
+        last = jacobian.transpose(u)
+        if not float((last - first.transpose(u)).norm()) <= STEADY_JACOBIAN * float(last.norm()):
+            return False
+    return True
 
 
 def _per_token(step: Step, state: Tensor, count: int, *, check: bool) -> TokenSpectra:

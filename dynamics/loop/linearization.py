@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..estimate import Estimate
-from ..regime import LYAPUNOV_TOLERANCE, Regime, Views, full_loop_regime, loop_regime, lti_regime, rates_disagree, views
+from ..regime import LYAPUNOV_TOLERANCE, Regime, Views, full_loop_regime, lti_regime, rates_disagree, views
 
 if TYPE_CHECKING:
     from ..linear.transient import PeakGrowth
@@ -68,6 +68,7 @@ class FullLoop:
         lyapunov_error: Its standard error; NaN when there were too few loops to tell.
         frozen_max: λ₁ over as many loops with the Jacobian held at the last state, measured where λ₁ is above ``log
             ρ_J``: a transient that passes for an exponent passes for one there too. NaN when not measured.
+        steady: Whether J was seen to be the same over the late loops: ρ_J is then the rate for ever.
         exponents: Exponents, largest first: ``(B, S, k)`` per token, ``(k,)`` of the whole loop; None when not
             measured.
         norm: σ_max(J), one loop; None when not measured, as all below.
@@ -88,6 +89,7 @@ class FullLoop:
     exponents: NDArray[np.float64] | None
     norm: Estimate | None
     frozen_max: float = math.nan
+    steady: bool = False
     left: NDArray[np.complex128] | None = None
     c_out_gain: float = math.nan
     abscissa: Estimate | None = None
@@ -118,12 +120,15 @@ class FullLoop:
     @property
     def regime(self) -> Regime:
         """From ``log ρ_J`` and λ₁: ``marginal`` where the two disagree, that of ρ_J where λ₁ is a transient's."""
-        return full_loop_regime(self.log_radius, self.lyapunov_max, transient=self.transient_exponent)
+        return full_loop_regime(
+            self.log_radius, self.lyapunov_max, transient=self.transient_exponent, at_rest=self.steady
+        )
 
     @property
     def rates_disagree(self) -> bool:
         """Whether ``log ρ_J`` and λ₁ are in different regimes, and no transient explains it."""
-        return rates_disagree(self.log_radius, self.lyapunov_max) and not self.transient_exponent
+        differ = rates_disagree(self.log_radius, self.lyapunov_max, at_rest=self.steady)
+        return differ and not self.transient_exponent
 
     @property
     def unstable_share(self) -> float:
@@ -199,6 +204,8 @@ class Linearization:
             math.nan if loop is None else loop.lyapunov_max,
             "unknown" if self.in_transient else self.trajectory.regime,
             orbits=self.trajectory.kind == "orbiting",
+            settled=self.trajectory.settled,
+            steady=loop is not None and loop.steady,
             transient=loop is not None and loop.transient_exponent,
         )
 
@@ -216,11 +223,14 @@ class Linearization:
     def in_transient(self) -> bool:
         """Whether the growth of the steps is no more than a transient of a loop with ρ_J < 1 explains: it grows, but
         how it ends was not seen.
+
+        A drift is explained so only where J was seen to be the same over the late loops: elsewhere the states change
+        what the loop does.
         """
-        if self.loop is None or loop_regime(self.loop.log_radius) != "stable" or self.trajectory.method != "geometric":
+        kind, loop = self.trajectory.kind, self.loop
+        if loop is None or loop.regime != "stable" or not (kind == "exploding" or (kind == "drifting" and loop.steady)):
             return False
-        grown = self.trajectory.rate**self.loops
-        return self.trajectory.kind == "exploding" and not math.isnan(self.loop.growth) and grown <= self.loop.growth
+        return self.trajectory.grown(self.loops) <= loop.growth  # NaN where either is not known: False
 
     @property
     def attracting_cycle(self) -> bool:
@@ -261,7 +271,8 @@ class Linearization:
         where = f" for {100 * share:.0f} % of tokens" if 0 < share < 1 else ""
         doubt = "" if self.loop.radius.converged else ", not converged"
         differ = ", which disagree" if self.views.rates_disagree else ""
-        if rates_disagree(self.loop.log_radius, self.loop.lyapunov_max) and self.loop.transient_exponent:
+        differs = rates_disagree(self.loop.log_radius, self.loop.lyapunov_max, at_rest=self.loop.steady)
+        if differs and self.loop.transient_exponent:
             differ = ", a transient's"
         return f"full loop {self.regimes['loop']}{where} (ρ_J {self.loop.radius.value:.3g}{doubt}{exponent}{differ})"
 

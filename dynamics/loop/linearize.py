@@ -169,6 +169,7 @@ class _Parts:
         "whole spectrum",
         "exponents",
         "norm",
+        "steady Jacobian",
         "frozen exponents",
         "sublayers",
         "transient",

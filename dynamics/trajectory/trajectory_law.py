@@ -52,6 +52,17 @@ class TrajectoryLaw:
     between: tuple[str, ...] = ()
     more_loops: int = 0
 
+    @property
+    def settled(self) -> bool:
+        """Whether the steps shrink geometrically or are down to round-off: the states come to a rest."""
+        return self.kind == "settling" and self.method in ("geometric", "round-off")
+
+    def grown(self, loops: int) -> float:
+        """Return by which factor the steps grow over the first loops by this law; 1 where they keep their size."""
+        if self.method in ("geometric", "power"):
+            return float(self.rate**loops if self.method == "geometric" else loops**self.exponent)
+        return 1.0 if self.method == "constant" else math.nan
+
 
 def sentence_of(
     law: TrajectoryLaw, loops: int, cosine: float, laws: tuple[str, str], bad_loop: int, fewest: int

@@ -137,3 +137,30 @@ def test_along_a_cycle_the_exponent_speaks_for_the_full_loop() -> None:
     cycle = views(math.nan, 0.7, -0.6, "marginal", orbits=True)
     assert (cycle.cycle, cycle.regimes["loop"], cycle.rates_disagree, cycle.sentence) == (True, "stable", False, "")
     assert not views(math.nan, 0.7, 0.2, "marginal", orbits=True).cycle
+
+
+@pytest.mark.parametrize(
+    ("radius", "regime"),
+    [(0.985, "stable"), (0.9899, "stable"), (0.995, "marginal"), (1.005, "marginal"), (1.03, "unstable")],
+)
+def test_at_rest_the_radius_has_the_band_of_a_matrix(radius: float, regime: Regime) -> None:
+    rate = math.log(radius)
+    assert full_loop_regime(rate, rate, at_rest=True) == lti_regime(radius) == regime
+    assert full_loop_regime(rate, math.nan, at_rest=True) == regime
+    assert full_loop_regime(rate, rate) == "marginal", "a rate of some loops is known to 0.05 only"
+
+
+def test_at_rest_an_exponent_that_disagrees_is_still_heard() -> None:
+    assert full_loop_regime(math.log(0.98), 0.3, at_rest=True) == "marginal"
+    assert rates_disagree(math.log(0.98), 0.3, at_rest=True)
+    assert full_loop_regime(math.log(0.98), 0.3, at_rest=True, transient=True) == "stable"
+    assert full_loop_regime(math.nan, 0.3, at_rest=True) == "unstable"
+
+
+def test_states_that_settle_vouch_for_a_contraction_and_not_for_growth() -> None:
+    below, above = math.log(0.97), math.log(1.03)
+    assert views(math.nan, below, below, "stable", settled=True).verdict == "stable"
+    assert views(math.nan, below, below, "unknown").verdict == "marginal"
+    contradiction = views(math.nan, above, above, "stable", settled=True)
+    assert contradiction.verdict == "marginal" and "The states settle although" in contradiction.sentence
+    assert views(math.nan, above, above, "unknown", steady=True).verdict == "unstable"

@@ -90,6 +90,16 @@ def test_the_loop_regime_is_what_exponent_and_radius_agree_on(write_run, exponen
     assert f"Full loop {regime}: {', '.join(shown)} per loop" in diagnosed.summary
 
 
+@pytest.mark.parametrize(
+    ("ratio", "radius", "regime"), [(0.97, 0.97, "stable"), (0.97, 1.03, "marginal"), (1.0, 0.97, "marginal")]
+)
+def test_a_radius_just_below_one_is_stable_where_the_states_settle(write_run, loop_rows, ratio, radius, regime):
+    rows = loop_rows(ratio, loops=64)
+    measured = {"lyapunov_max": np.log(radius), "jacobian_radius": radius, "full_loop_seconds": 0.2}
+    diagnosed = diagnosis(write_run(loss=wavy(30), a_bar_radius=0.8, probe={29: rows}, **measured))
+    assert (diagnosed.regimes["loop"], diagnosed.verdict) == (regime, regime), diagnosed.summary
+
+
 def test_a_measurement_that_failed_at_the_end_leaves_the_loop_unknown(write_run):
     exponent = np.array([-0.3] * 20 + [np.nan] * 10)
     diagnosed = diagnosis(write_run(loss=wavy(30), lyapunov_max=exponent, full_loop_seconds=0.2))

@@ -69,6 +69,33 @@ def test_shipped_rules_on_the_regimes(write_run, loop_rows, radius, learned, rat
     assert [finding.rule for finding in findings(path)] == expected
 
 
+def excursion(first: int, last: int, height: float, steps: int = 120) -> np.ndarray:
+    """Return ρ(A̅) that passes 1 for some steps and goes back."""
+    radius = np.full(steps, 0.9)
+    radius[first : last + 1] = height
+    return radius
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "ratio", "expected"),
+    [
+        (29, 33, 1.13, []),  # one pass of the fixed batch, in which the state grows, but not fourfold in eight loops
+        (61, 93, 1.06, []),
+        (40, 75, 1.02, []),
+        (40, 75, 1.25, ["LS020", "LS030"]),
+        (29, 33, 1.4, ["LS020"]),
+        (40, 90, 1.02, ["LS023"]),
+    ],
+)
+def test_an_injection_that_passes_one_for_a_while_is_no_error_unless_the_state_explodes(
+    write_run, loop_rows, first, last, ratio, expected
+):
+    radius = excursion(first, last, 1.15)
+    passes = {step: loop_rows(ratio if radius[step] > 1 else 0.8) for step in range(0, 120, 10)}
+    path = write_run(loss=wavy(120), a_bar_radius=radius, probe=passes, info={"a_bar_learned": True})
+    assert [finding.rule for finding in findings(path) if finding.severity == "error"] == expected
+
+
 def test_non_finite_and_spike(write_run):
     loss = wavy(80)
     loss[50], loss[60] = 9.0, np.nan

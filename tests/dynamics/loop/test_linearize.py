@@ -289,6 +289,38 @@ def test_a_stable_loop_whose_exponent_is_a_transient_is_stable(size, rate, coupl
     assert "a transient's" in found.verdict and "disagree" not in found.disagreement
 
 
+@pytest.mark.parametrize(
+    ("size", "rate", "regime"),
+    [(2, 0.985, "stable"), (2, -0.98, "stable"), (6, 0.97, "stable"), (2, 0.995, "marginal"), (3, 1.03, "unstable")],
+)
+def test_a_jacobian_that_does_not_change_is_judged_like_a_matrix(size, rate, regime):
+    # Within 0.05 of 1, where a rate taken over some loops says nothing; most of these grow for more loops than are run.
+    a = shear(size, rate, 1.0)
+    found = linearize_loop(lambda h: h @ a.T + 1, torch.ones(1, 2, size, dtype=torch.float64))
+    assert found.loop.steady and found.loop.regime == regime, found.verdict
+    assert found.regime == regime, found.verdict
+
+
+def test_a_jacobian_near_one_that_moves_with_the_state_stays_marginal():
+    def drift(h):  # leads away by less and less, as a state that is normalised before it is read
+        return h + h / h.norm(dim=-1, keepdim=True) + 1e-2 * h.roll(1, -1) / h.norm(dim=-1, keepdim=True) ** 0.5
+
+    start = 4 * torch.randn(1, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = linearize_loop(drift, start)
+    assert not found.loop.steady and 0 < found.loop.log_radius < 0.05
+    assert (found.loop.regime, found.regime, found.in_transient) == ("marginal", "marginal", False), found.verdict
+
+
+def test_a_slow_contraction_that_settles_is_stable_where_its_rest_is_seen():
+    # J changes along the way here; the states that settle show that what is left of it is a contraction.
+    def slow(h):
+        return h - 0.03 * torch.tanh(h) - 0.5 * h**3 / (1 + h**2)
+
+    found = linearize_loop(slow, torch.full((1, 2, 4), 1.5, dtype=torch.float64), loops=96)
+    assert not found.loop.steady and found.trajectory.settled
+    assert -0.05 < found.loop.log_radius < -0.01 and found.regime == "stable", found.verdict
+
+
 @pytest.mark.parametrize("loops", range(12, 18))
 def test_growth_along_the_way_is_no_transient_of_the_last_jacobian(loops):
     # Chaos: at some of its states the map contracts. One number has no transient, so that the exponent is the path's.
