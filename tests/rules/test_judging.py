@@ -173,7 +173,7 @@ expr = "run_risk >= 0.02"
 for = 5
 [[rule]]
 id = "X5"
-expr = "not recorded(y)"
+expr = "loss > 1 and not recorded(y)"
 for = 30
 [[rule]]
 id = "X6"
