@@ -314,6 +314,15 @@ def constants(info: Mapping[str, Any]) -> dict[str, Series]:
     return {"a_bar_learned": np.array(float(learned) if isinstance(learned, bool) else math.nan)}
 
 
+def is_known(name: str) -> bool:
+    """Return whether a rule can read a name of every run.
+
+    >>> [is_known(name) for name in ("loss", "residual_norm[-1]", "my_metric")]
+    [True, True, False]
+    """
+    return name in KNOWN_NAMES or loop_entry(name) is not None
+
+
 def names_of(run: Run) -> Iterable[str]:
     """Return every name that a rule can read of a run."""
     return (*run.names, *CONSTANTS, *LOSS_DERIVED, RISK)

@@ -24,6 +24,8 @@ from .ragged import Index
 
 _BLOCK: Final = 4096  # rows read at a time: what the processor's caches hold
 _NEIGHBOURS: Final = 4  # columns that are kept when one of them is read: step, time, generation and loss, …
+_SHORT: Final = 1 << 12  # rows of a table of which all columns are kept when one is read: one reading costs more
+_MOST_COLUMNS: Final = 64  # of them
 _MOST_GENERATIONS: Final = 1 << 20
 _MOST_EVENTS: Final = 1 << 18
 NOTHING: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)
@@ -113,7 +115,7 @@ class Tables:
         """Return the committed rows of a table, or one column of them, reading only those that are not kept yet.
 
         In a live file the columns of a row lie together, and reading one of them reads all from the disk: its
-        neighbours are kept along with it.
+        neighbours are kept along with it. Of a short table all are, since a reading costs more than its numbers.
         """
         known = self._columns.setdefault((table, column), Growing(dtype))
         self._used[table, column] = self._looks = self._looks + 1
@@ -121,12 +123,11 @@ class Tables:
         if len(known) < length and column is None:
             known.take(self.read(table, slice(len(known), length)))
         elif len(known) < length and column is not None:
-            first = column // _NEIGHBOURS * _NEIGHBOURS
-            group = [self._columns.setdefault((table, c), Growing(dtype)) for c in range(first, first + _NEIGHBOURS)]
-            together = [c for c, other in enumerate(group, first) if len(other) == len(known)]
-            values = self.read_columns(
-                table, slice(len(known), length), [column, *(c for c in together if c != column)]
-            )
+            together = _MOST_COLUMNS if length <= _SHORT else _NEIGHBOURS
+            first = column // together * together
+            group = [self._columns.setdefault((table, c), Growing(dtype)) for c in range(first, first + together)]
+            alike = [c for c, other in enumerate(group, first) if len(other) == len(known)]
+            values = self.read_columns(table, slice(len(known), length), [column, *(c for c in alike if c != column)])
             for at, part in values.items():
                 self._columns[table, at].take(part)
         return known.values(length)
@@ -217,14 +218,15 @@ class Tables:
 
 
 def _columns(dataset: Any, rows: slice, columns: list[int]) -> dict[int, NDArray[Any]]:
-    """Read the first of some columns where each has chunks of its own, else all of them, in blocks of whole rows.
+    """Read the first of some columns where each has long chunks of its own, else all of them, in blocks of whole rows.
 
     HDF5 reads whole rows faster than one number of each.
     """
-    if dataset.chunks is not None and dataset.chunks[1] == 1:
+    if dataset.chunks is not None and dataset.chunks[1] == 1 and rows.stop > _SHORT:
         return {columns[0]: dataset[rows, columns[0]]}
-    columns = [column for column in columns if column < dataset.shape[1]]
-    if rows.stop > dataset.shape[0]:
+    length, width = dataset.shape
+    columns = [column for column in columns if column < width]
+    if rows.stop > length:
         return dict.fromkeys(columns, np.empty(0, dataset.dtype))
     values = {column: np.empty(rows.stop - rows.start, dataset.dtype) for column in columns}
     for start in range(rows.start, rows.stop, _BLOCK):
