@@ -307,7 +307,8 @@ class Run:
         known = self._source.committed_at, len(self._source), len(self._source.probe_steps)
         if self._late is None or self._late[0] != known:
             self._late = known, self._late_ratios()
-        return self._late[1][PROBE_DERIVED.index(name)]
+        of_name: Series = self._late[1][PROBE_DERIVED.index(name)]
+        return of_name
 
     def _late_ratios(self) -> NDArray[np.float64]:
         """Return ``PROBE_DERIVED`` of every probe pass, ``(2, passes)``."""

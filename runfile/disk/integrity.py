@@ -64,10 +64,10 @@ def inspect(path: Path) -> tuple[int, ...]:
     """
     check_hdf5(path)
     looked_at = stamp(path.stat())
-    screen(path)
+    as_written = screen(path)
     try:
         with open_clean(path) as file:
-            _check_extents(path, check_format(path, file))
+            _check_extents(path, check_format(path, file, as_written=as_written))
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None
     if Superblock.read(path) is None:
@@ -75,10 +75,11 @@ def inspect(path: Path) -> tuple[int, ...]:
     return looked_at
 
 
-def check_format(path: Path, file: h5py.File) -> dict[str, h5d.DatasetID]:
+def check_format(path: Path, file: h5py.File, *, as_written: bool = False) -> dict[str, h5d.DatasetID]:
     """Return the tables of an open file.
 
-    Raises unless it names our format and a version we know, and every table is a plain one of its shape.
+    Raises unless it names our format and a version we know, and every table is a plain one of its shape. Of a file
+    whose structure was seen to be ``as_written`` (`trial.screen`), no more is asked than that leaves open.
     """
     try:
         ours = "format" in file.attrs and text(file, "format") == FORMAT
@@ -96,7 +97,7 @@ def check_format(path: Path, file: h5py.File) -> dict[str, h5d.DatasetID]:
             )
         if version < 1:
             raise Broken(f"its format version is {version}")
-        return check_tables(file, path.stat().st_size)
+        return check_tables(file, path.stat().st_size, as_written)
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None
 

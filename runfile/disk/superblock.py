@@ -131,7 +131,7 @@ def open_clean(path: Path) -> Iterator[h5py.File]:
     """
     check_heaps(path)
     block = Superblock.read(path, verify=False)
-    if block is None or (block.flags == 0 and block.end_of_file == path.stat().st_size):  # closed cleanly
+    if block is None:
         with h5py.File(path, "r", locking=False) as file:
             yield file
         return
