@@ -15,7 +15,7 @@ Where the module behind the loop runs in every loop (deep supervision), or the l
 (self-distillation), the state that the body receives next tells which it was: the same one, and the loop goes on, or
 another one, and a new run of the loop begins, which counts as a forward of its own.
 
-Not covered: CUDA graphs (Inductor leaves the operator out of them), and loops whose state is not one tensor.
+Not covered: CUDA graphs (Inductor leaves the operator out of them). A state of several tensors is `variable_tap`'s.
 """
 
 from __future__ import annotations
