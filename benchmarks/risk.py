@@ -36,8 +36,8 @@ class Outcome:
     Attributes:
         cell: Which run.
         kind: As docs/risk.md defines it.
-        columns: What the risk is made of, ``(STEPS,)`` each, the three numbers of our own, and of report runs the scores
-            of RKSP.
+        columns: What the risk is made of, ``(STEPS,)`` each, the three numbers of our own, and the scores of RKSP of
+            report runs.
         fired: First step at which each shipped rule fired.
         seen: Whether it was looked at when the signals were chosen.
     """
