@@ -32,9 +32,9 @@ RIVAL_EVIDENCE: Final = 3.0
 FEW_DEPTHS: Final = 8
 # Level of the F test by which a trend in log T must be ruled out.
 TREND: Final = 0.98
-# A trend against the fall, a loss that turns and rises, counts from less: when it is there more likely than not, and
+# A trend against the fall, a loss that turns and rises, counts from less: when there is a hint of it, and
 # every doubling of the depth takes back more than this part of what depth has gained.
-TURNING: Final = 0.5
+TURNING: Final = 0.4
 TURNS_BACK: Final = 0.0075
 
 
