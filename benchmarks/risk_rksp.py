@@ -1,12 +1,12 @@
 """The near-unit spectral mass of RKSP, of the runs of ``risk_runs.py``: at initialisation and later in training.
 
 Residual Koopman spectral profiling (Kim et al., arXiv 2602.22988) fits, for each layer, the linear map that best
-carries the states of many tokens to those behind the layer, in coordinates in which the states before it are white. It
-takes the share of the eigenvalues of this map with a modulus of 0.90 to 1.05. The mean over layers, before any training,
-is its score; more is said to be worse. Here a layer is one loop, since the loop is the residual stream of these models.
-As published: 2048 tokens, all eigenvalues, a ridge of 1e-5, no filter. The paper advises to repeat it in training, so
-that it is also taken after 10 % and 25 % of a run. The run files hold no states: the first quarter of each run is trained
-again, which must give the losses that are in the file.
+carries the states of many tokens to those behind the layer, in coordinates in which the states before it are white.
+It takes the share of the eigenvalues of this map with a modulus of 0.90 to 1.05. The mean over layers, before any
+training, is its score; more is said to be worse. Here a layer is one loop, since the loop is the residual stream of
+these models. As published: 2048 tokens, all eigenvalues, a ridge of 1e-5, no filter. The paper advises to repeat it
+in training, so that it is also taken after 10 % and 25 % of a run. The run files hold no states: the first quarter of
+each run is trained again, which must give the losses that are in the file.
 
 Not covered: its regulariser (KSS), and the prelude and coda, which are one block each.
 """
