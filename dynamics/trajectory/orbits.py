@@ -149,4 +149,5 @@ def _passes_by(states: Tensor, period: int, floor: Tensor) -> Tensor:
     now, before, twice = (states[first - shift : loops + 1 - shift] for shift in (0, period, 2 * period))
     size, earlier = (torch.linalg.vector_norm(x, dim=-1).mean(0) for x in (now - before, before - twice))
     along = torch.nn.functional.cosine_similarity(now - before, before - twice, dim=-1).mean(0)
-    return (size > floor) & (along > SLIDES) & (size > CLOSING * earlier)
+    passes: Tensor = (size > floor) & (along > SLIDES) & (size > CLOSING * earlier)
+    return passes
