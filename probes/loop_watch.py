@@ -25,7 +25,7 @@ from .measure.sums import LoopSums
 from .measure.tap import LoopTap, Report
 from .measure.variable_tap import VariableTap
 from .notices import Notices
-from .random_states import random_states
+from .random_states import RandomReader
 from .row_sender import LoopPart
 from .run_info import parameter_norms
 from .schedule import Preset, every, never
@@ -72,6 +72,7 @@ class LoopWatch:
         self._inside = None if preset.inside is never else InsideTap(site, tap, tap.sums.device)
         self._norms_due = every(STEPS_PER_NORM)
         self._matrices: dict[Any, Tensor] = {}
+        self._generators = RandomReader()
         self._random: dict[str, NDArray[Any]] = {}
         self._agreed_at: int | None = None  # the last pass in which the injection acted like A̅
         self._compiled_before = graphs_compiled() > 0
@@ -218,7 +219,7 @@ class LoopWatch:
     def _read(self, step: int, records_waiting: int) -> None:
         """Read what the next forward begins with."""
         self._matrices = dict(self._reader.read(step, records_waiting, self.tap.forwards))
-        self._random = random_states()
+        self._random = self._generators.read()
 
     def _say_empty(self, step: int) -> None:
         """Say why a step may have left no loop behind."""

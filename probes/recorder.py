@@ -1,6 +1,6 @@
 """The recorder: a thread that turns what came off the device into rows of the run file.
 
-The training thread hands over records and never waits: the queue is bounded, and what does not fit is dropped and
+The training thread hands over records and never waits: the inbox is bounded, and what does not fit is dropped and
 counted. Everything that takes time on the host (division, eigenvalues, detectors, HDF5) happens here. A failure of the
 file or of anything else in this thread goes to the log and, where possible, into the file; training goes on.
 
@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 import time
 from array import array
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,7 @@ from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
 from .alerts import Alerts
+from .inbox import Inbox
 from .kept_spectra import EIGENVALUES_KEPT, KeptSpectra
 from .measure.sums import loop_means
 from .mirrors import Mirror, Mirrors
@@ -214,8 +213,8 @@ class Recorder:
         self.dropped = 0
         self.next_step = 0
         self._dropped_before = 0  # of rows dropped, those that a flush has reported
-        self._queue: queue.Queue[Record | Event | Learnt | _Flush | _Close] = queue.Queue(QUEUE_LENGTH)
-        self._handled = 0  # things taken from the queue, by which a wait tells a slow disk from one that hangs
+        self._inbox: Inbox[Record | Event | Learnt | _Flush | _Close] = Inbox(QUEUE_LENGTH)
+        self._handled = 0  # things taken from the inbox, by which a wait tells a slow disk from one that hangs
         self._opened = threading.Event()
         self._error: Exception | None = None
         self.alerts = Alerts(path, rules)
@@ -239,24 +238,20 @@ class Recorder:
     @property
     def waiting(self) -> int:
         """Return how many records were handed over and not written yet."""
-        return self._queue.qsize()
+        return len(self._inbox)
 
     def put(self, record: Record) -> None:
         """Hand over a record; drop it when the thread is behind."""
-        try:
-            self._queue.put_nowait(record)
-        except queue.Full:
+        if not self._inbox.offer(record):
             self.dropped += 1
 
     def say(self, event: Event) -> None:
         """Hand over an event for the file; drop it when the thread is behind."""
-        with suppress(queue.Full):
-            self._queue.put_nowait(event)
+        self._inbox.offer(event)
 
     def learn(self, step: int, info: dict[str, Any]) -> None:
         """Hand over what was learnt of the whole run; drop it when the thread is behind."""
-        with suppress(queue.Full):
-            self._queue.put_nowait(Learnt(step, info))
+        self._inbox.offer(Learnt(step, info))
 
     def flush(self, seconds: float = FLUSH_PATIENCE) -> bool:
         """Wait until everything handed over so far is committed to the file, but not for ever.
@@ -265,9 +260,7 @@ class Recorder:
             Whether it is, and no row was dropped on the way since the last call.
         """
         request = _Flush()
-        try:
-            self._queue.put(request, timeout=seconds)
-        except queue.Full:
+        if not self._inbox.hand_over(request, seconds):
             return False
         if not request.done.wait(seconds) or not request.committed:
             return False
@@ -290,13 +283,11 @@ class Recorder:
         while self._thread.is_alive():
             handled = self._handled
             if not asked:
-                with suppress(queue.Full):
-                    self._queue.put(_Close(step, interrupted), timeout=CLOSE_PATIENCE)
-                    asked = True
+                asked = self._inbox.hand_over(_Close(step, interrupted), CLOSE_PATIENCE)
             self._thread.join(CLOSE_PATIENCE)
             if self._thread.is_alive() and self._handled == handled:
                 self._may_seal = False
-                left = f"{self._queue.qsize()} rows are not in the file, which reads as interrupted"
+                left = f"{len(self._inbox)} rows are not in the file, which reads as interrupted"
                 log.error("loopscope: the disk of %s does not answer; %s", self.path, left)
                 return
 
@@ -346,9 +337,8 @@ class Recorder:
         """Write what comes until the end of the run."""
         waiting, flushed, rows = 0, time.monotonic(), writer.rows
         while True:
-            try:
-                item = self._queue.get(timeout=SECONDS_PER_FLUSH)
-            except queue.Empty:
+            item = self._inbox.take(SECONDS_PER_FLUSH)
+            if item is None:
                 self.alerts.idle(writer, time.time())
             else:
                 self._handled += 1
@@ -382,8 +372,8 @@ class Recorder:
         request.done.set()
 
     def _drain(self) -> None:
-        """Let go of records after a failure, so that nobody waits for a full queue."""
-        while not isinstance(item := self._queue.get(), _Close):
+        """Let go of records after a failure, so that nobody waits for room."""
+        while not isinstance(item := self._inbox.take(SECONDS_PER_FLUSH), _Close):
             if isinstance(item, _Flush):
                 item.done.set()  # and nothing is committed
             elif isinstance(item, Record):

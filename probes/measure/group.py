@@ -195,7 +195,9 @@ class Together:
     def whole(self, numbers: Mapping[str, Any], step: int, forwards: int) -> dict[str, Any]:
         """Return numbers, spread ones (a gradient norm under FSDP2) gathered or, where ranks are apart, left out."""
         spread = sorted(name for name, number in numbers.items() if is_spread(number))
-        if not spread or self.agree(f"read {', '.join(spread)}", step, forwards):
+        if not spread:
+            return dict(numbers)
+        if self.agree(f"read {', '.join(spread)}", step, forwards):
             return {name: gathered(number) for name, number in numbers.items()}
         return {name: number for name, number in numbers.items() if name not in spread}
 

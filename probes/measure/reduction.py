@@ -18,6 +18,7 @@ Not covered: sequences that join anywhere but at the end of the batch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 STATE, STEP, COSINE, LEFT, MOVED, TURNED, ACTIVE = range(7)
 SUMS = 7
 MOST_WAITING = 32  # states whose sums are made at a time
-WAITING_BYTES = 4 << 20  # of their norms and products
+WAITING_BYTES = 4 << 20  # of what is kept of their tokens
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -90,6 +91,61 @@ def follows(state: Tensor, last: Tensor, *, shrunk: bool) -> bool:
     return len(state) == len(last) if shrunk else len(state) >= len(last)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """The columns of the states that wait to be summed, as views.
+
+    Args:
+        lengths: Of the step that led to each, ``(count, n, …)``.
+        lengths_around: Those, and the length before, from the first with two steps behind it on.
+        states_before: Norm of the state before each.
+        left, moved: Columns of all.
+        cosines, turned: Columns of those with two steps behind them.
+        moved_second, moved_first: Whether their steps, and the steps before those, moved.
+        no_cosines: Both columns of the others.
+        by_token: All columns, ``(count, ACTIVE, tokens)``.
+        by_sequence: ``moved`` as ``(count, n, tokens of a sequence)``.
+    """
+
+    lengths: Tensor
+    lengths_around: Tensor
+    states_before: Tensor
+    left: Tensor
+    moved: Tensor
+    cosines: Tensor
+    turned: Tensor
+    moved_second: Tensor
+    moved_first: Tensor
+    no_cosines: Tensor
+    by_token: Tensor
+    by_sequence: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, second: int) -> _Waiting:
+        """Return the views of states ``(1 + count, ACTIVE, n, …)``, of which the first is settled.
+
+        Args:
+            tokens: The states.
+            second: The first waiting one with two steps behind it.
+        """
+        waiting, before = tokens[1:], tokens[:-1]
+        moved = waiting[:, MOVED]
+        return cls(
+            lengths=waiting[:, STEP],
+            lengths_around=tokens[second:, STEP],
+            states_before=before[:, STATE],
+            left=waiting[:, LEFT],
+            moved=moved,
+            cosines=waiting[second:, COSINE],
+            turned=waiting[second:, TURNED],
+            moved_second=moved[second:],
+            moved_first=before[second:, MOVED],
+            no_cosines=waiting[:second, COSINE :: TURNED - COSINE],
+            by_token=waiting.flatten(2),
+            by_sequence=moved.flatten(2) if moved.ndim > 2 else moved[..., None],
+        )
+
+
 class EagerReduction:
     """The sums by torch operations, in float32 whatever the state is in.
 
@@ -120,11 +176,12 @@ class EagerReduction:
         self._keep = keep_steps
         self._shape, self._device, self._inner = torch.Size(), torch.device("cpu"), 0
         self._state = self._step = torch.empty(0)  # h_{t-1} and the step that led to it, (n, …, D)
-        self._norms = self._products = torch.empty(0)
-        # Views of one waiting state each, since making a view costs as much as a small operation; before them, of the
-        # last settled one.
-        self._waiting_norms: list[tuple[Tensor, Tensor]] = []
-        self._waiting_products: list[Tensor] = []
+        # Of every token, the columns before ACTIVE: (1 + waiting, ACTIVE, n, …). The first is the last settled state.
+        self._tokens = torch.empty(0)
+        # Views are made once, since making one costs as much as a small operation.
+        self._measured: list[tuple[Tensor, Tensor, Tensor]] = []  # STATE, STEP, COSINE of one waiting state each
+        self._views: dict[tuple[int, int], _Waiting] = {}
+        self._zero = torch.empty(0)
         self._rows, self._at = torch.empty(0), 0  # where the waiting rows go
         self._waiting, self._room = 0, 0
         self.forget()
@@ -157,10 +214,10 @@ class EagerReduction:
         else:  # sequences without a step behind them count with zero
             torch.sub(state[:n], step[:n], out=step[:n])
             step[n:].zero_()
+        state_norms, step_norms, products = self._measured[waiting]
         if m:
-            torch.sum(now.mul_(step), -1, out=self._waiting_products[waiting])
+            torch.sum(now.mul_(step), -1, out=products)
         now.copy_(state)  # the model may update it in place before the next loop
-        state_norms, step_norms = self._waiting_norms[waiting]
         torch.linalg.vector_norm(now, dim=-1, out=state_norms)
         torch.linalg.vector_norm(step, dim=-1, out=step_norms)
         self._known += 1
@@ -172,27 +229,32 @@ class EagerReduction:
         count, self._waiting = self._waiting, 0
         if not count:
             return
-        norms, rows = self._norms, self._rows[self._at : self._at + count, 0]
-        rows[:, STATE:COSINE] = norms[1 : count + 1].flatten(2).sum(2)
-        lengths = norms[: count + 1, 1]
-        moved = lengths != 0  # a NaN has moved
-        rows[:, LEFT] = torch.where(moved[1:], norms[:count, 0], 0.0).flatten(1).sum(1)
-        by_sequence = moved.flatten(2) if moved.ndim > 2 else moved[..., None]
-        rows[:, ACTIVE] = by_sequence[1:].any(2).sum(1, dtype=rows.dtype)
-        rows[:, MOVED] = by_sequence[1:].flatten(1).sum(1, dtype=rows.dtype)
-        second = max(0, 2 - (self._known - count))  # the first waiting state with two steps behind it
+        rows = self._rows[self._at : self._at + count, 0]
+        # The first waiting states may have no two steps behind them.
+        second = min(count, max(0, 2 - (self._known - count)))
+        view = self._views.get((count, second)) or self._view(count, second)
+        has_moved = view.lengths != 0  # a NaN has moved
+        view.moved.copy_(has_moved)
+        torch.where(has_moved, view.states_before, self._zero, out=view.left)
+        if second:
+            view.no_cosines.zero_()
         if second < count:
             # One length after the other: their product leaves float32 sooner than they do. A step of zero has no
             # direction, and is not among those that turned.
-            longer = lengths[second:].clamp(min=TINY)
-            cosines = self._products[second + 1 : count + 1].div_(longer[1:]).div_(longer[:-1])
-            rows[second:, COSINE] = cosines.flatten(1).sum(1)
-            turned = moved[second + 1 :] & moved[second:-1]
-            rows[second:, TURNED] = turned.flatten(1).sum(1, dtype=rows.dtype)
-        if self._keep and norms.ndim > 3:
+            longer = view.lengths_around.clamp(min=TINY)
+            view.cosines.div_(longer[1:]).div_(longer[:-1])
+            torch.mul(view.moved_second, view.moved_first, out=view.turned)
+        torch.sum(view.by_token, 2, out=rows[:, :ACTIVE])
+        torch.sum(view.by_sequence.amax(2), 1, out=rows[:, ACTIVE])
+        if self._keep and view.moved.ndim > 2:
             first = max(0, 1 - (self._known - count))
-            self.steps += list(norms[first + 1 : count + 1, 1, :, : self._keep].clone())
-        norms[0] = norms[count]
+            self.steps += list(view.lengths[first:, :, : self._keep].clone())
+        self._tokens[0] = self._tokens[count]
+
+    def _view(self, count: int, second: int) -> _Waiting:
+        """Return the parts of ``count`` waiting states, and keep them: every forward of a run asks for the same."""
+        self._views[count, second] = view = _Waiting.of(self._tokens[: count + 1], second)
+        return view
 
     def _change(self, state: Tensor) -> None:
         """Make room for states of another shape; steps go on from the state before, where its tokens are known."""
@@ -204,15 +266,15 @@ class EagerReduction:
     def _make_room(self, state: Tensor) -> None:
         """Allocate buffers for states of this shape; what is known of the sequences that were already there is kept."""
         tokens = state.shape[:-1].numel()
-        slots = 1 + max(1, min(MOST_WAITING, WAITING_BYTES // (12 * max(1, tokens))))
-        old_state, old_step, old_norms, n = self._state, self._step, self._norms, self._last_count
+        slots = 1 + max(1, min(MOST_WAITING, WAITING_BYTES // (4 * ACTIVE * max(1, tokens))))
+        old_state, old_step, old_tokens, n = self._state, self._step, self._tokens, self._last_count
         self._shape, self._device, self._inner = state.shape, state.device, state.shape[1:-1].numel()
         self._state, self._step = (torch.zeros(state.shape, device=state.device) for _ in range(2))
-        self._norms = torch.zeros(slots, 2, *state.shape[:-1], device=state.device)
-        self._products = torch.zeros(slots, *state.shape[:-1], device=state.device)
-        self._waiting_norms = [(norms[0], norms[1]) for norms in self._norms]
-        self._waiting_products = list(self._products)
+        self._tokens = torch.zeros(slots, ACTIVE, *state.shape[:-1], device=state.device)
+        self._zero = torch.zeros((), device=state.device)
+        self._views = {}
+        self._measured = [(columns[STATE], columns[STEP], columns[COSINE]) for columns in self._tokens]
         self._room = slots - 1
         if n:
             self._state[:n], self._step[:n] = old_state, old_step
-            self._norms[0, :, :n] = old_norms[0]
+            self._tokens[0, :, :n] = old_tokens[0]

@@ -117,14 +117,16 @@ class LoopTap:
             after=self._finish,
             end=self._end,
         )
-        self._hooked = self._named()
+        self._note_modules()
         self._passing: RemovableHandle | None = None
         if site.output is not None and site.after not in (site.output, site.body):
             self._passing = self._hooked["after"].register_forward_pre_hook(Hook(self._pass))
 
-    def _named(self) -> dict[str, nn.Module]:
-        """Return the modules that the site names, as the model has them now."""
-        return {role: self._model.get_submodule(name) for role, name in self._site.modules.items()}
+    def _note_modules(self) -> None:
+        """Note which modules are at the places that the site names."""
+        names = self._site.modules
+        self._hooked = {role: self._model.get_submodule(name) for role, name in names.items()}
+        self._paths = {role: tuple(name.split(".")) if name else () for role, name in names.items()}
 
     def follow(self) -> tuple[str, ...]:
         """Go to the modules that have taken the place of those that were watched.
@@ -134,8 +136,7 @@ class LoopTap:
         Returns:
             The names of the places whose module is another one now; empty where nothing changed.
         """
-        now = self._named()
-        changed = tuple(role for role, module in now.items() if module is not self._hooked[role])
+        changed = tuple(role for role, path in self._paths.items() if _at(self._model, path) is not self._hooked[role])
         if changed:
             self._unhook()
             self._hook()
@@ -376,6 +377,14 @@ class LoopTap:
             return self._site.b_bar().detach().float()
         finally:
             self._target = target
+
+
+def _at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
+    """Return what a model has at a place now. ``get_submodule`` takes longer, and this is asked each step."""
+    here: nn.Module | None = module
+    for name in path:
+        here = None if here is None else here._modules.get(name)
+    return here
 
 
 def _short(error: Exception) -> str:

@@ -59,7 +59,7 @@ class VariableTap(LoopTap):
         self._states = StateHooks(
             self._model, self._site, returned=self._returned, marked=self._marked, shown=self._marked
         )
-        self._hooked = self._named()
+        self._note_modules()
         self._passing = None
 
     def _unhook(self) -> None:

@@ -69,7 +69,7 @@ def in_rows(probe: Probe, patch: pytest.MonkeyPatch) -> None:
 
 
 def in_random_states(probe: Probe, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("loopscope.probes.loop_watch.random_states", boom)
+    patch.setattr("loopscope.probes.random_states.RandomReader.read", boom)
 
 
 def in_sending(probe: Probe, patch: pytest.MonkeyPatch) -> None:

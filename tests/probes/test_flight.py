@@ -11,7 +11,7 @@ import pytest
 import torch
 from loopscope.probes.flight_recorder import CAPACITY, FOLLOWING, MAX_FLIGHTS, FlightRecorder
 from loopscope.probes.measure.sums import LoopSums
-from loopscope.probes.random_states import random_states, restore_random
+from loopscope.probes.random_states import RandomReader, random_states, restore_random
 from loopscope.probes.recorder import Record, Recorder
 from loopscope.runfile.flights import FlightStep, find_flights, read_flight
 from loopscope.runfile.layout import Event
@@ -206,6 +206,26 @@ def test_taking_the_states_draws_nothing() -> None:
     second = random_states()
     assert first.keys() == second.keys()
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_a_reader_that_skips_generators_at_rest_sees_every_draw() -> None:
+    reader = RandomReader()
+    draws = [
+        lambda: None,
+        lambda: np.random.randn(),  # noqa: NPY002 - every second one takes the number in store and draws no word
+        lambda: np.random.rand(),  # noqa: NPY002
+        lambda: np.random.seed(3),  # noqa: NPY002
+        random.random,
+        lambda: random.gauss(0, 1),
+        lambda: random.seed(5),
+        lambda: torch.rand(1),
+    ]
+    order = np.random.default_rng(0)
+    for _ in range(300):
+        draws[order.integers(len(draws))]()
+        seen, true = reader.read(), random_states()
+        assert seen.keys() == true.keys()
+        assert all(seen[name].tobytes() == true[name].tobytes() for name in true)
 
 
 def test_states_of_devices_that_are_not_here_are_left_out_and_none_at_all_is_an_error() -> None:

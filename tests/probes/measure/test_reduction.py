@@ -17,6 +17,7 @@ import torch
 from loopscope.probes.measure import reduction as reduction_module
 from loopscope.probes.measure.fastest import reduction_for
 from loopscope.probes.measure.reduction import ACTIVE, LEFT, MOVED, SUMS, TURNED, EagerReduction, Tokens
+from loopscope.probes.measure.sums import LoopSums, loop_means
 
 # Float32 sums of up to 200 norms against float64: a few roundings of 2^-24 each.
 RELATIVE = 2e-6
@@ -130,6 +131,21 @@ def test_numbers_that_are_not_finite_are_passed_on():
     states[2][0, 0, 0] = math.inf
     sums, _ = reduced(EagerReduction(), states)
     assert math.isfinite(sums[1, 0]) and math.isinf(sums[2, 0]) and math.isinf(sums[2, 1])
+
+
+def test_a_batch_that_shrinks_shows_nothing_of_the_step_before_it():
+    sums = LoopSums(8, torch.device("cpu"))
+
+    def cosines(case):
+        sums.reset(), sums.begin()
+        for h in states_of(case):
+            sums.add(h)
+        return loop_means(sums.device_rows()["sums"].numpy(), sums.counts)[0][:, 2]
+
+    alone = cosines([4, 4, 4, 2, 2, 2])
+    cosines([4] * 6)  # its rows lie where the next ones go
+    assert np.isnan(alone[3]) and not np.isnan(alone[4])
+    np.testing.assert_array_equal(cosines([4, 4, 4, 2, 2, 2]), alone)
 
 
 def test_step_norms_are_kept_by_token_on_request():
