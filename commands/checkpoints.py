@@ -148,12 +148,12 @@ def linearize_checkpoint(
     return linearize(model, tokens, num_loops=num_loops, budget=budget, progress=progress)
 
 
-def said_by_its_run(path: Path, found: Linearization) -> str:
+def said_by_its_run(path: Path, linearization: Linearization) -> str:
     """Say that the run of a checkpoint is judged otherwise than its linearisation, and why that can be.
 
     Args:
         path: Checkpoint folder or run file.
-        found: What `linearize_checkpoint` gave.
+        linearization: What `linearize_checkpoint` gave.
 
     Returns:
         One sentence; empty where there is no readable run beside the checkpoint, or where both agree.
@@ -163,16 +163,16 @@ def said_by_its_run(path: Path, found: Linearization) -> str:
             seen = read_regimes(run) if len(run) else None
     except (RunFileError, OSError):
         return ""
-    if seen is None or "unknown" in (seen.verdict, found.regime) or seen.verdict == found.regime:
+    if seen is None or "unknown" in (seen.verdict, linearization.regime) or seen.verdict == linearization.regime:
         return ""
     views = {"lti": "linear part", "loop": "full loop", "trajectory": "trajectory"}
     differ = [
-        f"{words} {seen.regimes[name]} there and {found.regimes[name]} here"
+        f"{words} {seen.regimes[name]} there and {linearization.regimes[name]} here"
         for name, words in views.items()
-        if seen.regimes[name] != found.regimes[name]
+        if seen.regimes[name] != linearization.regimes[name]
     ]
     return (
-        f"its run is judged {seen.verdict}, this is {found.regime}: {', '.join(differ)}. The run is judged on its own "
+        f"its run is judged {seen.verdict}, this is {linearization.regime}: {', '.join(differ)}. The run is judged on its own "
         "fixed batch in its last pass, this on other text: the loop is near the edge of a band, or its weights have "
         "changed since the checkpoint, so judge on more text (--sequences, --positions)"
     )
