@@ -172,9 +172,9 @@ def said_by_its_run(path: Path, linearization: Linearization) -> str:
         if seen.regimes[name] != linearization.regimes[name]
     ]
     return (
-        f"its run is judged {seen.verdict}, this is {linearization.regime}: {', '.join(differ)}. The run is judged on its "
-        "own fixed batch in its last pass, this on other text: the loop is near the edge of a band, or its weights have "
-        "changed since the checkpoint, so judge on more text (--sequences, --positions)"
+        f"its run is judged {seen.verdict}, this is {linearization.regime}: {', '.join(differ)}. The run is judged on "
+        "its own fixed batch in its last pass, this on other text: the loop is near the edge of a band, or its weights "
+        "have changed since the checkpoint, so judge on more text (--sequences, --positions)"
     )
 
 
