@@ -201,7 +201,7 @@ def svg(rule: Rule, case: Case, steps: Array, values: Array, finding: Finding) -
         parts.append(f'<path d="M{LEFT} {y(case.limit):.1f}H{WIDTH - RIGHT}" stroke="#888" stroke-dasharray="4 3"/>')
     begins, fires = x(finding.since), x(finding.step)
     parts.append(f'<rect x="{begins:.1f}" y="{TOP}" width="{fires - begins:.1f}" height="{HEIGHT - TOP - BOTTOM}" '
-                 'fill="{SEVERITY_COLOURS["warning"]}" opacity="0.25"/>')  # fmt: skip
+                 f'fill="{SEVERITY_COLOURS["warning"]}" opacity="0.25"/>')  # fmt: skip
     parts.append(
         f'<path d="M{fires:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{SEVERITY_COLOURS["error"]}" stroke-width="2"/>'
     )

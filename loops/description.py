@@ -15,7 +15,7 @@ from .call import Input
 from .discovery import Level, find_levels, site_call
 from .find import find_site
 from .least_squares import LinearEstimate, estimate_linear_part, visit
-from .site import LoopSite, LoopSiteError, Part, unwrap
+from .site import LoopSite, LoopSiteError, Part, Variable, unwrap
 from .trace import example_tokens
 
 
@@ -76,9 +76,13 @@ class LoopDescription:
         if self.site is None:
             return self.problem
         site = self.site
-        lines = [f"{self.model}: a loop, {site.found}", f"  body     {site.body} ({_reading(site)})"]
-        lines.append(f"  after    {site.after}")
-        lines.append(f"  state    {' x '.join(map(str, self.state_shape))}, {self.loops} loops in this forward")
+        lines = [f"{self.model}: a loop, {site.found}"]
+        if site.variables:
+            lines += [f"  variable {variable.name} ({_seen_at(variable)})" for variable in site.variables]
+        else:
+            lines += [f"  body     {site.body} ({_reading(site)})", f"  after    {site.after}"]
+        joint = "joint " if len(site.variables) > 1 else ""
+        lines.append(f"  state    {joint}{' x '.join(map(str, self.state_shape))}, {self.loops} loops in this forward")
         lines += [f"  linear   {matrix}" for matrix in self.matrices]
         if self.estimate is not None:
             lines.append(f"  linear   {_estimated(self.estimate)}")
@@ -130,7 +134,10 @@ def describe(model: nn.Module, tokens: Input | None = None, *, site: LoopSite | 
     assert last is not None  # only h_0 can be missing
     estimate, missing = None, [*_missing(located)]
     if located.a_bar is None:
-        estimate = estimate_linear_part(inner, located, tokens)
+        try:
+            estimate = estimate_linear_part(inner, located, tokens)
+        except LoopSiteError as error:  # the loop was found; that nothing could be estimated is one more thing missing
+            missing.append(f"estimate: {error}")
     return LoopDescription(
         name,
         located,
@@ -168,6 +175,10 @@ def _square(matrix: Tensor) -> Tensor:
 def _missing(site: LoopSite) -> list[str]:
     """Return what the site does not know, in sentences."""
     missing = []
+    if site.variables:
+        if any(variable.first for variable in site.variables):
+            missing.append("h_0: no module receives it, so the record starts at h_1")
+        return missing
     if site.state_argument is None:
         missing.append("h_0: no module receives it, so the record starts at h_1")
     if site.input_argument is None:
@@ -183,6 +194,14 @@ def _missing(site: LoopSite) -> list[str]:
             "depth: no argument of forward and no attribute sets it, so there are no passes at a fixed depth"
         )
     return missing
+
+
+def _seen_at(variable: Variable) -> str:
+    """Return where the values of a variable are read."""
+    if variable.output is None:
+        return "marked in the forward"
+    turns = f", calls {', '.join(map(str, variable.turns))} of every {variable.of}" if variable.turns else ""
+    return f"returned by {variable.output}{turns}"
 
 
 def _reading(site: LoopSite) -> str:

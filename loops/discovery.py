@@ -29,8 +29,8 @@ from .trace import Event, example_tokens, trace
 
 DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
 OF_ITS_OWN = (
-    "call an nn.Identity of its own on the state once per period, and give site=LoopSite(body='<its name>', after='<a "
-    "module that runs behind the loop>', output='<its name>', state_argument=None, shared=True)"
+    "name every tensor that the loop carries where it gets its new value, h = loopscope.mark(h, 'h'), which changes "
+    "nothing; no site is needed then"
 )
 ELSEWHERE = "the same calls can be read as a loop that begins at another module"
 MOST_TRIED = 8  # arguments, and attributes, at a small forward each
@@ -224,8 +224,7 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
         after=after.name,
         state_argument=place,
         input_argument=periods.input_place(loop, link, body),
-        # Run from another state, the loop would be left at the first call of `after`.
-        shared=every_loop or periods.reached_otherwise(loop, link, body),
+        shared=periods.reached_otherwise(loop, link, body, beside=after if every_loop else None),
         sublayers=periods.chain(loop, link, body),
         prelude=periods.prelude(loop),
         found="discovered from one forward",
@@ -401,7 +400,7 @@ def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[Line
         lines.append(line)
     if len(levels) > 1:
         lines.append("Pass the site you mean; for all of them attach one probe each, with a file each.")
-    elif levels[0].site is None:
+    elif levels[0].site is None and OF_ITS_OWN not in levels[0].problem:  # a site of one module would mix them again
         lines.append(f"Say where it is: {by_hand}")
     if calls := diagram(root):
         lines.append(f"The calls of this forward: {calls}")

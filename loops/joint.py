@@ -56,6 +56,23 @@ def joint_loop(model: nn.Module, tokens: Input, site: LoopSite, *, seed: int = 0
             joint.remove()
 
 
+def joint_states(model: nn.Module, site: LoopSite, example: Input) -> list[Tensor]:
+    """Return the joint state after each pass of the loop in one forward on the side.
+
+    Args:
+        model: The user's module, unwrapped.
+        site: A site with variables.
+        example: Input of the forward.
+    """
+    with on_the_side(model), torch.no_grad():
+        joint = _Joint(model, site, Call.of(model, example), 0)
+        try:
+            joint.run()
+            return joint.states()
+        finally:
+            joint.remove()
+
+
 class _Joint:
     """The hooks that swap the variables after one pass and catch them after the next."""
 
@@ -80,7 +97,7 @@ class _Joint:
     def bind(self, repeats: Repeats) -> BoundLoop:
         """Run the model once to see where its passes end, and make the functions."""
         with torch.no_grad():
-            self._forward()
+            self.run()
         self.repeats = repeats if repeats.needed() else None
         ends = self._ends()
         if len(ends) < 2:
@@ -88,10 +105,8 @@ class _Joint:
                 f"the forward of {type(self.model).__name__} runs {len(ends)} passes of its loop; linearising it takes "
                 "two: give an input, or set a depth, with which it runs at least two"
             )
-        values = [[self._seen[at][1].detach().float() for at in end] for end in ends]
-        self._shapes = [value.shape for value in values[0]]
+        states = self.states()
         self._from, self._to = ends[-2], ends[-1]
-        states = [self._joined(value) for value in values]
         self._check(states)
         return BoundLoop(self.step, None, None, states[0], None, {}, self.site)
 
@@ -102,7 +117,7 @@ class _Joint:
         self._caught = {}
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()), self.keeps_gradients:
-                self._forward()
+                self.run()
         except ReachedError as reached:
             state = reached.state
             if torch.is_grad_enabled() and h.requires_grad and not state.requires_grad:
@@ -118,6 +133,12 @@ class _Joint:
             "the forward did not come to the end of the pass again, for its depth changes by itself: it can be watched "
             "but not linearised"
         )
+
+    def states(self) -> list[Tensor]:
+        """Return the joint state after each whole pass of the forward that was run."""
+        values = [[self._seen[at][1].detach().float() for at in end] for end in self._ends()]
+        self._shapes = [value.shape for value in values[0]] if values else []
+        return [self._joined(value) for value in values]
 
     def _ends(self) -> list[list[int]]:
         """Return of every pass that is whole the last sight of each variable."""
@@ -141,7 +162,8 @@ class _Joint:
                         f"from the states after one pass the next pass of {type(self.model).__name__} does not give "
                         f"those that followed ({100 * apart:.2g} % apart): the loop carries more than "
                         f"{', '.join(v.name for v in self.site.variables)}, or differs from pass to pass; it can be "
-                        "watched but not linearised"
+                        "watched but not linearised. If it carries more, name every tensor that it carries where that "
+                        "gets its new value: h = loopscope.mark(h, 'h')"
                     )
 
     def _joined(self, values: list[Tensor]) -> Tensor:
@@ -157,14 +179,15 @@ class _Joint:
             widths = [shape[-1] for shape in self._shapes]
         else:
             widths = [shape[1:].numel() for shape in self._shapes]
-        return [part.reshape(shape) for part, shape in zip(h.split(widths, dim=-1), self._shapes, strict=True)]
+        parts = zip(h.split(widths, dim=-1), self._shapes, strict=True)
+        return [part.reshape(shape).contiguous() for part, shape in parts]  # models may call `view` on them
 
     @property
     def tokenwise(self) -> bool:
         """Whether all variables have the same tokens."""
         return len({shape[:-1] for shape in self._shapes}) == 1
 
-    def _forward(self) -> None:
+    def run(self) -> None:
         """Run the model; each run begins as the first one did."""
         start_streams(self.model, self.seed)
         with nullcontext() if self.repeats is None else self.repeats:

@@ -107,8 +107,13 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
     >>> visit(model, find_site(model), torch.zeros(1, 4, dtype=torch.int64)).loops
     8
     """
+    if site.variables:
+        from .joint import joint_states
+
+        return Visited((None, *joint_states(model, site, example)), None)
     states: list[Tensor | None] = []
     inputs: list[Tensor] = []
+    ends: list[Tensor] = []  # what `after` has received last, which runs in every loop of some models
     done = [False]
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -116,7 +121,12 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
         if site.state_argument is None or done[0] or (site.output is not None and states):
             return
         try:
-            states.append(argument(args, kwargs, site.state_argument).detach().clone())
+            state = argument(args, kwargs, site.state_argument).detach().clone()
+            if ends and not torch.equal(ends[-1], state):  # the loop begins again from another state
+                done[0] = True
+                return
+            ends.clear()
+            states.append(state)
             if site.input_argument is not None and not inputs:
                 inputs.append(argument(args, kwargs, site.input_argument).detach().clone())
         except (AttributeError, IndexError, KeyError, TypeError):
@@ -127,9 +137,8 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
             ) from None
 
     def finish(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if states and not done[0]:
-            states.append(args[0].detach().clone())
-            done[0] = True
+        if states and not ends and not done[0]:
+            ends.append(state_in(args[0]).detach().clone())
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         states.extend([] if states else [None])
@@ -137,6 +146,7 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
 
     with LoopHooks(model, site, enter=enter, returned=leave, after=finish), on_the_side(model):
         Call.of(model, example).run(model)
+    states += ends
     if len(states) < 2:
         raise LoopSiteError(f"{site.body!r} and what follows it were not called by this input: is it the loop's?")
     last = states[-1]

@@ -228,8 +228,12 @@ class Periods:
         """Return how often a module was called before the first call behind the loop."""
         return sum(unit.name == name for unit in self.units[: self.units.index(after)] if unit.module is not None)
 
-    def reached_otherwise(self, loop: Loop, link: Link, body: Event) -> bool:
-        """Return whether anything in period 1 but the call of ``body`` reads the state."""
+    def reached_otherwise(self, loop: Loop, link: Link, body: Event, beside: Event | None = None) -> bool:
+        """Return whether anything in period 1 but the call of ``body`` reads the state.
+
+        ``beside`` is a module that reads the state in every period for an output of the model. It does not count: what
+        it returns is not carried on, or the period would carry two tensors.
+        """
         key = self.key(self.state(loop, link, 1))
         begin, end = (loop.last[k] + max(link.offset, 0) + 1 for k in (0, 1))
         if body.writes and self.key(body.writes[0]) == key:  # what reads the state later reads what `body` returned
@@ -237,7 +241,8 @@ class Periods:
         readers = [
             unit
             for unit in self.units[begin:end]
-            if unit is not body and any(self.key(tensor) == key for tensor in unit.reads)
+            if unit is not body and (beside is None or unit.name != beside.name)
+            if any(self.key(tensor) == key for tensor in unit.reads)
         ]
         given = {self.key(tensor) for tensor in body.reads}
         return any(not (unit.name in _JOIN and self.key(unit.writes[0]) in given) and not _is_same(unit)

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ..estimate import Estimate
 from ..linear.golub_kahan import RitzSingular, golub_kahan
@@ -41,6 +44,30 @@ DENSE_SIZE = 128
 """Numbers in a state up to which the whole Jacobian is formed where all its powers are asked for."""
 FEW_STEPS = 3
 """Golub-Kahan steps for a power whose leading direction is nearly that of the power before it."""
+
+
+class _FusedLayout(TorchFunctionMode):
+    """Gives attention's output the layout in memory of the fused kernels, heads beside channels.
+
+    A model may rely on it: ``attend(...).transpose(1, 2).view(batch, positions, -1)`` needs no copy then, and fails on
+    the output of the math kernel.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Lay the output of attention out anew; everything else passes."""
+        output = func(*args, **(kwargs or {}))
+        return in_fused_layout(output) if func is functional.scaled_dot_product_attention else output
+
+
+def in_fused_layout(attended: Tensor) -> Tensor:
+    """Return ``(B, heads, S, D)`` laid out as ``(B, S, heads, D)`` in memory; others as they are.
+
+    >>> in_fused_layout(torch.zeros(2, 3, 4, 5)).transpose(1, 2).is_contiguous()
+    True
+    """
+    return attended.transpose(1, 2).contiguous().transpose(1, 2) if attended.ndim == 4 else attended
 
 
 class LoopJacobian:
@@ -127,7 +154,7 @@ class LoopJacobian:
 
     def _second_graph(self) -> tuple[Tensor, Tensor]:
         """Return ``u`` and ``Jᵀu`` as a function of u, on attention kernels that can be differentiated twice."""
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _FusedLayout():
             state = self.state.clone().requires_grad_()
             output = self.step(state)
             weight = torch.zeros_like(output).requires_grad_()

@@ -343,6 +343,11 @@ class Beside(Called):
         return self.block(self.mix(h) + e) + 0.5 * h
 
 
+class Residual(Called):
+    def loop(self, h: Tensor, e: Tensor) -> Tensor:
+        return h + self.block(h)
+
+
 class Added(Called):
     reads_every_loop = False
 
@@ -368,7 +373,7 @@ def test_a_state_that_enters_at_no_module_of_its_own_is_linearised_without_advic
     assert found.loop.radius.value == pytest.approx(told.loop.radius.value, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", [Called, Beside])
+@pytest.mark.parametrize("kind", [Residual, Beside])
 def test_the_advice_of_a_refusal_followed_to_the_letter_works(kind: type[Called]) -> None:
     torch.manual_seed(0)
     with pytest.raises(LoopSiteError, match=r"Call an nn\.Identity on the state") as refused:

@@ -7,6 +7,7 @@ import loopscope
 import numpy as np
 import pytest
 import torch
+from loopscope.loops.bound import bound_loop
 from loopscope.loops.discovery import discover, find_levels, site_call
 from loopscope.loops.find import find_site
 from loopscope.loops.least_squares import estimate_linear_part, visit
@@ -587,12 +588,12 @@ def test_models_without_a_loop_are_not_given_one(name):
 
 
 class TwoInTurn(nn.Module):
-    """One network makes two variables in turn, as TRM's does; ``named`` calls an nn.Identity on the slower one."""
+    """One network makes two variables in turn, as TRM's does; ``named`` marks each where it gets its new value."""
 
     def __init__(self, named):
         super().__init__()
         self.embed, self.net, self.head = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16)
-        self.answer = nn.Identity() if named else None
+        self.mark = loopscope.mark if named else lambda h, name: h
         self.answers = []
 
     def forward(self, tokens):
@@ -600,47 +601,171 @@ class TwoInTurn(nn.Module):
         y, z, self.answers = torch.zeros_like(e), torch.zeros_like(e), []
         for _ in range(5):
             for _ in range(2):
-                z = torch.tanh(self.net(z + y + e))
-            y = torch.tanh(self.net(y + z))
-            y = self.answer(y) if self.answer is not None else y
+                z = self.mark(torch.tanh(self.net(z + y + e)), "z")
+            y = self.mark(torch.tanh(self.net(y + z)), "y")
             self.answers.append(y.detach())
         return self.head(y)
 
 
-def test_one_module_in_two_roles_is_never_offered_as_one_state(tmp_path):
+class Nested(TwoInTurn):
+    """Two networks; no module receives the inner state or returns it."""
+
+    def __init__(self, named):
+        super().__init__(named)
+        self.low, self.mix = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, tokens):
+        e = self.embed(tokens)
+        y, z, self.answers = torch.zeros_like(e), torch.zeros_like(e), []
+        for _ in range(4):
+            for _ in range(3):
+                z = self.mark(torch.tanh(self.low(z + y + e) + self.mix(e)), "z")
+            y = self.mark(torch.tanh(self.net(y + z)), "y")
+            self.answers.append(y.detach())
+        return self.head(y)
+
+
+class Beside(TwoInTurn):
+    """One state, which goes around the network too, and which no module receives behind the loop."""
+
+    def forward(self, tokens):
+        e = y = self.embed(tokens)
+        self.answers = []
+        for _ in range(5):
+            y = self.mark(0.5 * y + torch.tanh(self.net(y + e)), "y")
+            self.answers.append(y.detach())
+        return self.head(y.mean(dim=1))
+
+
+@pytest.mark.parametrize("kind", [TwoInTurn, Nested, Beside])
+def test_the_advice_of_a_refusal_followed_to_the_letter_names_every_variable(kind, tmp_path):
     torch.manual_seed(0)
+    tokens = torch.randint(0, 16, (2, 6), generator=torch.Generator().manual_seed(0))
+    bare = kind(named=False)
+    try:
+        site = discover(bare)
+    except LoopSiteError as refused:
+        assert "h = loopscope.mark(h, 'h')" in str(refused)
+    else:
+        assert kind is Beside and site.output is not None  # watched where it is returned: nothing to advise
+    model = kind(named=True)
+    model.load_state_dict(bare.state_dict())
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:  # no site
+        probe.step(loss=model(tokens).mean())
+    with open_run(tmp_path / "run.h5") as run:
+        expected = [answer.norm(dim=-1).mean().item() for answer in model.answers]
+        assert run["depth"][0] == len(expected)
+        variable = "y" if len(run.variables) > 1 else None
+        np.testing.assert_allclose(run.loops("state_norm", variable=variable)[0, 1:], expected, rtol=1e-5)
+    verdict = loopscope.linearize(model, tokens, num_loops=3)
+    assert verdict.loop is not None and verdict.loop.radius is not None
+    described = loopscope.describe(model, tokens)
+    assert described.loops == len(expected) and "  variable y (marked in the forward)" in str(described)
+
+
+def test_one_module_in_two_roles_is_never_offered_as_one_state():
     with pytest.raises(LoopSiteError, match="several variables in turn") as refused:
         discover(TwoInTurn(named=False))
-    assert "site=LoopSite(body='net'" not in str(refused.value)
+    assert "body=" not in str(refused.value)
     assert "z = loopscope.mark(z, 'z') behind test_discovery.py" in str(refused.value)
-    # What the message advises works.
-    model = TwoInTurn(named=True)
-    site = LoopSite(body="answer", after="head", output="answer", state_argument=None, shared=True)
-    with loopscope.attach(model, tmp_path / "run.h5", site=site) as probe:
-        probe.step(loss=model(torch.zeros(2, 6, dtype=torch.int64)).mean())
-    with open_run(tmp_path / "run.h5") as run:
-        assert run["depth"][0] == 5
-        expected = [answer.norm(dim=-1).mean().item() for answer in model.answers]
-        np.testing.assert_allclose(run.loops("state_norm")[0, 1:], expected, rtol=1e-5)
 
 
-def test_a_head_in_every_loop_is_no_obstacle(tmp_path):
-    class Supervised(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.block, self.head = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16)
+class Supervised(nn.Module):
+    """A head that reads the state in every loop."""
 
-        def forward(self, tokens):
-            h, outputs = self.embed(tokens), []
-            for _ in range(4):
-                h = torch.tanh(self.block(h))
-                outputs.append(self.head(h))
-            return torch.stack(outputs)
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.head = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16)
 
-    model = Supervised()
-    site = discover(model)
-    assert site.shared and site.after == "head"
+    def forward(self, tokens):
+        h, outputs = self.embed(tokens), []
+        for _ in range(4):
+            h = self.loop(h)
+            outputs.append(self.head(h))
+        return torch.stack(outputs)
+
+    def loop(self, h):
+        return torch.tanh(self.block(h))
+
+
+class NormedEveryLoop(Supervised):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, tokens):
+        h, outputs = self.embed(tokens), []
+        for _ in range(4):
+            h = self.loop(h)
+            outputs.append(self.head(self.norm(h)))
+        return torch.stack(outputs)
+
+
+class Halting(Supervised):
+    """A head and a halting unit read the state in every loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.halt = nn.Linear(8, 1)
+
+    def forward(self, tokens):
+        h, outputs, left = self.embed(tokens), 0.0, 1.0
+        for _ in range(4):
+            h = self.loop(h)
+            p = torch.sigmoid(self.halt(h))
+            outputs, left = outputs + left * p * self.head(h), left * (1 - p)
+        return outputs
+
+
+@pytest.mark.parametrize("kind", [Supervised, NormedEveryLoop, Halting])
+def test_a_head_in_every_loop_is_no_obstacle(kind, tmp_path):
+    torch.manual_seed(0)
+    model, tokens = kind(), torch.randint(0, 16, (2, 6), generator=torch.Generator().manual_seed(0))
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
-        probe.step(loss=model(torch.zeros(2, 6, dtype=torch.int64)).mean())
+        probe.step(loss=model(tokens).mean())
     with open_run(tmp_path / "run.h5") as run:
         assert run["depth"][0] == 4
+    assert loopscope.describe(model).loops == 4
+    with bound_loop(model, tokens) as loop:
+        h = torch.randn(2, 6, 8)
+        torch.testing.assert_close(loop.step(h), model.loop(h))
+
+
+class FedBack(Supervised):
+    """What the head says goes into the next loop: the state enters it at two modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.back = nn.Linear(16, 8)
+
+    def forward(self, tokens):
+        h, outputs = self.embed(tokens), []
+        for _ in range(4):
+            outputs.append(self.head(h))
+            h = self.loop(h) + self.back(outputs[-1])
+        return self.head(h)
+
+
+def test_a_head_whose_output_is_carried_on_is_not_taken_for_one_that_only_reads():
+    torch.manual_seed(0)
+    model, tokens = FedBack(), torch.zeros(2, 6, dtype=torch.int64)
+    h = torch.randn(2, 6, 8)
+    try:
+        with bound_loop(model, tokens) as loop:
+            torch.testing.assert_close(loop.step(h), model.loop(h) + model.back(model.head(h)))
+    except LoopSiteError as refused:
+        assert "h = loopscope.mark(h, 'h')" in str(refused)
+
+
+@pytest.mark.parametrize(("loops", "said"), [(1, False), (2, True), (3, True)])
+def test_a_loop_too_short_for_an_estimate_is_described_all_the_same(loops, said):
+    def loop(model, e, n):
+        h = e
+        for _ in range(loops):
+            h = model.body(h)
+        return h
+
+    model = Model(loop, body=block())
+    found = loopscope.describe(model, site=LoopSite(body="body", after="head"))
+    assert found.loops == loops and (found.estimate is not None) is said
+    assert said or any("estimate: too few successive states" in what for what in found.missing)

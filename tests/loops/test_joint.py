@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import loopscope
 import pytest
 import torch
 from loopscope.loops.bound import bound_loop
@@ -74,3 +75,33 @@ def test_training_is_not_touched() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_each_variable_has_the_layout_that_the_model_gave_it() -> None:
+    """A model may call ``view`` on its states; parts of a joint tensor cannot be viewed so."""
+
+    class Viewed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix = torch.nn.Embedding(8, 4), torch.nn.Linear(8, 8)
+
+        def turn(self, y: Tensor, z: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+            z = torch.tanh(self.mix(torch.cat([z.view(-1, 4) + e.view(-1, 4), y.view(-1, 4)], -1))[:, :4]).view(e.shape)
+            return 0.5 * (y.view(-1).view(e.shape) + z), z
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            e = self.embed(tokens)
+            y, z = torch.zeros_like(e), torch.zeros_like(e)
+            for _ in range(4):
+                y, z = self.turn(y, z, e)
+                z, y = loopscope.mark(z, "z"), loopscope.mark(y, "y")
+            return y
+
+    torch.manual_seed(0)
+    model, tokens = Viewed(), torch.tensor([[1, 2, 3]])
+    e = model.embed(tokens).detach()
+    with bound_loop(model, tokens) as loop, torch.no_grad():
+        h = torch.randn_like(loop.state)
+        z, y = h.split(4, -1)
+        y, z = model.turn(y.contiguous(), z.contiguous(), e)
+        torch.testing.assert_close(loop.step(h), torch.cat([z, y], -1))

@@ -32,6 +32,7 @@ from loopscope.runfile.open import open_run
 from loopscope.runfile.rank_names import rank_path
 from loopscope.runfile.reader import Run
 from loopscope.runfile.writer import RunWriter
+from numpy.typing import NDArray
 
 ROOM = 1 << 30  # bytes a case may have on top of what is there: far more than the files need
 PAGE = 4096
@@ -40,7 +41,8 @@ PAGE = 4096
 def write(path: Path, *, generations: int, end: str, rank: int = 0, ranks: int = 1, steps: int = 80) -> None:
     """A run with something in every table; ``end`` is ``seal``, ``close`` or ``kill``."""
     if (child := os.fork()) == 0:
-        _write(path, generations, end, {"rank": rank, "world_size": ranks, "started": 1.0, "name": "damage"}, steps)
+        info = {"rank": rank, "world_size": ranks, "started": 1.0, "name": "damage"}
+        _write(path, generations, end, info | {"variables": ["z_H", "z_L"]}, steps)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
 
@@ -58,6 +60,8 @@ def _write(path: Path, generations: int, end: str, info: dict[str, Any], steps: 
             values = {"loss": rng.normal(), "a_bar_radius": rng.uniform(0.5, 1.1), "mine": rng.normal()}
             writer.append_step({"step": step} | values, rows)
             event = Event(step, 1e9, "loss_spike", "warning", 2.0, 1.0, "it jumped")
+            writer.append_variable(step, 0, two_numbers(rows[:2], inner=False))
+            writer.append_variable(step, 1, two_numbers(rows, inner=True))
             if step % 9 == 0:
                 writer.append_probe(step, rows)
                 writer.append_spectrum(step, rng.normal(size=4))
@@ -72,6 +76,12 @@ def _write(path: Path, generations: int, end: str, info: dict[str, Any], steps: 
         if end == "kill" and generation == generations - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         writer.seal() if end == "seal" else writer.close()
+
+
+def two_numbers(rows: NDArray[np.float32], *, inner: bool) -> NDArray[np.float32]:
+    """Return rows of a variable: those of a loop, and which pass and which update of it each is."""
+    number = np.arange(len(rows), dtype=np.float32)[:, np.newaxis]
+    return np.hstack([rows, number > 0, number] if inner else [rows, number, number > 0]).astype(np.float32)
 
 
 def make_files(folder: Path) -> list[Path]:
@@ -146,6 +156,11 @@ def questions(run: Run) -> dict[str, Callable[[], Any]]:
     asked |= {f"column {name}": lambda name=name: run[name] for name in run.names}
     asked |= {f"loops {name}": lambda name=name: run.loops(name) for name in LOOP_COLUMNS}
     asked |= {f"probe {name}": lambda name=name: run.probe(name) for name in LOOP_COLUMNS}
+    asked |= {
+        f"{variable} {name}": lambda name=name, variable=variable: run.loops(name, variable=variable)
+        for name in LOOP_COLUMNS
+        for variable in run.variables
+    }
     asked["map"] = lambda: run.arrays("map") if "map" in run.array_names else None
     asked["diagnosis"] = lambda: diagnose(run).as_dict()
     return asked

@@ -35,6 +35,25 @@ def test_norm_abscissa_and_leading_eigenvalues(loop, dense, state, kind):
     assert float(radius) == pytest.approx(np.abs(np.linalg.eigvals(matrix)).max(), rel=1e-3)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("layout", ["view", "flatten", "reshape"])
+def test_a_model_may_rely_on_the_layout_that_fused_attention_has(causal, layout):
+    torch.manual_seed(0)
+    mix = nn.Linear(16, 48)
+
+    def step(h):
+        query, key, value = (part.view(2, 6, 4, 4).transpose(1, 2) for part in mix(h).chunk(3, -1))
+        out = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2)
+        joined = {"view": lambda: out.view(2, 6, 16), "flatten": lambda: out.view(12, 16).view(2, 6, 16)}
+        return 0.5 * joined.get(layout, lambda: out.reshape(2, 6, 16))()
+
+    state, v = torch.randn(2, 6, 16), torch.randn(2 * 6 * 16)
+    matrix = torch.autograd.functional.jacobian(step, state).reshape(v.numel(), v.numel())
+    jacobian = LoopJacobian(step, state)
+    torch.testing.assert_close(jacobian.apply(v).reshape(-1), matrix @ v, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(jacobian.transpose(v).reshape(-1), matrix.T @ v, atol=1e-5, rtol=1e-4)
+
+
 def test_a_rotating_pair_is_not_reported_as_a_real_eigenvalue():
     angle = 1.0
     turn = 0.9 * torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
