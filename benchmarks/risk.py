@@ -21,6 +21,7 @@ from loopscope.runfile.open import open_run
 from numpy.typing import NDArray
 from risk_fit import fit
 from risk_report import report
+from risk_rksp import scores_of
 from risk_runs import STEPS, Cell, train_missing, unigram_entropy, unigram_loss
 
 Floats = NDArray[np.float64]
@@ -35,7 +36,8 @@ class Outcome:
     Attributes:
         cell: Which run.
         kind: As docs/risk.md defines it.
-        columns: What the risk is made of, ``(STEPS,)`` each, and the three numbers of our own.
+        columns: What the risk is made of, ``(STEPS,)`` each, the three numbers of our own, and the scores of RKSP of
+            report runs.
         fired: First step at which each shipped rule fired.
         seen: Whether it was looked at when the signals were chosen.
     """
@@ -81,6 +83,8 @@ def outcomes(runs: list[tuple[Cell, Path]]) -> list[Outcome]:
         with open_run(path) as run:
             own = {n: np.asarray(run[n]) for n in ("update_ratio", "gradient_cosine", "step_curvature", "lr")}
             columns = {**own, **risk.columns_of(run)}
+            if cell.part == "report":
+                columns["rksp_start"], columns["rksp"] = scores_of(cell, path)
             kind = kind_of(run["loss"], run.probe("state_norm")[-3:], unigram_loss(cell.seed, LAST))
             fired = {each.rule: each.step for each in diagnose(run).findings if each.state == "fired"}
         found.append(Outcome(cell, kind, columns, fired, number < LOOKED_AT))

@@ -53,6 +53,8 @@ SCORES: Final[dict[str, Score]] = {
     "llm-foundry, window 16": published(llm_foundry, window=16),
     "OLMo, as published": published(olmo),
     "OLMo, window 24": published(olmo, window=24),
+    "RKSP near-unit mass, at initialisation": recorded("rksp_start"),
+    "RKSP near-unit mass, now": recorded("rksp"),
     "ρ(A̅)": recorded("a_bar_radius"),
     "residual_ratio": recorded("residual_ratio"),
     "learning rate": recorded("lr"),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..models.packed import tokenize as write_tokens
-from .checkpoints import depth_curve, linearize_checkpoint
+from .checkpoints import depth_curve, linearize_checkpoint, said_by_its_run
 from .output import say
 from .progress import part_progress
 
@@ -40,6 +40,8 @@ def linearize(
         say(result.to_json())
         return
     say(result.verdict)
+    if differs := said_by_its_run(checkpoint, result):
+        say(differs)
     for part, reason in result.skipped.items():
         say(f"left out: {part}: {reason}")
 

@@ -27,6 +27,8 @@ from ..models.data import Data
 from ..models.depth import loss_at_depths
 from ..models.looped import LoopedTransformer
 from ..models.run_config import RunConfig
+from ..rules.regimes import read_regimes
+from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
 from .training import checked_device
 
@@ -144,6 +146,36 @@ def linearize_checkpoint(
     if tokens.shape[1] > model.config.max_length:
         raise ValueError(f"--positions {positions}: the model takes at most {model.config.max_length}")
     return linearize(model, tokens, num_loops=num_loops, budget=budget, progress=progress)
+
+
+def said_by_its_run(path: Path, linearization: Linearization) -> str:
+    """Say that the run of a checkpoint is judged otherwise than its linearisation, and why that can be.
+
+    Args:
+        path: Checkpoint folder or run file.
+        linearization: What `linearize_checkpoint` gave.
+
+    Returns:
+        One sentence; empty where there is no readable run beside the checkpoint, or where both agree.
+    """
+    try:
+        with open_run(path.with_suffix(".h5")) as run:
+            seen = read_regimes(run) if len(run) else None
+    except (RunFileError, OSError):
+        return ""
+    if seen is None or "unknown" in (seen.verdict, linearization.regime) or seen.verdict == linearization.regime:
+        return ""
+    views = {"lti": "linear part", "loop": "full loop", "trajectory": "trajectory"}
+    differ = [
+        f"{words} {seen.regimes[name]} there and {linearization.regimes[name]} here"
+        for name, words in views.items()
+        if seen.regimes[name] != linearization.regimes[name]
+    ]
+    return (
+        f"its run is judged {seen.verdict}, this is {linearization.regime}: {', '.join(differ)}. The run is judged on "
+        "its own fixed batch in its last pass, this on other text: the loop is near the edge of a band, or its weights "
+        "have changed since the checkpoint, so judge on more text (--sequences, --positions)"
+    )
 
 
 def depth_curve(path: Path, depths: Sequence[int] | None, *, batches: int, device: str) -> DepthCurve:

@@ -390,8 +390,16 @@ def _views(radius: float, log_radius: float, exponent: float, states: Floats, *,
     residual = np.linalg.norm(updates, axis=1)
     turned = np.sum(updates[1:] * updates[:-1], axis=1) / (residual[1:] * residual[:-1])
     law = classify(residual, np.append(math.nan, turned), np.linalg.norm(states, axis=1))
-    orbits = law.kind == "orbiting"
-    return views(radius, log_radius, exponent, law.regime, orbits=orbits, settled=law.settled, steady=steady)
+    return views(
+        radius,
+        log_radius,
+        exponent,
+        law.regime,
+        orbits=law.kind == "orbiting",
+        settled=law.settled,
+        steady=steady,
+        drift=law.drift_rate,
+    )
 
 
 def _linear_words(sandbox: Sandbox, radius: float, norm: float, peak: PeakGrowth, lti: Regime) -> str:

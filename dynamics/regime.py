@@ -64,6 +64,7 @@ def full_loop_regime(
     *,
     transient: bool = False,
     at_rest: bool = False,
+    drift: float = 0.0,
 ) -> Regime:
     """Regime of the full loop from both of its rates: that of either where only one is known, ``marginal`` where the
     two disagree.
@@ -73,12 +74,16 @@ def full_loop_regime(
     be all that the exponent shows, the radius decides. And at rest, J is the same in all loops to come: then ρ(J) is
     the rate for ever, is known as well as ρ of any matrix, and has the band of one, `LTI_TOLERANCE`.
 
+    While states drift away, a perturbation that grows no faster than the state is no instability either: beside the
+    state it keeps its size, and like the state it grows like a power of t, whose rate falls with depth.
+
     Args:
         log_radius: ``log ρ(J)`` at the last state, nats per loop; NaN when it was not measured or did not converge.
         lyapunov_max: λ₁ over the late loops, nats per loop; NaN likewise.
         tol: Half width of the marginal band of rates that hold for some loops only.
         transient: The Jacobian of the last state alone gives such an exponent over as many loops.
         at_rest: J does not change any more from loop to loop.
+        drift: Rate at which the norm of a drifting state grows, nats per loop; 0 where the state does not drift.
 
     Returns:
         The regime; see `rates_disagree`.
@@ -92,17 +97,24 @@ def full_loop_regime(
     'stable'
     >>> full_loop_regime(-0.02, -0.02), full_loop_regime(-0.02, -0.02, at_rest=True)
     ('marginal', 'stable')
+    >>> full_loop_regime(0.06, 0.07), full_loop_regime(0.06, 0.07, drift=0.08)
+    ('unstable', 'marginal')
     """
-    by_radius = _radius_regime(log_radius, tol, at_rest)
-    agree = at_rest and not rates_disagree(log_radius, lyapunov_max, tol, at_rest=True)
+    by_radius, by_exponent = _regimes(log_radius, lyapunov_max, tol, at_rest, drift)
+    agree = at_rest and not rates_disagree(log_radius, lyapunov_max, tol, at_rest=True, drift=drift)
     if by_radius != "unknown" and (transient or agree):
         return by_radius
-    known = {regime for regime in (by_radius, loop_regime(lyapunov_max, tol)) if regime != "unknown"}
+    known = {regime for regime in (by_radius, by_exponent) if regime != "unknown"}
     return "unknown" if not known else known.pop() if len(known) == 1 else "marginal"
 
 
 def rates_disagree(
-    log_radius: float, lyapunov_max: float, tol: float = LYAPUNOV_TOLERANCE, *, at_rest: bool = False
+    log_radius: float,
+    lyapunov_max: float,
+    tol: float = LYAPUNOV_TOLERANCE,
+    *,
+    at_rest: bool = False,
+    drift: float = 0.0,
 ) -> bool:
     """Return whether the two rates of the full loop are known, in different regimes, and farther apart than ``tol``.
 
@@ -110,7 +122,8 @@ def rates_disagree(
         log_radius: ``log ρ(J)``, nats per loop; NaN when it is not known.
         lyapunov_max: λ₁, nats per loop; NaN likewise.
         tol: Half width of the marginal band, and the difference that counts.
-        at_rest: As in `full_loop_regime`.
+        at_rest: As in `full_loop_regime`, and so is ``drift``.
+        drift: See there.
 
     Source: both are rates of the same loop in the long run, where it is at rest: Eckmann and Ruelle, Rev. Mod. Phys. 57
     (1985) 617.
@@ -121,15 +134,15 @@ def rates_disagree(
     >>> rates_disagree(-0.04, -0.06)
     False
     """
-    regimes = {_radius_regime(log_radius, tol, at_rest), loop_regime(lyapunov_max, tol)} - {"unknown"}
+    regimes = {*_regimes(log_radius, lyapunov_max, tol, at_rest, drift)} - {"unknown"}
     return len(regimes) > 1 and abs(log_radius - lyapunov_max) > tol
 
 
-def _radius_regime(log_radius: float, tol: float, at_rest: bool) -> Regime:
-    """Return the regime that ρ(J) alone is in: with the band of a matrix at rest, with that of a rate elsewhere."""
-    if at_rest:
-        return _banded(log_radius, math.log(1.0 - LTI_TOLERANCE), math.log(1.0 + LTI_TOLERANCE))
-    return loop_regime(log_radius, tol)
+def _regimes(log_radius: float, lyapunov_max: float, tol: float, at_rest: bool, drift: float) -> tuple[Regime, Regime]:
+    """Return the regimes of ρ(J) alone, which at rest has the band of a matrix, and of λ₁ alone."""
+    band = -tol, max(tol, drift)
+    of_matrix = math.log(1.0 - LTI_TOLERANCE), math.log(1.0 + LTI_TOLERANCE)
+    return _banded(log_radius, *(of_matrix if at_rest else band)), _banded(lyapunov_max, *band)
 
 
 def worst(*regimes: Regime) -> Regime:
@@ -206,6 +219,7 @@ def views(
     settled: bool = False,
     steady: bool = False,
     transient: bool = False,
+    drift: float = 0.0,
 ) -> Views:
     """Return what the measurements of one loop say together.
 
@@ -221,6 +235,7 @@ def views(
             that the states come to, never for growth there: states that settle near a ρ(J) above 1 contradict it.
         steady: Whether J was seen to be the same over the late loops.
         transient: As in `full_loop_regime`.
+        drift: Likewise.
 
     Returns:
         The regimes, the verdict and the disagreement.
@@ -236,11 +251,11 @@ def views(
     """
     cycle = orbits and loop_regime(lyapunov_max) == "stable"
     at_rest = steady or (settled and log_radius < 0)
-    differ = rates_disagree(log_radius, lyapunov_max, at_rest=at_rest) and not cycle and not transient
+    explained = cycle or transient
+    differ = rates_disagree(log_radius, lyapunov_max, at_rest=at_rest, drift=drift) and not explained
     lti = lti_regime(radius)
-    loop: Regime = (
-        "stable" if cycle else full_loop_regime(log_radius, lyapunov_max, transient=transient, at_rest=at_rest)
-    )
+    loop = full_loop_regime(log_radius, lyapunov_max, transient=transient, at_rest=at_rest, drift=drift)
+    loop = "stable" if cycle else loop
     return Views(
         regimes={"lti": lti, "loop": loop, "trajectory": trajectory},
         verdict=overall(lti, loop, trajectory),

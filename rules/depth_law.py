@@ -23,7 +23,9 @@ RECENT: Final = 16
 ODD: Final = 8
 MARGIN: Final = 0.25  # of the range of the usual depths
 
-_ROWS_AT_ONCE: Final = 1 << 14
+_FEWEST_AT_ONCE: Final = 64  # depths judged together, at first and where the law is restless
+_MOST_AT_ONCE: Final = 1 << 13
+_GUESSES: Final = 8  # after which what is certain so far is taken
 
 USUAL, IS_ODD, CHANGED = 0, 1, 2
 
@@ -41,7 +43,6 @@ class DepthLaw:
         self._usual: deque[float] = deque(maxlen=REFERENCE)
         self._recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)  # depths, and whether each was odd
         self._odd = 0  # of the recent ones
-        self._calm = 0  # usual depths in a row, counted to `REFERENCE`: from there on they are all that is remembered
 
     def update(self, depth: float) -> int:
         """Return whether the depth of a step is `USUAL`, `IS_ODD`, or the one at which the law has `CHANGED`."""
@@ -56,7 +57,6 @@ class DepthLaw:
             self._odd -= self._recent[0][1]
         self._recent.append((depth, odd))
         self._odd += odd
-        self._calm = 0 if odd else min(self._calm + 1, REFERENCE)
         if not odd:
             self._usual.append(depth)
             return USUAL
@@ -68,20 +68,20 @@ class DepthLaw:
         return CHANGED
 
     def update_many(self, depths: Iterable[float]) -> NDArray[np.int8]:
-        """Return what `update` would for each depth in turn, most of them many at a time."""
+        """Return what `update` would for each depth in turn, ``(n,)``, most of them many at a time."""
         values = np.asarray(depths, dtype=np.float64)
         known = np.flatnonzero(~np.isnan(values))
         given = values[known]
         said = np.zeros(len(given), dtype=np.int8)
-        odd = np.flatnonzero(self._odd_after_all(given))
-        at = 0
+        at, count = 0, _FEWEST_AT_ONCE
         while at < len(given):
-            following = int(np.searchsorted(odd, at))
-            end = int(odd[following]) if following < len(odd) else len(given)
-            if self._calm == REFERENCE and end > at:  # all that is remembered are the last depths
-                self._usual.extend(given[max(at, end - REFERENCE) : end].tolist())
-                self._recent.extend((depth, False) for depth in given[max(at, end - RECENT) : end].tolist())
-                at = end
+            ahead = given[at : at + count]
+            odd = self._odd_ahead(ahead)
+            if len(odd):
+                self._take(ahead[: len(odd)], odd)
+                said[at : at + len(odd)] = np.where(odd, IS_ODD, USUAL)
+                count = min(2 * count, _MOST_AT_ONCE) if len(odd) == len(ahead) else _FEWEST_AT_ONCE
+                at += len(odd)
             else:
                 said[at] = self.update(float(given[at]))
                 at += 1
@@ -89,18 +89,54 @@ class DepthLaw:
         every[known] = said
         return every
 
-    def _odd_after_all(self, given: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return which depths are odd where all the `REFERENCE` before are usual ones; elsewhere it says nothing."""
-        before = np.full(REFERENCE, np.nan)
-        before[REFERENCE - len(self._usual) :] = list(self._usual)
-        values = np.concatenate([before, given])
-        odd = np.zeros(len(given), dtype=bool)
-        for start in range(0, len(given), _ROWS_AT_ONCE):
-            here = given[start : start + _ROWS_AT_ONCE]
-            windows = np.lib.stride_tricks.sliding_window_view(
-                values[start : start + len(here) + REFERENCE - 1], REFERENCE
-            )
-            low, high = windows.min(axis=1), windows.max(axis=1)
-            margin = MARGIN * (high - low)
-            odd[start : start + len(here)] = ~((low - margin <= here) & (here <= high + margin))
-        return odd
+    def _odd_ahead(self, ahead: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which of the first depths ahead are odd, up to where that is certain or before the law changes.
+
+        Whether a depth is odd depends on which depths before it were. A guess of that, at first that none is, gives
+        what each depth has to be compared with, and so the next guess. Up to the first depth in which two guesses
+        differ they are right, and about that depth the later one is.
+        """
+        certain = 0
+        guess = np.zeros(len(ahead), dtype=bool)
+        for _ in range(_GUESSES if len(self._usual) >= WARM_UP else 0):
+            better = self._odd_after(ahead, guess)
+            differ = better != guess
+            certain = int(np.argmax(differ)) + 1 if differ.any() else len(ahead)
+            guess = better
+            if certain == len(ahead):
+                break
+        odd = guess[:certain]
+        before = [was_odd for _, was_odd in self._recent]
+        so_far = np.cumsum(np.concatenate([[False], before, odd]))
+        first = np.maximum(np.arange(1, len(odd) + 1) + len(before) - RECENT, 0)  # of the last `RECENT` depths
+        changes = np.flatnonzero(odd & (so_far[len(before) + 1 :] - so_far[first] >= ODD))
+        return odd[: changes[0]] if len(changes) else odd
+
+    def _odd_after(self, ahead: NDArray[np.float64], odd: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which depths ahead would be odd if those before each were odd as given."""
+        usual = np.concatenate([list(self._usual), ahead[~odd]])
+        fewer = REFERENCE - len(self._usual)
+        low = _of_windows(np.minimum, np.concatenate([np.full(fewer, math.inf), usual]))
+        high = _of_windows(np.maximum, np.concatenate([np.full(fewer, -math.inf), usual]))
+        margin = MARGIN * (high - low)
+        low, high = low - margin, high + margin
+        if odd.any():
+            window: NDArray[np.int64] = np.cumsum(~odd) - ~odd
+            low, high = low[window], high[window]
+        return ~((low[: len(ahead)] <= ahead) & (ahead <= high[: len(ahead)]))
+
+    def _take(self, depths: NDArray[np.float64], odd: NDArray[np.bool_]) -> None:
+        """Remember depths in which the law does not change."""
+        self._usual.extend(depths[~odd][-REFERENCE:].tolist())
+        self._recent.extend(zip(depths[-RECENT:].tolist(), odd[-RECENT:].tolist(), strict=True))
+        self._odd = sum(was_odd for _, was_odd in self._recent)
+
+
+def _of_windows(combine: np.ufunc, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the largest or the smallest of each `REFERENCE` values that follow one another."""
+    size = 1
+    block = values
+    while 2 * size <= REFERENCE:
+        block = combine(block[size:], block[:-size])
+        size *= 2
+    return np.asarray(combine(block[: len(values) - REFERENCE + 1], block[REFERENCE - size :]))

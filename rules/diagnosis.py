@@ -21,7 +21,7 @@ from .findings import Finding, Judgement
 from .judging import judge
 from .lead import LossTrouble
 from .regimes import RunRegimes, read_regimes
-from .risk import Risk, assess
+from .risk import Risk
 from .rule_files import Rule, load_rules
 
 Scope = Literal["loop", "loss only"]
@@ -122,7 +122,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
         judgements=judged.judgements,
         ending=end,
         steps=len(run),
-        risk=assess(run),
+        risk=judged.risk,
         scope="loss only" if run.log else "loop",
     )
 

@@ -75,7 +75,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         truth: Where it is true and where it is false.
-        sides: Both sides of each of its comparisons, in the order of the text.
+        sides: Both sides of each of its comparisons, in the order of the text; where it is false in all rows, of the
+            first ones at least.
     """
 
     truth: Truth
@@ -183,7 +184,7 @@ class Evaluator:
         """
         self._steps, self._series, self._sides = steps, series, []
         with np.errstate(all="ignore"):
-            truth = self._truth(self._root)
+            truth = self._truth(self._root) if self._windows else self._short(self._root)
         sides, self._series, self._sides = self._sides, {}, []
         return Outcome(truth, sides)
 
@@ -195,6 +196,21 @@ class Evaluator:
         """Go on from what `state` gave for the same expression."""
         for window, kept in zip(self._windows, state, strict=True):
             window.restore(kept)
+
+    def _short(self, root: Condition) -> Truth:
+        """Return the value of the whole condition, without parts that change nothing in any row.
+
+        Of a condition that is false in all rows nobody asks for the sides of its comparisons.
+        """
+        if not isinstance(root, Joined) or root.word != "and":
+            return self._truth(root)
+        truth = self._truth(root.parts[0])
+        for part in root.parts[1:]:
+            if truth.no.all():
+                break
+            other = self._truth(part)
+            truth = Truth(truth.yes & other.yes, truth.no | other.no)
+        return truth
 
     def _truth(self, node: Condition) -> Truth:
         """Return the value of a condition."""
@@ -213,8 +229,10 @@ class Evaluator:
                 place = len(self._sides)
                 a, b = self._quantity(left), self._quantity(right)
                 self._sides.insert(place, (a, b))
-                known, holds = ~(np.isnan(a) | np.isnan(b)), np.asarray(_COMPARISONS[sign](a, b))
-                return Truth(holds & known, ~holds & known)
+                unknown, holds = np.isnan(a), np.asarray(_COMPARISONS[sign](a, b))
+                if not isinstance(right, Number):
+                    unknown |= np.isnan(b)
+                return Truth(holds & ~unknown if sign == "!=" else holds, ~(holds | unknown))
             case Recorded(series):
                 known = ~np.isnan(self._quantity(series))
                 return Truth(known, ~known)
@@ -227,7 +245,7 @@ class Evaluator:
         """Return the value of a number; NaN where one of its series was not recorded."""
         match node:
             case Number(value):
-                return np.full(len(self._steps), value)
+                return np.broadcast_to(np.float64(value), self._steps.shape)
             case Name(name):
                 values = np.asarray(self._series[name], dtype=np.float64)
                 return values if values.shape == self._steps.shape else np.broadcast_to(values, self._steps.shape)

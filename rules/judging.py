@@ -10,9 +10,8 @@ Not covered: conditions over several runs; what is judged of every run without a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from itertools import islice, product
 
 import numpy as np
@@ -21,9 +20,10 @@ from numpy.typing import NDArray
 from ..runfile.reader import Run
 from .expression import Evaluator, Outcome, Series
 from .findings import Finding, Judgement
+from .risk import Risk
 from .rule_files import Rule
 from .scope import Said, why_not
-from .series import LOSS_DERIVED, RISK, Missing, constants, derived, missing, recorded, series_of
+from .series import LOSS_DERIVED, RISK, ROWS_AT_ONCE, Missing, RunSeries
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,12 @@ class Judged:
     Attributes:
         findings: Rules that fired or are pending, first step first.
         judgements: What each rule was judged on, in the order of the rules.
+        risk: How likely the run is to be lost, as far as it is recorded.
     """
 
     findings: list[Finding]
     judgements: list[Judgement]
+    risk: Risk
 
 
 def judge(run: Run, rules: Iterable[Rule]) -> Judged:
@@ -46,37 +48,24 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
         run: An opened run; of a live one, its rows so far are judged.
         rules: As `load_rules` gives them.
     """
-    steps = np.asarray(run["step"], dtype=np.float64)
-    always = constants(run.info)
-    read = cache(partial(recorded, run))  # several rules read the same series
-    series: dict[str, Series] = dict(always)
-    absent: dict[str, Missing | None] = {}
-    findings, judgements = [], []
     said = Said(run.info)
-    for rule in rules:
-        if about := why_not(rule.only, rule.except_, said):
-            judgements.append(Judgement(rule.id, rule.name, rule.severity, "not applicable", 0, about))
-            continue
-        for name in rule.expr.names - absent.keys():
-            absent[name] = missing(run, name, read) if len(steps) else Missing("no data", "no step was recorded")
-        if not series.keys() >= rule.expr.names & LOSS_DERIVED:
-            series |= derived(run)  # all of them at once
-        for name in rule.expr.names - series.keys():
-            values = series_of(run, name, steps, read)
-            series[name] = np.full(len(steps), np.nan) if values is None else values
-        env = {name: series[name] for name in rule.expr.names}
-        outcome = Evaluator(rule.expr).update(steps, env)
-        truth = outcome.truth
-        fired = _apply(rule, steps, outcome)
+    trials = [(rule, _Trial(rule), why_not(rule.only, rule.except_, said)) for rule in rules]
+    on_trial = [trial for _, trial, about in trials if not about]
+    read = RunSeries(run, {name for trial in on_trial for name in trial.rule.expr.names})
+    steps = read.steps
+    followed = [trial for trial in on_trial if not trial.settle(read)]
+    for start in range(0, len(steps), ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, len(steps)))
+        env = read.rows(rows)
+        for trial in followed:
+            trial.take(steps[rows], env)
+    findings, judgements = [], []
+    for rule, trial, about in trials:
+        fired = trial.finding()
         findings += [fired] if fired is not None else []
-        decided = steps[truth.yes | truth.no]
-        if fired is not None:
-            why = Missing("judged", "")
-        else:
-            gone = {name: absent[name] for name in sorted(rule.expr.names)}
-            why = _why_not(rule, env, gone, always.keys() & env.keys(), decided, steps)
-        judgements.append(Judgement(rule.id, rule.name, rule.severity, why.state, len(decided), why.reason))
-    return Judged(sorted(findings, key=lambda finding: finding.step), judgements)
+        why = Missing("not applicable", about) if about else Missing("judged", "") if fired else trial.why_not(read)
+        judgements.append(Judgement(rule.id, rule.name, rule.severity, why.state, trial.decided, why.reason))
+    return Judged(sorted(findings, key=lambda finding: finding.step), judgements, read.risk())
 
 
 def evaluate(run: Run, rules: Iterable[Rule]) -> tuple[list[Finding], list[str]]:
@@ -85,20 +74,84 @@ def evaluate(run: Run, rules: Iterable[Rule]) -> tuple[list[Finding], list[str]]
     return judged.findings, [each.rule for each in judged.judgements if each.state != "judged"]
 
 
-def _apply(rule: Rule, steps: Series, outcome: Outcome) -> Finding | None:
-    """Return the finding of one rule, if it fires or is pending."""
-    holds = outcome.truth.yes
-    if not holds.any():
-        return None
-    firing = Firing(rule)
-    turning = turning_rows(holds, steps, rule.hold)
-    fired = [(row, firing.since) for row in turning if firing.update(steps[row], holds[row])]
-    if fired:
-        row, since = fired[0]
-        return finding(rule, steps, row, outcome, since=since, episodes=len(fired))
-    if firing.pending and rule.severity != "note":
-        return _pending(rule, steps, outcome, firing.since)
-    return None
+class _Trial:
+    """One rule over a run, some rows at a time.
+
+    Args:
+        rule: The rule.
+
+    Attributes:
+        rule: The rule.
+        decided: Rows so far in which its condition could be decided.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule, self.decided = rule, 0
+        self._evaluator, self._firing = Evaluator(rule.expr), Firing(rule)
+        self._first, self._last = math.nan, math.nan  # step that could be decided
+        self._fired: Finding | None = None
+        self._pending: Finding | None = None
+        self._episodes = 0
+
+    def settle(self, read: RunSeries) -> bool:
+        """Say whether the rule is done with: of what it reads nothing was recorded, so that all rows are as the first.
+
+        Args:
+            read: The run, of which no row was handed out yet.
+        """
+        steps, names = read.steps, self.rule.expr.names
+        if not len(steps) or not all(name in read.constants or read.never(name) for name in names):
+            return False
+        nothing = {name: read.constants.get(name, np.array(math.nan)) for name in names}
+        truth = Evaluator(self.rule.expr).update(steps[:1], nothing).truth
+        if truth.no[0]:
+            self.decided, self._first, self._last = len(steps), float(steps[0]), float(steps[-1])
+        return not truth.yes[0]
+
+    def take(self, steps: Series, series: Mapping[str, Series]) -> None:
+        """Take the rows that follow."""
+        outcome = self._evaluator.update(steps, series)
+        truth = outcome.truth
+        decided = truth.yes | truth.no
+        if count := int(np.count_nonzero(decided)):
+            self._first = float(steps[np.argmax(decided)]) if not self.decided else self._first
+            self._last = float(steps[len(steps) - 1 - np.argmax(decided[::-1])])
+            self.decided += count
+        for row, since in self._firing.update_many(steps, truth.yes):
+            self._episodes += 1
+            if self._fired is None:
+                self._fired = finding(self.rule, steps, row, outcome, since=since)
+        self._pending = None
+        if self._firing.pending and self._fired is None and self.rule.severity != "note":
+            self._pending = _pending(self.rule, steps, outcome, self._firing.since)
+
+    def finding(self) -> Finding | None:
+        """Return the finding of the rule after all rows, if it fired or is pending."""
+        return self._pending if self._fired is None else replace(self._fired, episodes=self._episodes)
+
+    def why_not(self, read: RunSeries) -> Missing:
+        """Return the state of a rule without a finding, and the reason where it was not judged."""
+        rule, steps = self.rule, read.steps
+        gone = {name: read.missing(name) for name in sorted(rule.expr.names)}
+        constant = rule.expr.names & read.constants.keys()
+        fixed = {name: float(read.constants[name]) if name in constant else math.nan for name in rule.expr.names}
+        if constant and rule.expr.truth({name: np.array(value) for name, value in fixed.items()}).no.all():
+            said = ", ".join(f"{name} is {fixed[name]:g}" for name in sorted(constant))
+            return Missing("not applicable", f"{said} in this run")
+        reasons = [reason for reason in gone.values() if reason is not None]
+        absent = sorted(reasons, key=lambda reason: reason.state)  # "no data" before "not applicable"
+        if not self.decided:
+            unwatched = [name for name, reason in gone.items() if reason is not None and reason.state == "no data"]
+            inapplicable = [reason for reason in absent if reason.state == "not applicable"]
+            if inapplicable and not _could_fire(rule, fixed, unwatched):
+                return inapplicable[0]
+            return absent[0] if absent else _undecided(rule, steps)
+        if absent and absent[0].state == "no data":
+            return absent[0]
+        if (span := self._last - self._first) < rule.hold:
+            said = f"the run is too short: {span + 1:.0f} steps; it must hold for {rule.hold}"
+            return Missing("not applicable", said)
+        return Missing("judged", "")
 
 
 def _pending(rule: Rule, steps: Series, outcome: Outcome, since: float) -> Finding:
@@ -108,43 +161,6 @@ def _pending(rule: Rule, steps: Series, outcome: Outcome, since: float) -> Findi
     return replace(held, severity="warning", state="pending", message=said)
 
 
-def _why_not(
-    rule: Rule,
-    env: Mapping[str, Series],
-    gone: Mapping[str, Missing | None],
-    constant: Set[str],
-    decided: Series,
-    steps: Series,
-) -> Missing:
-    """Return the state of a rule that did not fire, and the reason where it was not judged.
-
-    Args:
-        rule: The rule.
-        env: What it reads.
-        gone: Of each name, why it is missing.
-        constant: Names that are true of the whole run.
-        decided: Steps at which the condition could be decided.
-        steps: All steps.
-    """
-    fixed = {name: float(values) if name in constant else math.nan for name, values in env.items()}
-    if constant and rule.expr.truth({name: np.array(value) for name, value in fixed.items()}).no.all():
-        said = ", ".join(f"{name} is {fixed[name]:g}" for name in sorted(constant & env.keys()))
-        return Missing("not applicable", f"{said} in this run")
-    reasons = [reason for reason in gone.values() if reason is not None]
-    absent = sorted(reasons, key=lambda reason: reason.state)  # "no data" before "not applicable"
-    if not len(decided):
-        unwatched = [name for name, reason in gone.items() if reason is not None and reason.state == "no data"]
-        inapplicable = [reason for reason in absent if reason.state == "not applicable"]
-        if inapplicable and not _could_fire(rule, fixed, unwatched):
-            return inapplicable[0]
-        return absent[0] if absent else _undecided(rule, env, steps)
-    if absent and absent[0].state == "no data":
-        return absent[0]
-    if (span := decided[-1] - decided[0]) < rule.hold:
-        return Missing("not applicable", f"the run is too short: {span + 1:.0f} steps; it must hold for {rule.hold}")
-    return Missing("judged", "")
-
-
 def _could_fire(rule: Rule, fixed: Mapping[str, float], names: Sequence[str]) -> bool:
     """Return whether a rule could fire if some names had values and all others, but constants, had none."""
     values = (-1e300, 0.0, 1e300)
@@ -152,17 +168,17 @@ def _could_fire(rule: Rule, fixed: Mapping[str, float], names: Sequence[str]) ->
     return any(rule.expr.could_hold({**fixed, **dict(zip(names, each, strict=True))}) for each in islice(tries, 243))
 
 
-def _undecided(rule: Rule, env: Mapping[str, Series], steps: Series) -> Missing:
+def _undecided(rule: Rule, steps: Series) -> Missing:
     """Return that a condition was unknown everywhere although its series were recorded."""
     if rule.expr.reach and (span := steps[-1] - steps[0] + 1) <= rule.expr.reach:
         said = f"the run is too short: {span:.0f} steps; it looks back over {rule.expr.reach}"
         return Missing("not applicable", said)
-    if early := sorted((LOSS_DERIVED | {RISK}) & env.keys()):
+    if early := sorted((LOSS_DERIVED | {RISK}) & rule.expr.names):
         return Missing("not applicable", f"the run is too short for {', '.join(early)}")
-    return Missing("no data", f"{', '.join(sorted(env))}: never known at one and the same step")
+    return Missing("no data", f"{', '.join(sorted(rule.expr.names))}: never known at one and the same step")
 
 
-def finding(rule: Rule, steps: Series, row: int, outcome: Outcome, *, since: float, episodes: int = 1) -> Finding:
+def finding(rule: Rule, steps: Series, row: int, outcome: Outcome, *, since: float) -> Finding:
     """Return the finding of a rule that fires at one of these rows."""
     value, threshold = outcome.first_comparison(row)
     return Finding(
@@ -175,7 +191,7 @@ def finding(rule: Rule, steps: Series, row: int, outcome: Outcome, *, since: flo
         threshold=threshold,
         message=rule.said(value, threshold),
         remedy=rule.remedy,
-        episodes=episodes,
+        episodes=1,
         held=int(steps[row] - since),
         hold=rule.hold,
     )
@@ -217,6 +233,14 @@ class Firing:
             return False
         self._fired = True
         return self.since > self._quiet_until
+
+    def update_many(self, steps: Series, holds: NDArray[np.bool_]) -> Iterator[tuple[int, float]]:
+        """Take rows; yield those at which the rule fires, and the step since which the condition has held there."""
+        if math.isnan(self.since) and not holds.any():
+            return  # nothing begins and nothing ends
+        for row in turning_rows(holds, steps, self._hold, self.since):
+            if self.update(steps[row], holds[row]):
+                yield row, self.since
 
 
 def turning_rows(holds: NDArray[np.bool_], steps: Series, hold: int, since: float = math.nan) -> list[int]:

@@ -26,11 +26,11 @@ from .detectors import SPOKEN_FOR
 from .expression import Evaluator, Series
 from .findings import Finding
 from .grammar import loop_entry
-from .judging import Firing, finding, turning_rows
+from .judging import Firing, finding
 from .risk import SOURCES, RunRisk, columns_of
 from .rule_files import Rule
 from .scope import Said, why_not
-from .series import LOSS_DERIVED, RISK, SECONDS, constants, entries_of, series_of
+from .series import LOSS_DERIVED, RISK, SECONDS, RunSeries, constants, entries_of
 
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
 
@@ -84,10 +84,9 @@ class LiveRules:
 
     def resume(self, run: Run) -> None:
         """Go on where a run was interrupted; the rows before the first new one count."""
-        steps = np.asarray(run["step"], dtype=np.float64)
         self._columns = columns_of(run) if self._risk is not None else {}
-        recorded = {name: series_of(run, name, steps) for name in self._names}
-        self._past = {"step": steps} | {name: values for name, values in recorded.items() if values is not None}
+        read = RunSeries(run, self._names)
+        self._past = {"step": read.steps} | read.rows(slice(0, len(read.steps)))
 
     def add(
         self,
@@ -206,12 +205,8 @@ class _Followed:
     def update(self, steps: Series, series: Mapping[str, Series]) -> Iterable[tuple[int, Finding]]:
         """Take rows; yield those at which the rule fires."""
         outcome = self._evaluator.update(steps, series)
-        holds = outcome.truth.yes
-        if math.isnan(self._firing.since) and not holds.any():
-            return  # nothing begins and nothing ends
-        for row in turning_rows(holds, steps, self.rule.hold, since=self._firing.since):
-            if self._firing.update(steps[row], holds[row]):
-                yield row, finding(self.rule, steps, row, outcome, since=self._firing.since)
+        for row, since in self._firing.update_many(steps, outcome.truth.yes):
+            yield row, finding(self.rule, steps, row, outcome, since=since)
 
     def would_fire(self, steps: Series, series: Mapping[str, Series]) -> Finding | None:
         """Return what would be said if this row came now; nothing is remembered of it."""

@@ -84,7 +84,7 @@ class LossSeries:
         return dict(zip(DERIVED, values, strict=True))
 
     def replay(self, columns: Mapping[str, ArrayLike]) -> dict[str, Floats]:
-        """Return the series of all rows so far, and be where `update` would be after them; for a new one only.
+        """Return the series of the rows that follow, many at once: what `update` would for each in turn.
 
         Args:
             columns: `SOURCES` by name, each ``(rows,)``.
@@ -92,22 +92,29 @@ class LossSeries:
         loss, rate, norm, odd, depth = (np.asarray(columns[name], dtype=np.float64) for name in SOURCES)
         depths = self._depths.update_many(depth)
         known = np.flatnonzero(~np.isnan(loss))
-        unchanged = _carried(
-            len(loss), known, _in_a_row(loss[known] == np.append(math.nan, loss[known][:-1])[: len(known)])
-        )
+        given = np.append(self._loss, loss[known])
+        unchanged = _carried(len(loss), known, _in_a_row(given[1:] == given[:-1], self._unchanged), self._unchanged)
         rates = np.flatnonzero(~np.isnan(rate))
-        zero = _carried(len(loss), rates, _in_a_row(rate[rates] == 0))
-        compared = np.where((depths == USUAL) | ~np.isfinite(loss), loss, np.nan)
+        zero = _carried(len(loss), rates, _in_a_row(rate[rates] == 0, self._zero), self._zero)
+        usual = depths == USUAL
+        compared = loss if usual.all() else np.where(usual | ~np.isfinite(loss), loss, np.nan)
         scores, rise = self._compare(compared, np.flatnonzero(depths == CHANGED))
-        skipped = (odd > 0) & (odd <= self._ranks) & np.isfinite(loss) & np.isinf(norm)
-        settling = np.logical_and.accumulate(skipped) & (np.arange(len(loss)) < SETTLING)
+        settling = self._settle(loss, odd, norm)
         changed = (depths == CHANGED).astype(np.float64)
-        values = (scores, rise, unchanged, zero, settling.astype(np.float64), changed)
+        values = (scores, rise, unchanged, zero, settling, changed)
         if len(loss):
-            self._loss = float(loss[known[-1]]) if len(known) else math.nan
-            self._unchanged, self._zero = float(unchanged[-1]), float(zero[-1])
-            self._settling = len(loss) if settling.all() else -1
+            self._loss, self._unchanged, self._zero = float(given[-1]), float(unchanged[-1]), float(zero[-1])
         return dict(zip(DERIVED, values, strict=True))
+
+    def _settle(self, loss: Floats, odd: Floats, norm: Floats) -> Floats:
+        """Return in which rows a loss scale settles, as 1."""
+        settling = np.zeros(len(loss))
+        first = slice(0, max(0, SETTLING - self._settling) if self._settling >= 0 else 0)
+        scale = (odd[first] > 0) & (odd[first] <= self._ranks) & np.isfinite(loss[first])
+        settling[first] = np.logical_and.accumulate(scale & np.isinf(norm[first]))
+        if len(loss):
+            self._settling = self._settling + len(loss) if settling.all() else -1
+        return settling
 
     def _compare(self, losses: Floats, changes: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Return the scores and the rises of losses, which begin anew at some rows."""
@@ -115,9 +122,9 @@ class LossSeries:
         for number, part in enumerate(np.split(losses, changes)):
             if number:
                 self._score, self._level = SpikeScore(), _Level()
-            finite = np.flatnonzero(np.isfinite(part))
+            finite, rise = np.flatnonzero(np.isfinite(part)), self._level.rise
             scores.append(self._score.update_many(part))
-            rises.append(_carried(len(part), finite, self._level.replay(part[finite])))
+            rises.append(_carried(len(part), finite, self._level.replay(part[finite]), rise))
         return np.concatenate(scores), np.concatenate(rises)
 
 
@@ -141,17 +148,22 @@ class _Level:
             self.rise = float(_rise(level, np.array([self._best]), self._first, noise)[0])
 
     def replay(self, losses: Floats) -> Floats:
-        """Return the rise at each of the first losses of a run."""
+        """Return the rise at each of the finite losses that follow: what `update` would leave after each in turn."""
+        due = WINDOW - 1 - self._count  # the first loss after which a level is drawn
+        due = due if due >= 0 else due % STRIDE
+        rises = np.full(len(losses), self.rise)
+        known = np.concatenate([list(self._recent), losses])
+        self._count += len(losses)
         self._recent.extend(losses[-WINDOW:].tolist())
-        self._count = len(losses)
-        rises = np.full(len(losses), np.nan)
-        if self._count < WINDOW:
+        if due >= len(losses):
             return rises
-        level, noise = _levels(np.lib.stride_tricks.sliding_window_view(losses, WINDOW)[::STRIDE])
-        best = np.minimum.accumulate(level)
-        drawn = _rise(level, best, level[0], noise)
-        rises[WINDOW - 1 :] = np.repeat(drawn, STRIDE)[: self._count - WINDOW + 1]
-        self._first, self._best, self.rise = float(level[0]), float(best[-1]), float(drawn[-1])
+        ends = slice(len(known) - len(losses) + due - WINDOW + 1, None, STRIDE)
+        level, noise = _levels(np.lib.stride_tricks.sliding_window_view(known, WINDOW)[ends])
+        best = np.fmin.accumulate(np.append(self._best, level))[1:]
+        self._first = float(level[0]) if math.isnan(self._first) else self._first
+        drawn = _rise(level, best, self._first, noise)
+        rises[due:] = np.repeat(drawn, STRIDE)[: len(losses) - due]
+        self._best, self.rise = float(best[-1]), float(drawn[-1])
         return rises
 
 
@@ -168,13 +180,15 @@ def _rise(level: Floats, best: Floats, first: float, noise: Floats) -> Floats:
     return rise
 
 
-def _in_a_row(holds: NDArray[np.bool_]) -> Floats:
-    """Return how many entries in a row, up to each, the condition has held."""
-    at = np.arange(1, len(holds) + 1)
-    return (at - np.maximum.accumulate(np.where(holds, 0, at))).astype(np.float64)
+def _in_a_row(holds: NDArray[np.bool_], before: float) -> Floats:
+    """Return how many entries in a row, up to each, the condition has held, with those that it had held before."""
+    at = np.arange(1.0, len(holds) + 1)
+    since = np.maximum.accumulate(np.where(holds, -before if before > 0 else 0.0, at))
+    return np.asarray(at - since)
 
 
-def _carried(rows: int, known: NDArray[np.int64], values: Floats) -> Floats:
-    """Return values at all rows, from those at some: each holds until the next one, NaN before the first."""
-    at = np.cumsum(np.bincount(known, minlength=rows)[:rows]) - 1
-    return np.where(at >= 0, values[np.maximum(at, 0)], np.nan) if len(known) else np.full(rows, np.nan)
+def _carried(rows: int, known: NDArray[np.int64], values: Floats, before: float) -> Floats:
+    """Return values at all rows, from those at some: each holds until the next one, and ``before`` until the first."""
+    if len(known) == rows:
+        return values
+    return np.repeat(np.append(before, values), np.diff(known, prepend=0, append=rows))

@@ -234,56 +234,71 @@ class RunRisk:
         self._signals = {name: float(values[0]) for name, values in drawn.items()}
 
     def replay(self, columns: Mapping[str, ArrayLike]) -> Floats:
-        """Return the risk after each of the first rows of a run, and be where `update` would be after them.
+        """Return the risk after each of the rows that follow, many at once: what `update` would for each in turn.
 
         Args:
             columns: `SOURCES` as recorded, each ``(rows,)``; a missing one was not recorded.
         """
-        _drawn, values = self._replayed(columns)
-        return values
+        before = self._value
+        _drawn, risks, rows, first = self._replayed(columns)
+        return _held(risks, rows, first, before)
 
     def all_signals(self, columns: Mapping[str, ArrayLike]) -> dict[str, Floats]:
         """Return the signals after each row instead, ``(rows,)`` each, NaN where not known; for calibrating."""
-        drawn, values = self._replayed(columns)
-        return {name: spread(each, len(values)) for name, each in drawn.items()}
+        drawn, _risks, rows, first = self._replayed(columns)
+        return {name: _held(each, rows, first, math.nan) for name, each in drawn.items()}
 
-    def _replayed(self, columns: Mapping[str, ArrayLike]) -> tuple[dict[str, Floats], Floats]:
-        """Return the signals where they are drawn, and the risk at every row."""
+    def _replayed(self, columns: Mapping[str, ArrayLike]) -> tuple[dict[str, Floats], Floats, int, int]:
+        """Go through rows; return the signals and the risks drawn, how many rows there are, the first one drawn at."""
         given = {name: np.asarray(columns[name], dtype=np.float64) for name in SOURCES if name in columns}
         rows = len(next(iter(given.values()))) if given else 0
-        given = {name: given.get(name, np.full(rows, np.nan)) for name in SOURCES}
-        carried = {name: carry(values) for name, values in given.items()}
+        nothing = np.broadcast_to(math.nan, rows)
+        given = {name: given.get(name, nothing) for name in SOURCES}
+        carried = {name: carry(values, self._last[name]) for name, values in given.items()}
         broken = is_broken(given["loss"], np.nan_to_num(given["nonfinite"])).astype(np.float64)
-        counts = np.arange(WINDOW, rows + 1, STRIDE)
-        level = {name: levels(windows(carried[name])) for name in COMPARED}
-        marks = sorted({*(m for m in milestones(2 * np.arange(STRIDE, rows + 1, STRIDE)).tolist() if m <= rows)})
-        at_marks = {m: [float(levels(carried[n][max(0, m - WINDOW) : m][None])[0]) for n in COMPARED] for m in marks}
-        before = np.array([at_marks[m] for m in milestones(counts).tolist()]).reshape(-1, len(COMPARED))
-        known = {name: values[counts - 1] for name, values in carried.items()}
+        recent = {name: np.concatenate([list(self._recent[name]), carried[name]]) for name in COMPARED}
+        recent[BROKEN] = np.concatenate([list(self._recent[BROKEN]), broken])
+        drawn_at = np.arange(-(self._count + 1) % STRIDE, rows, STRIDE)
+        counts = self._count + 1 + drawn_at
+        level = np.stack([_levels_up_to(recent[name], rows - drawn_at, counts) for name in COMPARED], axis=1)
+        marks = milestones(2 * counts) == counts
+        self._levels |= dict(zip(counts[marks].tolist(), level[marks].tolist(), strict=True))
+        enough = counts >= WINDOW
+        at, level = drawn_at[enough], level[enough]
+        half, of_half = np.unique(milestones(counts[enough]), return_inverse=True)
+        before = np.array([self._levels[count] for count in half.tolist()]).reshape(-1, len(COMPARED))[of_half]
+        known = {name: values[at] for name, values in carried.items()}
         for name in GROWN:
-            value = given[name][~np.isnan(given[name])]
-            self._first[name] = float(value[0]) if len(value) else math.nan
+            if math.isnan(self._first[name]) and len(recorded := np.flatnonzero(~np.isnan(given[name]))):
+                self._first[name] = float(given[name][recorded[0]])
             known[f"first {name}"] = np.where(np.isnan(known[name]), np.nan, self._first[name])
         for place, name in enumerate(COMPARED):
-            known[f"level {name}"], known[f"before {name}"] = level[name], before[:, place]
-        known["best"] = np.fmin.accumulate(level["loss"]) if len(counts) else level["loss"]
-        recorded = np.flatnonzero(~np.isnan(given["loss"]))[:START]
-        self._start = given["loss"][recorded].tolist()
-        enough = counts > recorded[-1] if len(recorded) == START else np.zeros(len(counts), dtype=bool)
-        known["start"] = np.where(enough, _start(self._start), np.nan)
-        known[BROKEN] = windows(broken).mean(axis=1)
+            known[f"level {name}"], known[f"before {name}"] = level[:, place], before[:, place]
+        known["best"] = np.fmin.accumulate(np.append(self._best, known["level loss"]))[1:]
+        known["start"] = self._start_at(given["loss"], at)
+        so_far = np.cumsum(np.append(0.0, recent[BROKEN]))
+        ends = len(so_far) - rows + at
+        known[BROKEN] = (so_far[ends] - so_far[ends - WINDOW]) / WINDOW
         drawn = signals(known)
-        values = spread(risk_of(drawn), rows)
-        self._count = rows
-        self._last = {name: float(value[-1]) if rows else math.nan for name, value in carried.items()}
-        for name in COMPARED:
-            self._recent[name].extend(carried[name][-WINDOW:].tolist())
-        self._recent[BROKEN].extend(broken[-WINDOW:].tolist())
-        self._levels = at_marks
-        if len(counts):
-            self._best, self._value = float(known["best"][-1]), float(values[-1])
+        risks = risk_of(drawn)
+        self._count += rows
+        self._last = {name: float(values[-1]) if rows else self._last[name] for name, values in carried.items()}
+        for name, values in recent.items():
+            self._recent[name] = deque(values[-WINDOW:].tolist(), maxlen=WINDOW)
+        if len(at):
+            self._best, self._value = float(known["best"][-1]), float(risks[-1])
             self._signals = {name: float(value[-1]) for name, value in drawn.items()}
-        return drawn, values
+        return drawn, risks, rows, int(at[0]) if len(at) else rows
+
+    def _start_at(self, loss: Floats, at: NDArray[np.int64]) -> Floats:
+        """Return the level that the run began with at some of the rows that follow, NaN where it was not known yet."""
+        if len(self._start) == START:
+            return np.full(len(at), _start(self._start))
+        recorded = np.flatnonzero(~np.isnan(loss))[: START - len(self._start)]
+        self._start += loss[recorded].tolist()
+        if len(self._start) < START:
+            return np.full(len(at), np.nan)
+        return np.where(at >= recorded[-1], _start(self._start), np.nan)
 
     def state(self) -> dict[str, Any]:
         """Return everything that is known, as plain values that JSON can keep."""
@@ -396,8 +411,12 @@ def is_broken(loss: Floats, nonfinite: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.isinf(loss) | (np.isnan(loss) & (nonfinite > 0)))
 
 
-def carry(values: Floats) -> Floats:
+def carry(values: Floats, before: float = math.nan) -> Floats:
     """Return each value or the last known one before it.
+
+    Args:
+        values: ``(n,)``.
+        before: What was known before the first.
 
     >>> carry(np.array([np.nan, 1.0, np.nan, 2.0])).tolist()
     [nan, 1.0, 1.0, 2.0]
@@ -405,15 +424,8 @@ def carry(values: Floats) -> Floats:
     known = ~np.isnan(values)
     if known.all():
         return values
-    at = np.maximum.accumulate(np.where(known, np.arange(len(values)), -1))
-    return np.where(at >= 0, values[np.maximum(at, 0)], np.nan)
-
-
-def windows(values: Floats) -> Floats:
-    """Return the `WINDOW` values up to each row at which a risk is drawn, ``(draws, WINDOW)``."""
-    if len(values) < WINDOW:
-        return np.empty((0, WINDOW))
-    return np.lib.stride_tricks.sliding_window_view(values, WINDOW)[::STRIDE]
+    at = np.flatnonzero(known)
+    return np.repeat(np.append(before, values[at]), np.diff(at, prepend=0, append=len(values)))
 
 
 def levels(of: Floats) -> Floats:
@@ -422,10 +434,28 @@ def levels(of: Floats) -> Floats:
         return np.where(np.isnan(of).any(axis=1), np.nan, median_of_rows(of))
 
 
-def spread(drawn: Floats, rows: int) -> Floats:
-    """Return what was drawn at every row: NaN before the first, each until the next."""
-    held = np.repeat(drawn, STRIDE)[: max(0, rows - WINDOW + 1)]
-    return np.concatenate([np.full(min(rows, WINDOW - 1), np.nan), held])
+def _levels_up_to(values: Floats, back: NDArray[np.int64], counts: NDArray[np.int64]) -> Floats:
+    """Return the median of the last `WINDOW` values up to some rows, `STRIDE` apart; of fewer at the start of a run.
+
+    Args:
+        values: ``(n,)``.
+        back: Of each row, how many values come after the one before it.
+        counts: Of each row, how many rows the run has up to it.
+    """
+    ends = len(values) + 1 - back
+    early = int(np.searchsorted(counts, WINDOW))
+    fewer = [float(levels(values[:end][None])[0]) for end in ends[:early].tolist()]
+    if early == len(ends):
+        return np.array(fewer)
+    windows = np.lib.stride_tricks.sliding_window_view(values, WINDOW)[ends[early] - WINDOW :: STRIDE]
+    return np.concatenate([fewer, levels(windows)])
+
+
+def _held(drawn: Floats, rows: int, first: int, before: float) -> Floats:
+    """Return what was drawn at every row: each until the next, and ``before`` until the first."""
+    held = np.full(rows, before)
+    held[first:] = np.repeat(drawn, STRIDE)[: rows - first]
+    return held
 
 
 def milestones(counts: NDArray[np.int64]) -> NDArray[np.int64]:

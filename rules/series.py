@@ -4,13 +4,16 @@ Series that are recorded more rarely than every step keep their last value until
 combine them. Where a series is missing, the reason is given: the run has nothing of the kind, or it
 should have been there.
 
+A run is gone through some rows at a time (`RunSeries`): what is derived of a row is made, read and forgotten while the
+processor's caches hold it, and a long run takes hardly more memory than a short one.
+
 Not covered: the conditions themselves (``expression``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,7 +25,8 @@ from .expression import Series
 from .findings import JudgementState
 from .grammar import PER_LOOP, loop_entry
 from .loss_series import DERIVED, SOURCES, LossSeries
-from .risk import RunRisk, columns_of
+from .risk import SOURCES as RISK_SOURCES
+from .risk import Risk, RunRisk, carry
 
 CONSTANTS: Final = frozenset({"a_bar_learned"})
 LOSS_DERIVED: Final = frozenset(DERIVED)
@@ -34,7 +38,6 @@ _MADE_OF: Final = dict.fromkeys((*DERIVED, RISK), "loss") | {
 }  # fmt: skip
 KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS, RISK})
 """What a rule can read of every run, besides the user's own numbers and the loops of `PER_LOOP`."""
-_ROWS_AT_ONCE: Final = 1 << 16
 
 _LINEAR_PART: Final = frozenset({"a_bar_radius", "a_bar_norm", "a_bar_radius_error", "b_bar_norm", "injection_norm"})
 _FULL_LOOP: Final = frozenset(
@@ -54,8 +57,8 @@ FIRST_PAUSE: Final = 500
 """... or this many, where it was recorded only once and its pauses are not known."""
 
 
-Read = Callable[[str], tuple[NDArray[np.int64], Series]]
-"""Gives the steps at which a series was recorded and its values there, as `recorded` does for one run."""
+ROWS_AT_ONCE: Final = 1 << 15
+"""Rows that a run is gone through at a time: what the processor's caches hold of all that is made of them."""
 
 
 class Missing(NamedTuple):
@@ -65,24 +68,17 @@ class Missing(NamedTuple):
     reason: str
 
 
-def series_of(run: Run, name: str, steps: Series, read: Read | None = None) -> Series | None:
+def series_of(run: Run, name: str, steps: Series) -> Series | None:
     """Return a recorded or derived series at every step; ``None`` when the run does not know the name.
 
     Args:
         run: The run.
         name: A name of `names_of`.
-        steps: The steps.
-        read: `recorded` of this run, as something that remembers its answers.
+        steps: The steps of the run.
     """
-    if name in LOSS_DERIVED:
-        return derived(run)[name]
-    if name == RISK:
-        return RunRisk().replay(columns_of(run))
-    try:
-        recorded_at, values = read(name) if read else recorded(run, name)
-    except KeyError:
+    if name not in {*run.names, *LOSS_DERIVED, RISK, SECONDS} and loop_entry(name) is None:
         return None
-    return _last_known(steps, np.asarray(recorded_at, dtype=np.float64), np.asarray(values, dtype=np.float64))
+    return RunSeries(run, [name]).rows(slice(0, len(steps)))[name]
 
 
 def entries_of(names: Iterable[str], loops: NDArray[np.float32]) -> dict[str, float]:
@@ -103,18 +99,205 @@ def entries_of(names: Iterable[str], loops: NDArray[np.float32]) -> dict[str, fl
     return entries
 
 
-def recorded(run: Run, name: str) -> tuple[NDArray[np.int64], Series]:
-    """Return at which steps a series has a value, and which.
+class _Extent(NamedTuple):
+    """How often and up to where a series has values."""
 
-    Raises:
-        KeyError: The run does not know the name.
+    values: int
+    last: int  # step
+    pause: int  # the longest, in steps; 0 where there are fewer than two values
+
+
+class _EveryRow:
+    """A series with a place in every row, NaN where it has no value.
+
+    >>> track = _EveryRow(np.array([np.nan, 1.0, np.nan, 2.0]))
+    >>> track.known(slice(0, 3)).tolist(), track.known(slice(2, 4)).tolist()
+    ([nan, 1.0, 1.0], [1.0, 2.0])
     """
-    entry = loop_entry(name)
-    if entry is None and name != SECONDS:
-        return run.series(name)
-    values = _seconds(run) if entry is None else _of_loop(run, *entry)
-    known = ~np.isnan(values)
-    return run["step"].astype(np.int64)[known], values[known]
+
+    def __init__(self, values: Series) -> None:
+        self._values = values
+
+    def extent(self, steps: Series) -> _Extent:
+        """Return where it has values, given the steps of all rows."""
+        given = ~np.isnan(self._values)
+        return _extent(steps if given.all() else steps[given])
+
+    def known(self, rows: slice) -> Series:
+        """Return the value known last at each of some rows; NaN before the first."""
+        here = self._values[rows]
+        if not np.isnan(here).any():
+            return here
+        return carry(here, self._before(rows.start) if np.isnan(here[0]) else math.nan)
+
+    def _before(self, row: int) -> float:
+        """Return the last value before a row."""
+        for stop in range(row, 0, -ROWS_AT_ONCE):
+            values = self._values[max(0, stop - ROWS_AT_ONCE) : stop]
+            if len(given := np.flatnonzero(~np.isnan(values))):
+                return float(values[given[-1]])
+        return math.nan
+
+
+class _NowAndThen:
+    """A series with values at some steps, which need not be those of rows.
+
+    >>> track = _NowAndThen(np.array([1, 2]), np.array([0.5, 0.6]), np.arange(4.0))
+    >>> track.known(slice(0, 4)).tolist(), track.given(slice(0, 4)).tolist()
+    ([nan, 0.5, 0.6, 0.6], [nan, 0.5, 0.6, nan])
+    """
+
+    def __init__(self, at: NDArray[np.int64], values: Series, steps: Series) -> None:
+        self._at, self._values, self._steps = at, values, steps
+        self._begins = np.searchsorted(steps, at)  # the first row at which each is known
+
+    def extent(self, steps: Series) -> _Extent:
+        """Return where it has values."""
+        return _extent(self._at)
+
+    def known(self, rows: slice) -> Series:
+        """Return the value known last at each of some rows; NaN before the first."""
+        first, end = self._within(rows)
+        values = np.append(self._values[first - 1] if first else math.nan, self._values[first:end])
+        return np.repeat(values, np.diff(self._begins[first:end], prepend=rows.start, append=rows.stop))
+
+    def given(self, rows: slice) -> Series:
+        """Return the value at each of some rows whose step has one, else NaN."""
+        first, end = self._within(rows)
+        values, row = np.full(rows.stop - rows.start, np.nan), self._begins[first:end]
+        exact = self._steps[row] == self._at[first:end]
+        values[row[exact] - rows.start] = self._values[first:end][exact]
+        return values
+
+    def _within(self, rows: slice) -> tuple[int, int]:
+        """Return which of the values begin in some rows."""
+        first, end = np.searchsorted(self._begins, [rows.start, rows.stop])
+        return int(first), int(end)
+
+
+class RunSeries:
+    """What rules read of one run: each series is read once, and handed out some rows at a time.
+
+    Args:
+        run: An opened run.
+        names: What is read, names of `names_of`; one that the run does not know is NaN.
+
+    Attributes:
+        steps: The steps of the run, ``(rows,)``.
+        constants: What is true of the whole run, by name.
+    """
+
+    def __init__(self, run: Run, names: Collection[str]) -> None:
+        self.steps = np.asarray(run["step"], dtype=np.float64)
+        self.constants = constants(run.info)
+        self._run, self._names, self._known = run, frozenset(names), frozenset(run.names)
+        self._loss, self._risk = LossSeries(ranks=len(run.ranks)), RunRisk()
+        self._done = 0  # rows that were handed out
+        self._tracks: dict[str, _EveryRow | _NowAndThen | None] = {}
+        self._extents: dict[str, _Extent] = {}
+
+    def rows(self, rows: slice) -> dict[str, Series]:
+        """Return every name at some rows, ``(rows,)`` each; of a constant, one number.
+
+        Args:
+            rows: They begin where those of the call before end, because some series are made of all rows before.
+        """
+        if rows.start != self._done:
+            raise ValueError(f"rows from {self._done} on are due, not from {rows.start} on")
+        self._done = rows.stop
+        env = {name: self.constants[name] for name in self._names & self.constants.keys()}
+        if self._names & LOSS_DERIVED:
+            env |= self._loss.replay({name: self._run[name][rows] for name in SOURCES})
+        if RISK in self._names:
+            env[RISK] = self._risk.replay(self._of_risk(rows))
+        for name in self._names - env.keys():
+            track = self._track(name)
+            env[name] = np.full(rows.stop - rows.start, np.nan) if track is None else track.known(rows)
+        return env
+
+    def never(self, name: str) -> bool:
+        """Return whether a name is known to have no value in any row."""
+        derived = name in LOSS_DERIVED or name == RISK or name in self.constants
+        return not derived and not self._extent(name).values
+
+    def risk(self) -> Risk:
+        """Return the risk at the last row, with its parts; to be asked when all rows were handed out."""
+        if RISK not in self._names:
+            self._risk.replay(self._of_risk(slice(0, len(self.steps))))
+        return self._risk.explain(int(self.steps[-1]) if len(self.steps) else -1)
+
+    def missing(self, name: str) -> Missing | None:
+        """Return why a series is not there or ends before the run does; None where it is there to the end."""
+        if not len(self.steps):
+            return Missing("no data", "no step was recorded")
+        if self._run.log and name in CONSTANTS:
+            return Missing("not applicable", NO_LOOP)
+        if name in CONSTANTS:
+            known = self._run.info.get(name) is not None
+            return None if known else Missing("not applicable", "the loop has no known A̅")
+        source = _MADE_OF.get(name, name)
+        extent = self._extent(source)
+        if extent.values:
+            return _stopped(source, extent, int(self.steps[-1]))
+        if loop_entry(source) is not None and (self._run["depth"] > 0).any():
+            return Missing("not applicable", f"no step runs enough loops for {name}")
+        return _never(self._run, source)
+
+    def _track(self, name: str) -> _EveryRow | _NowAndThen | None:
+        """Return a recorded series, read when it is first asked for; None where the run does not know the name."""
+        if name not in self._tracks:
+            if name in PROBE_DERIVED:
+                self._tracks[name] = _NowAndThen(*self._run.series(name), self.steps)
+            elif (entry := _entry(name)) is not None:
+                self._read_loops(entry[0])
+            elif name == SECONDS:
+                self._tracks[name] = _EveryRow(_seconds(self._run))
+            else:
+                self._tracks[name] = _EveryRow(self._run[name]) if name in self._known else None
+        return self._tracks[name]
+
+    def _read_loops(self, series: str) -> None:
+        """Read every loop of a series that is asked for, all at once."""
+        wanted = {*self._names, *map(_MADE_OF.get, self._names)}
+        entries = {name: entry[1] for name in wanted if name and (entry := _entry(name)) and entry[0] == series}
+        read = self._run.at_loops(series, [*entries.values()])
+        self._tracks |= {name: _EveryRow(values) for name, values in zip(entries, read, strict=True)}
+
+    def _extent(self, name: str) -> _Extent:
+        """Return where a recorded series has values."""
+        if name not in self._extents:
+            track = self._track(name)
+            self._extents[name] = _Extent(0, 0, 0) if track is None else track.extent(self.steps)
+        return self._extents[name]
+
+    def _of_risk(self, rows: slice) -> dict[str, Series]:
+        """Return what a risk is made of at some rows, as recorded."""
+        columns: dict[str, Series] = {}
+        for name in RISK_SOURCES:
+            if name in PROBE_DERIVED:
+                track = self._track(name)
+                assert isinstance(track, _NowAndThen)
+                columns[name] = track.given(rows)
+            elif name in self._known:
+                columns[name] = self._run[name][rows]
+        return columns
+
+
+def _entry(name: str) -> tuple[str, int] | None:
+    """Return the series and the loop that a name stands for, as `Run.at_loops` counts them; None where for none."""
+    if name in STEP_DERIVED:
+        series, back = STEP_DERIVED[name]
+        return series, -1 - back
+    if (entry := loop_entry(name)) is None:
+        return None
+    series, index = entry
+    return series, index if index >= 0 else index - PER_LOOP[series]
+
+
+def _extent(at: NDArray[Any]) -> _Extent:
+    """Return how often and up to where there are values, from the steps at which there are."""
+    pause = int(np.diff(at).max()) if len(at) > 1 else 0
+    return _Extent(len(at), int(at[-1]), pause) if len(at) else _Extent(0, 0, 0)
 
 
 def _seconds(run: Run) -> Series:
@@ -123,32 +306,6 @@ def _seconds(run: Run) -> Series:
     values = np.full(len(time), np.nan)
     values[1:] = np.where(process[1:] == process[:-1], np.diff(time), np.nan)
     return values
-
-
-def _of_loop(run: Run, series: str, index: int) -> Series:
-    """Return the entry of one loop in every step, NaN where it did not run."""
-    if index < 0:
-        return run.source.last(series, PER_LOOP[series] - 1 - index)
-    values = np.full(len(run), np.nan)
-    for start in range(0, len(run), _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, len(run)))
-        table = run.loops(series, rows=rows)
-        if table.shape[1] > index:
-            values[rows] = table[:, index]
-    return values
-
-
-def derived(run: Run) -> dict[str, Series]:
-    """Return the series that are made of the loss, at every step."""
-    return LossSeries(ranks=len(run.ranks)).replay({name: run[name] for name in SOURCES})
-
-
-def _last_known(steps: Series, recorded_at: Series, values: Series) -> Series:
-    """Return the value recorded last at or before each step; NaN before the first."""
-    if not len(recorded_at):
-        return np.full(len(steps), np.nan)
-    at = np.searchsorted(recorded_at, steps, side="right") - 1
-    return np.where(at >= 0, values[np.maximum(at, 0)], np.nan)
 
 
 def constants(info: Mapping[str, Any]) -> dict[str, Series]:
@@ -162,37 +319,12 @@ def names_of(run: Run) -> Iterable[str]:
     return (*run.names, *CONSTANTS, *LOSS_DERIVED, RISK)
 
 
-def missing(run: Run, name: str, read: Read | None = None) -> Missing | None:
-    """Return why a series is not there or ends before the run does; None where it is there to the end.
-
-    Args:
-        run: The run.
-        name: A name of `names_of`.
-        read: As in `series_of`.
-    """
-    if run.log and name in CONSTANTS:
-        return Missing("not applicable", NO_LOOP)
-    if name in CONSTANTS:
-        return None if run.info.get(name) is not None else Missing("not applicable", "the loop has no known A̅")
-    source = _MADE_OF.get(name, name)
-    entry = loop_entry(source)
-    known = source in run.names or entry is not None
-    look = read or (lambda source: recorded(run, source))
-    recorded_at = look(source)[0] if known else np.empty(0, dtype=np.int64)
-    if len(recorded_at):
-        return _stopped(source, recorded_at, int(run["step"][-1]))
-    if entry is not None and (run["depth"] > 0).any():
-        return Missing("not applicable", f"no step runs enough loops for {name}")
-    return _never(run, source)
-
-
-def _stopped(name: str, recorded_at: NDArray[np.int64], end: int) -> Missing | None:
+def _stopped(name: str, extent: _Extent, end: int) -> Missing | None:
     """Return that a series was not recorded any more long before the end."""
-    last = int(recorded_at[-1])
-    pause = LONGEST_PAUSE * int(np.diff(recorded_at).max()) if len(recorded_at) > 1 else FIRST_PAUSE
-    if end - last <= max(pause, SHORTEST_PAUSE):
+    pause = LONGEST_PAUSE * extent.pause if extent.values > 1 else FIRST_PAUSE
+    if end - extent.last <= max(pause, SHORTEST_PAUSE):
         return None
-    return Missing("no data", f"{name} was recorded last at step {last} of {end}")
+    return Missing("no data", f"{name} was recorded last at step {extent.last} of {end}")
 
 
 def _never(run: Run, name: str) -> Missing:

@@ -31,7 +31,7 @@ MAX_EXCLUDED: Final = WINDOW  # a new level held this long is the new baseline, 
 
 _MAD_TO_SIGMA: Final = 1.4826  # of a normal distribution
 _SMALLEST: Final = float(np.finfo(np.float64).tiny)
-_MOST_BLOCKS: Final = 4096  # scored at once
+_MOST_BLOCKS: Final = 2048  # scored at once
 
 Floats = NDArray[np.float64]
 
@@ -182,14 +182,13 @@ def _resistant_line(values: Floats, ages: Floats) -> tuple[Floats, Floats, Float
 
 
 def median_of_rows(values: Floats) -> Floats:
-    """Return the median of each row; NumPy's own, without its search for NaN."""
-    half = values.shape[1] // 2
-    if values.shape[1] % 2:
-        middle: Floats = np.partition(values, half, axis=1)[:, half]
-        return middle
-    ordered = np.partition(values, (half - 1, half), axis=1)
-    even: Floats = 0.5 * (ordered[:, half - 1] + ordered[:, half])
-    return even
+    """Return the median of each row; NumPy's own, without its search for NaN.
+
+    Short rows are sorted several times as fast as the two numbers in their middle are found.
+    """
+    ordered, half = np.sort(values, axis=1), values.shape[1] // 2
+    middle: Floats = ordered[:, half] if values.shape[1] % 2 else 0.5 * (ordered[:, half - 1] + ordered[:, half])
+    return middle
 
 
 def loss_zscores(loss: ArrayLike) -> Floats:

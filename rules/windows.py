@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,7 +101,11 @@ class _Last:
         """Return the numbers of the rows from ``before`` on."""
         steps, values = self._steps, self._values
         here = steps[before:]
-        first = np.searchsorted(steps, here - self._length, side="right")  # of each window
+        without_gaps = steps[-1] - steps[0] == len(steps) - 1
+        if without_gaps:
+            first = np.maximum(here - (self._length + steps[0] - 1), 0).astype(np.int64)  # of each window
+        else:
+            first = np.searchsorted(steps, here - self._length, side="right")
         if self._function in ("ratio", "delta"):
             then = np.where(first > 0, values[np.maximum(first - 1, 0)], np.nan)
             return values[before:] / then if self._function == "ratio" else values[before:] - then
@@ -111,14 +117,13 @@ class _Last:
             spread = count * square - age * age  # of whole numbers, so that it is exactly 0 for one value
             numbers = (count * product - age * total) / np.where(spread > 0, spread, np.nan)
         else:
-            numbers = self._folded(rows, first)
+            numbers = self._folded(rows, first, without_gaps)
         full = self._known_since <= here - self._length + 1
-        return np.where(full, numbers, np.nan)
+        return numbers if full.all() else np.where(full, numbers, np.nan)
 
-    def _folded(self, rows: Rows, first: Rows) -> Floats:
+    def _folded(self, rows: Rows, first: Rows, without_gaps: bool) -> Floats:
         """Return the largest, the smallest or the mean known value of each window."""
-        values, steps = self._values, self._steps
-        without_gaps = steps[-1] - steps[0] == len(steps) - 1
+        values = self._values
         combine = {"max": np.fmax, "min": np.fmin, "mean": np.add}[self._function]
 
         def fold(of: Floats, nothing: float) -> Floats:
@@ -127,8 +132,10 @@ class _Last:
             return _fold(combine, of, rows, rows - first + 1)
 
         if self._function != "mean":
-            return fold(values, math.nan)
+            return fold(values, math.nan) + 0.0  # which zero is the larger one, 0 or -0, nobody says: 0 for both
         known = ~np.isnan(values)
+        if known.all():
+            return fold(values, 0.0) / (rows - first + 1)
         return fold(np.where(known, values, 0.0), 0.0) / fold(known.astype(np.float64), 0.0)
 
 
@@ -225,7 +232,7 @@ def _medians(values: Floats, first: Rows, rows: Rows) -> Floats:
         taken, left = row + 1, start
         count = len(ordered)
         numbers.append(0.5 * (ordered[(count - 1) // 2] + ordered[count // 2]) if count else math.nan)
-    return np.array(numbers)
+    return np.array(numbers) + 0.0  # of 0 and -0, which are equal, either may be in the middle
 
 
 class _ExponentialMean:
@@ -242,19 +249,20 @@ class _ExponentialMean:
 
     def update(self, steps: Floats, values: Floats) -> Floats:
         """Take rows and return the mean at each."""
-        numbers = []
-        level, last, keep, once = self._level, self._last, self._keep, 1.0 - self._keep
-        for step, value in zip(steps.tolist(), values.tolist(), strict=True):
-            if value - value == 0.0:  # finite
-                if last == step - 1.0:
-                    level += once * (value - level)
-                elif last == last:
-                    level += (1.0 - keep ** (step - last)) * (value - level)
-                else:
-                    self._since, level = step, value
-                last = step
-            numbers.append(level)
-        self._level, self._last = level, last
+        given = np.flatnonzero(np.isfinite(values))
+        if not len(given):
+            return np.where(steps - self._since >= self._length - 1, self._level, np.nan)
+        ages = np.diff(steps[given], prepend=self._last)
+        inside, mean = values[given].tolist(), self._level
+        if math.isnan(self._last):
+            self._since, mean, ages[0] = float(steps[given[0]]), inside[0], 1.0
+        means = [mean]
+        edges = [0, *(np.flatnonzero(np.diff(ages)) + 1).tolist(), len(ages)]
+        for first, end in pairwise(edges):  # from row to row the weight stays as it is
+            approach = _towards(1.0 - self._keep ** float(ages[first]))
+            means += [*accumulate(inside[first:end], approach, initial=means[-1])][1:]
+        numbers = np.repeat(np.array(means), np.diff(given, prepend=0, append=len(values)))
+        self._level, self._last = float(numbers[-1]), float(steps[given[-1]])
         return np.where(steps - self._since >= self._length - 1, numbers, np.nan)
 
     def state(self) -> dict[str, Any]:
@@ -264,6 +272,11 @@ class _ExponentialMean:
     def restore(self, state: dict[str, Any]) -> None:
         """Remember what `state` gave."""
         self._since, self._last, self._level = (float(each) for each in state["numbers"])
+
+
+def _towards(weight: float) -> Callable[[float, float], float]:
+    """Return what moves a mean towards a value."""
+    return lambda mean, value: mean + weight * (value - mean)
 
 
 class _CumulativeSum:
@@ -279,16 +292,18 @@ class _CumulativeSum:
 
     def update(self, steps: Floats, values: Floats) -> Floats:
         """Take rows and return the sum at each."""
-        numbers = []
-        total, level = self._sum, self._level
-        for value in values.tolist():
-            if value - value == 0.0:  # finite
-                total = (total if total == total else 0.0) + value - level
-                if total < 0.0:
-                    total = 0.0
-            numbers.append(total)
-        self._sum = total
-        return np.array(numbers)
+        level, given = self._level, np.flatnonzero(np.isfinite(values))
+        if not len(given):
+            return np.full(len(values), self._sum)
+
+        def add(total: float, value: float) -> float:
+            total = total + value - level
+            return 0.0 if total < 0.0 else total
+
+        start = self._sum if self._sum == self._sum else 0.0
+        sums = np.array(list(accumulate(values[given].tolist(), add, initial=start)))
+        sums[0], self._sum = self._sum, float(sums[-1])
+        return np.repeat(sums, np.diff(given, prepend=0, append=len(values)))
 
     def state(self) -> dict[str, Any]:
         """Return what is remembered."""

@@ -36,6 +36,8 @@ FILE_EVENTS: Final = ("file_deleted", "file_replaced", "file_shortened", "run_re
 """Kinds of the events that a reader adds when the file at the path changed under it in more than its length."""
 
 
+_LOOPS_AT_ONCE: Final = 1 << 18  # rows of loops that are looked at together: whole chunks of a sealed file
+
 _MOST_INFO: Final = 64  # of what the writer added later, the newest
 LARGEST_INFO: Final = 8 << 20  # bytes
 
@@ -165,6 +167,25 @@ class FileSource:
         ran = (at >= start) & (at < end)
         values = np.full(len(at), np.nan)
         values[ran] = flat[at[ran]]
+        return values
+
+    def at_loops(self, name: str, loops: Sequence[int]) -> list[Series]:
+        """Return a number of some loops of every visible step; of a finished run it is read for this and not kept."""
+        kept = not self._tables.commit.finished or self._tables.is_kept("loops", LOOP_COLUMNS.index(name))
+        if kept or not len(self):
+            return [self.at_loop(name, loop) for loop in loops]
+        start, end = self._spans()
+        wanted = [end + loop if loop < 0 else start + loop for loop in loops]
+        ran = [(at >= start) & (at < end) for at in wanted]
+        values = [np.full(len(self), np.nan) for _ in loops]
+        length = self._tables.commit.lengths["loops"]
+        for first in range(0, length, _LOOPS_AT_ONCE):
+            last = min(first + _LOOPS_AT_ONCE, length)
+            flat = self._stretch(name, first, last)
+            for at, inside, each in zip(wanted, ran, values, strict=True):
+                rows = slice(*np.searchsorted(at, [first, last]).tolist())
+                here = inside[rows]
+                each[rows][here] = flat[at[rows][here] - first]
         return values
 
     def last(self, name: str, back: int) -> Series:
@@ -362,14 +383,12 @@ def _as_info(said: NDArray[Any]) -> dict[str, Any]:
 
 def _not_finite(name: str, flat: NDArray[Any], first: int, ends: Index) -> Index:
     """Return where a norm is NaN although its loop may have run, counted from ``first``, the row of ``flat[0]``."""
-    lost = first + np.flatnonzero(np.isnan(flat))
-    lost = lost[(lost > 0) & ~_among(lost, ends)]
-    if name == "residual_norm":
-        lost = lost[~_among(lost + 1, ends)]
-    return lost - first
-
-
-def _among(values: Index, ascending: Index) -> NDArray[np.bool_]:
-    """Return which values are in an array that does not fall."""
-    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-    return ascending[at] == values if len(ascending) else np.zeros(len(values), dtype=bool)
+    lost = np.flatnonzero(np.isnan(flat))
+    if not len(lost):
+        return lost
+    inside = slice(*np.searchsorted(ends, [first, first + len(flat) + 1]).tolist())
+    is_end = np.zeros(len(flat) + 1, dtype=bool)
+    is_end[ends[inside] - first] = True
+    is_end[0] |= first == 0
+    lost = lost[~is_end[lost]]
+    return lost[~is_end[lost + 1]] if name == "residual_norm" else lost

@@ -43,6 +43,13 @@ class Growing:
         self._buffer[self._length : needed] = tail
         self._length = needed
 
+    def take(self, tail: NDArray[Any]) -> None:
+        """Add values that nobody else holds: the first ones are kept as they are, without a copy."""
+        if self._length == 0 and tail.dtype == self._buffer.dtype and tail.flags.owndata and tail.flags.c_contiguous:
+            self._buffer, self._length = tail, len(tail)
+        else:
+            self.append(tail)
+
     def truncate(self, length: int) -> None:
         """Forget all but the first ``length`` values; costs a copy of them, since others may still look at the rest."""
         if length < self._length:

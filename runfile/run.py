@@ -9,7 +9,7 @@ Not covered: where the numbers are and how they are read.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -125,12 +125,12 @@ class Run:
         """Return the steps at which ``name`` was recorded and its values there, NaNs left out."""
         with LOCK:
             if name in PROBE_DERIVED:
-                steps, values = self.probe_steps, self._ratios(name)
-            else:
-                values = self[name]
-                steps = self["step"].astype(np.int64)
+                values = self._ratios(name)
+                recorded = ~np.isnan(values)
+                return self.probe_steps[recorded], values[recorded]
+            values = self[name]
             recorded = ~np.isnan(values)
-            return steps[recorded], values[recorded]
+            return self["step"][recorded].astype(np.int64), values[recorded]
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -158,6 +158,19 @@ class Run:
             if variable is not None:
                 return self._of_variable(variable, name)[rows]
             return self._source.loops(_per_loop(name), rows)
+
+    def at_loops(self, name: str, loops: Sequence[int]) -> list[Series]:
+        """Return one number per step of each of some loops; of a finished run it is read for this look and not kept.
+
+        Args:
+            name: As in ``loops``.
+            loops: Loops from 0; negative ones are counted back from the row of the last state.
+
+        Returns:
+            Of each loop ``(steps,)``, NaN where it did not run.
+        """
+        with LOCK:
+            return self._source.at_loops(_per_loop(name), loops)
 
     # -- the fixed probe batch ------------------------------------------------------------------------------------
 

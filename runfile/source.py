@@ -89,6 +89,12 @@ class Source(Recording, Protocol):
     def last(self, name: str, back: int) -> Series:
         """Return the loop number ``back`` rows before the end of every visible step."""
 
+    def at_loops(self, name: str, loops: Sequence[int]) -> list[Series]:
+        """Return one of ``LOOP_COLUMNS`` at some loops of every visible step, NaN where one did not run.
+
+        Negative loops are counted back from the last row.
+        """
+
     @property
     def probe_steps(self) -> Index:
         """Steps of the passes of the fixed probe batch."""

@@ -119,7 +119,7 @@ class Tables:
         self._used[table, column] = self._looks = self._looks + 1
         length = self.commit.lengths[table]
         if len(known) < length and column is None:
-            known.append(self.read(table, slice(len(known), length)))
+            known.take(self.read(table, slice(len(known), length)))
         elif len(known) < length and column is not None:
             first = column // _NEIGHBOURS * _NEIGHBOURS
             group = [self._columns.setdefault((table, c), Growing(dtype)) for c in range(first, first + _NEIGHBOURS)]
@@ -128,7 +128,7 @@ class Tables:
                 table, slice(len(known), length), [column, *(c for c in together if c != column)]
             )
             for at, part in values.items():
-                self._columns[table, at].append(part)
+                self._columns[table, at].take(part)
         return known.values(length)
 
     def is_kept(self, table: str, column: int) -> bool:

@@ -116,6 +116,10 @@ class UntilStep:
         """Return the loop number ``back`` rows before the end of every step."""
         return self._source.last(name, back)[: self._rows]
 
+    def at_loops(self, name: str, loops: Sequence[int]) -> list[Series]:
+        """Return a number of some loops of every step."""
+        return [values[: self._rows] for values in self._source.at_loops(name, loops)]
+
     @property
     def probe_steps(self) -> Index:
         """Steps of the passes of the fixed probe batch."""

@@ -207,6 +207,7 @@ class Linearization:
             settled=self.trajectory.settled,
             steady=loop is not None and loop.steady,
             transient=loop is not None and loop.transient_exponent,
+            drift=self.trajectory.drift_rate,
         )
 
     @property
@@ -268,7 +269,7 @@ class Linearization:
             return "full loop unknown"
         exponent = "" if math.isnan(self.loop.lyapunov_max) else f", λ₁ {_signed(self.loop.lyapunov_max)}"
         share = self.loop.unstable_share
-        where = f" for {100 * share:.0f} % of tokens" if 0 < share < 1 else ""
+        where = f" for {100 * share:.0f} % of tokens" if self.regimes["loop"] == "unstable" and 0 < share < 1 else ""
         doubt = "" if self.loop.radius.converged else ", not converged"
         differ = ", which disagree" if self.views.rates_disagree else ""
         differs = rates_disagree(self.loop.log_radius, self.loop.lyapunov_max, at_rest=self.loop.steady)

@@ -21,6 +21,10 @@ __all__ = ["TokenMap", "detect_periods", "token_map"]
 
 RECURRENCE = 0.1
 """A state has come back when it is within this share of its mean step of where it was a period ago."""
+SLIDES = 0.5
+"""Mean cosine of successive returns above which they lead on in one direction: the states pass by."""
+CLOSING = 0.95
+"""Returns whose size falls by no more than this from one to the next are not closing in on a cycle."""
 STRAIGHT = 0.5
 """Mean cosine of successive steps above which a drift keeps its direction: a slider."""
 
@@ -101,9 +105,10 @@ def detect_periods(states: Tensor) -> NDArray[np.int64]:
     """Return the smallest number of loops, at least 2, after which each token's late states come back.
 
     Compares the states of the last half with those p loops earlier, for p up to half the loops. A return counts when
-    its mean distance is below a tenth of the mean step and the token does move. A turn by one angle alone comes near to
-    some fraction of a full turn and then has a period here; turns by several angles do not. Costs T²/4 norms of
-    ``(B, S, D)``.
+    its mean distance is below a tenth of the mean step and the token does move. It must be one: either the distance is
+    round-off or noise, or it shrinks from one return to the next, as on the way to an attracting cycle. A turn by an
+    angle that is no fraction of a full turn comes near to where it was as well, but passes by in the same direction and
+    at the same distance every time, and has no period. Costs up to T²/2 norms of ``(B, S, D)``.
 
     Args:
         states: ``(T + 1, ..., D)``.
@@ -119,12 +124,30 @@ def detect_periods(states: Tensor) -> NDArray[np.int64]:
     """
     loops = len(states) - 1
     late = states[loops - loops // 2 :]
-    step = torch.linalg.vector_norm(late[1:] - late[:-1], dim=-1).mean(0) if len(late) > 1 else None
     periods = torch.zeros(states.shape[1:-1], dtype=torch.int64, device=states.device)
-    if step is None:
+    if len(late) < 2:
         return np.asarray(periods.cpu().numpy(), np.int64)
+    step = torch.linalg.vector_norm(late[1:] - late[:-1], dim=-1).mean(0)
+    floor = ROUND_OFF_OF[str(states.dtype).removeprefix("torch.")] * torch.linalg.vector_norm(late, dim=-1).mean(0)
+    passed: dict[int, Tensor] = {}  # what passes by after p loops does so after twice as many
     for p in range(2, loops // 2 + 1):
         start = loops - loops // 2 - p
         back = torch.linalg.vector_norm(late - states[start : start + len(late)], dim=-1).mean(0)
-        periods = torch.where((periods == 0) & (back < RECURRENCE * step), p, periods)
+        near = (periods == 0) & (back < RECURRENCE * step)
+        for shorter, by in passed.items():
+            near &= ~by if p % shorter == 0 else True
+        if bool(near.any()):
+            passed[p] = near & _passes_by(states, p, floor)
+            periods = torch.where(near & ~passed[p], p, periods)
     return np.asarray(periods.cpu().numpy(), np.int64)
+
+
+def _passes_by(states: Tensor, period: int, floor: Tensor) -> Tensor:
+    """Return where late states lead on past those a period ago, by as much as these did past those before them."""
+    loops = len(states) - 1
+    first = max(loops - loops // 2, 2 * period)
+    now, before, twice = (states[first - shift : loops + 1 - shift] for shift in (0, period, 2 * period))
+    size, earlier = (torch.linalg.vector_norm(x, dim=-1).mean(0) for x in (now - before, before - twice))
+    along = torch.nn.functional.cosine_similarity(now - before, before - twice, dim=-1).mean(0)
+    passes: Tensor = (size > floor) & (along > SLIDES) & (size > CLOSING * earlier)
+    return passes

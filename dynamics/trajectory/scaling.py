@@ -32,6 +32,10 @@ RIVAL_EVIDENCE: Final = 3.0
 FEW_DEPTHS: Final = 8
 # Level of the F test by which a trend in log T must be ruled out.
 TREND: Final = 0.98
+# A trend against the fall, a loss that turns and rises, counts from less: when there is a hint of it, and
+# every doubling of the depth takes back more than this part of what depth has gained.
+TURNING: Final = 0.4
+TURNS_BACK: Final = 0.0075
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +210,11 @@ def _misfit(times: Vector, losses: Vector, residuals: Vector, rate: float) -> st
     noise = 1e-18 * float(y @ y)
     if t.size < FEW_DEPTHS and y[t.argmax()] - y.min() > math.sqrt((squares + noise) / (t.size - 3)):
         return "the loss is lowest before the deepest depth, and so few depths cannot tell whether it rises"
-    if _trend(t, y, rate, squares, noise) > TREND:
+    level, taken_back = _trend(t, y, rate, squares, noise)
+    if level > TREND:
         return "what the law leaves has a trend in log T: the loss goes on moving where the law is at its limit"
+    if level > TURNING and taken_back > TURNS_BACK:
+        return f"the loss may turn: as fitted, each doubling of the depth takes back {taken_back:.1%} of its gain"
     for name, shapes in _RIVALS:
         rival = min(_left_over(np.stack([np.ones_like(t), *columns], axis=1), y) for columns in shapes(t))
         if t.size / 2 * math.log((rival + noise) / (squares + noise)) < RIVAL_EVIDENCE:
@@ -215,15 +222,23 @@ def _misfit(times: Vector, losses: Vector, residuals: Vector, rate: float) -> st
     return ""
 
 
-def _trend(t: Vector, losses: Vector, rate: float, squares: float, noise: float) -> float:
-    """Return how surely a term in log T, next to the law, improves on it: 1 minus the level of an F test."""
+def _trend(t: Vector, losses: Vector, rate: float, squares: float, noise: float) -> tuple[float, float]:
+    """Return what a term in log T, next to the law, is worth.
+
+    First how surely it improves on the law: 1 minus the level of an F test. Second which part of the fall (or rise) of
+    the exponential term it takes back at every doubling of T; negative where it goes the same way.
+    """
     from scipy.stats import f
 
-    rates = rate * np.geomspace(0.5, 6.0, 60)
-    decays = (np.exp(-r * (t - t.min())) for r in rates)
-    left = min(_left_over(np.stack([np.ones_like(t), decay, np.log(t)], axis=1), losses) for decay in decays)
+    fits = []
+    for r in rate * np.geomspace(0.5, 6.0, 60):
+        design = np.stack([np.ones_like(t), np.exp(-r * (t - t.min())), np.log(t)], axis=1)
+        coefficients = np.linalg.lstsq(design, losses, rcond=None)[0]
+        fits.append((float(np.sum((design @ coefficients - losses) ** 2)), coefficients[1], coefficients[2]))
+    left, fall, slope = min(fits, key=lambda fit: fit[0])
     ratio = (squares - left) / ((left + noise) / (t.size - 4))
-    return float(f.cdf(ratio, 1, t.size - 4))
+    taken_back = math.log(2) * slope / fall if fall else math.inf
+    return float(f.cdf(ratio, 1, t.size - 4)), float(taken_back)
 
 
 def _left_over(design: Vector, values: Vector) -> float:

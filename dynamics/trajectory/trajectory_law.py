@@ -57,6 +57,11 @@ class TrajectoryLaw:
         """Whether the steps shrink geometrically or are down to round-off: the states come to a rest."""
         return self.kind == "settling" and self.method in ("geometric", "round-off")
 
+    @property
+    def drift_rate(self) -> float:
+        """Rate at which the norm of a drifting state grows, nats per loop; 0 where it does not drift or grow."""
+        return math.log(self.growth_ratio) if self.kind == "drifting" and self.growth_ratio > 1 else 0.0
+
     def grown(self, loops: int) -> float:
         """Return by which factor the steps grow over the first loops by this law; 1 where they keep their size."""
         if self.method in ("geometric", "power"):

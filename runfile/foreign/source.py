@@ -129,6 +129,10 @@ class LogSource:
         """Return that no loop was recorded."""
         return np.full(len(self), np.nan)
 
+    def at_loops(self, name: str, loops: Sequence[int]) -> list[Series]:
+        """Return that no loop was recorded."""
+        return [np.full(len(self), np.nan) for _ in loops]
+
     @property
     def probe_steps(self) -> Index:
         """None."""

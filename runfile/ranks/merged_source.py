@@ -392,6 +392,18 @@ class MergedSource:
 
         return self._grown(f"last {name}", merge)
 
+    def at_loops(self, name: str, loops: Sequence[int]) -> list[Series]:
+        """Return a number of some loops of every step, of the merged loops."""
+        late = {loop: self.last(name, -1 - loop) for loop in loops if loop < 0}
+        early = {loop: np.full(len(self), np.nan) for loop in loops if loop >= 0}
+        for start in range(0, len(self) if early else 0, _BLOCK):
+            rows = slice(start, min(start + _BLOCK, len(self)))
+            table = self.loops(name, rows)
+            for loop, values in early.items():
+                if table.shape[1] > loop:
+                    values[rows] = table[:, loop]
+        return [(early if loop in early else late)[loop] for loop in loops]
+
     def _merge_events(self) -> list[Event]:
         """Return the events of all ranks by step, those of one kind at one step as one."""
         said: dict[tuple[int, str, str, int], dict[int, Event]] = {}

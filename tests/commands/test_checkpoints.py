@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from loopscope.commands.checkpoints import HORIZON, depth_curve, linearize_checkpoint
+from loopscope.commands.checkpoints import HORIZON, depth_curve, linearize_checkpoint, said_by_its_run
 from loopscope.commands.training import train_run
+from loopscope.dynamics import linearize_loop
 from loopscope.models.run_config import RunConfig
 
 
@@ -63,6 +65,20 @@ def test_linearize_reads_the_checkpoint(trained):
     assert linearization.regimes["lti"] == "stable"
     assert linearization.verdict.startswith("LTI stable (ρ 0.")
     json.loads(linearization.to_json())
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.19, True), (-0.6, False), (np.nan, False)])
+def test_a_run_that_is_judged_otherwise_is_named(write_run, rate, said):
+    measured = {"lyapunov_max": rate, "jacobian_radius": np.exp(rate), "full_loop_seconds": 0.2}
+    path = write_run(loss=np.ones(30), a_bar_radius=0.5, **measured)
+    decay = torch.tensor([0.5, 0.2])
+    found = linearize_loop(lambda h: decay * h + 1, torch.zeros(1, 3, 2), a_bar=decay)
+    words = said_by_its_run(path.with_suffix(".checkpoint"), found)
+    assert bool(words) == said
+    if said:
+        assert "judged unstable, this is stable: full loop unstable there and stable here" in words
+        assert "other text" in words and "--sequences" in words
+    assert said_by_its_run(path.with_name("none.checkpoint"), found) == ""
 
 
 def test_text_of_the_users_own_is_the_input(trained, tmp_path):

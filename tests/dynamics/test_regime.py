@@ -164,3 +164,21 @@ def test_states_that_settle_vouch_for_a_contraction_and_not_for_growth() -> None
     contradiction = views(math.nan, above, above, "stable", settled=True)
     assert contradiction.verdict == "marginal" and "The states settle although" in contradiction.sentence
     assert views(math.nan, above, above, "unknown", steady=True).verdict == "unstable"
+
+
+@pytest.mark.parametrize(
+    ("log_radius", "exponent", "drift", "regime"),
+    [
+        (0.06, 0.07, 0.08, "marginal"),  # grows like a power of t, as the state does
+        (0.06, 0.07, 0.0, "unstable"),
+        (0.06, 0.07, 0.055, "unstable"),  # faster than the state
+        (0.04, 0.03, 0.01, "marginal"),
+        (0.15, 0.19, 0.08, "unstable"),
+        (-0.3, -0.2, 0.08, "stable"),
+    ],
+)
+def test_what_grows_no_faster_than_a_drifting_state_is_not_unstable(
+    log_radius: float, exponent: float, drift: float, regime: Regime
+) -> None:
+    assert full_loop_regime(log_radius, exponent, drift=drift) == regime
+    assert views(1.0, log_radius, exponent, "marginal", drift=drift).regimes["loop"] == regime

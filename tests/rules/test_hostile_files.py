@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -67,7 +68,8 @@ def judged_or_refused(text):
     outcome = Evaluator(expression).update(np.arange(float(ROWS)), dict.fromkeys(expression.names, SERIES))
     assert outcome.truth.yes.shape == outcome.truth.no.shape == (ROWS,)
     assert not (outcome.truth.yes & outcome.truth.no).any()
-    assert len(outcome.sides) == text.count("<") + text.count(">") + text.count("==") + text.count("!=")
+    signs = len(re.findall(r"[<>]|==|!=", re.sub(r"`[^`]*`", "", text)))  # a name may have any of them
+    assert len(outcome.sides) == signs or (0 < len(outcome.sides) < signs and not outcome.truth.yes.any())
     return True
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from loopscope.probes import open_run
-from loopscope.rules.judging import evaluate
+from loopscope.rules.judging import evaluate, judge
 from loopscope.rules.rule_files import RuleError, load_rules
 
 
@@ -153,3 +153,49 @@ def test_a_bad_rule_file_is_told_in_one_line(tmp_path, text, says):
         rules_of(tmp_path, text)
     assert "\n" not in str(refused.value)
     assert "rules.toml" in str(refused.value)
+
+
+EVERY_KIND = """
+[[rule]]
+id = "X1"
+expr = "residual_ratio > 1.1 or not recorded(residual_ratio)"
+for = 7
+[[rule]]
+id = "X2"
+expr = "x > 0"
+keep_firing_for = 12
+[[rule]]
+id = "X3"
+expr = "x > 0 and mean(loss, 9) > 1.9 and cusum(x, 0.2) >= 0"
+[[rule]]
+id = "X4"
+expr = "run_risk >= 0.02"
+for = 5
+[[rule]]
+id = "X5"
+expr = "loss > 1 and not recorded(y)"
+for = 30
+[[rule]]
+id = "X6"
+expr = "last_state_norm > 2 and residual_norm[-2] > 0 and tokens[1] >= 0"
+for = 40
+"""
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 16, 50])
+def test_a_run_says_the_same_however_many_rows_are_looked_at_together(
+    write_run, loop_rows, tmp_path, monkeypatch, at_once
+):
+    draw = np.random.default_rng(at_once)
+    x = np.where(draw.random(170) < 0.1, 1.0, np.where(draw.random(170) < 0.5, np.nan, 0.0))
+    y = np.where(np.arange(170) < 100, np.nan, 4.0)
+    passes = {step: loop_rows(1.2 if step < 90 else 0.8) for step in range(5, 170, 23)}
+    loss = wavy(170) + 3 * (np.arange(170) > 120)
+    path = write_run(loss=loss, x=x, y=y, probe=passes, loops=loop_rows(0.9), a_bar_radius=np.where(x > 0, 1.1, 0.9))
+    rules = rules_of(tmp_path, EVERY_KIND)
+    with open_run(path) as run:
+        together = judge(run, rules)
+        monkeypatch.setattr("loopscope.rules.judging.ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr("loopscope.rules.series.ROWS_AT_ONCE", at_once)
+        assert str(judge(run, rules)) == str(together)
+    assert {"X1", "X2", "X3", "X4", "X5", "X6", "LS010"} <= {each.rule for each in together.findings}

@@ -1,5 +1,6 @@
 """Series made of the loss: the same row by row, at once, and across a resume; and what they see and leave alone."""
 
+import itertools
 import math
 
 import numpy as np
@@ -46,6 +47,23 @@ def test_row_by_row_at_once_and_across_a_resume_are_the_same(seed):
             said = series.update({name: float(values[row]) for name, values in columns.items()})
             for name in DERIVED:
                 np.testing.assert_equal(said[name], at_once[name][row], err_msg=f"{name} of row {row}")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_pieces_of_any_length_are_the_same_as_all_rows_at_once(seed):
+    columns, draw = odd_run(seed), np.random.default_rng(seed)
+    rows = len(columns["loss"])
+    at_once = LossSeries().replay(columns)
+    cuts = [0, *np.sort(draw.integers(0, rows + 1, draw.integers(0, 8))).tolist(), rows]
+    series, pieces = LossSeries(), []
+    for start, end in itertools.pairwise(cuts):
+        if draw.random() < 0.3:  # live for a while
+            here = [series.update({name: float(of[row]) for name, of in columns.items()}) for row in range(start, end)]
+            pieces.append({name: np.array([said[name] for said in here]) for name in DERIVED})
+        else:
+            pieces.append(series.replay({name: values[start:end] for name, values in columns.items()}))
+    for name in DERIVED:
+        np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces]), at_once[name], err_msg=name)
 
 
 def test_some_of_these_runs_change_the_law_of_their_depths():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -53,6 +54,14 @@ def test_row_by_row_at_once_and_across_a_restart_are_the_same(of: dict[str, np.n
     goes_on.replay({name: column[:split] for name, column in of.items()})
     rest = [goes_on.update(row(of, number)) for number in range(min(split, rows), rows)]
     np.testing.assert_equal(np.array(rest), values[min(split, rows) :])
+    in_pieces = RunRisk()
+    cuts = [0, *sorted({split % (rows + 1), split * 7 % (rows + 1), split * 31 % (rows + 1)}), rows]
+    pieces = [
+        in_pieces.replay({name: column[start:end] for name, column in of.items()})
+        for start, end in itertools.pairwise(cuts)
+    ]
+    np.testing.assert_equal(np.concatenate(pieces), values)
+    assert str(in_pieces.explain()) == str(at_once.explain()) and str(in_pieces.state()) == str(at_once.state())
 
 
 @settings(max_examples=40, deadline=None)

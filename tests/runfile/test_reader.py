@@ -18,6 +18,7 @@ from loopscope.dynamics.trajectory.trajectory import classify
 from loopscope.runfile.layout import LOOP_COLUMNS, DamagedRun, Event, NotARun, RunFileError
 from loopscope.runfile.open import open_run
 from loopscope.runfile.tables import Tables
+from loopscope.runfile.until import until
 from loopscope.runfile.writer import RunWriter
 
 
@@ -166,6 +167,49 @@ def test_steps_run_again_supersede_and_history_keeps_all(tmp_path: Path) -> None
             and run.history()["generation"].tolist() == [0] * 10 + [1] * 2
         )
     writer.close()
+
+
+@pytest.mark.parametrize("ending", ["live", "interrupted", "finished"])
+def test_some_loops_of_every_step_are_columns_of_all_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr("loopscope.runfile.file_source._LOOPS_AT_ONCE", 37)
+    path = tmp_path / "a.h5"
+    writer = RunWriter.create(path, info={})
+    write_ragged(writer, range(60))
+    bad = np.ones((4, 4), dtype=np.float32)
+    bad[:, 0], bad[:, 1] = [1.0, np.nan, np.inf, np.nan], [np.nan, 2.0, np.nan, np.nan]
+    writer.append_step({"step": 60}, bad)
+    writer.append_step({"step": 61})  # without loops
+    write_ragged(writer, range(62, 70), seed=1)
+    writer.close()
+    writer = RunWriter.resume(path)
+    write_ragged(writer, range(66, 80), seed=2)  # some steps again
+    bad[:, 0], bad[:, 1] = [np.nan, 1.0, np.nan, 3.0], [1.0, np.nan, 1.0, np.nan]
+    writer.append_step({"step": 80}, bad)
+    writer.flush()
+    if ending == "finished":
+        writer.seal()
+    if ending != "live":
+        writer.close()
+    wanted = [0, 1, 2, 7, 30, -1, -2, -3, -9]
+    with open_run(path) as run:
+        assert run.state == ending
+        for name in ("state_norm", "residual_norm", "step_cosine", "tokens"):
+            read = run.at_loops(name, wanted)
+            table = run.loops(name)  # from here on it is kept
+            lengths = np.count_nonzero(~np.isnan(run.loops("tokens")), axis=1)
+            for loop, values in zip(wanted, read, strict=True):
+                at = lengths + loop if loop < 0 else np.full(len(run), loop)
+                inside = (at >= 0) & (at < lengths)
+                expected = np.where(inside, table[np.arange(len(run)), np.where(inside, at, 0)], np.nan)
+                np.testing.assert_array_equal(values, expected, err_msg=f"{name} {loop}")
+            for values, again in zip(read, run.at_loops(name, wanted), strict=True):
+                np.testing.assert_array_equal(values, again)
+        assert np.isinf(run.at_loops("state_norm", [1])[0][60])
+        assert [len(values) for values in until(run, 10).at_loops("tokens", [0, -1])] == [11, 11]
+    if ending == "live":
+        writer.close()
 
 
 def test_refresh_reads_only_the_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,6 +311,16 @@ def test_a_jacobian_near_one_that_moves_with_the_state_stays_marginal():
     assert (found.loop.regime, found.regime, found.in_transient) == ("marginal", "marginal", False), found.verdict
 
 
+@pytest.mark.parametrize("size", [0.5, 1.0, 2.0])
+def test_a_constant_drift_is_marginal_although_its_jacobian_is_above_one(size):
+    # The state grows by one step a loop, so that h / ‖h‖ turns a perturbation by ever less: ρ(J) = 1 + 1/t, above the
+    # band at the depth that is run.
+    start = size * torch.randn(1, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = linearize_loop(lambda h: h + h / h.norm(dim=-1, keepdim=True), start, loops=14)
+    assert found.loop.log_radius > 0.05 and found.trajectory.kind == "drifting"
+    assert found.regimes["loop"] == found.regime == "marginal", found.verdict
+
+
 def test_a_slow_contraction_that_settles_is_stable_where_its_rest_is_seen():
     # J changes along the way here; the states that settle show that what is left of it is a contraction.
     def slow(h):

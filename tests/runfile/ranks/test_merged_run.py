@@ -148,6 +148,10 @@ def test_loops_are_means_over_the_tokens_of_all_ranks(create, tmp_path, table):
             np.testing.assert_allclose(run["last_state_norm"], last, rtol=1e-14)
             before = [merged_by_hand("residual_norm", parts[step])[-2] for step in range(4)]
             np.testing.assert_allclose(run["last_residual_norm"], before, rtol=1e-14)
+            for name in ("state_norm", "tokens"):
+                first, fifth, late = run.at_loops(name, [0, 5, -2])
+                np.testing.assert_array_equal(np.stack([first, fifth], axis=1), run.loops(name)[:, [0, 5]])
+                np.testing.assert_array_equal(late, run.source.last(name, 1))
         else:
             assert run.probe_steps.tolist() == [0, 1, 2, 3] and run["residual_ratio"].shape == (4,)
 
