@@ -84,6 +84,12 @@ class LoopWatch:
         self._compiled_before = graphs_compiled() > 0
         self._loops_seen = False
 
+    def remove(self) -> None:
+        """Take all hooks off the model."""
+        self.tap.remove()
+        if self._in_training is not None:
+            self._in_training.end()
+
     def prepare(self, step: int, records_waiting: int) -> None:
         """Make ready for a step: what is due in it, and its linear part as its forward will use it."""
         self.tap.sums.reset()
@@ -95,7 +101,7 @@ class LoopWatch:
         self._matrices, self._random = {}, {}
         if self.tap.enabled:
             self._read(step, records_waiting)
-            if self._compare_due and "a_bar" in self._matrices and not graphs_compiled():
+            if self._compare_due and "a_bar" in self._matrices and not self.tap.compiled:
                 self._in_training = SeenInTraining(self._model, self._site)
                 self._in_training.begin()
 
@@ -190,7 +196,7 @@ class LoopWatch:
             self._say_no_pass(step, CALL_UNSEEN)
         if done is not None and done.disagreement is not None:
             self._compare_due = False
-        elif self._compare_due and graphs_compiled():
+        elif self._compare_due and self.tap.compiled:
             self._say_unchecked(step, "no pass of the fixed batch shows it, and the model is compiled")
         return done
 

@@ -21,6 +21,7 @@ from ...loops.hooks import Hook, state_in
 from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument, with_argument
 from .acting import Autocast, difference
+from .internals import in_transform
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -116,7 +117,7 @@ class SeenInTraining:
             rest, named = with_argument(args, kwargs, place, torch.zeros_like(state))
             values = [*rest, *(named[name] for name in sorted(named))]
             plain = tuple(value for value in values if not isinstance(value, Tensor))
-            if any(torch._C._functorch.is_functorch_wrapped_tensor(v) for v in values if isinstance(v, Tensor)):
+            if in_transform():
                 self.why_not = "training runs inside a function transform"
             elif self._plain and not all(a is b or a == b for a, b in zip(plain, self._plain[0], strict=True)):
                 self.why_not = f"{self._site.body!r} receives other arguments in every loop"
