@@ -43,7 +43,7 @@ def near_unit_mass(before: Floats, after: Floats) -> float:
     """
     x, y = before - before.mean(0), after - after.mean(0)
     size, basis = np.linalg.eigh(x.T @ x / (len(x) - 1) + RIDGE * np.eye(x.shape[1]))
-    white = basis / np.sqrt(size) @ basis.T
+    white = basis / np.sqrt(np.maximum(size, RIDGE)) @ basis.T  # of states of 1e20, rounding is more than the ridge
     fitted = np.linalg.lstsq(x @ white, y @ white, rcond=None)[0]
     modulus = np.abs(np.linalg.eigvals(fitted))
     return float(np.mean((modulus >= BAND[0]) & (modulus <= BAND[1])))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loopscope.dashboard.colours import SEVERITY_COLOURS
 from loopscope.rules.findings import Finding
 from loopscope.rules.judging import judge
 from loopscope.rules.rule_files import Rule, load_rules
@@ -200,8 +201,10 @@ def svg(rule: Rule, case: Case, steps: Array, values: Array, finding: Finding) -
         parts.append(f'<path d="M{LEFT} {y(case.limit):.1f}H{WIDTH - RIGHT}" stroke="#888" stroke-dasharray="4 3"/>')
     begins, fires = x(finding.since), x(finding.step)
     parts.append(f'<rect x="{begins:.1f}" y="{TOP}" width="{fires - begins:.1f}" height="{HEIGHT - TOP - BOTTOM}" '
-                 'fill="#d29922" opacity="0.25"/>')  # fmt: skip
-    parts.append(f'<path d="M{fires:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#cf222e" stroke-width="2"/>')
+                 f'fill="{SEVERITY_COLOURS["warning"]}" opacity="0.25"/>')  # fmt: skip
+    parts.append(
+        f'<path d="M{fires:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{SEVERITY_COLOURS["error"]}" stroke-width="2"/>'
+    )
     parts.append(text(LEFT, 18, f"{rule.id} {rule.name}: {case.shows}, fires at step {finding.step}"))
     parts.append(text(LEFT - 6, y(high) + 4, f"{high:.3g}", "end") + text(LEFT - 6, y(low) + 4, f"{low:.3g}", "end"))
     parts.append(text(LEFT, HEIGHT - 10, "0") + text(WIDTH - RIGHT, HEIGHT - 10, f"step {steps[-1]:.0f}", "end"))

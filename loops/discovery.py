@@ -13,21 +13,19 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from .call import Call, Input
 from .diagram import diagram
+from .hooks import LoopHooks
 from .lineage import Carried, LineageLoop, lineage_loops, marked_variables
 from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
 from .site import BY_MARKS, LoopSite, LoopSiteError, Place
 from .trace import Event, example_tokens, trace
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
 OF_ITS_OWN = (
@@ -369,18 +367,16 @@ def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
     """Return how often the loop runs in a forward at this depth; 0 when the forward fails."""
     seen = 0
 
-    def count(module: nn.Module, args: object) -> None:
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal seen
         seen += 1
 
-    handle: RemovableHandle = dict(model.named_modules())[site.output or site.body].register_forward_pre_hook(count)
     try:
-        with on_the_side(model):
+        counted = replace(site, body=site.output or site.body, variables=())
+        with LoopHooks(model, counted, enter=count), on_the_side(model):
             Call.of(model, example).run_at(model, site, depth)
     except Exception:  # whatever the model raises, this is not its number of loops
         return 0
-    finally:
-        handle.remove()
     return seen
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..dynamics.estimate import Estimate
 from .call import Call, Input
-from .hooks import state_in
+from .hooks import LoopHooks, state_in
 from .neutral import on_the_side
 from .site import LoopSite, LoopSiteError, argument
 from .trace import EXAMPLE_SHAPE, example_tokens
@@ -142,21 +142,10 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         states.extend([] if states else [None])
-        states.append((output[0] if isinstance(output, tuple) else output).detach().clone())
+        states.append(state_in(output).detach().clone())
 
-    modules = dict(model.named_modules())
-    handles = [modules[site.body].register_forward_pre_hook(enter, with_kwargs=True)]
-    handles.append(
-        modules[site.after].register_forward_pre_hook(finish)
-        if site.output is None
-        else modules[site.output].register_forward_hook(leave)
-    )
-    try:
-        with on_the_side(model):
-            Call.of(model, example).run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with LoopHooks(model, site, enter=enter, returned=leave, after=finish), on_the_side(model):
+        Call.of(model, example).run(model)
     states += ends
     if len(states) < 2:
         raise LoopSiteError(f"{site.body!r} and what follows it were not called by this input: is it the loop's?")

@@ -53,8 +53,8 @@ class LiveRules:
         names: Series that the run has. A rule over others waits until a row brings them.
 
     >>> from loopscope.rules.rule_files import load_rules
-    >>> live = LiveRules(load_rules(), {"a_bar_learned": True}, ["a_bar_radius", "residual_ratio"])
-    >>> events = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "residual_ratio": 1.2})]
+    >>> live = LiveRules(load_rules(), {"a_bar_learned": True}, ["a_bar_radius", "growth_ratio"])
+    >>> events = [event for step in range(40) for event in live.add(step, {"a_bar_radius": 1.1, "growth_ratio": 1.2})]
     >>> events += live.judge(ended=True)
     >>> [(event.kind, event.step, event.severity) for event in events]
     [('LS020', 3, 'error')]

@@ -26,7 +26,10 @@ BLOCK: Final = 8  # losses between two drawings of the line
 RECENT: Final = 12  # last losses, below whose level nothing is expected
 WARM_UP: Final = 16  # losses needed before a score is given
 FLOOR: Final = 0.02  # smallest spread that counts: 2 % of the loss
-SPIKE: Final = 6.0  # scores from here on are spikes and stay out of the window
+SPIKE: Final = 6.0
+"""Scores from here on are spikes: they stay out of the window, and live they are the event ``loss_spike``.
+
+It is the limit of LS010 too (a test compares them). A user's own limit for LS010 does not reach this one."""
 MAX_EXCLUDED: Final = WINDOW  # a new level held this long is the new baseline, not a spike any more
 
 _MAD_TO_SIGMA: Final = 1.4826  # of a normal distribution

@@ -15,7 +15,7 @@ Where the module behind the loop runs in every loop (deep supervision), or the l
 (self-distillation), the state that the body receives next tells which it was: the same one, and the loop goes on, or
 another one, and a new run of the loop begins, which counts as a forward of its own.
 
-Not covered: CUDA graphs (Inductor leaves the operator out of them), and loops whose state is not one tensor.
+Not covered: CUDA graphs (Inductor leaves the operator out of them). A state of several tensors is `variable_tap`'s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 _TAPS: WeakValueDictionary[int, LoopTap] = WeakValueDictionary()
 _KEYS = count()
 TRAINS, HAS_GRADIENTS = 1, 2  # what the beginning of a forward says of it
-AROUND = ("begin", "end", "inner", "passed")  # places that show no state
+Spot = Literal["begin", "loop", "inner", "leave", "passed", "finish", "end", "state", "mark"]
+"""Where in a forward a hook is, in the words that a compiled graph passes on; `LoopTap.see` says which is which."""
+
+AROUND: tuple[Spot, ...] = ("begin", "end", "inner", "passed")  # those that show no state
 
 Report = Callable[[str, str, Exception | None], None]
 """What takes an event: its kind, one sentence for a person, and the exception behind it."""
@@ -61,7 +64,7 @@ def _tap(order: Tensor, seen: list[Tensor], key: int, place: str, number: int) -
     """Stand in a compiled graph where a hook is; ``order`` keeps the calls in order and is not changed."""
     tap = _TAPS.get(key)
     if tap is not None:
-        tap.see(place, seen, number)
+        tap.see(cast(Spot, place), seen, number)
 
 
 class LoopTap:
@@ -243,7 +246,7 @@ class LoopTap:
         """Return what the body was called with."""
         return [argument(args, kwargs, place) for place in self._places]
 
-    def _pass_on(self, place: str, find: Callable[[Any, Any], list[Tensor]], a: Any, b: Any, number: int = 0) -> None:
+    def _pass_on(self, place: Spot, find: Callable[[Any, Any], list[Tensor]], a: Any, b: Any, number: int = 0) -> None:
         """Let the tap see what ``find(a, b)`` finds, through the operator when a graph is being traced.
 
         Flat and without closures: behind a layer of the model every call of a Python function costs microseconds.
@@ -256,7 +259,7 @@ class LoopTap:
         except Exception as error:
             self._miss(place, error)
 
-    def see(self, place: str, seen: list[Tensor], number: int) -> None:
+    def see(self, place: Spot, seen: list[Tensor], number: int) -> None:
         """Take note of one place of the model that its forward has come to.
 
         Args:
@@ -273,7 +276,7 @@ class LoopTap:
         except Exception as error:
             self._miss(place, error)
 
-    def _miss(self, place: str, error: Exception) -> None:
+    def _miss(self, place: Spot, error: Exception) -> None:
         """Record a state that could not be read as missing, and say so."""
         if place not in AROUND and self._target is not None:
             with suppress(Exception):
@@ -281,7 +284,7 @@ class LoopTap:
         what = f"a state of the loop could not be read ({_short(error)}); it is recorded as missing, the rest goes on"
         self.report("state_missing", what, error)
 
-    def _take(self, place: str, seen: list[Tensor], number: int) -> None:
+    def _take(self, place: Spot, seen: list[Tensor], number: int) -> None:
         """Do what `see` does, and raise its errors."""
         sums = self._target
         if torch.is_inference_mode_enabled():  # what is made here is written to later, outside of it
@@ -322,7 +325,7 @@ class LoopTap:
         elif self._again >= 0 and not self._ended:  # the body's module ran again, and not as a loop
             sums.drop_from(self._again)
 
-    def _see(self, sums: LoopSums, place: str, seen: list[Tensor], number: int) -> None:
+    def _see(self, sums: LoopSums, place: Spot, seen: list[Tensor], number: int) -> None:
         """Record a state where it is one that is still missing."""
         if sums is self.sums and looking():  # a module of ours is called on the side, in the middle of a forward
             return

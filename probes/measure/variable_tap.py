@@ -10,7 +10,7 @@ Not covered: gradients at states, and what goes on inside the body.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ...loops.hooks import LoopHooks, state_in
 from ...loops.neutral import looking
 from ...loops.site import argument
 from ...loops.states import Roles, StateHooks
-from .tap import LoopTap, Report
+from .tap import LoopTap, Report, Spot
 from .variables import VariableSums
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ...loops.site import LoopSite
     from .sums import LoopSums
 
-STATE, MARK = "state", "mark"
+STATE: Final = "state"
+MARK: Final = "mark"
 
 
 class VariableTap(LoopTap):
@@ -110,7 +111,7 @@ class VariableTap(LoopTap):
         super()._end_forward(sums, raised=raised)
         self._active.end(raised=raised)
 
-    def _see(self, sums: LoopSums, place: str, seen: list[Tensor], number: int) -> None:
+    def _see(self, sums: LoopSums, place: Spot, seen: list[Tensor], number: int) -> None:
         """Record a state of the variable that it is of."""
         if sums is self.sums and looking():
             return

@@ -35,7 +35,7 @@ from .integrity import READ_ERRORS
 Rows = NDArray[Any]
 Flags = NDArray[np.bool_]
 _BLOCK: Final = 16384  # rows looked at at a time
-_SEVERITIES: Final = tuple(name.encode() for name in get_args(Severity))
+_SEVERITIES: Final = (*(name.encode() for name in get_args(Severity)), b"info")  # `info`: what a note was called once
 _KNOWN_NAMES: Final = np.array(STEP_COLUMNS[:FIRST_COLUMNS], dtype="S")
 
 

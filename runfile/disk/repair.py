@@ -1,6 +1,7 @@
 """Makes run files whole again after a kill, a cut-off copy or a bad disk, and says what it found and did.
 
-A killed run needs no repair to be read or resumed; repairing it only closes it cleanly, so that any HDF5 tool opens it.
+A killed run needs no repair to be read or resumed: opening it for writing undoes the kill (`handle.make_writable`,
+which settles the superblock). Repairing it only closes it cleanly, so that any HDF5 tool opens it.
 A damaged run is salvaged: the longest beginning in which every table is readable and fits the others.
 
 Not covered: files whose root or table headers are gone (nothing says where the rows are), and wrong numbers in

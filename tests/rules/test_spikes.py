@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from loopscope.rules.rule_files import load_rules
 from loopscope.rules.spikes import FLOOR, MAX_EXCLUDED, SPIKE, WARM_UP, SpikeScore, loss_zscores
 
 
@@ -81,3 +82,8 @@ def test_a_spike_of_the_past_leaves_no_hole_that_changes_the_way_of_scoring():
     loss[np.random.default_rng(3).integers(0, 2000, 60)] *= 2
     score = SpikeScore()
     np.testing.assert_array_equal(loss_zscores(loss), [score.update(value) for value in loss.tolist()])
+
+
+def test_the_limit_of_a_spike_is_that_of_its_rule():
+    (rule,) = (rule for rule in load_rules() if rule.id == "LS010")
+    assert rule.expr.text == f"loss_zscore >= {SPIKE:g}"

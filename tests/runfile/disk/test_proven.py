@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from loopscope.runfile.disk.proven import proven_lengths
 from loopscope.runfile.disk.repair import repair
 from loopscope.runfile.layout import STEP_COLUMNS, TABLES, Commit, Event
 from loopscope.runfile.open import open_run
 from loopscope.runfile.writer import RunWriter
 
+FILES = Path(__file__).parents[1] / "files"
 Recorded = dict[str, np.ndarray]
 
 
@@ -194,3 +197,12 @@ def test_a_scalar_whose_name_is_lost_does_not_pass_for_one_named_later(live: Pat
         writer.append_step({"step": 90, "other": 1.0})
     with open_run(path) as run:
         assert np.isnan(run["other"][:-1]).all() and run["other"][-1] == 1.0
+
+
+def test_events_of_the_time_when_a_note_was_called_info_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    path.write_bytes(gzip.decompress((FILES / "version1-sealed.h5.gz").read_bytes()))
+    with h5py.File(path, "r") as file:
+        assert set(file["events"]["severity"][:]) == {b"info"}
+        bound = {table: len(file[table]) if table in file else 0 for table in TABLES}
+        assert proven_lengths(file, bound, recorded=False)["events"] == bound["events"] == 10
