@@ -168,9 +168,7 @@ def test_what_cannot_be_compared_is_said(kind: type[OwnDepth], why: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [OwnDepth, PerSequence])
-def test_a_compiled_model_without_a_fixed_batch_says_that_nobody_compares(
-    kind: type[OwnDepth], tmp_path: Path
-) -> None:
+def test_a_compiled_model_without_a_fixed_batch_says_that_nobody_compares(kind: type[OwnDepth], tmp_path: Path) -> None:
     """What a process has compiled besides does not matter; hooks that come and go would compile the model again."""
     torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(2))
     run(tmp_path / "plain.h5", kind, None)
