@@ -22,6 +22,7 @@ import logging
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,18 +291,26 @@ BY_NAME = {case.name: case for case in CASES}
 
 
 def train(case: Case, seed: int, path: Path) -> None:
-    """Train one case and record it; a run that is there is kept."""
+    """Train one case and record it; a run that is there is kept.
+
+    It is trained in a folder of its own and moved when it is done, so that a gallery that was broken off goes on.
+    """
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    begun = path.parent / "begun"
+    shutil.rmtree(begun, ignore_errors=True)
+    begun.mkdir(parents=True)
+    new = begun / path.name
     if case.ending in ("killed", "full disk"):
-        _in_a_child(lambda: _train(case, seed, path))
+        _in_a_child(lambda: _train(case, seed, new))
     elif case.ending == "rank":
-        child = _start(lambda: _train(case, seed, path, rank=1))
-        _train(case, seed, path)
+        child = _start(lambda: _train(case, seed, new, rank=1))
+        _train(case, seed, new)
         os.waitpid(child, 0)
     else:
-        _train(case, seed, path)
+        _train(case, seed, new)
+    for file in sorted(begun.iterdir(), key=lambda file: file == new):
+        file.rename(path.parent / file.name)
 
 
 def _train(case: Case, seed: int, path: Path, rank: int = 0) -> None:

@@ -81,7 +81,7 @@ def _list(rules: Sequence[Rule], *, as_json: bool) -> int:
         return PASSED
     rows = [("id", "name", "severity", "for", "condition", "page")]
     rows += [(r.id, r.name, r.severity, str(r.hold), r.expr.text, page_name(r.id) or "-") for r in rules]
-    rows += [(each, "judged of every run", "", "", "", page_name(each) or "-") for each in sorted(BUILT_IN)]
+    rows += [(each, "no expression: see its page", "", "", "", page_name(each) or "-") for each in sorted(BUILT_IN)]
     say(_table(rows))
     say("\nexplain one: loopscope rules LS020    try a file on runs: loopscope rules test FILE RUN")
     return PASSED

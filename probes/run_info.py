@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ..loops.site import LoopSite
+from ..runfile.commit import commit_of
 from ..runfile.rank_names import rank_of
 from .measure.internals import norms_of
 from .measure.sharded import own_part
@@ -58,6 +59,7 @@ def run_info(model: nn.Module, site: LoopSite | None, preset: Preset, config: Ma
         "preset": preset.name,
         "config": dict(config),
         "command": without_secrets(sys.argv),
+        "commit": commit_of(Path.cwd()),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": str(next((p.device for p in model.parameters()), "cpu")),

@@ -28,8 +28,8 @@ from .places import Place, Places
 from .scope import LONGEST_KEY, LONGEST_PATTERN, MOST_KEYS, Said, Scope
 
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)
-BUILT_IN: Final = frozenset({"LS000", "LS002", "LS003", "LS004", "LS005"})
-"""Ids of what is judged of every run and has no expression: `completeness`."""
+BUILT_IN: Final = frozenset({"LS000", "LS002", "LS003", "LS004", "LS005", *(f"LS09{n}" for n in range(5))})
+"""Ids of what has no expression: judged of every run or log (`completeness`), or of several together (gate)."""
 LONGEST_FILE: Final = 1 << 20  # bytes
 MOST_RULES: Final = 1000  # of a file: each keeps some memory while training runs
 Action = Literal["record", "flight", "notify", "callback", "stop"]
@@ -108,7 +108,7 @@ def load_rules(path: Path | None = None) -> list[Rule]:
     own = {} if path is None else {table.id: table for table in _own(path)}
     for table in own.values():
         if table.id in BUILT_IN:
-            table.refuse("id", f"{table.id} is judged of every run and cannot be changed")
+            table.refuse("id", f"{table.id} has no expression and cannot be changed")
         if table.id.startswith("LS") and table.id not in tables:
             table.refuse("id", f"there is no shipped rule {table.id}; ids of your own may not begin with LS")
     merged = tables | {identifier: table.over(tables.get(identifier)) for identifier, table in own.items()}

@@ -10,6 +10,8 @@ from typing import Any
 
 import loopscope
 import pytest
+from loopscope.gate.check import check_runs
+from loopscope.models import build
 from loopscope.probes.run_info import HIDDEN, without_secrets
 
 
@@ -67,3 +69,16 @@ def test_attaching_imports_no_compiler(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.h5")], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_run_says_which_commit_it_was_trained_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text(f"{commit}\n")
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    with loopscope.attach(build("demo"), "a.h5") as probe:
+        probe.step(loss=1.0)
+    with loopscope.open_run("a.h5") as run:
+        assert run.info["commit"] == commit
+    assert check_runs([Path("a.h5")]).runs[0].commit == commit
