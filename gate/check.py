@@ -17,7 +17,7 @@ from ..rules.diagnosis import Diagnosis, diagnose
 from ..rules.findings import Finding
 from ..rules.rule_files import Rule, load_rules, refuse_unknown_series, refuse_unknown_settings
 from ..rules.scope import Said
-from ..rules.series import KNOWN_NAMES, names_of
+from ..rules.series import KNOWN_NAMES, is_known, names_of
 from ..runfile.layout import Severity
 from ..runfile.open import open_run
 from ..runfile.ranks.companions import separate_runs
@@ -149,7 +149,7 @@ def with_findings(diagnosis: Diagnosis, more: Sequence[Finding]) -> Diagnosis:
 
 def _refuse_misspelt(paths: Sequence[Path], rules: Sequence[Rule]) -> None:
     """Refuse rules over series and settings that none of the runs has; accept all where no run can be read."""
-    strange = [rule for rule in rules if not rule.expr.names <= KNOWN_NAMES or rule.only or rule.except_]
+    strange = [rule for rule in rules if rule.only or rule.except_ or not all(map(is_known, rule.expr.names))]
     if not strange:
         return
     known, settings = set(KNOWN_NAMES), []

@@ -23,7 +23,7 @@ RECENT: Final = 16
 ODD: Final = 8
 MARGIN: Final = 0.25  # of the range of the usual depths
 
-_FEWEST_AT_ONCE: Final = 64  # depths judged together, at first and where the law is restless
+_FEWEST_AT_ONCE: Final = 512  # depths judged together, at first and where the law is restless
 _MOST_AT_ONCE: Final = 1 << 13
 _GUESSES: Final = 8  # after which what is certain so far is taken
 

@@ -245,7 +245,7 @@ class Evaluator:
         """Return the value of a number; NaN where one of its series was not recorded."""
         match node:
             case Number(value):
-                return np.broadcast_to(np.float64(value), self._steps.shape)
+                return np.full(len(self._steps), value)
             case Name(name):
                 values = np.asarray(self._series[name], dtype=np.float64)
                 return values if values.shape == self._steps.shape else np.broadcast_to(values, self._steps.shape)

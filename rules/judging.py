@@ -135,7 +135,8 @@ class _Trial:
         gone = {name: read.missing(name) for name in sorted(rule.expr.names)}
         constant = rule.expr.names & read.constants.keys()
         fixed = {name: float(read.constants[name]) if name in constant else math.nan for name in rule.expr.names}
-        if constant and rule.expr.truth({name: np.array(value) for name, value in fixed.items()}).no.all():
+        row = {name: np.array([value]) for name, value in fixed.items()}
+        if constant and Evaluator(rule.expr).update(np.zeros(1), row).truth.no[0]:
             said = ", ".join(f"{name} is {fixed[name]:g}" for name in sorted(constant))
             return Missing("not applicable", f"{said} in this run")
         reasons = [reason for reason in gone.values() if reason is not None]

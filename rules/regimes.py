@@ -101,10 +101,13 @@ def trajectory_law(run: Run) -> TrajectoryLaw:
 
 
 def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Loops that ran in each row. Rows are padded with NaN, but only where no token count is: a state may be NaN
-    itself.
+    """Return the loops that were measured in each row.
+
+    Rows are padded with NaN, but only where no token count is: a state may be NaN itself. A row that counts no token at
+    all is of states that could not be read, and says nothing.
     """
-    return np.asarray(np.maximum(np.count_nonzero(~np.isnan(tokens), axis=1) - 1, 0), np.int64)
+    ran = np.maximum(np.count_nonzero(~np.isnan(tokens), axis=1) - 1, 0)
+    return np.asarray(np.where((tokens > 0).any(axis=1), ran, 0), np.int64)
 
 
 def _round_off(run: Run) -> float | None:

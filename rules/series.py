@@ -118,10 +118,10 @@ class _EveryRow:
     def __init__(self, values: Series) -> None:
         self._values = values
 
-    def extent(self, steps: Series) -> _Extent:
-        """Return where it has values, given the steps of all rows."""
+    def extent(self, steps: Series, whole: _Extent) -> _Extent:
+        """Return where it has values, given the steps of all rows and what is true of a series with one in each."""
         given = ~np.isnan(self._values)
-        return _extent(steps if given.all() else steps[given])
+        return whole if given.all() else _extent(steps[given])
 
     def known(self, rows: slice) -> Series:
         """Return the value known last at each of some rows; NaN before the first."""
@@ -151,7 +151,7 @@ class _NowAndThen:
         self._at, self._values, self._steps = at, values, steps
         self._begins = np.searchsorted(steps, at)  # the first row at which each is known
 
-    def extent(self, steps: Series) -> _Extent:
+    def extent(self, steps: Series, whole: _Extent) -> _Extent:
         """Return where it has values."""
         return _extent(self._at)
 
@@ -195,6 +195,7 @@ class RunSeries:
         self._done = 0  # rows that were handed out
         self._tracks: dict[str, _EveryRow | _NowAndThen | None] = {}
         self._extents: dict[str, _Extent] = {}
+        self._whole = _extent(self.steps)
 
     def rows(self, rows: slice) -> dict[str, Series]:
         """Return every name at some rows, ``(rows,)`` each; of a constant, one number.
@@ -267,7 +268,7 @@ class RunSeries:
         """Return where a recorded series has values."""
         if name not in self._extents:
             track = self._track(name)
-            self._extents[name] = _Extent(0, 0, 0) if track is None else track.extent(self.steps)
+            self._extents[name] = _Extent(0, 0, 0) if track is None else track.extent(self.steps, self._whole)
         return self._extents[name]
 
     def _of_risk(self, rows: slice) -> dict[str, Series]:
@@ -312,6 +313,15 @@ def constants(info: Mapping[str, Any]) -> dict[str, Series]:
     """Return what a rule can ask that is true of the whole run: ``a_bar_learned``, NaN when the run has no A̅."""
     learned = info.get("a_bar_learned")
     return {"a_bar_learned": np.array(float(learned) if isinstance(learned, bool) else math.nan)}
+
+
+def is_known(name: str) -> bool:
+    """Return whether a rule can read a name of every run.
+
+    >>> [is_known(name) for name in ("loss", "residual_norm[-1]", "my_metric")]
+    [True, True, False]
+    """
+    return name in KNOWN_NAMES or loop_entry(name) is not None
 
 
 def names_of(run: Run) -> Iterable[str]:

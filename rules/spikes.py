@@ -34,6 +34,7 @@ MAX_EXCLUDED: Final = WINDOW  # a new level held this long is the new baseline, 
 
 _MAD_TO_SIGMA: Final = 1.4826  # of a normal distribution
 _SMALLEST: Final = float(np.finfo(np.float64).tiny)
+_FEWEST_BLOCKS: Final = 32  # scored at once, at first and behind a spike
 _MOST_BLOCKS: Final = 2048  # scored at once
 
 Floats = NDArray[np.float64]
@@ -88,7 +89,7 @@ class SpikeScore:
     def _score_finite(self, given: Floats) -> Floats:
         """Return the scores of finite losses, many at a time where nothing but the window before them counts."""
         scores = np.empty(len(given))
-        at, blocks = 0, BLOCK
+        at, blocks = 0, _FEWEST_BLOCKS
         while at < len(given):
             if len(self._window) < WINDOW:  # it fills one by one
                 scores[at] = self.update(given[at])
@@ -97,7 +98,7 @@ class SpikeScore:
             done = self._whole_blocks(given[at : at + blocks * BLOCK])
             if len(done):
                 self._take_blocks(given[at : at + len(done)], done)
-                blocks = min(2 * blocks, _MOST_BLOCKS) if len(done) == blocks * BLOCK else BLOCK
+                blocks = min(2 * blocks, _MOST_BLOCKS) if len(done) == blocks * BLOCK else _FEWEST_BLOCKS
             else:
                 done = np.array([self.update(given[at])])
             scores[at : at + len(done)] = done

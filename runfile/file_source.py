@@ -171,14 +171,13 @@ class FileSource:
 
     def at_loops(self, name: str, loops: Sequence[int]) -> list[Series]:
         """Return a number of some loops of every visible step; of a finished run it is read for this and not kept."""
-        kept = not self._tables.commit.finished or self._tables.is_kept("loops", LOOP_COLUMNS.index(name))
-        if kept or not len(self):
+        length, kept = self._tables.commit.lengths["loops"], self._tables.is_kept("loops", LOOP_COLUMNS.index(name))
+        if kept or not self._tables.commit.finished or length <= _LOOPS_AT_ONCE:
             return [self.at_loop(name, loop) for loop in loops]
         start, end = self._spans()
         wanted = [end + loop if loop < 0 else start + loop for loop in loops]
         ran = [(at >= start) & (at < end) for at in wanted]
         values = [np.full(len(self), np.nan) for _ in loops]
-        length = self._tables.commit.lengths["loops"]
         for first in range(0, length, _LOOPS_AT_ONCE):
             last = min(first + _LOOPS_AT_ONCE, length)
             flat = self._stretch(name, first, last)

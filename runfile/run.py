@@ -42,6 +42,7 @@ class Run:
                 source = FileSource(Path(source))
         self._source: Source = source
         self._of_ranks: dict[int, tuple[Source, Run]] = {}
+        self._late: tuple[tuple[float, int, int], NDArray[np.float64]] | None = None  # ratios, and of what
 
     # -- what the run is ------------------------------------------------------------------------------------------
 
@@ -303,13 +304,20 @@ class Run:
 
     def _ratios(self, name: str) -> Series:
         """Return a late-loop ratio of every probe pass, NaN where the trajectory was too short to have one."""
+        known = self._source.committed_at, len(self._source), len(self._source.probe_steps)
+        if self._late is None or self._late[0] != known:
+            self._late = known, self._late_ratios()
+        of_name: Series = self._late[1][PROBE_DERIVED.index(name)]
+        return of_name
+
+    def _late_ratios(self) -> NDArray[np.float64]:
+        """Return ``PROBE_DERIVED`` of every probe pass, ``(2, passes)``."""
         residual, state = self.probe("residual_norm"), self.probe("state_norm")
         rows = np.count_nonzero(~np.isnan(self.probe("tokens")), axis=1)
-        values = np.full(len(rows), np.nan)
+        values = np.full((len(PROBE_DERIVED), len(rows)), np.nan)
         for n in np.unique(rows[rows > 1]):  # one group per depth of the probe pass: usually one
             at = rows == n
-            ratios = late_ratios(residual[at, : n - 1], state[at, :n])
-            values[at] = ratios[PROBE_DERIVED.index(name)]
+            values[:, at] = late_ratios(residual[at, : n - 1], state[at, :n])
         return values
 
     def _on_steps(self, name: str) -> Series:

@@ -24,6 +24,8 @@ from .ragged import Index
 
 _BLOCK: Final = 4096  # rows read at a time: what the processor's caches hold
 _NEIGHBOURS: Final = 4  # columns that are kept when one of them is read: step, time, generation and loss, …
+_SHORT: Final = 1 << 14  # rows of a table of which all columns are kept when one is read, which cost little more ...
+_NARROW: Final = 8  # ... where they are no more than these
 _MOST_GENERATIONS: Final = 1 << 20
 _MOST_EVENTS: Final = 1 << 18
 NOTHING: Final = Commit(dict.fromkeys(TABLES, 0), 0, False, 0)
@@ -53,6 +55,7 @@ class Tables:
         self._columns: dict[tuple[str, int | None], Growing] = {}
         self._used: dict[tuple[str, int | None], int] = {}  # columns by when they were looked at last
         self._looks = 0
+        self._looked_at: dict[str, tuple[Handle, Commit]] = {}  # tables by what they were looked up for last
         self._sound: dict[str, int] = {}  # rows of ragged tables that were checked
 
     def forget(self) -> None:
@@ -113,7 +116,7 @@ class Tables:
         """Return the committed rows of a table, or one column of them, reading only those that are not kept yet.
 
         In a live file the columns of a row lie together, and reading one of them reads all from the disk: its
-        neighbours are kept along with it.
+        neighbours are kept along with it. Of a short and narrow table all are, since a reading costs more than numbers.
         """
         known = self._columns.setdefault((table, column), Growing(dtype))
         self._used[table, column] = self._looks = self._looks + 1
@@ -121,12 +124,11 @@ class Tables:
         if len(known) < length and column is None:
             known.take(self.read(table, slice(len(known), length)))
         elif len(known) < length and column is not None:
-            first = column // _NEIGHBOURS * _NEIGHBOURS
-            group = [self._columns.setdefault((table, c), Growing(dtype)) for c in range(first, first + _NEIGHBOURS)]
-            together = [c for c, other in enumerate(group, first) if len(other) == len(known)]
-            values = self.read_columns(
-                table, slice(len(known), length), [column, *(c for c in together if c != column)]
-            )
+            together = _NARROW if length <= _SHORT else _NEIGHBOURS
+            first = column // together * together
+            group = [self._columns.setdefault((table, c), Growing(dtype)) for c in range(first, first + together)]
+            alike = [c for c, other in enumerate(group, first) if len(other) == len(known)]
+            values = self.read_columns(table, slice(len(known), length), [column, *(c for c in alike if c != column)])
             for at, part in values.items():
                 self._columns[table, at].take(part)
         return known.values(length)
@@ -161,7 +163,7 @@ class Tables:
     def read(self, table: str, rows: slice) -> NDArray[Any]:
         """Read rows, after telling HDF5 to look at the disk again."""
         handle = self._open()
-        values: NDArray[Any] = self.guard(lambda: handle.renewed(table)[rows])
+        values: NDArray[Any] = self.guard(lambda: self._renewed(handle, table)[rows])
         if len(values) != rows.stop - rows.start:
             raise self._too_short(table)
         return values
@@ -169,10 +171,21 @@ class Tables:
     def read_columns(self, table: str, rows: slice, columns: list[int]) -> dict[int, NDArray[Any]]:
         """Read the first of some columns, and those of the others that come with it at no cost."""
         handle = self._open()
-        values: dict[int, NDArray[Any]] = self.guard(lambda: _columns(handle.renewed(table), rows, columns))
+        values: dict[int, NDArray[Any]] = self.guard(lambda: _columns(self._renewed(handle, table), rows, columns))
         if any(len(part) != rows.stop - rows.start for part in values.values()):
             raise self._too_short(table)
         return values
+
+    def _renewed(self, handle: Handle, table: str) -> Any:
+        """Return a table as it is on the disk now, with all rows of the newest commit that was read.
+
+        Rows are there before the commit that counts them: to look once after it is enough.
+        """
+        if self._looked_at.get(table) == (handle, self.commit):
+            return handle.table(table)
+        dataset = handle.renewed(table)
+        self._looked_at[table] = handle, self.commit
+        return dataset
 
     def _too_short(self, table: str) -> DamagedRun:
         """Return the error for a table that holds less than was committed."""
@@ -217,14 +230,15 @@ class Tables:
 
 
 def _columns(dataset: Any, rows: slice, columns: list[int]) -> dict[int, NDArray[Any]]:
-    """Read the first of some columns where each has chunks of its own, else all of them, in blocks of whole rows.
+    """Read the first of some columns where each has long chunks of its own, else all of them, in blocks of whole rows.
 
     HDF5 reads whole rows faster than one number of each.
     """
-    if dataset.chunks is not None and dataset.chunks[1] == 1:
+    length, width = dataset.shape
+    if dataset.chunks is not None and dataset.chunks[1] == 1 and (width > _NARROW or rows.stop > _SHORT):
         return {columns[0]: dataset[rows, columns[0]]}
-    columns = [column for column in columns if column < dataset.shape[1]]
-    if rows.stop > dataset.shape[0]:
+    columns = [column for column in columns if column < width]
+    if rows.stop > length:
         return dict.fromkeys(columns, np.empty(0, dataset.dtype))
     values = {column: np.empty(rows.stop - rows.start, dataset.dtype) for column in columns}
     for start in range(rows.start, rows.stop, _BLOCK):

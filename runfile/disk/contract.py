@@ -24,6 +24,7 @@ _COMMIT_WIDTHS: Final = (12, 14, len(COMMIT_COLUMNS))  # of versions 1 and 2, an
 _LONGEST_TEXT: Final = 8 << 20  # bytes of an attribute: the description of the largest models takes a hundredth of that
 _ENTRY: Final = 8  # bytes that the index of chunks takes for each, at least
 _ALWAYS: Final = 64 << 20  # bytes of a table that are never too many
+_SHAPES: Final = table_shapes(1, 1)
 _DENSEST: Final = 200  # times that a table of recorded numbers is longer than its compressed bytes, at most
 
 
@@ -31,24 +32,28 @@ class Broken(OSError):
     """A file that does not keep to the documented form; the message says where."""
 
 
-def check_tables(file: h5py.File, size: int) -> None:
-    """Raise `Broken` unless every table is as documented.
+def check_tables(file: h5py.File, size: int, as_written: bool) -> dict[str, h5d.DatasetID]:
+    """Return every table, opened; raise `Broken` unless each is as documented.
 
     Args:
         file: The open file, whose format name has been checked.
         size: Bytes of the file on the disk.
+        as_written: Whether `skeleton` has seen that every table there is has the type, the storage and the filters that
+            the writer gives it. Then only their widths are left to ask for.
     """
-    _check_table(file, "commit", size)
-    width = int(file["commit"].shape[1])
+    check = _width if as_written else _check_table
+    commit = check(file, "commit", size)
+    width = int(commit.shape[1])
     if width not in _COMMIT_WIDTHS:
         raise Broken(f"rows of commit have {width} numbers")
-    for name in tables_of(width):
-        _check_table(file, name, size)
-    if file["steps"].shape[1] != file["columns"].shape[0]:
-        raise Broken(f"steps has {file['steps'].shape[1]} columns and columns {file['columns'].shape[0]} names")
+    tables = {name: check(file, name, size) for name in tables_of(width)}
+    columns, names = tables["steps"].shape[1], tables["columns"].shape[0]
+    if columns != names:
+        raise Broken(f"steps has {columns} columns and columns {names} names")
     eigenvalues = whole_number(file, "eigenvalues")
-    if not 1 <= eigenvalues <= MAX_EIGENVALUES or file["spectra"].shape[1] != 2 + 2 * eigenvalues:
+    if not 1 <= eigenvalues <= MAX_EIGENVALUES or tables["spectra"].shape[1] != 2 + 2 * eigenvalues:
         raise Broken("spectra has another width than the attribute eigenvalues says")
+    return tables | {"commit": commit}
 
 
 def check_compression(name: str, rows: int, row_bytes: int, stored: int) -> None:
@@ -89,8 +94,28 @@ def _attribute(file: h5py.File, name: str) -> Any:
     return attribute
 
 
-def _check_table(file: h5py.File, name: str, size: int) -> None:
-    """Raise `Broken` unless one table is as documented."""
+def _width(file: h5py.File, name: str, size: int) -> h5d.DatasetID:
+    """Return one table of a file as written, opened; raise `Broken` unless it is there and has its width."""
+    if name.encode() not in file.id:
+        raise Broken(f"table {name} is missing")
+    dataset = h5d.open(file.id, name.encode())
+    _check_shape(name, dataset.shape)
+    return dataset
+
+
+def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Raise `Broken` unless a table has the axes and the width that are documented."""
+    expected, _ = _SHAPES[name]
+    if len(shape) != 1 + len(expected) or not all(0 < width <= MOST_COLUMNS for width in shape[1:]):
+        raise Broken(f"table {name} has the shape {shape}")
+    if name in ("loops", "probe", "probe_index", "variables", "variable_index") and shape[1:] != expected:
+        raise Broken(f"table {name} has {shape[1]} columns")
+    if name == "columns" and not 0 < shape[0] <= MOST_COLUMNS:
+        raise Broken(f"table columns has {shape[0]} names")
+
+
+def _check_table(file: h5py.File, name: str, size: int) -> h5d.DatasetID:
+    """Return one table, opened; raise `Broken` unless it is as documented."""
     encoded = name.encode()
     if encoded not in file.id:
         raise Broken(f"table {name} is missing")
@@ -106,27 +131,23 @@ def _check_table(file: h5py.File, name: str, size: int) -> None:
     filters = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
     if not set(filters) <= set(FILTER_IDS) or len(set(filters)) != len(filters):
         raise Broken(f"table {name} goes through filters that no run file has")
-    expected, dtype = table_shapes(1, 1)[name]
+    _, dtype = _SHAPES[name]
     kind = dataset.get_type()
     if kind.committed() or not _same(kind, dtype):
         raise Broken(f"table {name} is of another type")
     shape = dataset.shape
-    if len(shape) != 1 + len(expected) or not all(0 < width <= MOST_COLUMNS for width in shape[1:]):
-        raise Broken(f"table {name} has the shape {shape}")
-    if name in ("loops", "probe", "probe_index", "variables", "variable_index") and shape[1:] != expected:
-        raise Broken(f"table {name} has {shape[1]} columns")
-    if name == "columns" and not 0 < shape[0] <= MOST_COLUMNS:
-        raise Broken(f"table columns has {shape[0]} names")
+    _check_shape(name, shape)
     if layout == h5d.CONTIGUOUS:
         if math.prod(shape) * dtype.itemsize > size:
             raise Broken(f"table {name} claims {shape[0]} rows in a file of {size} bytes")
-        return
+        return dataset
     chunk = creation.get_chunk()
     blocks = math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
     if math.prod(chunk) * dtype.itemsize > LARGEST_CHUNK:
         raise Broken(f"table {name} has chunks of {math.prod(chunk) * dtype.itemsize} bytes")
     if blocks * _ENTRY > size and blocks > 1:
         raise Broken(f"table {name} claims {shape[0]} rows in a file of {size} bytes")
+    return dataset
 
 
 def _same(kind: Any, dtype: np.dtype[Any]) -> bool:

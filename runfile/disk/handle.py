@@ -234,11 +234,12 @@ def create_file(path: Path) -> h5py.File:
 
 def _open_reading(path: Path) -> h5py.File:
     """Open a file for SWMR reading, after making sure that it is a whole run."""
-    inspected: tuple[int, ...] = ()
+    inspected: tuple[int, ...] = ()  # stamp of the file that was looked at
+    screened: Key | None = None  # key of a live one that is as written
     for attempts_left in (2, 1, 0):
         if is_held(path):  # being written: only its writer knows what is whole
             check_hdf5(path)
-            screen(path)
+            screened = file_key(path) if screen(path) else None
             break
         try:
             inspected = inspect(path)
@@ -253,8 +254,9 @@ def _open_reading(path: Path) -> h5py.File:
         raise damaged(path, one_line(error)) from None
     try:
         _drop_hdf5_lock(file)
-        if stamp(os.fstat(file.id.get_vfd_handle())) != inspected:  # another file than the one that was looked at
-            check_format(path, file)
+        status = os.fstat(file.id.get_vfd_handle())
+        if stamp(status) != inspected:  # another file than the one that was looked at
+            check_format(path, file, as_written=screened == (status.st_dev, status.st_ino))
     except BaseException:
         file.close()
         raise

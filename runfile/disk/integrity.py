@@ -64,11 +64,10 @@ def inspect(path: Path) -> tuple[int, ...]:
     """
     check_hdf5(path)
     looked_at = stamp(path.stat())
-    screen(path)
+    as_written = screen(path)
     try:
         with open_clean(path) as file:
-            check_format(path, file)
-            _check_extents(path, file)
+            _check_extents(path, check_format(path, file, as_written=as_written))
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None
     if Superblock.read(path) is None:
@@ -76,8 +75,12 @@ def inspect(path: Path) -> tuple[int, ...]:
     return looked_at
 
 
-def check_format(path: Path, file: h5py.File) -> None:
-    """Raise unless the open file names our format, a version we know, and every table is a plain one of its shape."""
+def check_format(path: Path, file: h5py.File, *, as_written: bool = False) -> dict[str, h5d.DatasetID]:
+    """Return the tables of an open file.
+
+    Raises unless it names our format and a version we know, and every table is a plain one of its shape. Of a file
+    whose structure was seen to be ``as_written`` (`trial.screen`), no more is asked than that leaves open.
+    """
     try:
         ours = "format" in file.attrs and text(file, "format") == FORMAT
     except Broken:
@@ -94,7 +97,7 @@ def check_format(path: Path, file: h5py.File) -> None:
             )
         if version < 1:
             raise Broken(f"its format version is {version}")
-        check_tables(file, path.stat().st_size)
+        return check_tables(file, path.stat().st_size, as_written)
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None
 
@@ -126,15 +129,17 @@ def last_commit(table: Any, end: int) -> tuple[Commit | None, int]:
     return None, 0
 
 
-def _check_extents(path: Path, file: h5py.File) -> None:
+def _check_extents(path: Path, tables: dict[str, h5d.DatasetID]) -> None:
     """Raise where committed rows lie beyond the end of the file, which HDF5 would read as zeros, or claim too much."""
     size = path.stat().st_size
-    commits = file["commit"]
+    commits = h5py.Dataset(tables["commit"])
     newest, at = last_commit(commits, readable_rows(commits, size))
     if newest is None or not commits_whole(commits, at):
         raise damaged(path, "commit rows are missing")
-    for table in tables_in(file):
-        dataset, needed = h5py.Dataset(h5d.open(file.id, table.encode())), newest.lengths[table]
+    for table, needed in newest.lengths.items():
+        if not needed or table not in tables:  # nothing was committed, or the file is too old to have the table
+            continue
+        dataset = h5py.Dataset(tables[table])
         whole = readable_rows(dataset, size)
         if not 0 <= needed <= whole:
             raise damaged(path, f"cut off, table {table} holds {whole} of {needed} rows")

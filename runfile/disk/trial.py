@@ -28,7 +28,7 @@ _PATIENCE: Final = 4  # seconds on the clock for each of these: a busy machine i
 _BYTES_A_SECOND: Final = 2 << 20  # that a child reads at least
 _KINDS: Final = {kind.__name__: kind for kind in (RunFileError, DamagedRun, NotARun, RunInUse)}
 _KEPT_AT_MOST: Final = 4096
-_verdicts: dict[tuple[int, ...], RunFileError | None] = {}
+_verdicts: dict[tuple[int, ...], RunFileError | bool] = {}
 _inside = False
 
 
@@ -50,32 +50,45 @@ def seconds_for(size: int) -> float:
 
 def needs_trial(path: Path) -> bool:
     """Return whether a file has to be opened elsewhere first: it is not as our writer makes it."""
-    if _inside or as_written(path):
-        return False
+    return not _inside and not _recognised(path)
+
+
+def _recognised(path: Path) -> bool:
+    """Return whether a file is as our writer makes it."""
+    if as_written(path):
+        return True
     for _ in range(5):  # perhaps its writer was changing what was just read
         if not is_held(path):
             break
         time.sleep(0.01)
         if as_written(path):
-            return False
-    return True
+            return True
+    return False
 
 
-def screen(path: Path) -> None:
-    """Raise what reading a file of unusual structure raises in a process of its own; nothing where that goes well."""
+def screen(path: Path) -> bool:
+    """Return whether a file is as our writer makes it; another one is read in a process of its own first.
+
+    Raises:
+        RunFileError: What reading it raised there.
+    """
+    if _inside:
+        return False
     key = stamp(path.stat())
     if key not in _verdicts:
         if len(_verdicts) >= _KEPT_AT_MOST:
             _verdicts.clear()
         try:
-            if needs_trial(path):
+            recognised = _recognised(path)
+            if not recognised:
                 in_a_child("read", path)
-            _verdicts[key] = None
+            _verdicts[key] = recognised
         except RunFileError as error:
             _verdicts[key] = error
-    refusal = _verdicts[key]
-    if refusal is not None:
-        raise type(refusal)(str(refusal))
+    verdict = _verdicts[key]
+    if isinstance(verdict, RunFileError):
+        raise type(verdict)(str(verdict))
+    return verdict
 
 
 def in_a_child(task: str, path: Path, *options: str) -> Any:
