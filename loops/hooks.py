@@ -6,6 +6,7 @@ what. The functions have the signatures that torch gives its hooks: nothing stan
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +29,9 @@ class Hook:
 
     A copy holds a function of Python's own instead, which does nothing: the file loads where loopscope is missing.
 
+    A hook that is taken off while torch goes through the hooks of a call is called all the same, and without the
+    keywords that it asked for. It does nothing then.
+
     >>> import copy
     >>> copy.deepcopy(Hook(lambda x: 2 * x))(3) is None, Hook(lambda x: 2 * x)(3)
     (True, 6)
@@ -35,9 +39,15 @@ class Hook:
 
     def __init__(self, call: Watcher) -> None:
         self._call = call
+        self._takes = sum(
+            one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+            for one in inspect.signature(call).parameters.values()
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what torch calls."""
+        if len(args) < self._takes:  # taken off a moment ago
+            return None
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return None  # else what the hook computes would become a part of the traced model
         return self._call(*args, **kwargs)

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from .neutral import on_the_side
 from .site import BY_HAND, LoopSite, Part, Place
@@ -97,7 +98,8 @@ class Injection:
     def _matrix(self, width: int, other: int, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return what unit vectors are sent to, as columns."""
         columns = []
-        with on_the_side(self.module), torch.enable_grad():
+        # This may run inside a block of training that is checkpointed: what is saved here is none of its tensors.
+        with saved_tensors_hooks(_unchanged, _unchanged), on_the_side(self.module), torch.enable_grad():
             base = act(torch.zeros(1, 1, width), torch.zeros(1, 1, other))
             for start in range(0, width, TOKENS_AT_ONCE):
                 unit = torch.eye(width)[None, start : start + TOKENS_AT_ONCE]
@@ -131,6 +133,11 @@ class Injection:
             output: Any = self.module(*(by_place[place] for place in positions), **keywords)
         result: Tensor = output[0] if isinstance(output, tuple | list) else output
         return result
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd saves as it is."""
+    return tensor
 
 
 def verified(model: nn.Module, site: LoopSite) -> LoopSite:

@@ -6,7 +6,9 @@ fixed batch and the full loop. It raises what goes wrong; the probe then lets go
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from ..loops.injection import EXACT, verified
 from ..loops.site import BY_HAND, LoopSite
+from .measure.acting_in_training import SeenInTraining
 from .measure.fastest import reduction_for
 from .measure.fixed_batch import FixedBatch, Pass
 from .measure.group import Together
@@ -74,9 +77,18 @@ class LoopWatch:
         self._matrices: dict[Any, Tensor] = {}
         self._generators = RandomReader()
         self._random: dict[str, NDArray[Any]] = {}
-        self._agreed_at: int | None = None  # the last pass in which the injection acted like A̅
+        self._agreed_at: int | None = None  # the last step after which the injection was seen to act like A̅
+        self._compare_due = False  # with A̅, in training: no pass has done so since that was due
+        self._in_training: SeenInTraining | None = None  # while the step under way is looked at
+        self._distrusted = False  # A̅ of sharded parameters that the injection does not act like
         self._compiled_before = graphs_compiled() > 0
         self._loops_seen = False
+
+    def remove(self) -> None:
+        """Take all hooks off the model."""
+        self.tap.remove()
+        if self._in_training is not None:
+            self._in_training.end()
 
     def prepare(self, step: int, records_waiting: int) -> None:
         """Make ready for a step: what is due in it, and its linear part as its forward will use it."""
@@ -89,6 +101,9 @@ class LoopWatch:
         self._matrices, self._random = {}, {}
         if self.tap.enabled:
             self._read(step, records_waiting)
+            if self._compare_due and "a_bar" in self._matrices and not self.tap.compiled:
+                self._in_training = SeenInTraining(self._model, self._site)
+                self._in_training.begin()
 
     def _follow(self, step: int) -> None:
         """Go on with the modules that training has put in the place of those that were watched."""
@@ -140,7 +155,21 @@ class LoopWatch:
             values={} if full_loop is None else full_loop.values,
             arrays={} if full_loop is None else full_loop.arrays,
             variables=self.tap.variables.part() if isinstance(self.tap, VariableTap) and self.tap.enabled else (),
+            disagreement=self._seen_in_training(step),
+            learn=partial(self.compare_a_bar, step),
         )
+
+    def _seen_in_training(self, step: int) -> Tensor | None:
+        """Return how far the injection was from A̅ in the step that ends, where that was looked at."""
+        seen, self._in_training = self._in_training, None
+        if seen is None:
+            return None
+        seen.end()
+        apart = seen.disagreement(self._matrices["a_bar"]) if "a_bar" in self._matrices else None
+        self._compare_due = apart is None
+        if seen.why_not:
+            self._say_unchecked(step, seen.why_not)
+        return apart
 
     def pass_of_fixed_batch(self, step: int, *, last: bool) -> Pass | None:
         """Run the fixed batch after a step and return its rows; where a forward takes all ranks, if they agree to.
@@ -149,6 +178,7 @@ class LoopWatch:
             step: The step that is over.
             last: Whether it is the run's last step: then no message explains how to get a pass.
         """
+        self._compare_due = self._site.a_bar is not None
         if self._together.sharded is None:
             return None
 
@@ -164,20 +194,26 @@ class LoopWatch:
             self._say_no_pass(step, self.batch.failed)
         elif self.batch.call is None and self._loops_seen and not last:
             self._say_no_pass(step, CALL_UNSEEN)
+        if done is not None and done.disagreement is not None:
+            self._compare_due = False
+        elif self._compare_due and self.tap.compiled:
+            self._say_unchecked(step, "no pass of the fixed batch shows it, and the model is compiled")
         return done
 
     def compare_a_bar(self, step: int, disagreement: float, *, last: bool = False) -> None:
-        """Take note of whether the injection acted like A̅ in the pass after a step.
+        """Take note of whether the injection acted like A̅ in the pass after a step, or in its forward.
 
         Where it did not, A̅ is measured from what the module does, or is missing where that is no matrix.
 
         Args:
-            step: The step that the pass was run after.
-            disagreement: In units of what rounding explains (`SeenInjection`).
+            step: The step.
+            disagreement: In units of what rounding explains (`SeenInjection`, `SeenInTraining`).
             last: Whether the run is over.
         """
         if disagreement <= 1:
             self._agreed_at = step
+        elif math.isnan(disagreement):
+            self._say_unchecked(step, "its calls in one forward differ in more than the state, or are not finite")
         if not disagreement > 1 or self._site.a_bar is None:
             return
         body = repr(self._site.body)
@@ -185,10 +221,16 @@ class LoopWatch:
             message = f"{body} does not act like the A̅ given by hand, which is recorded all the same"
             self._notices.say(step, "a_bar_differs", message)
             return
+        if self._together.sharded:  # nothing can be called without the other ranks, and they read A̅ together
+            if not self._distrusted:
+                message = f"{body} does not act like A̅ in the forward of step {step}; A̅ is missing from here on"
+                self._notices.say(step, "a_bar_differs", message)
+            self._distrusted = True
+            return
         recorded, site = self._site, self._verified_again()
         if site.a_bar is not None and _same_matrix(site, recorded):  # in the loop it acts otherwise than by itself
             site = replace(site, a_bar=None, b_bar=None)
-        since = "before the first pass" if self._agreed_at is None else f"after step {self._agreed_at}"
+        since = "before it was first compared" if self._agreed_at is None else f"after step {self._agreed_at}"
         what = "is missing" if site.a_bar is None else "is measured from what it does"
         message = f"{body} does not act like the recorded A̅ since a step {since}; from step {step + 1} on A̅ {what}"
         self._notices.say(step, "a_bar_differs", message, cause=step)
@@ -219,6 +261,8 @@ class LoopWatch:
     def _read(self, step: int, records_waiting: int) -> None:
         """Read what the next forward begins with."""
         self._matrices = dict(self._reader.read(step, records_waiting, self.tap.forwards))
+        if self._distrusted:
+            self._matrices.pop("a_bar", None)
         self._random = self._generators.read()
 
     def _say_empty(self, step: int) -> None:
@@ -233,6 +277,11 @@ class LoopWatch:
         else:
             why = f"no forward of this model ran since the last step, or it did not call {self._site.body!r}"
         self._notices.say(step, "no_loop", f"step {step} recorded no loop: {why}")
+
+    def _say_unchecked(self, step: int, why: str) -> None:
+        """Say that A̅ is recorded without having been compared with what the injection does."""
+        message = f"what {self._site.body!r} does in step {step} could not be compared with the recorded A̅: {why}"
+        self._notices.say(step, "a_bar_unchecked", message, severity="note", cause=why)
 
     def _say_no_pass(self, step: int, why: str) -> None:
         """Say why the fixed batch is not run; everything else goes on."""

@@ -42,6 +42,7 @@ from ..runfile.rank_names import rank_of, rank_path
 from .loop_watch import LoopWatch, tap_on
 from .measure.fixed_batch import FixedBatch
 from .measure.group import PATIENCE_AT_END, Together
+from .measure.internals import in_transform
 from .mirrors import Mirror
 from .notices import Notices, log, one_line
 from .numbers import Numbers, accepted, wrong_names
@@ -436,6 +437,8 @@ class Probe:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
         if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
             return
+        if in_transform():  # tensors without memory of their own: another forward will do
+            return
         if self._seeker is not None:
             self._call = args, kwargs
             self._seeker.begin(module, args, kwargs)
@@ -469,7 +472,7 @@ class Probe:
             self._seeker.stop()
         watch, self._watch = self._watch, None
         if watch is not None:
-            watch.tap.remove()
+            watch.remove()
         self._together.leave(why)
 
     def _tell(self, kind: str, message: str, error: Exception | None) -> None:

@@ -46,6 +46,8 @@ class LoopPart:
         values: Numbers of the full loop.
         arrays: Arrays of the full loop.
         variables: What was seen of every variable, where they are several.
+        disagreement: How far the injection was from A̅ in the step's forward; None where that was not looked at.
+        learn: Told of the disagreement once it is here.
     """
 
     sums: Tensor
@@ -61,6 +63,8 @@ class LoopPart:
     values: Mapping[str, float] = field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     variables: Sequence[VariablePart] = ()
+    disagreement: Tensor | None = None
+    learn: Callable[[float], None] | None = None
 
 
 class OnItsWay(Protocol):
@@ -81,6 +85,7 @@ class LoopOnItsWay:
     norms: Copy | None
     inside: tuple[Copy, Copy] | None
     variables: list[Copy]
+    disagreement: Copy | None
 
     @classmethod
     def of(cls, part: LoopPart, transfer: Transfer) -> LoopOnItsWay:
@@ -93,6 +98,7 @@ class LoopOnItsWay:
             None if part.norms is None else transfer.copy(part.norms),
             None if part.inside is None else (transfer.copy(part.inside[0]), transfer.copy(part.inside[1])),
             [transfer.copy(variable.sums) for variable in part.variables],
+            None if part.disagreement is None else transfer.copy(part.disagreement),
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -104,6 +110,8 @@ class LoopOnItsWay:
 
     def added_to(self, record: Record) -> Record:
         """Return the record with the loop in it."""
+        if self.disagreement is not None and self.part.learn is not None:
+            self.part.learn(self.disagreement.number())
         norms = None if self.norms is None else self.norms.array()
         return replace(
             record,

@@ -26,7 +26,7 @@ from .series import OF_THE_LOOP, SHORTEST_PAUSE
 FEWEST_STEPS: Final = 20
 """Rows that a run must have for a verdict, unless the caller gives a number: rules are about tens of steps."""
 MOST_DROPPED: Final = 0.1
-"""Part of the rows that a recorder may have dropped before the recording says too little."""
+"""Part of the steps that may be missing, dropped or never recorded, before the recording says too little."""
 
 
 def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list[Finding]:
@@ -207,10 +207,15 @@ def _of_dropped_rows(run: Run) -> list[Finding]:
 def _of_missing_steps(run: Run) -> list[Finding]:
     """Return that training went on later than the file ended, or than it began."""
     remedy = "judge the steps that are not there by another recording, if there is one"
+    told = [event for event in run.events if event.kind == STEPS_MISSING and event.severity != "note"]
+    missing = sum(event.value for event in told)
+    first = min([float(run["step"][0]), *(event.step - event.value for event in told)])
+    if told and missing > MOST_DROPPED * (float(run["step"][-1]) + 1 - first):
+        said = f"{missing:.0f} of the run's steps are in no row; {told[-1].message}"
+        return [gap("LS004", "steps-missing", said, remedy, told[-1].step)]
     return [
         Finding("LS004", "steps-missing", "warning", e.step, e.step, e.value, math.nan, sentence(e.message), remedy, 1)
-        for e in run.events
-        if e.kind == STEPS_MISSING and e.severity != "note"
+        for e in told
     ]
 
 

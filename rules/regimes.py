@@ -51,8 +51,16 @@ def read_regimes(run: Run) -> RunRegimes:
     """Return the regimes at the end of a run that has recorded something."""
     radius, rates, law = _last(run, "a_bar_radius"), loop_rates(run), trajectory_law(run)
     log_radius, exponent = rates.get(LOG_RADIUS, math.nan), rates.get(EXPONENT, math.nan)
-    orbits = law.kind == "orbiting"
-    seen = views(radius, log_radius, exponent, law.regime, orbits=orbits, settled=law.settled, drift=law.drift_rate)
+    seen = views(
+        radius,
+        log_radius,
+        exponent,
+        law.regime,
+        orbits=law.kind == "orbiting",
+        settled=law.settled,
+        bounded=law.bounded,
+        drift=law.drift_rate,
+    )
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
     if rates:
         shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
@@ -93,10 +101,13 @@ def trajectory_law(run: Run) -> TrajectoryLaw:
 
 
 def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Loops that ran in each row. Rows are padded with NaN, but only where no token count is: a state may be NaN
-    itself.
+    """Return the loops that were measured in each row.
+
+    Rows are padded with NaN, but only where no token count is: a state may be NaN itself. A row that counts no token at
+    all is of states that could not be read, and says nothing.
     """
-    return np.asarray(np.maximum(np.count_nonzero(~np.isnan(tokens), axis=1) - 1, 0), np.int64)
+    ran = np.maximum(np.count_nonzero(~np.isnan(tokens), axis=1) - 1, 0)
+    return np.asarray(np.where((tokens > 0).any(axis=1), ran, 0), np.int64)
 
 
 def _round_off(run: Run) -> float | None:

@@ -147,10 +147,10 @@ class SeenInjection:
         if one.shape != before.shape:
             return None
         with torch.autocast(before.device.type, enabled=False):
-            return _difference(a_bar, before, self._second, one, other, setting)
+            return difference(a_bar, before, self._second, one, other, setting)
 
 
-def _difference(a_bar: Tensor, before: Tensor, after: Tensor, one: Tensor, other: Tensor, setting: Autocast) -> Tensor:
+def difference(a_bar: Tensor, before: Tensor, after: Tensor, one: Tensor, other: Tensor, setting: Autocast) -> Tensor:
     """Return the difference of ``other - one`` and ``A̅ (after - before)`` in units of what rounding explains."""
     wide = torch.float32 if before.device.type == "mps" else torch.float64
     a, h, g, u, v = (tensor.to(wide) for tensor in (a_bar, before, after, one, other))
@@ -171,4 +171,4 @@ def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-__all__ = ["Autocast", "SeenInjection"]
+__all__ = ["Autocast", "SeenInjection", "difference"]

@@ -29,6 +29,18 @@ def in_backward() -> bool:
     return task is not None and task() != -1
 
 
+def in_transform() -> bool:
+    """Return whether this is run by ``torch.func`` (grad, vmap, jvp), whose tensors are none outside of it.
+
+    Without the private name the answer is no, and the loop of a training that begins so is lost at its first step.
+
+    >>> in_transform(), bool(torch.func.vmap(lambda x: x * in_transform())(torch.ones(2)).all())
+    (False, True)
+    """
+    inside = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    return inside is not None and inside() is not None
+
+
 def graphs_compiled() -> int:
     """Return how many frames Dynamo has compiled in this process; Dynamo is not imported for the question.
 

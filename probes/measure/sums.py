@@ -148,6 +148,8 @@ class LoopSums:
         """
         if state.ndim < 2 or not state.is_floating_point():
             raise ValueError(f"a state of {state.ndim} axes in {state.dtype} on {state.device} has no norm per token")
+        if not state.numel():
+            raise ValueError(f"a state of shape {tuple(state.shape)} holds no token")
         if state.device != self.device:
             self._move(state.device)
         at = min(self.cursor, self.capacity - 1)

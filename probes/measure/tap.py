@@ -79,6 +79,7 @@ class LoopTap:
     Attributes:
         enabled: Whether recording is due in this step.
         forwards: Forwards of the model that have begun, recorded or not.
+        compiled: Whether hooks of the loop were called by a compiled graph.
         injects: Whether ‖B̅e‖ is due, which costs a product with B̅.
         on_state: Called with ``t`` and ``h_t`` as part of the autograd graph, where training forwards are recorded and
             the model runs eagerly.
@@ -89,6 +90,7 @@ class LoopTap:
         self.sums = sums
         self.enabled = self.injects = True
         self.forwards = 0
+        self.compiled = False
         self.on_state: Callable[[int, Tensor], None] | None = None
         self.on_inner: Callable[[int, Tensor], None] | None = None
         self._target: LoopSums | None = None  # the sums of the forward under way; None outside of one
@@ -268,6 +270,7 @@ class LoopTap:
             number: Of ``"begin"``, whether the model trains and has gradients; of ``"end"``, whether it raised; of
                 ``"inner"``, which module it is.
         """
+        self.compiled = True
         try:
             self._take(place, seen, number)
         except Exception as error:
@@ -284,7 +287,10 @@ class LoopTap:
     def _take(self, place: Spot, seen: list[Tensor], number: int) -> None:
         """Do what `see` does, and raise its errors."""
         sums = self._target
-        if place == "begin":
+        if torch.is_inference_mode_enabled():  # what is made here is written to later, outside of it
+            with torch.inference_mode(False), torch.no_grad():
+                self._take(place, seen, number)
+        elif place == "begin":
             self._begin_forward(seen, number)
         elif sums is None:
             return

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from loopscope.commands.check import check
 from loopscope.gate.formats import FORMATS
+from loopscope.gate.watch import Watch
+from loopscope.rules.rule_files import load_rules
 from loopscope.runfile.layout import Event
+from loopscope.runfile.rank_names import rank_path
 from loopscope.runfile.writer import RunWriter
 
 STEPS = 60
@@ -109,6 +114,41 @@ def unstable_at_the_end(writer: RunWriter) -> None:
         writer.append_step(row(step, a_bar_radius=0.8 if step < STEPS - 2 else 3.0))
 
 
+def loop_never_found(writer: RunWriter) -> None:
+    writer.append_event(Event(0, 0.0, "loop_awaited", "note", message="no loop is recorded yet"))
+    for step in range(STEPS):
+        writer.append_step(row(step, depth=np.nan, a_bar_radius=np.nan))
+
+
+def states_never_readable(writer: RunWriter) -> None:
+    writer.append_event(Event(0, 0.0, "state_missing", "warning", message="the state of a loop could not be read"))
+    loops = np.full((5, 4), np.nan, dtype=np.float32)
+    loops[:, 3] = 0
+    for step in range(STEPS):
+        writer.append_step(row(step, a_bar_radius=np.nan, depth=0.0), loops)
+
+
+def a_bar_acts_otherwise_from_the_first_comparison_on(writer: RunWriter) -> None:
+    writer.append_event(Event(10, 0.0, "a_bar_differs", "warning", message="'mix' does not act like the recorded A̅"))
+    for step in range(STEPS):
+        writer.append_step(row(step, a_bar_radius=0.8 if step < 11 else np.nan))
+
+
+def training_went_on_without_the_recorder(writer: RunWriter) -> None:
+    """Resumed from a checkpoint that is far behind the end of the file."""
+    for step in range(STEPS // 2):
+        writer.append_step(row(step))
+    writer.append_event(Event(1000, 0.0, "steps_missing", "warning", 970.0, message="steps 30 to 999 are not here"))
+    for step in range(1000, 1000 + STEPS // 2):
+        writer.append_step(row(step))
+
+
+def resumed_without_the_file(writer: RunWriter) -> None:
+    writer.append_event(Event(1000, 0.0, "steps_missing", "warning", 1000.0, message="steps 0 to 999 are not here"))
+    for step in range(1000, 1000 + STEPS):
+        writer.append_step(row(step))
+
+
 BLIND: list[Callable[[RunWriter], None]] = [
     evaluation_mode,
     evaluation_mode_from_half_way,
@@ -126,6 +166,11 @@ BLIND: list[Callable[[RunWriter], None]] = [
     too_short,
     fixed_batch_failed,
     unstable_at_the_end,
+    loop_never_found,
+    states_never_readable,
+    a_bar_acts_otherwise_from_the_first_comparison_on,
+    training_went_on_without_the_recorder,
+    resumed_without_the_file,
 ]
 ONE_IS_RIGHT = {nothing_but_nan, unstable_at_the_end}  # a finding, not missing evidence
 
@@ -187,6 +232,92 @@ def test_no_blind_run_passes(blind, tmp_path, capsys):
     writer = written(tmp_path / "killed.h5", blind)
     writer.close()
     assert codes(tmp_path / "killed.h5", capsys) == expected, "killed"
+
+
+def watched(path: Path) -> int:
+    """The exit code of somebody who watches a run until now."""
+    watch = Watch([path], load_rules())
+    watch.look()
+    watch.close()
+    return watch.result.exit_code
+
+
+@pytest.mark.parametrize("blind", BLIND, ids=lambda make: make.__name__)
+def test_no_blind_run_passes_in_the_eyes_of_watch(blind, tmp_path):
+    expected = 1 if blind in ONE_IS_RIGHT else 5
+    writer = written(tmp_path / "run.h5", blind)
+    assert watched(tmp_path / "run.h5") == expected, "live"
+    writer.seal()
+    writer.close()
+    assert watched(tmp_path / "run.h5") == expected, "finished"
+    written(tmp_path / "killed.h5", blind).close()
+    assert watched(tmp_path / "killed.h5") == expected, "killed"
+
+
+def other_hdf5(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["commit"] = "9f3c1ab"
+
+
+def cut(path: Path) -> None:
+    writer = written(path, healthy)
+    writer.seal()
+    writer.close()
+    os.truncate(path, path.stat().st_size // 2)
+
+
+NO_RUN: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: None,
+    "a folder without runs": Path.mkdir,
+    "empty": Path.touch,
+    "text": lambda path: path.write_text("PASS"),
+    "another program's HDF5": other_hdf5,
+    "cut off": cut,
+    "a link that leads nowhere": lambda path: path.symlink_to("nowhere.h5"),
+}
+
+
+@pytest.mark.parametrize("make", NO_RUN.values(), ids=NO_RUN.keys())
+def test_what_is_no_run_is_4_in_every_format_and_costs_no_other_its_verdict(make, tmp_path, capsys):
+    make(tmp_path / "run.h5")
+    assert set(codes(tmp_path / "run.h5", capsys).values()) == {4}
+    writer = written(tmp_path / "good.h5", healthy)
+    writer.seal()
+    writer.close()
+    both = [tmp_path / "good.h5", tmp_path / "run.h5"]
+    assert check(both, rules=None, fail_on="error", output="json", min_steps=None, debug=False) == 4
+    assert [run["outcome"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["pass", "error"]
+
+
+def of_ranks(folder: Path, steps: dict[int, int], *, killed: tuple[int, ...] = ()) -> Path:
+    """A run of two ranks of which these left a file, with so many steps."""
+    for rank, count in steps.items():
+        writer = RunWriter.create(rank_path(folder / "a.h5", rank), info=INFO | {"rank": rank, "world_size": 2})
+        for step in range(count):
+            writer.append_step(row(step))
+        writer.flush()
+        if rank not in killed:
+            writer.seal()
+        writer.close()
+    return folder / "a.h5"
+
+
+def test_a_rank_that_nobody_watched_is_said_and_one_that_died_is_no_pass(tmp_path, capsys):
+    """A probe on rank 0 only is a way to attach; a rank whose process died is an interrupted run."""
+    ways = {
+        "both": ({0: STEPS, 1: STEPS}, (), 0, 0),
+        "one": ({0: STEPS}, (), 0, 0),
+        "one ended early": ({0: STEPS, 1: 20}, (), 0, 1),
+        "one died": ({0: STEPS, 1: 20}, (1,), 5, 1),
+        "both died": ({0: STEPS, 1: 20}, (0, 1), 5, 5),
+    }
+    for name, (steps, killed, expected, warned) in ways.items():
+        (tmp_path / name).mkdir()
+        path = of_ranks(tmp_path / name, steps, killed=killed)
+        assert set(codes(path, capsys).values()) == {expected}, name
+        assert set(codes(path, capsys, fail_on="warning").values()) == {warned}, name
+        check([path], rules=None, fail_on="error", output="text", min_steps=None, debug=False)
+        assert ("LS002" in capsys.readouterr().out) == (name != "both"), name
 
 
 def test_a_healthy_run_passes_live_and_finished_and_not_when_it_was_broken_off(tmp_path, capsys):
@@ -298,8 +429,6 @@ def test_a_rule_over_a_number_of_another_run_is_not_judged_here(tmp_path, capsys
 
 
 def test_every_rule_switched_off_is_no_verdict(tmp_path):
-    from loopscope.rules.rule_files import load_rules
-
     writer = written(tmp_path / "run.h5", healthy)
     writer.seal()
     writer.close()

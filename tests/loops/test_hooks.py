@@ -13,7 +13,7 @@ from pathlib import Path
 import loopscope
 import pytest
 import torch
-from loopscope.loops.hooks import LoopHooks, state_in
+from loopscope.loops.hooks import Hook, LoopHooks, state_in
 from loopscope.loops.site import LoopSite
 from torch import nn
 
@@ -114,3 +114,25 @@ def test_a_watched_model_is_traced_as_if_it_were_not(tmp_path: Path) -> None:
     with loopscope.attach(model, tmp_path / "a.h5"):
         traced = torch.jit.trace(model, TOKENS)
     assert torch.equal(traced(TOKENS), model(TOKENS)) and "loopscope" not in str(traced.graph)
+
+
+@pytest.mark.parametrize("place", ["forward_pre", "forward"])
+@pytest.mark.parametrize("kwargs", [True, False])
+def test_a_hook_that_is_taken_off_in_the_call_under_way_does_nothing(place: str, kwargs: bool) -> None:
+    """Torch goes on to it, and has forgotten that it takes keywords."""
+    model, seen = Looped(), []
+    register = {"forward_pre": nn.Module.register_forward_pre_hook, "forward": nn.Module.register_forward_hook}[place]
+
+    def first(*given: object) -> None:
+        handle.remove()
+
+    takes = {
+        ("forward_pre", True): lambda module, args, kwargs: seen.append(args),
+        ("forward", True): lambda module, args, kwargs, output: seen.append(args),
+        ("forward_pre", False): lambda module, args: seen.append(args),
+        ("forward", False): lambda module, args, output: seen.append(args),
+    }
+    register(model.block, first)
+    handle = register(model.block, Hook(takes[place, kwargs]), with_kwargs=kwargs)
+    model(TOKENS, n_loops=3)
+    assert len(seen) == (0 if kwargs else 1)

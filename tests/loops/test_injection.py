@@ -10,6 +10,7 @@ from loopscope.loops.injection import verified
 from loopscope.loops.site import LoopSite, Part
 from loopscope.probes import open_run
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 D = 16
 
@@ -187,3 +188,58 @@ def test_what_is_measured_is_recorded_beside_the_loop(tmp_path):
         assert run["depth"][0] == 4 and not [event for event in run.events if event.kind == "state_missing"]
         assert run["injection_norm"][0] == pytest.approx(float(injected.norm(dim=-1).mean()), rel=1e-5)
         assert run["a_bar_radius"][0] == pytest.approx(float(torch.linalg.eigvals(acts(model)).abs().max()), rel=1e-5)
+
+
+class InCheckpoints(nn.Module):
+    """Every loop, or all of them, run again in backward."""
+
+    def __init__(self, layer, whole, reentrant):
+        super().__init__()
+        self.embed, self.inject, self.head = nn.Embedding(32, D), layer(2 * D, D), nn.Linear(D, 32)
+        self.whole, self.reentrant = whole, reentrant
+
+    def turn(self, h, e):
+        h = self.inject(torch.cat([h, e], -1))
+        return h + 0.1 * torch.tanh(h)
+
+    def turns(self, h, e, loops):
+        for _ in range(loops):
+            h = self.turn(h, e)
+        return h
+
+    def forward(self, tokens, num_loops=4):
+        e = self.embed(tokens)
+        h = torch.zeros_like(e)
+        if self.whole:
+            return self.head(checkpoint(self.turns, h, e, num_loops, use_reentrant=self.reentrant))
+        for _ in range(num_loops):
+            h = checkpoint(self.turn, h, e, use_reentrant=self.reentrant)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("layer", [Scaled, ByColumn, LowRank, Unit])
+@pytest.mark.parametrize(("whole", "reentrant"), [(False, False), (False, True), (True, False), (True, True)])
+def test_a_measured_matrix_leaves_checkpoints_of_training_alone(layer, whole, reentrant, tmp_path):
+    """It is measured within a block that a checkpoint runs again, which counts the tensors that autograd saves."""
+    outcome = []
+    for path in (None, tmp_path / "a.h5"):
+        torch.manual_seed(0)
+        model = InCheckpoints(layer, whole, reentrant)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        probe = None if path is None else loopscope.attach(model, path)
+        losses = []
+        for number in range(12):
+            tokens = torch.randint(0, 32, (2, 8), generator=torch.Generator().manual_seed(number))
+            loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if probe is not None:
+                probe.step(loss=loss)
+        if probe is not None:
+            probe.close()
+        outcome.append((losses, [parameter.tolist() for parameter in model.parameters()]))
+    assert outcome[0] == outcome[1]
+    with open_run(tmp_path / "a.h5") as run:
+        assert np.isfinite(run["a_bar_radius"]).all() and np.isfinite(run["injection_norm"][[0, 10]]).all()

@@ -288,6 +288,7 @@ def train(probe, steps=4):
         probe.step(loss=loss)
     probe.flush()
 def fail(): raise ValueError("the data ran out")
+def kill(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 """
 DEATHS = {
     "an exception without with": ("train(loopscope.attach(model, path)); fail()", "without probe.close(): ValueError"),
@@ -303,6 +304,31 @@ DEATHS = {
     ),
     "SIGTERM": ("train(loopscope.attach(model, path)); os.kill(os.getpid(), signal.SIGTERM)", KILLED),
     "SIGKILL": ("train(loopscope.attach(model, path)); os.kill(os.getpid(), signal.SIGKILL)", KILLED),
+    "SIGKILL in a flush": (
+        "from loopscope.runfile.staging import Table\n"
+        "p = loopscope.attach(model, path); train(p); Table.write = kill; train(p)",
+        KILLED,
+    ),
+    "SIGKILL in a hook": (
+        "p = loopscope.attach(model, path); train(p)\np._watch.tap.sums.add = kill; train(p)",
+        KILLED,
+    ),
+    "SIGKILL in close": (
+        "from loopscope.runfile.writer import RunWriter\n"
+        "p = loopscope.attach(model, path); train(p); RunWriter.seal = kill; p.close()",
+        KILLED,
+    ),
+    "SIGKILL in the seal": (
+        "import loopscope.runfile.disk.layouts as layouts\n"
+        "p = loopscope.attach(model, path); train(p); layouts.copy_run = kill; p.close()",
+        None,
+    ),
+    "an exception in the forward": (
+        "import torch.nn as nn\n"
+        "with loopscope.attach(model, path) as p:\n"
+        "    train(p); model.read_out.register_forward_pre_hook(lambda *_: fail()); train(p)",
+        "ValueError: the data ran",
+    ),
     "os._exit": ("train(loopscope.attach(model, path)); os._exit(0)", KILLED),
     "a fork that exits": (
         "p = loopscope.attach(model, path); train(p)\n"

@@ -13,6 +13,7 @@ def test_the_private_names_are_still_there() -> None:
 
     assert callable(torch._C._current_graph_task_id)
     assert callable(torch._foreach_norm)
+    assert callable(torch._C._functorch.peek_interpreter_stack)
     assert isinstance(torch._dynamo.utils.counters["frames"]["ok"], int)
     assert callable(torch.distributed.distributed_c10d._get_default_store)
 
