@@ -4,7 +4,7 @@ Not covered: which words a verdict has (`story`), which plots there are (`panels
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from dash import dcc, html
 
@@ -31,6 +31,15 @@ def regime_badge(regime: str, label: str = "") -> html.Span:
     return badge(regime, REGIME_GLYPHS.get(regime, "○"), regime, label)
 
 
+GATE_BADGES: Final = {"pass": ("stable", "✓"), "fail": ("error", "✕"), "error": ("unknown", "?")}
+
+
+def gate_badge(word: str, text: str = "") -> html.Span:
+    """Return the badge of what the gate says: ``pass``, ``fail`` or ``error``."""
+    kind, glyph = GATE_BADGES[word]
+    return badge(kind, glyph, text or word)
+
+
 def state_badge(state: str) -> html.Span:
     """Return the badge of a run's state: live, interrupted, finished or unreadable."""
     return badge(state, "✕" if state == "unreadable" else "●", state)
@@ -48,17 +57,18 @@ def sentence(text: str) -> str:
 
 
 def verdict(story: Story | None) -> list[Any]:
-    """Return the sentence of the verdict, with the regimes behind it where they disagree."""
+    """Return the sentence of the verdict, what the gate says, and the regimes behind it where they disagree."""
     if story is None:
         return [_announced([html.Strong("○ reading…"), " The plots are there; the rules are being applied."])]
     word = story.verdict
     said = _announced(
         [html.I(REGIME_GLYPHS[word], className="ls-glyph"), html.Strong(story.sentence), " ", story.advice]
     )
+    gate = html.P([gate_badge(story.gate), " ", shown(story.gate_sentence, 300)], className="ls-gate")
     if story.agree:
-        return [said]
+        return [said, gate]
     badges = [regime_badge(story.regimes[key], label) for key, label in REGIME_LABELS.items()]
-    return [said, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
+    return [said, gate, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
 
 
 def _announced(words: list[Any]) -> html.P:

@@ -21,15 +21,25 @@ from .loop_figures import Profile
 from .opened import OpenRun
 from .panel import FIXED_BATCH, Ask, Columns, Panel
 from .profiles import fitted_laws, probe_at, profile_at
+from .recorded_live import recorded_live
 from .text import plain
 
 # -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
 def marks(held: OpenRun) -> list[Mark]:
-    """Return the events of a run in order of their steps, their text escaped for plotly."""
+    """Return findings and events of a run in order of their steps, their text escaped for plotly.
+
+    A finding stands at the step of its alarm, as in the list of findings. An event that says the same is left out.
+    """
+    story = held.known_story
+    findings, judgements = (story.findings, story.judgements) if story else ((), ())
     made = [
-        Mark(float(event.step), plain(f"{event.kind}: {event.message}"), event.severity) for event in held.run.events
+        Mark(float(one.step), plain(f"{one.rule} {one.name}: {one.message}"), one.severity) for one in findings
+    ] + [
+        Mark(float(one.event.step), plain(f"{f'{one.rule} {one.name}'.strip()}: {one.message}"), one.event.severity)
+        for one in recorded_live(held.run.events, findings, judgements)
+        if not one.told
     ]
     return sorted(made, key=lambda mark: mark.step)
 
@@ -293,8 +303,8 @@ _PANELS: Final = (
     Panel(
         "events",
         "Events",
-        "What was found while training, by severity; brackets are the steps kept at full detail by the flight "
-        "recorder. Click an event to see its step everywhere.",
+        "What the rules say of the recording, at the step of each alarm, and what was recorded live, by severity; "
+        "brackets are the steps kept at full detail by the flight recorder. Click an event to see its step everywhere.",
         "An error. Its lead over the loss is in the findings below.",
         _events,
         lambda ask: {

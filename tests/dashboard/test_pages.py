@@ -78,11 +78,12 @@ def test_every_tab_of_every_kind_of_run_has_a_page(client, runs, tmp_path, write
                 assert graph["config"]["showSendToCloud"] is False and graph["config"]["plotlyServerURL"] == ""
 
 
-def test_the_strip_says_it_in_one_sentence_and_the_findings_in_causal_order(client, runs):
+def test_the_strip_says_it_in_one_sentence_and_the_findings_in_their_order(client, runs):
     page = shown(client(runs), "concatenation")
     strip, body = words(find(page, "verdict")), words(find(page, "tab-words"))
+    assert "The gate fails: LS0" in strip
     assert "Unstable since step" in strip and "per loop" in strip and "steps later" in strip
-    assert "causes first" in body and "LS020" in body and "Try: " in body and "steps before the loss" in body
+    assert "in the order in which it began" in body and "LS020" in body and "Try: " in body and "steps before the loss" in body
     assert find(page, "run-poll")["disabled"] is True  # finished and judged: nothing to wait for
 
 
@@ -311,7 +312,8 @@ def test_rows_come_at_once_and_are_filled_in(client, runs):
     assert len(first) == 5
     table = filled(served)
     assert table["concatenation"]["verdict"] == "unstable" and table["addition"]["verdict"] == "marginal"
-    assert table["concatenation"]["alert"].startswith("state-explosion at step")
+    first = table["concatenation"]
+    assert first["gate"] == "fail" and first["alert"].endswith(f" at step {first['alert_step']}")
     row = table["parcae/seed0"]
     assert (row["steps"], row["state"], row["alert"], row["agree"]) == (200, "finished", None, True)
     assert row["radius"] == pytest.approx(0.45 + 0.35 * 199 / 200)  # ρ as the fixture wrote it, float64 all the way

@@ -173,3 +173,70 @@ def test_a_similar_rotation_is_bounded_and_its_peak_is_not_claimed() -> None:
 def test_powers_that_overflow_end_the_search_with_what_was_seen() -> None:
     peak = peak_growth(LTISystem(np.triu(1e60 * np.ones((8, 8)), 1) + 0.5 * np.eye(8)))
     assert 1e60 < peak.growth.value < np.inf and peak.growth.upper == np.inf and not peak.growth.converged
+
+
+def hadamard(order: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Orthogonal, with entries of one modulus."""
+    h = np.ones((1, 1))
+    for _ in range(order):
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(len(h))
+
+
+NORM_KEEPING = {
+    "7-cycle": np.roll(np.eye(7), 1, 0),
+    "Hadamard": hadamard(3),
+    "reflection": np.eye(5) - 0.4 * np.ones((5, 5)),
+    "one": np.ones((1, 1)),
+    "rotation of the plane": np.array([[np.cos(1), -np.sin(1)], [np.sin(1), np.cos(1)]]),
+    "zero": np.zeros((3, 3)),
+    **{f"dense, seed {seed}": np.linalg.qr(RNG(seed).normal(size=(20, 20)))[0] for seed in range(12)},
+}
+
+
+@pytest.mark.parametrize("name", NORM_KEEPING)
+def test_what_stretches_nothing_has_peak_and_kreiss_constant_one(name: str) -> None:
+    # LAPACK gives such matrices ρ = 1 + 2e-16, which is no growth.
+    system = LTISystem(NORM_KEEPING[name])
+    assert (peak_growth(system).growth.value, peak_growth(system).loop) == (1.0, 0)
+    assert kreiss_constant(system).value == 1.0
+
+
+@pytest.mark.parametrize("excess", [1e-12, 1e-6, 0.1])
+def test_a_little_above_one_is_for_ever_where_the_eigenvalue_is_sure(excess: float) -> None:
+    turn = np.linalg.qr(RNG(3).normal(size=(15, 15)))[0]
+    assert peak_growth(LTISystem((1 + excess) * turn)).growth.value == np.inf
+    # The same eigenvalues in a Jordan block cannot be told from one by their computed value.
+    jordan = np.eye(8) + np.diag(np.ones(7), 1)
+    similar = np.linalg.qr(RNG(4).normal(size=(8, 8)))[0]
+    found = peak_growth(LTISystem(similar @ jordan @ similar.T), horizon=30)
+    assert np.isfinite(found.growth.lower) and not found.growth.converged
+
+
+def test_a_long_chain_peaks_where_it_does() -> None:
+    # h_i <- 0.9 h_i + 0.2 h_(i-1) over 32 places: 2.1e8 at t = 303 although ρ = 0.9.
+    found = peak_growth(LTISystem(0.9 * np.eye(32) + 0.2 * np.diag(np.ones(31), -1)))
+    assert found.growth.converged and found.loop == 303
+    assert found.growth.value == pytest.approx(2.1472e8, rel=1e-3)
+
+
+def test_a_peak_beyond_the_horizon_is_enclosed() -> None:
+    # (a^t − b^t) / (a − b) is largest at t = log(log b / log a) / log(a / b) = 6931, where it is about 2500.
+    a, b = 0.9999, 0.9998
+    found = peak_growth(LTISystem([[a, 1.0], [0.0, b]]))
+    assert found.growth.lower <= 2500.1 <= found.growth.upper < np.inf
+    assert found.growth.value == pytest.approx(2500, rel=0.01) and abs(found.loop - 6931) < 1000
+    assert not found.growth.converged
+
+
+def test_a_similar_rotation_is_bounded_and_its_peak_is_not_claimed() -> None:
+    scale = np.diag(10 ** np.linspace(0, 3, 12))
+    a = scale @ np.linalg.qr(RNG(5).normal(size=(12, 12)))[0] @ np.linalg.inv(scale)
+    found = peak_growth(LTISystem(a), horizon=200)
+    assert 1 < found.growth.value <= 1000 and not found.growth.converged
+    assert kreiss_constant(LTISystem(a)).value <= 1000
+
+
+def test_powers_that_overflow_end_the_search_with_what_was_seen() -> None:
+    found = peak_growth(LTISystem(np.triu(1e60 * np.ones((8, 8)), 1) + 0.5 * np.eye(8)))
+    assert 1e60 < found.growth.value < np.inf and found.growth.upper == np.inf and not found.growth.converged
