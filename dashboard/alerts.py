@@ -38,9 +38,7 @@ def alerts_of(held: OpenRun, story: Story) -> list[dict[str, Any]]:
         _alert(finding.rule, finding.name, finding.severity, finding.step, story.lead(finding), finding.message)
         for finding in story.findings
     ]
-    live = [
-        each for each in recorded_live(held.run.events, story.findings, story.judgements) if each.finding is None
-    ]
+    live = [each for each in recorded_live(held.run.events, story.findings, story.judgements) if each.finding is None]
     live.sort(key=lambda each: (_place(each.event.severity), each.event.step))
     for each in live[:KEPT_EVENTS]:
         event = each.event

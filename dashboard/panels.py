@@ -34,9 +34,7 @@ def marks(held: OpenRun) -> list[Mark]:
     """
     story = held.known_story
     findings, judgements = (story.findings, story.judgements) if story else ((), ())
-    made = [
-        Mark(float(one.step), plain(f"{one.rule} {one.name}: {one.message}"), one.severity) for one in findings
-    ] + [
+    made = [Mark(float(one.step), plain(f"{one.rule} {one.name}: {one.message}"), one.severity) for one in findings] + [
         Mark(float(one.event.step), plain(f"{f'{one.rule} {one.name}'.strip()}: {one.message}"), one.event.severity)
         for one in recorded_live(held.run.events, findings, judgements)
         if not one.told

@@ -23,7 +23,6 @@ from ..rules.risk import Risk
 from ..runfile.reader import Run
 from .settings import Settings
 
-
 MARGINAL_ADVICE: Final = "Fine at the depth of training; do not expect more loops at test time to help."
 NAMED: Final = 3
 """Findings that the sentence about the gate names; the rest is counted."""

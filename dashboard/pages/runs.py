@@ -137,7 +137,7 @@ def _style(count: int) -> dict[str, str]:
 
 
 def tally(rows: Iterable[Row]) -> list[Any]:
-    """Return how many runs there are of each verdict and state, and fail the gate; each count filters the table when it is clicked."""
+    """Return how many runs have each verdict and state, and fail the gate; a click on a count filters the table."""
     rows = list(rows)
     verdicts = Counter(row.get("verdict") for row in rows if row["state"] != "unreadable")
     gates = Counter(row.get("gate") for row in rows)

@@ -83,7 +83,12 @@ def test_the_strip_says_it_in_one_sentence_and_the_findings_in_their_order(clien
     strip, body = words(find(page, "verdict")), words(find(page, "tab-words"))
     assert "The gate fails: LS0" in strip
     assert "Unstable since step" in strip and "per loop" in strip and "steps later" in strip
-    assert "in the order in which it began" in body and "LS020" in body and "Try: " in body and "steps before the loss" in body
+    assert (
+        "in the order in which it began" in body
+        and "LS020" in body
+        and "Try: " in body
+        and "steps before the loss" in body
+    )
     assert find(page, "run-poll")["disabled"] is True  # finished and judged: nothing to wait for
 
 

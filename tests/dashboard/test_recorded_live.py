@@ -46,7 +46,10 @@ def test_alerts_name_the_rule_of_what_was_recorded_live(sandwich):
 
 def test_each_event_finds_its_rule_by_id_or_by_kind():
     fired = Finding("LS010", "loss-spike", "warning", 5, 5, 0.0, 0.0, "", "", 1)
-    judged = [Judgement("LS010", "loss-spike", "warning", "judged", 9), Judgement("LS030", "explodes", "error", "judged", 9)]
+    judged = [
+        Judgement("LS010", "loss-spike", "warning", "judged", 9),
+        Judgement("LS030", "explodes", "error", "judged", 9),
+    ]
     said = [
         Event(5, 0.0, "loss_spike", "warning", message="spike"),
         Event(7, 0.0, "LS010", "warning", message="loss-spike: again"),

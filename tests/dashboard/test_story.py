@@ -130,7 +130,8 @@ def test_of_alerts_at_one_step_the_error_is_first(example):
     made = [
         Finding(rule, rule, severity, step, since, 0.0, 0.0, "", "", 1)
         for rule, severity, step, since in (
-            ("note", "note", 1, 0), ("early onset", "warning", 9, 2), ("warning", "warning", 5, 3), ("error", "error", 5, 4)
+            ("note", "note", 1, 0), ("early onset", "warning", 9, 2), ("warning", "warning", 5, 3),
+            ("error", "error", 5, 4),
         )
     ]  # fmt: skip
     first = replace(story, findings=tuple(made)).first_alert
