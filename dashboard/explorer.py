@@ -397,6 +397,7 @@ def _views(radius: float, log_radius: float, exponent: float, states: Floats, *,
         law.regime,
         orbits=law.kind == "orbiting",
         settled=law.settled,
+        bounded=law.bounded,
         steady=steady,
         drift=law.drift_rate,
     )

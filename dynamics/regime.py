@@ -163,16 +163,18 @@ def worst(*regimes: Regime) -> Regime:
     return max(regimes, key=order.index, default="unknown")
 
 
-def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
+def overall(lti: Regime, loop: Regime, trajectory: Regime, *, bounded: bool = False) -> Regime:
     """Return the verdict on a loop: the worse of its full loop's and its trajectory's; A̅ alone only without both.
 
     What was measured on the loop outranks its linear part: blocks can hold a loop whose A̅ alone would amplify
-    (sandwich norm does), and drive one whose A̅ contracts. :func:`disagreement` says how the views differ.
+    (sandwich norm does), and drive one whose A̅ contracts. :func:`disagreement` says how the views differ. A trajectory
+    that is undecided between laws of which none explodes is measured as well: A̅ alone does not make it unstable.
 
     Args:
         lti: Regime of the linear part.
         loop: Regime of the full loop.
         trajectory: Regime of the observed trajectory.
+        bounded: The trajectory is undecided, but does not explode by either of its two laws.
 
     Returns:
         The overall regime.
@@ -182,11 +184,13 @@ def overall(lti: Regime, loop: Regime, trajectory: Regime) -> Regime:
     >>> from loopscope.dynamics import overall
     >>> overall("unstable", "unknown", "stable"), overall("stable", "stable", "unstable")
     ('stable', 'unstable')
-    >>> overall("unstable", "unknown", "unknown")
-    'unstable'
+    >>> overall("unstable", "unknown", "unknown"), overall("unstable", "unknown", "unknown", bounded=True)
+    ('unstable', 'marginal')
     """
     measured = worst(loop, trajectory)
-    return lti if measured == "unknown" else measured
+    if measured != "unknown":
+        return measured
+    return "marginal" if bounded and lti == "unstable" else lti
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,7 @@ def views(
     *,
     orbits: bool = False,
     settled: bool = False,
+    bounded: bool = False,
     steady: bool = False,
     transient: bool = False,
     drift: float = 0.0,
@@ -233,6 +238,7 @@ def views(
         orbits: Whether the states orbit.
         settled: Whether the steps shrink geometrically or are down to round-off. That vouches for ρ(J) < 1 at the rest
             that the states come to, never for growth there: states that settle near a ρ(J) above 1 contradict it.
+        bounded: As in `overall`.
         steady: Whether J was seen to be the same over the late loops.
         transient: As in `full_loop_regime`.
         drift: Likewise.
@@ -258,15 +264,21 @@ def views(
     loop = "stable" if cycle else loop
     return Views(
         regimes={"lti": lti, "loop": loop, "trajectory": trajectory},
-        verdict=overall(lti, loop, trajectory),
+        verdict=overall(lti, loop, trajectory, bounded=bounded),
         cycle=cycle,
         rates_disagree=differ,
-        sentence=disagreement(lti, loop, trajectory, rates_differ=differ, cycle=cycle),
+        sentence=disagreement(lti, loop, trajectory, rates_differ=differ, cycle=cycle, bounded=bounded),
     )
 
 
 def disagreement(
-    lti: Regime, loop: Regime, trajectory: Regime, *, rates_differ: bool = False, cycle: bool = False
+    lti: Regime,
+    loop: Regime,
+    trajectory: Regime,
+    *,
+    rates_differ: bool = False,
+    cycle: bool = False,
+    bounded: bool = False,
 ) -> str:
     """Say what it means that the three views of one loop do not agree, in one sentence for a person.
 
@@ -281,6 +293,7 @@ def disagreement(
             unstable.
         rates_differ: The two rates of the full loop disagree, see `rates_disagree`; the sentence is then about that.
         cycle: The states orbit and λ₁ < 0: an attracting cycle, in which the full loop and the trajectory agree.
+        bounded: As in `overall`.
 
     Returns:
         One sentence, or ``""`` when all known views agree.
@@ -301,6 +314,8 @@ def disagreement(
         sentence = _LOOP_AGAINST_TRAJECTORY[loop, trajectory]
         if lti not in ("unknown", loop):
             sentence += f" (A̅ alone is {lti})"
+    elif bounded and (lti, loop, trajectory) == ("unstable", "unknown", "unknown"):
+        sentence = _LTI_AGAINST_BOUNDED
     elif lti != "unknown":
         observed, table = (loop, _LTI_AGAINST_LOOP) if loop != "unknown" else (trajectory, _LTI_AGAINST_TRAJECTORY)
         if observed not in ("unknown", lti):
@@ -326,6 +341,11 @@ _ALONE: Final[dict[tuple[Regime, Regime], str]] = {
     ("unstable", "marginal"): " (A̅ alone would amplify, yet the states only drift or orbit)",
     ("stable", "unstable"): " (A̅ alone contracts, yet the states run away)",
 }
+
+_LTI_AGAINST_BOUNDED: Final = (
+    "A̅ alone would amplify the state, yet the observed states do not run away by either of their two laws: the blocks "
+    "contain the growth, or too few loops ran for it to show, so test at more loops"
+)
 
 _LTI_AGAINST_LOOP: Final[dict[tuple[Regime, Regime], str]] = {
     ("stable", "marginal"): (

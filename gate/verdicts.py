@@ -47,6 +47,7 @@ class Verdicts:
         said = [(r.id, r.name, r.expr.text, r.severity, r.hold, r.keep_firing_for, r.message, r.remedy,
                  r.only.patterns, r.except_.patterns) for r in rules]  # fmt: skip
         self._rules = hashlib.sha256(json.dumps([said, min_steps]).encode()).hexdigest()
+        self._looked_for: dict[Path, list[Any]] = {}  # stamps of the files that no verdict was found for
 
     def find(self, path: Path) -> RunCheck | None:
         """Return the verdict on a run as it is now; None where there is none to believe."""
@@ -54,6 +55,7 @@ class Verdicts:
         if key is None:
             return None
         try:
+            self._looked_for[path] = self._stamp(path)
             beside = _beside(path)
             if beside.stat().st_size > LARGEST:
                 return None
@@ -62,7 +64,7 @@ class Verdicts:
             if not hmac.compare_digest(signature, _signature(key, body)):
                 return None
             content = json.loads(body)
-            same = content["stamp"] == self._stamp(path) and not rank_files(path)
+            same = content["stamp"] == self._looked_for[path] and not rank_files(path)
             if not same:
                 return None
             diagnosis = _diagnosis(content["diagnosis"])
@@ -71,14 +73,17 @@ class Verdicts:
             return None
 
     def keep(self, run: Run, check: RunCheck) -> None:
-        """Keep the verdict on a finished run of one file, where that is possible."""
+        """Keep the verdict on a finished run of one file that is still as it was when `find` looked for one."""
         key, diagnosis = _key(), check.diagnosis
         alone = len(run.ranks) == 1 and run.info.get("world_size") in (None, 1)
         if run.log or key is None or diagnosis is None or diagnosis.ending.state != "finished" or not alone:
             return
         with suppress(OSError, ValueError):
+            stamp = self._stamp(run.path)
+            if stamp != self._looked_for.get(run.path):  # it changed while it was judged
+                return
             about = {"configuration": dict(check.configuration), "commit": check.commit}
-            body = json.dumps({"stamp": self._stamp(run.path), "diagnosis": diagnosis, **about}, default=_fields)
+            body = json.dumps({"stamp": stamp, "diagnosis": diagnosis, **about}, default=_fields)
             beside = _beside(run.path)
             part = beside.with_name(f"{beside.name}.{os.getpid()}")
             part.write_text(json.dumps({"body": body, "signature": _signature(key, body)}), encoding="utf-8")

@@ -205,6 +205,7 @@ class Linearization:
             "unknown" if self.in_transient else self.trajectory.regime,
             orbits=self.trajectory.kind == "orbiting",
             settled=self.trajectory.settled,
+            bounded=self.trajectory.bounded,
             steady=loop is not None and loop.steady,
             transient=loop is not None and loop.transient_exponent,
             drift=self.trajectory.drift_rate,

@@ -58,6 +58,11 @@ class TrajectoryLaw:
         return self.kind == "settling" and self.method in ("geometric", "round-off")
 
     @property
+    def bounded(self) -> bool:
+        """Whether it is undecided, but explodes by neither of its two laws."""
+        return self.kind == "undecided" and "exploding" not in self.between
+
+    @property
     def drift_rate(self) -> float:
         """Rate at which the norm of a drifting state grows, nats per loop; 0 where it does not drift or grow."""
         return math.log(self.growth_ratio) if self.kind == "drifting" and self.growth_ratio > 1 else 0.0

@@ -264,6 +264,7 @@ class _Known(NamedTuple):
     item: int
 
 
+@functools.cache
 def _names() -> frozenset[bytes]:
     """Return the names that tables can have."""
     return frozenset(name.encode() for name in (*TABLES, "commit"))

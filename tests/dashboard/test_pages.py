@@ -311,7 +311,7 @@ def test_rows_come_at_once_and_are_filled_in(client, runs):
     assert len(first) == 5
     table = filled(served)
     assert table["concatenation"]["verdict"] == "unstable" and table["addition"]["verdict"] == "marginal"
-    assert table["concatenation"]["alert"].startswith("injection-unstable at step")
+    assert table["concatenation"]["alert"].startswith("state-explosion at step")
     row = table["parcae/seed0"]
     assert (row["steps"], row["state"], row["alert"], row["agree"]) == (200, "finished", None, True)
     assert row["radius"] == pytest.approx(0.45 + 0.35 * 199 / 200)  # ρ as the fixture wrote it, float64 all the way

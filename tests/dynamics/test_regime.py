@@ -182,3 +182,13 @@ def test_what_grows_no_faster_than_a_drifting_state_is_not_unstable(
 ) -> None:
     assert full_loop_regime(log_radius, exponent, drift=drift) == regime
     assert views(1.0, log_radius, exponent, "marginal", drift=drift).regimes["loop"] == regime
+
+
+def test_states_that_do_not_explode_by_either_of_two_laws_are_not_unstable_for_the_sake_of_a_bar() -> None:
+    held = views(1.5, math.nan, math.nan, "unknown", bounded=True)
+    assert (held.verdict, held.regimes["trajectory"]) == ("marginal", "unknown")
+    assert "do not run away by either of their two laws" in held.sentence
+    assert views(1.5, math.nan, math.nan, "unknown").verdict == "unstable", "too few loops say nothing"
+    assert views(0.9, math.nan, math.nan, "unknown", bounded=True).verdict == "stable"
+    assert views(1.5, 0.3, 0.3, "unknown", bounded=True).verdict == "unstable", "the full loop is known"
+    assert views(0.9, math.nan, math.nan, "unknown", bounded=True).sentence == ""

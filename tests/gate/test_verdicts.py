@@ -113,3 +113,20 @@ def test_live_and_interrupted_runs_are_not_kept(tmp_path, judged):
     check_runs([tmp_path / "a.h5"])
     check_runs([tmp_path / "a.h5"])
     assert len(judged) == 3
+
+
+def test_a_verdict_on_a_file_that_changed_while_it_was_judged_is_not_kept(write_run, judged, monkeypatch):
+    path = write_run(loss=wavy(60), a_bar_radius=1.2)
+    other = write_run("other.h5", loss=wavy(60), a_bar_radius=0.5)
+    diagnose = gate.diagnose
+
+    def slow(run, *args, **options):
+        said = diagnose(run, *args, **options)
+        if other.exists():
+            other.replace(path)
+        return said
+
+    monkeypatch.setattr(gate, "diagnose", slow)
+    assert check_runs([path]).exit_code == 1
+    assert check_runs([path]).exit_code == 0 and judged == ["run.h5", "run.h5"]
+    assert check_runs([path]).exit_code == 0 and judged == ["run.h5", "run.h5"]

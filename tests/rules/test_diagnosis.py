@@ -100,6 +100,18 @@ def test_a_radius_just_below_one_is_stable_where_the_states_settle(write_run, lo
     assert (diagnosed.regimes["loop"], diagnosed.verdict) == (regime, regime), diagnosed.summary
 
 
+@pytest.mark.parametrize(("ratio", "turn", "verdict"), [(0.989, -0.2, "marginal"), (1.04, 1.0, "unstable")])
+def test_a_bar_alone_condemns_no_loop_whose_states_do_not_run_away(write_run, loop_rows, ratio, turn, verdict):
+    # Too few loops to tell orbiting from settling; or, in the other case, growth from a drift.
+    rows = loop_rows(ratio, loops=8)
+    rows[1:8, 2] = turn
+    if turn < 0:
+        rows[:, 0] = 5.0
+    diagnosed = diagnosis(write_run(loss=wavy(30), a_bar_radius=1.5, probe={29: rows}, info={"a_bar_learned": True}))
+    assert diagnosed.regimes["trajectory"] == "unknown" and diagnosed.verdict == verdict, diagnosed.summary
+    assert ("do not run away" in diagnosed.summary) == (verdict == "marginal")
+
+
 def test_a_measurement_that_failed_at_the_end_leaves_the_loop_unknown(write_run):
     exponent = np.array([-0.3] * 20 + [np.nan] * 10)
     diagnosed = diagnosis(write_run(loss=wavy(30), lyapunov_max=exponent, full_loop_seconds=0.2))

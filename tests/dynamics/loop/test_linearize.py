@@ -193,6 +193,42 @@ def test_an_attracting_orbit_is_stable_as_a_loop_and_still_an_orbit():
     assert result.fixed_points[0].kind.startswith("unstable")  # 1 - 1/3.2, multiplier -1.2
 
 
+def flip(h):
+    """Rest at 0 with multiplier −1.4; attracts a cycle of two states."""
+    return -1.4 * torch.tanh(h)
+
+
+def fifths(h):
+    """Turns by a fifth and pulls the size towards 1, so that every state ends on a cycle of five."""
+    turn, size = 2 * math.pi / 5, h.norm(dim=-1, keepdim=True)
+    rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]], dtype=h.dtype)
+    along = 0.2 * torch.sin(5 * torch.atan2(h[..., 1:], h[..., :1]))  # pulls the angle to multiples of a fifth
+    shift = torch.cat([-h[..., 1:], h[..., :1]], -1) * along / 5
+    return (h - shift) @ rotation.T * (1 - 0.4 * (size - 1))
+
+
+@pytest.mark.parametrize(
+    ("step", "period", "width"),
+    [(lambda h: 3.5 * h * (1 - h), 4, 1), (flip, 2, 3), (fifths, 5, 2)],
+    ids=["4", "2", "5"],
+)
+def test_cycles_that_attract_are_no_disagreement(step, period, width):
+    start = torch.full((1, 1, width), 0.3, dtype=torch.float64) + 0.1 * torch.arange(width)
+    result = linearize_loop(step, start, loops=60)
+    assert f"orbits with period {period}: an attracting cycle" in result.verdict, result.verdict
+    assert result.loop.lyapunov_max < -0.05 and result.disagreement == ""
+
+
+@pytest.mark.parametrize(
+    "step", [lambda h: 1.05 * h, lambda h: -1.1 * h, lambda h: 3.9 * h * (1 - h)], ids=["growth", "flips", "chaos"]
+)
+@pytest.mark.parametrize("loops", [64, 80])
+def test_a_loop_that_does_not_settle_is_safe_as_far_as_it_was_run_and_no_further(step, loops):
+    start = torch.full((1, 2, 2), 0.4, dtype=torch.float64)
+    depth = linearize_loop(step, start, loops=loops).depth
+    assert depth.depth in (loops, loops + 1) and "≥" not in depth.words  # a change of 5 % is tolerated
+
+
 def test_a_branch_named_as_a_sublayer_costs_only_that_part():
     model = small("parcae")
     step, e = bound(model, TOKENS)

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopscope.dynamics.trajectory.trajectory import ROUND_OFF_OF, classify, classify_map, late_window
@@ -133,6 +134,28 @@ def test_the_floor_of_short_floats_is_told_by_their_type_alone():
     assert classify(steps, turns, state, round_off=ROUND_OFF_OF["float32"]).kind == "orbiting"
     unknown = classify(steps, turns, state)
     assert unknown.between == ("settling", "orbiting") and "the type of the states would tell" in unknown.sentence
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, -0.6])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_contraction_in_bfloat16_settles_at_its_floor(rate, seed):
+    generator = torch.Generator().manual_seed(seed)
+    e = torch.randn(6, 32, generator=generator).bfloat16()
+    mix = (torch.randn(32, 32, generator=generator) / 32**0.5).bfloat16()
+    states = [torch.zeros_like(e)]
+    for _ in range(24):
+        h = states[-1]
+        states.append(rate * h + e + 0.1 * torch.tanh(h @ mix))
+    path = torch.stack(states).float()
+    steps = path.diff(dim=0)
+    turn = torch.nn.functional.cosine_similarity(steps[1:], steps[:-1], dim=-1).mean(1).nan_to_num()
+    law = classify(
+        steps.norm(dim=-1).mean(1).numpy(),
+        np.concatenate([[np.nan], turn.numpy()]),
+        path.norm(dim=-1).mean(1).numpy(),
+        round_off=ROUND_OFF_OF["bfloat16"],
+    )
+    assert law.kind == "settling", law.sentence
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e-7, 1e-6])
