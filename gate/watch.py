@@ -135,8 +135,8 @@ class Watch:
             if (run := self._open.pop(path, None)) is not None:
                 run.close()
             ours = not isinstance(error, RunFileError)
-            said = f"{path}: internal error: {type(error).__name__}: {error}" if ours else str(error)
-            return Look(RunCheck(path, None, said, internal=ours), "unreadable", 0, (), float("nan"))
+            why = f"{path}: internal error: {type(error).__name__}: {error}" if ours else str(error)
+            return Look(RunCheck(path, None, why, internal=ours), "unreadable", 0, (), float("nan"))
 
     def _news(self, findings: Sequence[Finding], before: Look | None) -> tuple[Finding, ...]:
         """Return the findings that were not there before, notes left out."""
