@@ -48,7 +48,7 @@ def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list
     if not rows or not (np.isfinite(run["loss"]).any() or (run["nonfinite"] > 0).any() or (run["depth"] > 0).any()):
         said = "rows were recorded, but neither a loss nor a single loop" if rows else "no step was recorded"
         return [*gaps, gap("LS000", "no-data", f"{said}, so nothing can be said", _CALL_STEP, end.last_step or 0)]
-    return [*gaps, *_of_loops(run, end), *_of_dropped_rows(run), *_of_missing_steps(run)]
+    return [*gaps, *_of_loops(run, end), *_of_dropped_rows(run), *_of_missing_steps(run), *_of_unchecked_a_bar(run)]
 
 
 def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
@@ -216,6 +216,16 @@ def _of_missing_steps(run: Run) -> list[Finding]:
     return [
         Finding("LS004", "steps-missing", "warning", e.step, e.step, e.value, math.nan, sentence(e.message), remedy, 1)
         for e in told
+    ]
+
+
+def _of_unchecked_a_bar(run: Run) -> list[Finding]:
+    """Return that rules about ρ(A̅) judge a matrix that nobody compared with what the loop does."""
+    remedy = "compare ρ(A̅) with `loopscope linearize`, which measures what the injection does"
+    return [
+        Finding("LS004", "a-bar-unchecked", "note", e.step, e.step, math.nan, math.nan, sentence(e.message), remedy, 1)
+        for e in run.events
+        if e.kind == "a_bar_unchecked"
     ]
 
 

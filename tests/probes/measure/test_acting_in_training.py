@@ -164,6 +164,9 @@ def test_what_cannot_be_compared_is_said(kind: type[OwnDepth], why: str, tmp_pat
     path = tmp_path / "a.h5"
     assert run(path, kind, None) == run(path, kind, None, attached=False)
     assert len([message for message in said(path, "a_bar_unchecked") if why in message]) == 1
+    with open_run(path) as file:
+        told = [each for each in loopscope.diagnose(file).findings if each.name == "a-bar-unchecked"]
+    assert [each.severity for each in told] == ["note"] * len(told) and any(why in each.message for each in told)
     assert not said(path, "a_bar_differs")
 
 
