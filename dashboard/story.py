@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from ..rules.findings import Finding, Judgement
 from ..rules.lead import loss_shows
 from ..runfile.reader import Run
 from .settings import Settings
+
+DIP: Final = 20  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def tell(run: Run, diagnosis: Diagnosis, settings: Settings) -> Story:
         settings: What it was started with.
     """
     since, why = _cause(run, diagnosis)
-    shows = loss_shows(run, since) if since is not None else None
+    shows = loss_shows(run, since, diagnosis.findings) if since is not None else None
     sentence, advice = _words(run, diagnosis, settings, since, why, shows)
     return Story(
         verdict=diagnosis.verdict,
@@ -113,7 +116,8 @@ def _cause(run: Run, diagnosis: Diagnosis) -> tuple[int | None, str]:
     if regimes["trajectory"] == verdict == "unstable":
         ratio = _last(run, "residual_ratio")
         grows = f"each loop multiplies its step by {ratio:.3g}" if math.isfinite(ratio) else "the state explodes"
-        return _crossed(run, "residual_ratio", 1.0), f"on the fixed batch {grows}"
+        where = "on the fixed batch" if len(run.probe_steps) else "in the forward of training"
+        return _crossed(run, "residual_ratio", 1.0), f"{where} {grows}"
     if regimes["loop"] == verdict == "unstable":
         factor = math.exp(min(_last(run, "lyapunov_max"), 700.0))
         inside = " although the injection alone contracts" if regimes["lti"] == "stable" else ""
@@ -189,15 +193,22 @@ def _last(run: Run, name: str) -> float:
 
 
 def _crossed(run: Run, name: str, limit: float) -> int | None:
-    """Return the step since which a number has been above a limit without a break; None when it is not."""
+    """Return the step since which a number has been above a limit; None when it is not.
+
+    A dip of fewer than `DIP` steps is no end of it: near its limit a number goes to and fro.
+    """
     try:
         steps, values = run.series(name)
     except KeyError:
         return None
     if not len(values) or values[-1] <= limit:
         return None
-    below = np.flatnonzero(values <= limit)
-    return int(steps[int(below[-1]) + 1 if len(below) else 0])
+    above = values > limit
+    begins = np.flatnonzero(above & ~np.append(False, above[:-1]))
+    ends = np.flatnonzero(~above & np.append(False, above[:-1]))  # of all stretches but the last one
+    short = steps[begins[1:]] - steps[ends] < DIP
+    broken = np.flatnonzero(~short)
+    return int(steps[begins[broken[-1] + 1 if len(broken) else 0]])
 
 
 def as_json(story: Story) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from loopscope.dashboard.opened import OpenRun
-from loopscope.dashboard.story import as_json
+from loopscope.dashboard.story import _crossed, as_json
 from loopscope.rules.lead import risen_steps
 
 
@@ -74,3 +74,21 @@ def test_what_the_table_keeps_is_json(write_run, tmp_path):
     _, story = told(write_run, tmp_path / "a.h5", start=0.65, end=2.6)
     kept = json.loads(json.dumps(as_json(story)))
     assert kept["verdict"] == "unstable" and kept["agree"] is True and kept["alert_step"] > 0
+
+
+class Numbers:
+    """Of a run, one series."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def series(self, name):
+        return np.arange(float(len(self.values))), self.values
+
+
+def test_a_number_that_dips_below_its_limit_is_above_it_since_before():
+    for dip, since in ((3, 60), (40, 150)):
+        radius = np.where(np.arange(200) < 60, 0.8, 1.5)
+        radius[150 - dip : 150] = 0.95
+        assert _crossed(Numbers(radius), "a_bar_radius", 1.0) == since
+    assert _crossed(Numbers(np.append(radius, 0.9)), "a_bar_radius", 1.0) is None
