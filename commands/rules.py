@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..gate.result import FAILED, NOTHING, PASSED, UNREADABLE
+from ..rules.diagnosis import with_leads
 from ..rules.findings import Finding, Judgement
 from ..rules.judging import judge
-from ..rules.lead import loss_shows
 from ..rules.pages import by_itself, page, page_name
 from ..rules.rule_files import (
     BUILT_IN,
@@ -208,11 +208,10 @@ def _try(path: Path, rules: Sequence[Rule]) -> _Tried:
     try:
         with open_run(path) as run:
             judged = judge(run, rules)
-            findings = {each.rule: each for each in judged.findings}
-            shown = {rule: loss_shows(run, each.since) for rule, each in findings.items()}
+            findings = {each.rule: each for each in with_leads(run, judged.findings)}
     except RunFileError as error:
         return _Tried(path, [], {}, {}, str(error))
-    leads = {rule: None if at is None else at - findings[rule].step for rule, at in shown.items()}
+    leads = {rule: each.lead for rule, each in findings.items()}
     return _Tried(path, judged.judgements, findings, leads)
 
 

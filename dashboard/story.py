@@ -26,6 +26,7 @@ from .settings import Settings
 MARGINAL_ADVICE: Final = "Fine at the depth of training; do not expect more loops at test time to help."
 NAMED: Final = 3
 """Findings that the sentence about the gate names; the rest is counted."""
+DIP: Final = 20  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def tell(run: Run, diagnosis: Diagnosis, settings: Settings) -> Story:
         settings: What it was started with.
     """
     since, why = _cause(run, diagnosis)
-    shows = loss_shows(run, since) if since is not None else None
+    shows = loss_shows(run, since, diagnosis.findings) if since is not None else None
     sentence, advice = _words(run, diagnosis, settings, since, why, shows)
     if diagnosis.verdict in ("stable", "marginal") and outcome(diagnosis.findings) == "fail":
         advice = "Do not count on it: each error says what to try."
@@ -152,7 +153,8 @@ def _cause(run: Run, diagnosis: Diagnosis) -> tuple[int | None, str]:
     if regimes["trajectory"] == verdict == "unstable":
         ratio = _last(run, "residual_ratio")
         grows = f"each loop multiplies its step by {ratio:.3g}" if math.isfinite(ratio) else "the state explodes"
-        return _crossed(run, "residual_ratio", 1.0), f"on the fixed batch {grows}"
+        where = "on the fixed batch" if len(run.probe_steps) else "in the forward of training"
+        return _crossed(run, "residual_ratio", 1.0), f"{where} {grows}"
     if regimes["loop"] == verdict == "unstable":
         factor = math.exp(min(_last(run, "lyapunov_max"), 700.0))
         inside = " although the injection alone contracts" if regimes["lti"] == "stable" else ""
@@ -223,15 +225,22 @@ def _last(run: Run, name: str) -> float:
 
 
 def _crossed(run: Run, name: str, limit: float) -> int | None:
-    """Return the step since which a number has been above a limit without a break; None when it is not."""
+    """Return the step since which a number has been above a limit; None when it is not.
+
+    A dip of fewer than `DIP` steps is no end of it: near its limit a number goes to and fro.
+    """
     try:
         steps, values = run.series(name)
     except KeyError:
         return None
     if not len(values) or values[-1] <= limit:
         return None
-    below = np.flatnonzero(values <= limit)
-    return int(steps[int(below[-1]) + 1 if len(below) else 0])
+    above = values > limit
+    begins = np.flatnonzero(above & ~np.append(False, above[:-1]))
+    ends = np.flatnonzero(~above & np.append(False, above[:-1]))  # of all stretches but the last one
+    short = steps[begins[1:]] - steps[ends] < DIP
+    broken = np.flatnonzero(~short)
+    return int(steps[begins[broken[-1] + 1 if len(broken) else 0]])
 
 
 def as_json(story: Story) -> dict[str, object]:

@@ -63,12 +63,14 @@ def _head(result: GateResult) -> Iterator[str]:
     counts = ", ".join(f"{words.count(word)} {said}" for word, said in _COUNTED.items() if word in words)
     yield f"## {SYMBOLS[result.verdict]} loopscope: {result.verdict} ({counts or 'no runs'}){result.limits}"
     yield ""
-    yield "| | run | verdict | steps | ρ(A̅) | loss | first finding |"
+    yield "| | run | verdict | steps | ρ(A̅) | loss | why |"
     yield "|---|---|---|---:|---:|---|---|"
     for run in result.runs[:MOST_FINDINGS]:
         yield _row(run, result)
     if len(result.runs) > MOST_FINDINGS:
         yield f"\n*and {len(result.runs) - MOST_FINDINGS} more runs*"
+    yield "\n*ρ(A̅) is the largest eigenvalue of the loop's linear part: above 1 the state grows in every loop."
+    yield "`loopscope rules LS020` explains a rule, `loopscope dash RUN` shows a run.*"
     if result.comparison is not None:
         yield from _of_comparison(result.comparison)
 
@@ -82,12 +84,18 @@ def _row(run: RunCheck, result: GateResult) -> str:
     if run.diagnosis is None:
         return f"| {symbol} | {escape(run.path)} | unreadable | | | | {escape(run.error)} |"
     diagnosis = run.diagnosis
-    breach = diagnosis.first_breach
-    first = f"{breach.rule} {escape(breach.name)}, step {breach.step}" if breach else "none"
+    breach = _decides(diagnosis)
+    first = f"{breach.rule} {escape(breach.name)}, step {breach.step}" if breach else "no error, no warning"
     radius = "" if diagnosis.radius != diagnosis.radius else f"{diagnosis.radius:.3f}"
     trend = f"`{run.trends['loss']}`" if run.trends.get("loss", "").strip() else ""
     verdict = f"{diagnosis.verdict}{run.limits}"
     return f"| {symbol} | {escape(run.path)} | {verdict} | {diagnosis.steps} | {radius} | {trend} | {first} |"
+
+
+def _decides(diagnosis: Diagnosis) -> Finding | None:
+    """Return the finding that says most of a run: the first error, without one the first warning."""
+    errors = [finding for finding in diagnosis.findings if finding.severity == "error"]
+    return min(errors, key=lambda finding: finding.step) if errors else diagnosis.first_breach
 
 
 def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:

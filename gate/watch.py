@@ -131,10 +131,12 @@ class Watch:
             said = diagnose(run, self._rules)
             check = RunCheck(path, said, trends={"loss": sparkline(run["loss"], 24)})
             return Look(check, run.state, len(run), self._news(said.findings, before), time.time() - run.committed_at)
-        except RunFileError as error:
+        except Exception as error:  # a defect of ours costs this run its verdict and no other
             if (run := self._open.pop(path, None)) is not None:
                 run.close()
-            return Look(RunCheck(path, None, str(error)), "unreadable", 0, (), float("nan"))
+            ours = not isinstance(error, RunFileError)
+            why = f"{path}: internal error: {type(error).__name__}: {error}" if ours else str(error)
+            return Look(RunCheck(path, None, why, internal=ours), "unreadable", 0, (), float("nan"))
 
     def _news(self, findings: Sequence[Finding], before: Look | None) -> tuple[Finding, ...]:
         """Return the findings that were not there before, notes left out."""

@@ -10,6 +10,7 @@ Not covered: loops inside compiled modules or in one module's own operations, an
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -129,12 +130,29 @@ def _what(carried: Carried) -> str:
     return f"{carried.name!r} of shape {'x'.join(map(str, carried.shape))}"
 
 
-def _advice(carried: Carried) -> str:
-    """Return how a tensor is marked that no module returns."""
+def _advice(carried: Carried, name: str = "") -> str:
+    """Return how a tensor is marked that no module returns, under a name; default: its own."""
     if carried.line is None:
         return ""
     place = f"{Path(carried.line.file).name}:{carried.line.number}"
-    return f"; to record it: {carried.name} = loopscope.mark({carried.name}, {carried.name!r}) behind {place}"
+    call = f"loopscope.mark({carried.spelt}, {name or repr(carried.name)})"
+    return f"; to record it: {carried.spelt} = {call} behind {place}"
+
+
+def _carried_lines(carried: Sequence[Carried]) -> list[str]:
+    """Return a line for each tensor that a loop carries, and how it is marked.
+
+    A name that a pass assigns several times is one variable of the user's: its state is what the pass leaves in it.
+    """
+    last: dict[tuple[Any, ...], Carried] = {}
+    for each in carried:
+        key = (each.name,) if each.line is None else (each.spelt, each.shape, each.line.code)
+        before = last.get(key)
+        if before is None or before.line is None or each.line is None or each.line.number >= before.line.number:
+            last[key] = each
+    spelt = Counter(each.spelt for each in last.values())
+    named = [(each, each.spelt if spelt[each.spelt] == 1 else each.name) for each in last.values()]
+    return [f"It carries {_what(replace(each, name=name))}{_advice(each, repr(name))}" for each, name in named]
 
 
 def find_levels(model: nn.Module, example: Input) -> list[Level]:
@@ -404,7 +422,7 @@ def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[Line
         lines.append(f"Say where it is: {by_hand}")
     if calls := diagram(root):
         lines.append(f"The calls of this forward: {calls}")
-    lines += [f"It carries {_what(carried)}{_advice(carried)}" for loop in loops for carried in loop.carried]
+    lines += [line for loop in loops for line in _carried_lines(loop.carried)]
     return "\n".join(lines)
 
 

@@ -33,16 +33,18 @@ class Carried:
     """A tensor that a loop carries.
 
     Args:
-        name: What the user's code calls it.
+        name: What the user's code calls it, with a number where two are called the same.
         shape: Its shape.
         variable: Where a probe sees it; None where no module returns it.
         line: Where it is made.
+        spelt: What the user's code calls it.
     """
 
     name: str
     shape: tuple[int, ...]
     variable: Variable | None
     line: Line | None
+    spelt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,15 +367,15 @@ def _carried(flow: _Flow, tracks: list[_Track]) -> Iterator[Carried]:
     outputs = [_returner(flow, track.keys) for track in tracks]
     taken: Counter[str] = Counter()
     for track, output in zip(tracks, outputs, strict=True):
-        name = _name(flow, track.keys, output)
-        taken[name] += 1
-        name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        spelt = _name(flow, track.keys, output)
+        taken[spelt] += 1
+        name = spelt if taken[spelt] == 1 else f"{spelt}_{taken[spelt]}"
         variable: Variable | None = None
         sharing = [other for other, o in zip(tracks, outputs, strict=True) if o == output]
         if output is not None:
             variable = _variable(flow, name, output, track, sharing)
         last = flow.made[track.keys[-1]]
-        yield Carried(name, tuple(flow.values[track.keys[-1]].shape), variable, _line_of(flow, last, output))
+        yield Carried(name, tuple(flow.values[track.keys[-1]].shape), variable, _line_of(flow, last, output), spelt)
 
 
 def _variable(flow: _Flow, name: str, output: str, track: _Track, sharing: list[_Track]) -> Variable | None:

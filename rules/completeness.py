@@ -48,7 +48,7 @@ def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list
     if not rows or not (np.isfinite(run["loss"]).any() or (run["nonfinite"] > 0).any() or (run["depth"] > 0).any()):
         said = "rows were recorded, but neither a loss nor a single loop" if rows else "no step was recorded"
         return [*gaps, gap("LS000", "no-data", f"{said}, so nothing can be said", _CALL_STEP, end.last_step or 0)]
-    return [*gaps, *_of_loops(run, end), *_of_dropped_rows(run), *_of_missing_steps(run)]
+    return [*gaps, *_of_loops(run, end), *_of_dropped_rows(run), *_of_missing_steps(run), *_of_unchecked_a_bar(run)]
 
 
 def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
@@ -101,7 +101,7 @@ def unstable_end(run: Run, verdict: Regime, said: str, findings: Sequence[Findin
             value=math.nan,
             threshold=math.nan,
             message=f"the run is unstable where its recording ends: {said}",
-            remedy="train on to see whether it recovers, or treat it as a loop that has become unstable",
+            remedy="lower the learning rate, or constrain the injection (ρ(A̅) < 1); `loopscope dash` shows since when",
             episodes=1,
         )
     ]
@@ -134,6 +134,12 @@ _ATTACH: Final = (
 _TRAINING_MODE: Final = (
     "check that the model is in training mode, that it is the one that the probe is attached to, and that its loop was "
     "found (loopscope describe)"
+)
+
+
+_MARK: Final = (
+    "the probe waited for a loop that it could be sure of: loopscope.describe(model, batch) shows the calls it saw and "
+    "the lines at which h = loopscope.mark(h, 'h') makes the loop seen; the log of the training shows them too"
 )
 
 
@@ -179,7 +185,9 @@ def _of_loops(run: Run, end: Ending) -> list[Finding]:
         return [Finding("LS090", "loop-not-seen", "note", step, step, nan, nan, said, _ATTACH, 1)]
     watched = np.flatnonzero(depth > 0)
     if not len(watched):
-        return [gap("LS004", "no-loops", "no loop was recorded in any step", _TRAINING_MODE, int(steps[-1]))]
+        awaited = any(event.kind == "loop_awaited" for event in run.events)
+        remedy = _MARK if awaited else _TRAINING_MODE
+        return [gap("LS004", "no-loops", "no loop was recorded in any step", remedy, int(steps[-1]))]
     last = int(watched[-1])
     pauses = np.diff(watched, prepend=-1)
     if end.lost_from is None and len(steps) - 1 - last > max(SHORTEST_PAUSE, 3 * int(pauses.max())):
@@ -216,6 +224,16 @@ def _of_missing_steps(run: Run) -> list[Finding]:
     return [
         Finding("LS004", "steps-missing", "warning", e.step, e.step, e.value, math.nan, sentence(e.message), remedy, 1)
         for e in told
+    ]
+
+
+def _of_unchecked_a_bar(run: Run) -> list[Finding]:
+    """Return that rules about ρ(A̅) judge a matrix that nobody compared with what the loop does."""
+    remedy = "compare ρ(A̅) with `loopscope linearize`, which measures what the injection does"
+    return [
+        Finding("LS004", "a-bar-unchecked", "note", e.step, e.step, math.nan, math.nan, sentence(e.message), remedy, 1)
+        for e in run.events
+        if e.kind == "a_bar_unchecked"
     ]
 
 

@@ -19,7 +19,7 @@ from ..runfile.reader import Run
 from .completeness import completeness, unjudged, unseen_loop, unstable_end
 from .findings import Finding, Judgement
 from .judging import judge
-from .lead import LossTrouble
+from .lead import ABOUT_THE_LOSS, LossTrouble
 from .regimes import RunRegimes, read_regimes
 from .risk import Risk
 from .rule_files import Rule, load_rules
@@ -132,4 +132,9 @@ def with_leads(run: Run, findings: Sequence[Finding]) -> list[Finding]:
     if all(finding.gap for finding in findings):
         return list(findings)
     trouble = LossTrouble(run)
-    return [each if each.gap else replace(each, loss_step=trouble.first(each.since)) for each in findings]
+    return [each if each.gap else replace(each, loss_step=_loss_step(each, trouble)) for each in findings]
+
+
+def _loss_step(finding: Finding, trouble: LossTrouble) -> int | None:
+    """Return when the loss shows the trouble of a finding: with its alarm, where it is about the loss itself."""
+    return finding.step if finding.rule in ABOUT_THE_LOSS else trouble.first(finding.since)

@@ -9,14 +9,18 @@ Not covered: whether the trouble of the loss came from what the alarm was about.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runfile.reader import Run
+from .findings import Finding
 
 WINDOW: Final = 20  # losses averaged before they are compared
+ABOUT_THE_LOSS: Final = frozenset({"LS010", "LS011", "LS012", "LS017", "LS018"})
+"""Rules that say that the loss rises: with their alarms the loss shows it, whatever its mean does."""
 RISE: Final = 0.1  # a mean loss this share above the lowest one before shows that something is wrong
 
 
@@ -39,9 +43,20 @@ class LossTrouble:
         return int(self._steps[at]) if at < len(self._steps) else None
 
 
-def loss_shows(run: Run, since: int) -> int | None:
-    """Return the first step from ``since`` on at which the loss shows that something is wrong; None when none does."""
-    return LossTrouble(run).first(since)
+def loss_shows(run: Run, since: int, findings: Sequence[Finding] = ()) -> int | None:
+    """Return the first step from ``since`` on at which the loss shows that something is wrong; None when none does.
+
+    Here a single spike shows it too; the lead of an alarm asks for a rise that stays for a while.
+
+    Args:
+        run: An opened run.
+        since: The first step that counts.
+        findings: What the rules say of the run: those about the loss show it.
+    """
+    seen = [each.step for each in findings if each.rule in ABOUT_THE_LOSS and each.step >= since]
+    seen += [event.step for event in run.events if event.kind == "loss_spike" and event.step >= since]
+    risen = LossTrouble(run).first(since)
+    return min([*seen, *([] if risen is None else [risen])], default=None)
 
 
 def risen_steps(steps: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -344,7 +344,7 @@ class RunRisk:
             parts.append(Part(BROKEN, x, x / whole, said))
         parts.sort(key=lambda part: -part.logits)
         why = "; ".join(f"{part.said} ({part.share:.0%})" for part in parts) or "nothing speaks for it"
-        known = "" if basis == "loop" else " (no loop is recorded)"
+        known = "" if basis == "loop" else " (from the loss alone: no fixed batch is recorded)"
         return Risk(self._value, basis, step, tuple(parts), f"Risk {self._value:.2f} of being lost{known}: {why}.")
 
     def _said(self, term: Term) -> str:

@@ -7,7 +7,7 @@ import pytest
 from loopscope.dashboard.components import verdict
 from loopscope.dashboard.example import example_runs
 from loopscope.dashboard.opened import OpenRun
-from loopscope.dashboard.story import MARGINAL_ADVICE, Story, as_json
+from loopscope.dashboard.story import MARGINAL_ADVICE, Story, _crossed, as_json
 from loopscope.gate.check import check_runs
 from loopscope.rules.findings import Finding
 from loopscope.rules.lead import risen_steps
@@ -137,3 +137,21 @@ def test_of_alerts_at_one_step_the_error_is_first(example):
     first = replace(story, findings=tuple(made)).first_alert
     assert first is not None and first.rule == "error"
     assert as_json(replace(story, findings=tuple(made)))["alert"] == "error at step 5"
+
+
+class Numbers:
+    """Of a run, one series."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def series(self, name):
+        return np.arange(float(len(self.values))), self.values
+
+
+def test_a_number_that_dips_below_its_limit_is_above_it_since_before():
+    for dip, since in ((3, 60), (40, 150)):
+        radius = np.where(np.arange(200) < 60, 0.8, 1.5)
+        radius[150 - dip : 150] = 0.95
+        assert _crossed(Numbers(radius), "a_bar_radius", 1.0) == since
+    assert _crossed(Numbers(np.append(radius, 0.9)), "a_bar_radius", 1.0) is None

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "examples" / "gate_in_ci.md").read_text(encoding="utf-8")
 (JOB,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
 (RULES,) = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
-(SMALL,) = re.findall(r"^pip install --no-deps loopscope && pip install (.*)$", PAGE, re.M)
+(SMALL,) = re.findall(r"^pip install --no-deps \. && pip install -c constraints.txt (.*)$", PAGE, re.M)
 
 
 @pytest.fixture

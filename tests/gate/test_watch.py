@@ -85,3 +85,34 @@ def test_the_command_follows_to_the_end_and_exits_as_check_does(
     check = subprocess.run([*command[:3], "check", str(path)], capture_output=True, text=True)
     assert process.returncode == check.returncode == code, (out, error, check.stdout)
     assert "finished  60 steps" in out and error == ""
+
+
+@pytest.mark.parametrize(
+    ("where", "error"), [("diagnose", IndexError), ("open_run", MemoryError), ("sparkline", KeyError)]
+)
+def test_a_defect_of_ours_costs_one_run_its_verdict_and_the_others_are_watched(
+    where: str,
+    error: type[Exception],
+    tmp_path: Path,
+    loop_rows: Callable[..., np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from loopscope.gate import watch as watching
+
+    for name, radius in (("a", 0.9), ("b", 1.3)):
+        with RunWriter.create(tmp_path / f"{name}.h5", info={"a_bar_learned": True}) as writer:
+            rows(writer, 0, 60, loop_rows(0.5 if name == "a" else 1.3), a_bar_radius=radius)
+    right, calls = getattr(watching, where), [0]
+
+    def first_fails(*given: object) -> object:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise error("a defect")
+        return right(*given)
+
+    monkeypatch.setattr(watching, where, first_fails)
+    watch = Watch([tmp_path], load_rules())
+    (_, broken), (_, good) = watch.look()
+    assert broken.check.internal and f"internal error: {error.__name__}" in broken.check.error
+    assert {each.rule for each in good.news} >= {"LS020"} and watch.result.exit_code == 3
+    watch.close()

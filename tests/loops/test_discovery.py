@@ -1,7 +1,10 @@
 """Finding the loop of models made up here, and saying what is missing where it cannot be certain."""
 
 import dataclasses
+import importlib.util
 import random
+import re
+from pathlib import Path
 
 import loopscope
 import numpy as np
@@ -769,3 +772,48 @@ def test_a_loop_too_short_for_an_estimate_is_described_all_the_same(loops, said)
     found = loopscope.describe(model, site=LoopSite(body="body", after="head"))
     assert found.loops == loops and (found.estimate is not None) is said
     assert said or any("estimate: too few successive states" in what for what in found.missing)
+
+
+TWICE_IN_A_PASS = """
+import torch
+from loopscope import mark
+from torch import nn
+
+
+class Looped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.enter, self.norm = nn.Embedding(16, 8), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.mlp, self.final, self.head = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 16)
+        self.decay = nn.Parameter(torch.zeros(8))
+
+    def forward(self, tokens):
+        e = self.embed(tokens)
+        h = torch.zeros_like(e)
+        for _ in range(4):
+            h = torch.sigmoid(self.decay) * h + self.enter(e)
+            h = h + self.mlp(self.norm(h))
+        return self.head(self.final(h))
+"""
+
+
+def test_the_advice_for_a_name_assigned_twice_in_a_pass_is_one_line_and_works(tmp_path: Path) -> None:
+    def model(text: str, name: str) -> nn.Module:
+        (tmp_path / f"{name}.py").write_text(text)
+        spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.Looped()
+
+    tokens = torch.randint(16, (2, 5))
+    with pytest.raises(LoopSiteError) as error:
+        find_site(model(TWICE_IN_A_PASS, "before"), example=tokens)
+    advice = re.findall(r"to record it: (.+) behind before.py:(\d+)", str(error.value))
+    assert len(advice) == 1
+    call, line = advice[0]
+    lines = TWICE_IN_A_PASS.splitlines()
+    indent = re.match(" *", lines[int(line) - 1])[0]
+    lines.insert(int(line), indent + call.replace("loopscope.", ""))
+    site = find_site(model("\n".join(lines), "after"), example=tokens)
+    assert [variable.name for variable in site.variables] == ["h"] and "mark" in site.found

@@ -80,6 +80,60 @@ def test_a_copy_of_a_watched_model_knows_nothing_of_us(how: str, tmp_path: Path)
         assert not (run["depth"] > 0).any()  # the copy did not record into the run of the original
 
 
+class Marked(Looped):
+    """Two variables, one of which is named by hand."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        e = self.embed(tokens)
+        y, z = torch.zeros_like(e), torch.zeros_like(e)
+        for _ in range(3):
+            z = loopscope.mark(torch.tanh(self.block(z + y + e)), "z")
+            y = loopscope.mark(torch.tanh(self.block(y + z)), "y")
+        return self.head(y)
+
+
+class Unfound(Looped):
+    """Its loop is looked for as long as none is seen."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.embed(tokens)))
+
+
+class Compared(Looped):
+    """Draws its depth itself, so that its A̅ is compared in training, by hooks that come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        e = self.embed(tokens)
+        h = torch.zeros_like(e)
+        for _ in range(int(torch.randint(2, 4, ()))):
+            h = torch.tanh(self.block(self.mix(torch.cat([h, e], -1))))
+        return self.head(h)
+
+
+@pytest.mark.parametrize("preset", ["watch", "inspect", "study"])
+@pytest.mark.parametrize("kind", [Looped, Marked, Unfound, Compared])
+def test_whatever_is_watched_nothing_of_it_is_saved_with_the_model(
+    kind: type[Looped], preset: str, tmp_path: Path
+) -> None:
+    model = kind()
+    with loopscope.attach(model, tmp_path / "a.h5", preset=preset) as probe:
+        for step in range(3):
+            before = pickle.dumps(model)
+            loss = model(TOKENS).sum()
+            during = pickle.dumps(model)
+            loss.backward()
+            probe.step(loss=loss)
+            for written in (before, during):
+                assert not [arg for _, arg, _ in pickletools.genops(written) if "loopscope" in str(arg)], step
+        copied = copy.deepcopy(model)
+    assert copied(TOKENS).shape == (1, 4, 9)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def test_a_saved_model_loads_where_loopscope_is_not_installed(tmp_path: Path) -> None:
     """In another process that cannot import it; the model's class is given to it by its source."""
     (tmp_path / "mine.py").write_text(

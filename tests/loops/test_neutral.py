@@ -33,7 +33,7 @@ from loopscope.models.acting import (
 from loopscope.probes.schedule import PRESETS
 from torch import Tensor, nn
 
-STEPS = 30
+STEPS = 50
 
 
 def trained(kind: type[Looped], path: Path | None = None, preset: str = "watch") -> tuple[list[Any], Looped]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from loopscope.rules.diagnosis import diagnose
 from loopscope.rules.lead import LossTrouble, loss_shows
+from loopscope.runfile.layout import Event
 from loopscope.runfile.open import open_run
+from loopscope.runfile.writer import RunWriter
 
 
 def test_the_first_trouble_at_or_after_a_step_counts(write_run):
@@ -45,3 +47,24 @@ def test_an_alarm_after_the_loss_has_a_negative_lead(write_run):
 
     late = Finding("R", "r", "error", 50, 40, 1.0, 1.0, "", "", 1, loss_step=45)
     assert late.lead == -5 and lead_words(late) == "5 steps after the loss"
+
+
+def test_a_finding_about_the_loss_comes_with_the_loss_and_not_before_it(write_run):
+    loss = 3.0 + 0.02 * np.sin(np.arange(200))
+    loss[60], loss[150:] = 7.0, 5.0  # a single spike, and a rise long after it
+    with open_run(write_run(loss=loss)) as run:
+        findings = diagnose(run).findings
+        spike = next(each for each in findings if each.rule == "LS010")
+        assert (spike.step, spike.loss_step, spike.lead) == (60, 60, 0)
+        assert loss_shows(run, 40, findings) == 60
+        risen = loss_shows(run, 61, findings)
+        assert risen is not None and risen > 150
+
+
+def test_a_spike_that_was_recorded_live_shows_it(tmp_path):
+    with RunWriter.create(tmp_path / "a.h5", info={}) as writer:
+        for step in range(60):
+            writer.append_step({"step": step, "loss": 2.0})
+        writer.append_event(Event(40, 0.0, "loss_spike", "warning"))
+    with open_run(writer.path) as run:
+        assert (loss_shows(run, 10), loss_shows(run, 41)) == (40, None)

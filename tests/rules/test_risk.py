@@ -173,7 +173,7 @@ def test_a_long_healthy_run_stays_without_risk() -> None:
 def test_the_loss_alone_gives_a_risk_of_its_own_calibration() -> None:
     alone = RunRisk()
     alone.replay({"loss": plateau()["loss"]})
-    assert alone.explain().basis == "loss" and "no loop is recorded" in alone.explain().sentence
+    assert alone.explain().basis == "loss" and "from the loss alone" in alone.explain().sentence
     fine = RunRisk()
     fine.replay({"loss": healthy()["loss"]})
     assert fine.explain().value < alone.explain().value
