@@ -102,7 +102,8 @@ class LoopWatch:
         if self.tap.enabled:
             self._read(step, records_waiting)
             if self._compare_due and "a_bar" in self._matrices and not self.tap.compiled:
-                self._in_training = SeenInTraining(self._model, self._site)
+                spread = self._matrices["a_bar"] if self._together.sharded else None
+                self._in_training = SeenInTraining(self._model, self._site, spread)
                 self._in_training.begin()
 
     def _follow(self, step: int) -> None:
@@ -165,7 +166,7 @@ class LoopWatch:
         if seen is None:
             return None
         seen.end()
-        apart = seen.disagreement(self._matrices["a_bar"]) if "a_bar" in self._matrices else None
+        apart = seen.disagreement()
         self._compare_due = apart is None
         if seen.why_not:
             self._say_unchecked(step, seen.why_not)

@@ -135,6 +135,34 @@ def test_an_injection_that_acts_as_before_is_left_alone(
         assert np.isfinite(file["a_bar_radius"]).all()
 
 
+@pytest.mark.parametrize("how", ["probe.step before optimizer.step", "data written to", "another matrix", "an average"])
+def test_weights_that_change_between_two_steps_are_no_other_behaviour(how: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = OwnDepth()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with loopscope.attach(model, tmp_path / "a.h5", preset=OFTEN) as probe:
+        for number in range(BEFORE + AFTER):
+            tokens = torch.randint(0, 32, (3, 8), generator=torch.Generator().manual_seed(number))
+            loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            if how.startswith("probe"):
+                probe.step(loss=loss)
+            optimizer.step()
+            if how.startswith("probe"):
+                continue
+            probe.step(loss=loss)
+            if how == "data written to":
+                model.inject.weight.data.mul_(1.05)
+            elif how == "an average":
+                model.inject.weight.data.lerp_(torch.zeros_like(model.inject.weight), 0.1)
+            else:
+                model.inject.weight = nn.Parameter(1.05 * model.inject.weight.detach())
+    assert not said(tmp_path / "a.h5", "a_bar_differs") and not said(tmp_path / "a.h5", "a_bar_unchecked")
+    with open_run(tmp_path / "a.h5") as file:
+        assert np.isfinite(file["a_bar_radius"]).all()
+
+
 class Dropped(OwnDepth):
     def __init__(self) -> None:
         super().__init__()
