@@ -95,7 +95,8 @@ def _words(one: Boundary, x: str) -> str:
         seen = f"is unstable at {number(one.unstable)} and stable at {number(one.stable)}: no sharp boundary"
     beyond = "below all that was tried" if one.at == -math.inf else "beyond all that was tried"
     at = number(one.at, 2) if math.isfinite(one.at) else beyond
-    return f"{one.architecture} {seen}; estimate {at}, {_interval(one)} ({label(x)}; {one.runs} runs at {one.values} values)."
+    runs = f"{label(x)}; {one.runs} runs at {one.values} values"
+    return f"{one.architecture} {seen}; estimate {at}, {_interval(one)} ({runs})."
 
 
 def _interval(one: Boundary) -> str:
