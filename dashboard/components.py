@@ -9,10 +9,11 @@ from typing import Any, Final
 from dash import dcc, html
 
 from ..rules.findings import Finding
+from ..rules.risk import Risk
 from . import rule_page
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
-from .panel import Panel
+from .panel import Panel, summary
 from .story import Story
 from .text import shown
 
@@ -113,6 +114,18 @@ def finding_card(finding: Finding, lead: int | None) -> html.Article:
     return html.Article([html.Header(head), *body], className=f"ls-finding ls-{finding.severity}")
 
 
+def risk_card(risk: Risk) -> list[Any]:
+    """Return what speaks for the loss of a run, by how much it does; nothing where nothing speaks for it."""
+    if not risk.parts:
+        return []
+    rows = [(one.name, f"{one.share:.0%}", shown(one.said)) for one in risk.parts]
+    basis = "" if risk.basis == "loop" else " No loop was recorded: loss and gradient alone are judged."
+    words = f"The risk that this run is lost is {risk.value:.2f} at step {risk.step:,}.{basis}"
+    table = rows_table(("part", "share", "what was seen"), rows)
+    head = html.H2("What the risk is made of")
+    return [html.Section([head, html.P(words, className="ls-dim"), table], className="ls-card ls-risk")]
+
+
 def report_link(address: str) -> list[Any]:
     """Return the link that makes a report and keeps it as a file; nothing without an address."""
     words = "one HTML file with everything about it, to keep or to send"
@@ -172,4 +185,8 @@ def panel(one: Panel, chart: Any, csv: str) -> html.Section:
     )
     readout: Any = {"data-readout": one.name}
     head = html.Header([html.H2(one.title), html.Span(className="ls-readout", **readout), about])
-    return html.Section([head, graph], id=f"panel-{one.name}", className=f"ls-panel ls-{kind}")
+    # What there is to say where there is nothing to draw; the browser keeps it up while a run grows (plots.js).
+    nothing = summary(chart) if (chart.layout.meta or {}).get("empty") else ""
+    said = html.P(nothing, className="ls-nothing")
+    kinds = f"ls-panel ls-{kind}" + (" ls-empty" if nothing else "")
+    return html.Section([head, said, graph], id=f"panel-{one.name}", className=kinds)

@@ -176,6 +176,11 @@ def _autopsy(page: _Page, held: OpenRun) -> None:
         page.add("div", sentence(finding.message))
         page.add("div", f"Try: {shown(finding.remedy)}" if finding.remedy else "", "dim")
         page.raw("</div>")
+    if story.risk.parts:
+        page.add("h2", "What the risk is made of")
+        page.add("p", f"The risk that this run is lost is {story.risk.value:.2f} at step {story.risk.step:,}.", "dim")
+        rows = [(one.name, f"{one.share:.0%}", shown(one.said)) for one in story.risk.parts]
+        page.table(("part", "share", "what was seen"), rows)
     ask = Ask(held, revision="report")
     for chapter, names in CHAPTERS:
         page.add("h2", chapter)

@@ -20,9 +20,10 @@ def words(ask: Ask) -> list[Any]:
     cards = [components.finding_card(finding, story.lead(finding)) for finding in story.findings]
     head = html.H2("What happened, in the order in which it began")
     if not cards:
-        return [html.Section([head, html.P("No rule fired.")], className="ls-card")]
+        return [html.Section([head, html.P("No rule fired.")], className="ls-card"), *components.risk_card(story.risk)]
     body = html.Div(cards, className="ls-findings")
-    return [html.Section([head, html.P(shows, className="ls-dim"), body], className="ls-card")]
+    section = html.Section([head, html.P(shows, className="ls-dim"), body], className="ls-card")
+    return [section, *components.risk_card(story.risk)]
 
 
 TAB = Tab("when", "When", 10, ("loss", "gain", "events"), words)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from loopscope.dashboard import index as index_module
+from loopscope.dashboard.example import example_runs
 from loopscope.dashboard.opened import OpenRun
 from loopscope.dashboard.pages import all_pages
 from loopscope.dashboard.panel import Ask, drawn, table
@@ -386,3 +387,24 @@ def test_a_file_that_is_written_over_in_place_is_a_sentence_and_then_the_other_r
         all("20 steps" in page or "cannot be" in page for page in said)
         and served.get(f"/alive?run={one}").status_code == 200
     )
+
+
+def test_what_has_nothing_to_draw_is_one_line_that_says_what_would_fill_it(client, runs):
+    served = client(runs)
+    page = words(shown(served, "no rows", "?tab=where"))
+    for name in all_tabs()["where"].panels:
+        card = find(shown(served, "no rows", "?tab=where"), f"panel-{name}")
+        assert card["className"].endswith(" ls-empty") and "recorded" in words(card["children"][1]), name
+    assert page.count("ls-empty") == len(all_tabs()["where"].panels)
+    card = find(shown(served, "concatenation", "?tab=where"), "panel-profile")
+    assert "ls-empty" not in card["className"] and card["children"][1]["props"]["children"] == ""
+
+
+def test_the_parts_of_the_risk_are_on_the_page(client):
+    body = words(find(shown(client(example_runs()), "concatenation-sandwich-lr0.05"), "tab-words"))
+    held = OpenRun(example_runs() / "concatenation-sandwich-lr0.05.h5")
+    risk = held.story().risk
+    held.close()
+    assert risk.parts and "What the risk is made of" in body
+    for part in risk.parts:
+        assert part.said in body and f"{part.share:.0%}" in body
