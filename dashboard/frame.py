@@ -166,6 +166,9 @@ def legend_below(chart: go.Figure, lines: int = 2) -> go.Figure:
         lines: Lines that are kept free for it.
     """
     chart.layout.margin.b += LINE * lines
+    for one in chart.layout.annotations:
+        if one.name == "subtitle":
+            one.xshift = 12 - LEFT  # a phone has no room for it right of the axis
     place = {"xref": "container", "x": 0.02, "yref": "container", "y": 0, "yanchor": "bottom"}
     return chart.update_layout(showlegend=True, legend=place)
 

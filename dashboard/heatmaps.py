@@ -248,7 +248,7 @@ def _bar(symbol: str) -> dict[str, Any]:
         "y": 1,
         "yanchor": "bottom",
         "ypad": 2,
-        "len": 0.5,
+        "len": 0.65,  # the symbol beside it is part of it
     }
 
 

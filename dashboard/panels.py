@@ -210,7 +210,7 @@ def _spectrum(ask: Ask) -> go.Figure:
     count = int(np.isfinite(values).sum())
     words = f"step {step:,.0f}: {count} of A̅" if step is not None else ""
     if known is not None and full.size:
-        words += f", × {full.size} of the full loop" + ("" if known[0] == step else f" at step {known[0]:,.0f}")
+        words += f", × {full.size} full loop" + ("" if known[0] == step else f" at step {known[0]:,.0f}")
     return loop_figures.spectrum(
         step, values, tolerance=LTI_TOLERANCE, revision=ask.revision, subtitle=words, full=full
     )
