@@ -130,13 +130,11 @@ def _gate_words(findings: Sequence[Finding]) -> str:
         return "The gate passes: no error."
     deciding = [finding for finding in serious(findings) if finding.gap is (said == "error")]
     deciding.sort(key=lambda finding: (finding.step, finding.since))
-    named = [
-        f"{each.rule} {each.name}" + (f" since step {each.since:,}" if said == "fail" else f", {each.message}")
-        for each in deciding[:NAMED]
-    ]
+    since = (f" since step {each.since:,}" if said == "fail" else "" for each in deciding)
+    named = [f"{each.rule} {each.name}{when}" for each, when in zip(deciding[:NAMED], since, strict=False)]
     more = f" and {len(deciding) - NAMED} more" if len(deciding) > NAMED else ""
     head = "The gate fails" if said == "fail" else "The gate cannot judge it"
-    return f"{head}: {', '.join(named) if said == 'fail' else '; '.join(named)}{more}."
+    return f"{head}: {', '.join(named)}{more}."
 
 
 def _since(step: int | None) -> str:

@@ -53,7 +53,7 @@ COLUMNS: Final[tuple[dict[str, Any], ...]] = (
     {"field": "steps", "headerName": "steps", **_COUNT, "width": 62},
     {"field": "alert", "headerName": "first alert", "cellRenderer": "LsAlert", "width": 146},
     {"field": "started", "headerName": "started", **_TIME, "hide": True},
-    {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 104},
+    {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 112},
 )  # fmt: skip
 CHOICES: Final = [column for column in COLUMNS if column["field"] not in ("attention", "verdict", "name")]
 

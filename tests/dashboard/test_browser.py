@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loopscope.dashboard import summary
 from loopscope.dashboard.pages import run as run_page
 from loopscope.runfile.writer import RunWriter
 
@@ -138,6 +139,58 @@ def test_the_table_fills_in_filters_searches_and_keeps_all_of_it_in_the_address(
     page.reload()
     sync_api.expect(page.locator(".ag-row")).to_have_count(1)
     sync_api.expect(page.locator("#query")).to_have_value("concat")
+
+
+def test_the_table_says_and_finds_what_passes_the_gate(screen, runs):
+    shown = screen(runs)
+    page = shown.open()
+    page.wait_for_selector("[data-filter='gate:fail']")
+    gates = {row["name"]: row.get("gate") for row in summary.rows(shown.index)}
+    failing = sorted(name for name, gate in gates.items() if gate == "fail")
+    assert 0 < len(failing) < len(gates) and gates["no rows"] == "error"
+    for asked, names in (("fail", failing), ("gate:fail", failing), ("gate:error", ["no rows"])):
+        page.locator("#query").fill(asked)
+        sync_api.expect(page.locator("a.ls-run")).to_have_count(len(names))
+        assert sorted(page.locator("a.ls-run").all_inner_texts()) == names
+    assert page.locator(".ag-row").inner_text().startswith("○")  # a verdict, and not the reason in its place
+    page.locator("#query").fill("gate:pass")
+    sync_api.expect(page.locator(".ag-row .ls-badge", has_text="pass").first).to_be_visible()
+    assert page.locator(".ag-row .ls-badge", has_text="fail").count() == 0
+    page.locator("#query").fill("nowhere")
+    sync_api.expect(page.locator("#runs")).to_contain_text("No run matches this search.")
+
+
+def test_a_name_loses_its_middle_only_where_it_does_not_fit(screen, tmp_path, write_run):
+    name = "concatenation-sandwich-lr0.05"
+    write_run(tmp_path / f"{name}.h5", steps=5)
+    for width, whole in ((1280, True), (390, False)):
+        page = screen(tmp_path, width=width).open()
+        link = page.locator(".ls-fitted a.ls-run")
+        sync_api.expect(link).to_have_text(name, timeout=PATIENCE)
+        head, tail = link.locator("span").first, link.locator("span").last
+        assert (head.evaluate("e => e.scrollWidth <= e.clientWidth")) is whole
+        assert tail.evaluate(
+            "e => e.getBoundingClientRect().right <= e.closest('.ag-cell').getBoundingClientRect().right"
+        )
+
+
+def test_an_empty_plot_is_one_line_until_there_is_something_to_draw(screen, tmp_path, training):
+    live = training(tmp_path / "live.h5", steps=100)
+    live.writer.flush()
+    shown = screen(tmp_path)
+    page = shown.run("live")
+    panel = page.locator("#panel-loss")
+    sync_api.expect(panel).to_contain_text("No loss was recorded.", timeout=PATIENCE)
+    assert panel.bounding_box()["height"] < 60 and not panel.locator(".dash-graph").is_visible()
+    for step in range(30):
+        live.step(step)
+    live.writer.flush()
+    sync_api.expect(panel.locator(".dash-graph")).to_be_visible(timeout=PATIENCE)
+    page.wait_for_function(f"{shown.points('loss')} > 1")
+    page.wait_for_function("document.querySelector('#panel-loss .main-svg').clientHeight > 150")
+    assert panel.locator(".ls-nothing").inner_text() == ""
+    wide = "document.querySelector('#panel-loss .main-svg').clientWidth"
+    assert page.evaluate(wide) > 0.9 * panel.bounding_box()["width"]
 
 
 def test_rows_are_links_and_going_back_restores_the_table(screen, runs):
