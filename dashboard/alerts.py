@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .opened import OpenRun
+from .recorded_live import recorded_live
 from .story import Story
 from .text import shown
 
@@ -32,21 +33,20 @@ _LOCK = threading.Lock()
 
 
 def alerts_of(held: OpenRun, story: Story) -> list[dict[str, Any]]:
-    """Return the alerts of a run, JSON-ready: findings of the rules, then events of kinds that no rule reported."""
+    """Return the alerts of a run, JSON-ready: findings of the rules, then what was recorded live and no rule says."""
     alerts = [
         _alert(finding.rule, finding.name, finding.severity, finding.step, story.lead(finding), finding.message)
         for finding in story.findings
     ]
-    # A probe that judges while it trains writes the rules that fire as events: under their id, or their own kind.
-    told = {kind for finding in story.findings for kind in (finding.rule, finding.name.replace("-", "_"))}
-    events = [event for event in held.run.events if event.kind not in told]
-    events.sort(key=lambda event: (_place(event.severity), event.step))
-    for event in events[:KEPT_EVENTS]:
+    live = [each for each in recorded_live(held.run.events, story.findings, story.judgements) if each.finding is None]
+    live.sort(key=lambda each: (_place(each.event.severity), each.event.step))
+    for each in live[:KEPT_EVENTS]:
+        event = each.event
         lead = None if story.loss_step is None else story.loss_step - event.step
-        alerts.append(_alert("event", event.kind, event.severity, event.step, lead, event.message))
-    if len(events) > KEPT_EVENTS:
-        more = f"{len(events) - KEPT_EVENTS:,} more events of this run are not listed"
-        alerts.append(_alert("event", "more_events", "note", events[-1].step, None, more))
+        alerts.append(_alert(each.rule or "event", each.name, event.severity, event.step, lead, each.message))
+    if len(live) > KEPT_EVENTS:
+        more = f"{len(live) - KEPT_EVENTS:,} more events of this run are not listed"
+        alerts.append(_alert("event", "more_events", "note", live[-1].event.step, None, more))
     return alerts
 
 

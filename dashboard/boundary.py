@@ -37,6 +37,8 @@ class Boundary:
         high: Its upper end; infinite where it is beyond what was tried.
         runs: How many runs it rests on.
         values: How many different values were tried.
+        stable: The largest value tried at which no run fails; NaN where there is none.
+        unstable: The smallest value tried at which a run fails.
     """
 
     architecture: str
@@ -45,6 +47,8 @@ class Boundary:
     high: float
     runs: int
     values: int
+    stable: float
+    unstable: float
 
 
 def boundary(architecture: str, values: Iterable[float], failed: Iterable[bool], *, log: bool) -> Boundary | None:
@@ -73,7 +77,9 @@ def boundary(architecture: str, values: Iterable[float], failed: Iterable[bool],
     at, low, high = (float(np.quantile(crossed, q, method="nearest")) for q in (0.5, *INTERVAL))
     scale = math.exp if log else float
     at, low, high = (scale(one) if math.isfinite(one) else one for one in (at, low, high))
-    return Boundary(architecture, at, low, high, len(x), len(levels))
+    sound = levels[fails == 0]
+    stable = float(sound[-1]) if len(sound) else math.nan
+    return Boundary(architecture, at, low, high, len(x), len(levels), stable, float(levels[fails > 0][0]))
 
 
 def monotone(shares: Floats, weights: Floats) -> Floats:

@@ -4,15 +4,16 @@ Not covered: which words a verdict has (`story`), which plots there are (`panels
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from dash import dcc, html
 
 from ..rules.findings import Finding
+from ..rules.risk import Risk
 from . import rule_page
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
-from .panel import Panel
+from .panel import Panel, summary
 from .story import Story
 from .text import shown
 
@@ -29,6 +30,15 @@ def badge(kind: str, glyph: str, text: str, label: str = "") -> html.Span:
 def regime_badge(regime: str, label: str = "") -> html.Span:
     """Return the badge of a regime."""
     return badge(regime, REGIME_GLYPHS.get(regime, "○"), regime, label)
+
+
+GATE_BADGES: Final = {"pass": ("stable", "✓"), "fail": ("error", "✕"), "error": ("unknown", "?")}
+
+
+def gate_badge(word: str, text: str = "") -> html.Span:
+    """Return the badge of what the gate says: ``pass``, ``fail`` or ``error``."""
+    kind, glyph = GATE_BADGES[word]
+    return badge(kind, glyph, text or word)
 
 
 def state_badge(state: str) -> html.Span:
@@ -48,17 +58,18 @@ def sentence(text: str) -> str:
 
 
 def verdict(story: Story | None) -> list[Any]:
-    """Return the sentence of the verdict, with the regimes behind it where they disagree."""
+    """Return the sentence of the verdict, what the gate says, and the regimes behind it where they disagree."""
     if story is None:
         return [_announced([html.Strong("○ reading…"), " The plots are there; the rules are being applied."])]
     word = story.verdict
     said = _announced(
         [html.I(REGIME_GLYPHS[word], className="ls-glyph"), html.Strong(story.sentence), " ", story.advice]
     )
+    gate = html.P([gate_badge(story.gate), " ", shown(story.gate_sentence, 300)], className="ls-gate")
     if story.agree:
-        return [said]
+        return [said, gate]
     badges = [regime_badge(story.regimes[key], label) for key, label in REGIME_LABELS.items()]
-    return [said, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
+    return [said, gate, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
 
 
 def _announced(words: list[Any]) -> html.P:
@@ -101,6 +112,18 @@ def finding_card(finding: Finding, lead: int | None) -> html.Article:
     if finding.remedy:
         body.append(html.Div(["Try: ", shown(finding.remedy)], className="ls-remedy"))
     return html.Article([html.Header(head), *body], className=f"ls-finding ls-{finding.severity}")
+
+
+def risk_card(risk: Risk) -> list[Any]:
+    """Return what speaks for the loss of a run, by how much it does; nothing where nothing speaks for it."""
+    if not risk.parts:
+        return []
+    rows = [(one.name, f"{one.share:.0%}", shown(one.said)) for one in risk.parts]
+    basis = "" if risk.basis == "loop" else " No loop was recorded: loss and gradient alone are judged."
+    words = f"The risk that this run is lost is {risk.value:.2f} at step {risk.step:,}.{basis}"
+    table = rows_table(("part", "share", "what was seen"), rows)
+    head = html.H2("What the risk is made of")
+    return [html.Section([head, html.P(words, className="ls-dim"), table], className="ls-card ls-risk")]
 
 
 def report_link(address: str) -> list[Any]:
@@ -162,4 +185,8 @@ def panel(one: Panel, chart: Any, csv: str) -> html.Section:
     )
     readout: Any = {"data-readout": one.name}
     head = html.Header([html.H2(one.title), html.Span(className="ls-readout", **readout), about])
-    return html.Section([head, graph], id=f"panel-{one.name}", className=f"ls-panel ls-{kind}")
+    # What there is to say where there is nothing to draw; the browser keeps it up while a run grows (plots.js).
+    nothing = summary(chart) if (chart.layout.meta or {}).get("empty") else ""
+    said = html.P(nothing, className="ls-nothing")
+    kinds = f"ls-panel ls-{kind}" + (" ls-empty" if nothing else "")
+    return html.Section([head, said, graph], id=f"panel-{one.name}", className=kinds)

@@ -156,6 +156,23 @@ def headroom(chart: go.Figure, pixels: float) -> go.Figure:
     return chart
 
 
+def legend_below(chart: go.Figure, lines: int = 2) -> go.Figure:
+    """Put the legend of a figure made without a line for it below the axis.
+
+    A legend that breaks into lines grows upwards, over a subtitle that stands above the plot.
+
+    Args:
+        chart: The figure.
+        lines: Lines that are kept free for it.
+    """
+    chart.layout.margin.b += LINE * lines
+    for one in chart.layout.annotations:
+        if one.name == "subtitle":
+            one.xshift = 12 - LEFT  # a phone has no room for it right of the axis
+    place = {"xref": "container", "x": 0.02, "yref": "container", "y": 0, "yanchor": "bottom"}
+    return chart.update_layout(showlegend=True, legend=place)
+
+
 def over_steps(chart: go.Figure, view: View, selected: float | None, span: View = None) -> go.Figure:
     """Turn ``chart``, otherwise ready, into a plot over training steps: shared range, cursor at the selected step.
 

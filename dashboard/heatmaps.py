@@ -248,7 +248,7 @@ def _bar(symbol: str) -> dict[str, Any]:
         "y": 1,
         "yanchor": "bottom",
         "ypad": 2,
-        "len": 0.5,
+        "len": 0.65,  # the symbol beside it is part of it
     }
 
 
@@ -263,20 +263,24 @@ def _power_bar(power: Array, symbol: str) -> dict[str, Any]:
 
 def _power_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Return a few places between two log10 values and their labels: powers of ten where at least three fit, else less
-    round ones.
+    round ones. At most `TICKS`, for more run into one another on a phone.
 
     >>> _power_ticks(0.5, 3.5)
     ([1.0, 2.0, 3.0], ['10', '100', '10<sup>3</sup>'])
     >>> _power_ticks(-0.1, 0.8)[1], _power_ticks(0.30, 0.38)[1]
     (['1', '2', '5'], ['2', '2.19', '2.4'])
+    >>> _power_ticks(0.0, 3.4)[1], _power_ticks(-0.1, 1.8)[1]
+    (['1', '100', '10<sup>3</sup>'], ['1', '5', '20'])
     """
     at = np.arange(np.ceil(low), np.floor(high) + 1)
-    at = at[:: -(-len(at) // TICKS) or 1]
     if len(at) < 3:
         at = np.add.outer(np.arange(np.floor(low), np.ceil(high) + 1), np.log10([1, 2, 5])).reshape(-1)
         at = at[(low <= at) & (at <= high)]
     if len(at) < 3:
         at = np.unique(np.linspace(low, high, 3))
+    even = at[:: -(-len(at) // TICKS)]
+    at = even if len(even) >= 3 else at[np.linspace(0, len(at) - 1, TICKS).round().astype(int)]
+    at = np.unique(at)
     return at.tolist(), [_power_label(float(power)) for power in at]
 
 

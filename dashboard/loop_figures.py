@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import colours
 from .figures import log_axis
-from .frame import LINE, empty, figure, headroom, note
+from .frame import LINE, empty, figure, headroom, legend_below, note
 
 Array = NDArray[np.float64]
 FAR: Final = 1.5
@@ -151,7 +151,8 @@ def spectrum(
         "one value" if eigenvalues.size == 1 else f"the {eigenvalues.size} leading"
     )
     subtitle += " · log outside" if far else ""
-    chart = figure(x="real part", y="imaginary part", subtitle=subtitle, revision=revision)
+    chart = figure(x="real part", y="imaginary part", subtitle=subtitle, legend=False, revision=revision)
+    legend_below(chart)
     for radius in _rings(largest) if far else (1.0,):
         _add_ring(chart, radius)
     rings = (

@@ -18,6 +18,7 @@ from .text import number, plain
 
 SYMBOLS: Final = {"stable": "circle", "marginal": "diamond", "unstable": "triangle-up", "unknown": "circle-open"}
 DASHES: Final = ("dash", "dot", "dashdot", "longdash")
+BAND: Final = "where the boundary lies, 90 %"
 WIDE: Final = 10.0
 """An axis whose largest value is so many times its smallest is logarithmic."""
 
@@ -69,8 +70,14 @@ def _add_boundary(chart: go.Figure, one: Boundary, dash: str, span: tuple[float,
                     line={"color": red, "width": 1.5, "dash": dash})  # fmt: skip
     chart.add_annotation(
         x=np.log10(at) if logarithmic else at, y=1, yref="y domain", xanchor="right", yanchor="top", yshift=-15 * place,
-        text=f"{plain(one.architecture, 40)} fails →", showarrow=False, font={"size": 11},
+        text=f"{plain(one.architecture, 40)}, estimate", showarrow=False, font={"size": 11},
     )  # fmt: skip
+    if not place:  # one label says what all bands are
+        middle = float(np.sqrt(low * high)) if logarithmic else (low + high) / 2
+        chart.add_annotation(
+            x=np.log10(middle) if logarithmic else middle, y=0, yref="y domain", yanchor="bottom", showarrow=False,
+            text=BAND, font={"size": 11},
+        )  # fmt: skip
     padded = (min(span[0], low), max(span[1], high))
     if logarithmic:
         room = 0.06 * np.log10(padded[1] / padded[0]) + 0.02

@@ -159,6 +159,11 @@ class OpenRun:
             return made
 
     @property
+    def known_story(self) -> Story | None:
+        """The verdict as it was made last, for what is drawn while the run is held; None before the first."""
+        return self._story
+
+    @property
     def judged(self) -> bool:
         """Whether the verdict is of the rows that are there now, or as new as it has to be."""
         waiting = self.run.state == "live" and time.monotonic() < self._story_due

@@ -21,15 +21,23 @@ from .loop_figures import Profile
 from .opened import OpenRun
 from .panel import FIXED_BATCH, Ask, Columns, Panel
 from .profiles import fitted_laws, probe_at, profile_at
+from .recorded_live import recorded_live
 from .text import plain
 
 # -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
 def marks(held: OpenRun) -> list[Mark]:
-    """Return the events of a run in order of their steps, their text escaped for plotly."""
-    made = [
-        Mark(float(event.step), plain(f"{event.kind}: {event.message}"), event.severity) for event in held.run.events
+    """Return findings and events of a run in order of their steps, their text escaped for plotly.
+
+    A finding stands at the step of its alarm, as in the list of findings. An event that says the same is left out.
+    """
+    story = held.known_story
+    findings, judgements = (story.findings, story.judgements) if story else ((), ())
+    made = [Mark(float(one.step), plain(f"{one.rule} {one.name}: {one.message}"), one.severity) for one in findings] + [
+        Mark(float(one.event.step), plain(f"{f'{one.rule} {one.name}'.strip()}: {one.message}"), one.event.severity)
+        for one in recorded_live(held.run.events, findings, judgements)
+        if not one.told
     ]
     return sorted(made, key=lambda mark: mark.step)
 
@@ -202,7 +210,7 @@ def _spectrum(ask: Ask) -> go.Figure:
     count = int(np.isfinite(values).sum())
     words = f"step {step:,.0f}: {count} of A̅" if step is not None else ""
     if known is not None and full.size:
-        words += f", × {full.size} of the full loop" + ("" if known[0] == step else f" at step {known[0]:,.0f}")
+        words += f", × {full.size} full loop" + ("" if known[0] == step else f" at step {known[0]:,.0f}")
     return loop_figures.spectrum(
         step, values, tolerance=LTI_TOLERANCE, revision=ask.revision, subtitle=words, full=full
     )
@@ -293,8 +301,8 @@ _PANELS: Final = (
     Panel(
         "events",
         "Events",
-        "What was found while training, by severity; brackets are the steps kept at full detail by the flight "
-        "recorder. Click an event to see its step everywhere.",
+        "What the rules say of the recording, at the step of each alarm, and what was recorded live, by severity; "
+        "brackets are the steps kept at full detail by the flight recorder. Click an event to see its step everywhere.",
         "An error. Its lead over the loss is in the findings below.",
         _events,
         lambda ask: {

@@ -139,6 +139,7 @@ def _verdict(page: _Page, story: Story) -> None:
     """Add the sentence of a verdict, with its regimes."""
     text = f"<i>{REGIME_GLYPHS[story.verdict]}</i> <b>{html.escape(story.sentence)}</b> {html.escape(story.advice)}"
     page.raw(f'<p class="strip {story.verdict}">{text}</p>')
+    page.add("p", story.gate_sentence, "gate")
     regimes = " · ".join(f"{REGIME_LABELS[key]}: {regime}" for key, regime in story.regimes.items())
     page.add("p", f"{regimes}. {story.detail}", "dim")
 
@@ -161,7 +162,7 @@ def _autopsy(page: _Page, held: OpenRun) -> None:
         f"{end.state}{f': {shown(end.reason)}' if end.reason else ''}",
     ]
     page.add("p", " · ".join(facts), "dim")
-    page.add("h2", "What happened, causes first")
+    page.add("h2", "What happened, in the order in which it began")
     if not story.findings:
         page.add("p", "No rule fired.")
     for finding in story.findings:
@@ -175,6 +176,11 @@ def _autopsy(page: _Page, held: OpenRun) -> None:
         page.add("div", sentence(finding.message))
         page.add("div", f"Try: {shown(finding.remedy)}" if finding.remedy else "", "dim")
         page.raw("</div>")
+    if story.risk.parts:
+        page.add("h2", "What the risk is made of")
+        page.add("p", f"The risk that this run is lost is {story.risk.value:.2f} at step {story.risk.step:,}.", "dim")
+        rows = [(one.name, f"{one.share:.0%}", shown(one.said)) for one in story.risk.parts]
+        page.table(("part", "share", "what was seen"), rows)
     ask = Ask(held, revision="report")
     for chapter, names in CHAPTERS:
         page.add("h2", chapter)
@@ -203,7 +209,7 @@ def _events(page: _Page, held: OpenRun) -> None:
     """Add the events as a table."""
     said = held.run.events[:200]
     if said:
-        page.add("h2", "Events")
+        page.add("h2", "Events recorded live")
         page.table(
             ("step", "severity", "what"), [(f"{e.step:,}", e.severity, shown(f"{e.kind}: {e.message}")) for e in said]
         )

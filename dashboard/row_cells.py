@@ -16,7 +16,7 @@ from .alerts import alerts_of
 from .downsample import thin
 from .opened import OpenRun
 from .run_map import numbers_of
-from .story import as_json
+from .story import Story, as_json
 
 Row = dict[str, Any]
 
@@ -62,9 +62,9 @@ def cells_of(held: OpenRun) -> Row:
     return cells | as_json(story) | {"alerted": _time_of(held, story)} | details
 
 
-def _time_of(held: OpenRun, story: Any) -> float | None:
+def _time_of(held: OpenRun, story: Story) -> float | None:
     """Return when the first alert was, seconds since 1970."""
-    first = next((finding for finding in story.findings if finding.severity != "note"), None)
+    first = story.first_alert
     steps = held.run["step"]
     if first is None or not len(steps):
         return None

@@ -76,6 +76,22 @@ def _section(whole: str, rule: str) -> str:
     return "\n".join(kept)
 
 
+def remedy_first(markdown: str) -> str:
+    r"""Return a page with what to do above its calibration: who comes here from an alert wants that first.
+
+    >>> remedy_first("# A\n## Calibration\nc\n## What to do\nw\n## Firing\nf")
+    '# A\n## What to do\nw\n## Calibration\nc\n## Firing\nf'
+    """
+    sections = re.split(r"^(?=## )", markdown, flags=re.MULTILINE)
+    names = [one.partition("\n")[0].strip() for one in sections]
+    if not {"## Calibration", "## What to do"} <= set(names):
+        return markdown
+    calibration, remedy = names.index("## Calibration"), names.index("## What to do")
+    if remedy > calibration:
+        sections.insert(calibration, sections.pop(remedy).rstrip("\n") + "\n")
+    return "".join(sections)
+
+
 def parts(markdown: str) -> list[Any]:
     r"""Return Markdown as parts of a page; markup in it is shown as text, and only links to the web and here are links.
 

@@ -9,7 +9,7 @@ Not covered: what a regime is (`dynamics.regime`), how it is drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,11 +17,15 @@ import numpy as np
 
 from ..dynamics.regime import LTI_TOLERANCE
 from ..rules.diagnosis import Diagnosis
-from ..rules.findings import Finding, Judgement
+from ..rules.findings import Finding, Judgement, Outcome, outcome, serious
 from ..rules.lead import loss_shows
+from ..rules.risk import Risk
 from ..runfile.reader import Run
 from .settings import Settings
 
+MARGINAL_ADVICE: Final = "Fine at the depth of training; do not expect more loops at test time to help."
+NAMED: Final = 3
+"""Findings that the sentence about the gate names; the rest is counted."""
 DIP: Final = 20  # steps
 
 
@@ -36,9 +40,12 @@ class Story:
         since: Step since which the verdict holds; None where nothing happened.
         loss_step: Step at which the loss showed it; None where it has not, or where nothing happened.
         regimes: The three regimes behind the verdict.
-        findings: Rules that fired, causes before consequences.
+        findings: Rules that fired, in the order in which what they tell of began.
         judgements: What each rule was judged on, or why it was not.
         detail: The numbers that decide, in the words of the diagnosis.
+        gate: ``pass``, ``fail`` or ``error``: what `loopscope check` says of the run.
+        gate_sentence: The same in one sentence, with the findings that decide it.
+        risk: How likely the run is to be lost, and what speaks for it.
     """
 
     verdict: str
@@ -50,11 +57,20 @@ class Story:
     findings: tuple[Finding, ...]
     judgements: tuple[Judgement, ...]
     detail: str
+    gate: Outcome
+    gate_sentence: str
+    risk: Risk
 
     @property
     def agree(self) -> bool:
         """Whether all regimes that are known are the same."""
         return len({regime for regime in self.regimes.values() if regime != "unknown"}) <= 1
+
+    @property
+    def first_alert(self) -> Finding | None:
+        """The error or warning that alarmed first; of several at one step an error."""
+        alerts = [finding for finding in self.findings if finding.severity != "note"]
+        return min(alerts, key=lambda each: (each.step, each.severity != "error", each.since), default=None)
 
     def lead(self, finding: Finding) -> int | None:
         """Return how many steps before the loss showed it a finding's alarm came; negative after it."""
@@ -72,6 +88,8 @@ def tell(run: Run, diagnosis: Diagnosis, settings: Settings) -> Story:
     since, why = _cause(run, diagnosis)
     shows = loss_shows(run, since, diagnosis.findings) if since is not None else None
     sentence, advice = _words(run, diagnosis, settings, since, why, shows)
+    if diagnosis.verdict in ("stable", "marginal") and outcome(diagnosis.findings) == "fail":
+        advice = "Do not count on it: each error says what to try."
     return Story(
         verdict=diagnosis.verdict,
         sentence=sentence,
@@ -82,6 +100,9 @@ def tell(run: Run, diagnosis: Diagnosis, settings: Settings) -> Story:
         findings=tuple(sorted(diagnosis.findings, key=lambda finding: (finding.since, finding.step))),
         judgements=tuple(diagnosis.judgements),
         detail=diagnosis.summary,
+        gate=outcome(diagnosis.findings),
+        gate_sentence=_gate_words(diagnosis.findings),
+        risk=diagnosis.risk,
     )
 
 
@@ -95,11 +116,27 @@ def _words(
     if verdict == "stable":
         return f"Stable so far: {why}." if run.state == "live" else f"Stable: {why}.", ""
     if verdict == "marginal":
-        return f"Marginal{_since(since)}: {why}.", _marginal_advice(diagnosis)
+        return f"Marginal{_since(since)}: {why}.", MARGINAL_ADVICE
     loss = _loss_words(run, since, shows)
     if _held(run, diagnosis.regimes) and diagnosis.regimes["lti"] == "unstable":
         return f"Unstable injection{_since(since)}: {why}; {loss}.", "Only the norms of the blocks keep it together."
     return f"Unstable{_since(since)}: {why}; {loss}.", _advice(run, diagnosis, settings)
+
+
+def _gate_words(findings: Sequence[Finding]) -> str:
+    """Say what the gate says of a run with these findings, and because of which."""
+    said = outcome(findings)
+    if said == "pass":
+        return "The gate passes: no error."
+    deciding = [finding for finding in serious(findings) if finding.gap is (said == "error")]
+    deciding.sort(key=lambda finding: (finding.step, finding.since))
+    named = [
+        f"{each.rule} {each.name}" + (f" since step {each.since:,}" if said == "fail" else f", {each.message}")
+        for each in deciding[:NAMED]
+    ]
+    more = f" and {len(deciding) - NAMED} more" if len(deciding) > NAMED else ""
+    head = "The gate fails" if said == "fail" else "The gate cannot judge it"
+    return f"{head}: {', '.join(named) if said == 'fail' else '; '.join(named)}{more}."
 
 
 def _since(step: int | None) -> str:
@@ -178,11 +215,6 @@ def _advice(run: Run, diagnosis: Diagnosis, settings: Settings) -> str:
     return f"Stop, or {other}." if run.state == "live" else f"{other[0].upper()}{other[1:]}."
 
 
-def _marginal_advice(diagnosis: Diagnosis) -> str:
-    """Say what a loop at the edge means for its use."""
-    return "Fine at the depth of training; do not expect more loops at test time to help."
-
-
 def _last(run: Run, name: str) -> float:
     """Return the last recorded value of a number; NaN without any."""
     try:
@@ -213,10 +245,12 @@ def _crossed(run: Run, name: str, limit: float) -> int | None:
 
 def as_json(story: Story) -> dict[str, object]:
     """Return the part of a story that the table of runs keeps over restarts."""
-    first = next((finding for finding in story.findings if finding.severity != "note"), None)
+    first = story.first_alert
     return {
         "verdict": story.verdict,
         "sentence": f"{story.sentence} {story.advice}".strip(),
+        "gate": story.gate,
+        "gate_sentence": story.gate_sentence,
         "since": story.since,
         "regimes": story.regimes,
         "agree": story.agree,

@@ -34,7 +34,7 @@ LIVE_SECONDS: Final = 2.0  # and not before so many seconds
 IDLE_SECONDS: Final = 15.0  # nobody asked for so long: the thread ends
 DETAILS: Final = ("numbers", "alerts")
 """What is read of a run for other pages, and not sent with its row."""
-CACHE_VERSION: Final = f"2 {__version__}"
+CACHE_VERSION: Final = f"3 {__version__}"
 _VERDICTS: Final = ("unstable", "marginal", "unknown", "stable")
 
 
@@ -291,8 +291,13 @@ def attention(row: Row) -> int:
 
     >>> attention({"state": "live", "verdict": "unstable"}) < attention({"state": "finished", "verdict": "unstable"})
     True
+    >>> failed = {"state": "finished", "verdict": "stable", "gate": "fail"}
+    >>> attention(failed) < attention({"state": "finished", "verdict": "marginal", "gate": "pass"})
+    True
     """
     verdict = row.get("verdict")
-    place = _VERDICTS.index(verdict) if verdict in _VERDICTS else 2
+    place = 1 + _VERDICTS.index(verdict) if verdict in _VERDICTS else 3
+    if row.get("gate") == "fail":
+        place = 0 if verdict == "unstable" else 1
     later = {"live": 0, "interrupted": 10, "finished": 10, "reading": 20, "unreadable": 30}
     return later.get(str(row.get("state")), 20) + place

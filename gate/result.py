@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ..rules.diagnosis import Diagnosis
-from ..rules.findings import Finding
-from ..rules.rule_files import SEVERITIES, Rule
+from ..rules.findings import Finding, Outcome, outcome, serious
+from ..rules.rule_files import Rule
 from ..runfile.layout import Severity
 from .compare import Comparison
 
@@ -25,7 +25,8 @@ UNREADABLE: Final = 4
 NOTHING: Final = 5
 MOST_SERIOUS_FIRST: Final = (INTERNAL, UNREADABLE, NOTHING, FAILED)
 
-Verdict = Literal["pass", "fail", "error"]
+Verdict = Outcome
+_CODES: Final[Mapping[Outcome, int]] = {"pass": PASSED, "fail": FAILED, "error": NOTHING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +53,13 @@ class RunCheck:
 
     def at_or_above(self, fail_on: Severity) -> list[Finding]:
         """Return the findings whose severity fails a run."""
-        limit = SEVERITIES.index(fail_on)
-        findings = [] if self.diagnosis is None else self.diagnosis.findings
-        return [finding for finding in findings if SEVERITIES.index(finding.severity) >= limit]
+        return [] if self.diagnosis is None else serious(self.diagnosis.findings, fail_on)
 
     def exit_code(self, fail_on: Severity) -> int:
-        """Return the exit code that this file alone would give.
-
-        A rule that fired is a verdict, whatever else is missing. Without one, evidence that is missing is a failure of
-        its own.
-        """
+        """Return the exit code that this file alone would give."""
         if self.diagnosis is None:
             return INTERNAL if self.internal else UNREADABLE
-        serious = self.at_or_above(fail_on)
-        if any(not finding.gap for finding in serious):
-            return FAILED
-        return NOTHING if serious else PASSED
+        return _CODES[outcome(self.diagnosis.findings, fail_on)]
 
     def verdict(self, fail_on: Severity) -> Verdict:
         """Return the verdict on this run in a word."""

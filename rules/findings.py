@@ -6,13 +6,15 @@ Not covered: how they come about (``judging``, ``completeness``), how they are s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..runfile.layout import Severity
 from .pages import page_name
 
 JudgementState = Literal["judged", "not applicable", "no data"]
+Outcome = Literal["pass", "fail", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +91,30 @@ class Judgement:
     def as_dict(self) -> dict[str, Any]:
         """Return the judgement for JSON."""
         return asdict(self)
+
+
+def serious(findings: Iterable[Finding], fail_on: Severity = "error") -> list[Finding]:
+    """Return the findings whose severity fails a run.
+
+    Args:
+        findings: Of one run.
+        fail_on: Least severity that fails it.
+    """
+    severities = get_args(Severity)
+    return [one for one in findings if severities.index(one.severity) >= severities.index(fail_on)]
+
+
+def outcome(findings: Iterable[Finding], fail_on: Severity = "error") -> Outcome:
+    """Return what the gate says of a run with these findings, in a word.
+
+    A rule that fired is a verdict, ``fail``, whatever else is missing. Without one, evidence that is missing is a
+    failure of its own, ``error``.
+
+    Args:
+        findings: Of one run.
+        fail_on: Least severity that fails it.
+    """
+    failing = serious(findings, fail_on)
+    if any(not finding.gap for finding in failing):
+        return "fail"
+    return "error" if failing else "pass"

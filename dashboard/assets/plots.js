@@ -155,6 +155,13 @@
       else place.removeAttribute("tabindex");
     }
     for (const graph of document.querySelectorAll(".js-plotly-plot")) {
+      /* A plot with nothing to draw takes up one line, which says what would fill it. */
+      const panel = graph.closest(".ls-panel"), nothing = panel && panel.querySelector(".ls-nothing");
+      if (nothing && graph.layout) {
+        const none = Boolean(graph.layout.meta && graph.layout.meta.empty), words = none ? graph.layout.annotations.map((note) => note.text).join(" ").replace(/<br>/g, " ") : "";
+        panel.classList.toggle("ls-empty", none);
+        if (nothing.textContent !== words) nothing.textContent = words;
+      }
       const said = graph.layout && graph.layout.meta && graph.layout.meta.summary;
       if (said && graph.getAttribute("aria-label") !== said) {
         graph.setAttribute("role", "img");

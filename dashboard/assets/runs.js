@@ -17,17 +17,20 @@
   };
   const cut = (name, limit) => (name.length <= limit ? name : `${name.slice(0, Math.ceil((limit - 1) / 2))}…${name.slice(-Math.floor((limit - 1) / 2))}`);
 
+  /* A name that does not fit loses its middle, in the style sheet: the head gives way, the tail stays. */
+  const TAIL = 9;
   cells.LsRun = (props) => {
-    const limit = Math.max(8, Math.floor((props.column.getActualWidth() - 24) / 7.2));
-    return element("a", { className: "ls-run", href: props.data.href, title: props.data.path, onClick: follow(props.data.href) }, cut(props.value, limit));
+    const at = props.value.length > 2 * TAIL ? props.value.length - TAIL : props.value.length;
+    return element("a", { className: "ls-run", href: props.data.href, title: `${props.value} · ${props.data.path}`, onClick: follow(props.data.href) },
+      element("span", null, props.value.slice(0, at)), element("span", null, props.value.slice(at)));
   };
   /* A run that cannot be read has its error where the other cells would be. */
   cells.LsVerdict = (props) => {
     const { fault, name, regimes, agree, sentence, state, href } = props.data;
-    if (fault) return element("span", { className: "ls-fault", title: fault }, element("i", null, state === "unreadable" ? "✕" : "○"),
+    if (state === "unreadable") return element("span", { className: "ls-fault", title: fault }, element("i", null, "✕"),
       element("a", { href, onClick: follow(href) }, cut(name, 40)), ` ${fault}`);
     if (!props.value) return element("span", { className: "ls-dim" }, "reading…");
-    const parts = [badge(props.value, glyphs[props.value], props.value, sentence)];
+    const parts = [badge(props.value, glyphs[props.value], props.value, fault || sentence)];
     if (agree === false) {
       for (const [key, regime] of Object.entries(regimes)) {
         parts.push(element("i", { key, className: `ls-mini ls-${regime}`, title: `${names[key]}: ${regime}`, "aria-label": `${names[key]}: ${regime}` }, glyphs[regime]));
@@ -35,6 +38,8 @@
     }
     return element("span", { className: "ls-verdicts" }, ...parts);
   };
+  const gates = { pass: ["stable", "✓"], fail: ["error", "✕"], error: ["unknown", "?"] };
+  cells.LsGate = (props) => (gates[props.value] ? badge(...gates[props.value], props.value, props.data.gate_sentence) : "");
   cells.LsState = (props) => (props.value === "reading" ? "" : badge(props.value, props.value === "unreadable" ? "✕" : "●", props.value));
   cells.LsSpark = (props) => {
     const values = props.value || [], finite = values.filter((v) => v !== null);
@@ -65,8 +70,10 @@
   };
 
   /* The error of a broken run takes up the whole row. */
-  functions.lsSpan = (params) => (params.data && params.data.fault ? params.api.getAllDisplayedColumns().length - 1 : 1);
+  functions.lsSpan = (params) => (params.data && params.data.state === "unreadable" ? params.api.getAllDisplayedColumns().length - 1 : 1);
   const order = ["stable", "unknown", "marginal", "unstable"];
+  const outcomes = ["pass", "error", "fail"];
+  functions.lsGateOrder = (a, b) => outcomes.indexOf(a) - outcomes.indexOf(b);
   functions.lsRegimeOrder = (a, b) => order.indexOf(a) - order.indexOf(b);
   functions.lsLossOrder = (a, b) => (Number(a.data.loss) || 0) - (Number(b.data.loss) || 0);
   functions.lsCount = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
@@ -81,10 +88,10 @@
 
   /* Search: words, and field:value, field>number. Every part must hold. */
   let parts = [], filters = new Set(), grid = null;
-  const FIELDS = ["name", "injection", "norm", "width", "lr", "size", "seed", "loss", "radius", "state_norm", "steps", "alert", "state", "verdict"];
+  const FIELDS = ["name", "injection", "norm", "width", "lr", "size", "seed", "loss", "radius", "state_norm", "steps", "alert", "state", "verdict", "gate"];
   const ALIASES = { run: "name", rho: "radius", "ρ": "radius", parameters: "size", step: "steps" };
-  const WORDS = ["verdict", "state", "injection", "norm"]; /* "stable" must not find "unstable" */
-  const TEXT = ["name", "injection", "norm", "verdict", "state", "alert", "sentence", "fault"];
+  const WORDS = ["verdict", "gate", "state", "injection", "norm"]; /* "stable" must not find "unstable" */
+  const TEXT = ["name", "injection", "norm", "verdict", "gate", "state", "alert", "sentence", "fault"];
   const parse = (text) => {
     const found = [], wrong = [];
     for (const word of (text || "").trim().split(/\s+/).filter(Boolean)) {
@@ -169,9 +176,10 @@
   const fit = (columns) => {
     if (!live() || !document.getElementById("runs")) return;
     const width = document.getElementById("runs").clientWidth;
-    const room = width >= 1150 ? null : width >= 700 ? ["injection", "lr", "spark", "radius", "alert", "state"] : [];
-    const all = ["injection", "norm", "width", "lr", "size", "seed", "spark", "radius", "state_norm", "steps", "alert", "started", "state"];
+    const room = width >= 1150 ? null : width >= 700 ? ["gate", "injection", "lr", "spark", "radius", "alert", "state"] : ["gate"];
+    const all = ["gate", "injection", "norm", "width", "lr", "size", "seed", "spark", "radius", "state_norm", "steps", "alert", "started", "state"];
     const shown = all.filter((one) => columns.includes(one) && (room === null || room.includes(one)));
+    grid.setColumnWidths([{ key: "verdict", newWidth: width >= 700 ? 136 : 104 }]); /* a phone has no room for the regimes behind it */
     grid.setColumnsVisible(all, false);
     grid.setColumnsVisible(shown, true);
   };
@@ -224,7 +232,7 @@
       const remove = change.gone.map((id) => grid.getRowNode(id)).filter(Boolean).map((node) => node.data);
       grid.applyTransaction({ add, update, remove });
       tick();
-      if (update.length) grid.refreshCells({ columns: ["verdict", "name", "alert"], force: true });
+      if (update.length) grid.refreshCells({ columns: ["verdict", "gate", "name", "alert"], force: true });
       requestAnimationFrame(press);
       return dash.no_update;
     },

@@ -60,7 +60,7 @@ def _body(chosen: list[str]) -> tuple[list[Any], str]:
         return [html.P(words)], words
     rows = [_row(one, one.key in seen[one.run_id]) for one in wanted[:LISTED]]
     count = f"{len(wanted):,} of this kind, {known}" + (f"; the first {LISTED}" if len(wanted) > LISTED else "") + "."
-    head = ("severity", "run", "step", "what", "before the loss", "message", "seen")
+    head = ("severity", "what", "message", "run", "step", "before the loss", "seen")
     version = str(hash((tuple(wanted), tuple(sorted((run, *keys) for run, keys in seen.items())))))
     grid = html.Div(components.rows_table(head, rows), className="ls-alerts")
     return [html.P(count, className="ls-dim"), grid], version
@@ -87,11 +87,11 @@ def _row(alert: Alert, seen: bool) -> tuple[Any, ...]:
     )
     return (
         components.badge(alert.severity, glyph, alert.severity),
+        named if alert.rule == "event" else html.Span(components.rule(alert.rule, alert.name)),
+        html.Span(alert.message, title=alert.message),
         dcc.Link(alert.run, href=alert.href),
         dcc.Link(f"{alert.step:,}", href=alert.href, title="open the run at this step"),
-        named if alert.rule == "event" else html.Span(components.rule(alert.rule, alert.name)),
         lead_words(alert.lead),
-        html.Span(alert.message, title=alert.message),
         button,
     )
 

@@ -86,14 +86,29 @@ def _drawn(x: str, y: str, brushed: Collection[str] = ()) -> tuple[go.Figure, li
 
 
 def _words(one: Boundary, x: str) -> str:
-    """Say where an architecture begins to fail."""
-    low = "below all that was tried" if one.low == -math.inf else number(one.low, 2)
-    high = "beyond all that was tried" if one.high == math.inf else number(one.high, 2)
-    at = f"from {number(one.at, 2)} on" if math.isfinite(one.at) else "beyond all that was tried"
-    return (
-        f"{one.architecture} is unstable {at} ({label(x)}; nine tenths of the estimates lie between {low} and {high}; "
-        f"{one.runs} runs at {one.values} values)."
-    )
+    """Say between which values tried an architecture begins to fail, and how sure that is."""
+    if one.stable < one.unstable:
+        seen = f"becomes unstable between {number(one.stable)} (stable) and {number(one.unstable)} (unstable)"
+    elif math.isnan(one.stable):
+        seen = f"has unstable runs at every value, from {number(one.unstable)} on"
+    else:
+        seen = f"is unstable at {number(one.unstable)} and stable at {number(one.stable)}: no sharp boundary"
+    beyond = "below all that was tried" if one.at == -math.inf else "beyond all that was tried"
+    at = number(one.at, 2) if math.isfinite(one.at) else beyond
+    runs = f"{label(x)}; {one.runs} runs at {one.values} values"
+    return f"{one.architecture} {seen}; estimate {at}, {_interval(one)} ({runs})."
+
+
+def _interval(one: Boundary) -> str:
+    """Say where nine tenths of the estimates lie, as far as the values tried tell."""
+    low, high = number(one.low, 2), number(one.high, 2)
+    if math.isfinite(one.low) and math.isfinite(one.high):
+        return f"nine tenths of the estimates lie between {low} and {high}"
+    if math.isfinite(one.high):
+        return f"95 % of the estimates lie below {high}"
+    if math.isfinite(one.low):
+        return f"95 % of the estimates lie above {low}"
+    return "and these runs do not say how far from it the boundary may lie"
 
 
 def _survival(told: Survival, words: list[str]) -> list[Any]:
@@ -109,7 +124,7 @@ def _survival(told: Survival, words: list[str]) -> list[Any]:
         ]
         meaning = (
             f"Counts over seeds. Converged: at the end the mean loss over {WINDOW} steps is finite, and not more than "
-            f"{RISE:.0%} above its lowest. A loop can be unstable while the loss has come back: both are counted."
+            f"{RISE:.0%} above its lowest. A loop can be unstable while the loss has come back: such a cell says both."
         )
         head = ("architecture", *[f"lr {rate:g}" for rate in told.rates])
         parts += [html.P(meaning, className="ls-dim"), components.rows_table(head, rows, wide=True)]
@@ -117,14 +132,13 @@ def _survival(told: Survival, words: list[str]) -> list[Any]:
 
 
 def _ended(good: int, count: int, unstable: int) -> Any:
-    """Return one cell: how many runs converged, and how many are unstable all the same."""
+    """Return one cell: how many runs converged, and how many of them all are unstable."""
     if not count:
         return "–"
+    if unstable:
+        return components.badge("unstable", "▲", f"{unstable} of {count} unstable, loss of {good} converged")
     kind, glyph = ("stable", "✓") if good == count else ("unstable", "✗") if not good else ("marginal", "◆")
-    ended = components.badge(kind, glyph, f"{good} of {count} converged")
-    if not unstable:
-        return ended
-    return html.Div([ended, components.badge("unstable", "▲", f"{unstable} of {count} unstable")], className="ls-stack")
+    return components.badge(kind, glyph, f"{good} of {count} converged")
 
 
 def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection[str]) -> list[Any]:

@@ -9,7 +9,7 @@ from dash import Dash, dcc, html
 from flask import Response, abort, send_from_directory
 
 from .. import components
-from ..rule_page import DOCS, PICTURE, known, parts, text_of
+from ..rule_page import DOCS, PICTURE, known, parts, remedy_first, text_of
 from ..text import shown
 from . import Page
 
@@ -23,7 +23,7 @@ def layout(rule_id: str = "", **_: Any) -> html.Div:
     back = html.P(
         ["Rules are listed in ", dcc.Link("Alerts", href="/alerts"), " where they fired."], className="ls-dim"
     )
-    return html.Div([html.Article(parts(markdown), className="ls-card ls-rule"), back])
+    return html.Div([html.Article(parts(remedy_first(markdown)), className="ls-card ls-rule"), back])
 
 
 def title(rule_id: str = "", **_: Any) -> str:

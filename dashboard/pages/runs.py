@@ -37,12 +37,14 @@ COLUMNS: Final[tuple[dict[str, Any], ...]] = (
     {"field": "attention", "headerName": "attention", "hide": True, "sort": "asc", "sortIndex": 0},
     {"field": "verdict", "headerName": "verdict", "cellRenderer": "LsVerdict", "width": 136,
      "comparator": {"function": "lsRegimeOrder"}, "colSpan": {"function": "lsSpan(params)"}},
-    {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 140, "flex": 5},
+    {"field": "gate", "headerName": "gate", "cellRenderer": "LsGate", "width": 78,
+     "comparator": {"function": "lsGateOrder"}},
+    {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 116, "flex": 5},
     {"field": "injection", "headerName": "injection", "width": 106},
     {"field": "norm", "headerName": "norm", "width": 78},
     {"field": "width", "headerName": "width", **_COUNT, "width": 68, "hide": True},
     {"field": "lr", "headerName": "lr", **_RIGHT, "width": 60},
-    {"field": "size", "headerName": "size", **_RIGHT, "valueFormatter": _SIZE, "width": 62},
+    {"field": "size", "headerName": "size", **_RIGHT, "valueFormatter": _SIZE, "width": 62, "hide": True},
     {"field": "seed", "headerName": "seed", **_COUNT, "width": 66, "hide": True},
     {"field": "spark", "headerName": "loss", "cellRenderer": "LsSpark", "width": 140, "cellDataType": False,
      "comparator": {"function": "lsLossOrder(nodeA, nodeB)"}},
@@ -50,7 +52,7 @@ COLUMNS: Final[tuple[dict[str, Any], ...]] = (
     {"field": "state_norm", "headerName": "state norm", **_RIGHT, "width": 100, "hide": True},
     {"field": "steps", "headerName": "steps", **_COUNT, "width": 62},
     {"field": "alert", "headerName": "first alert", "cellRenderer": "LsAlert", "width": 146},
-    {"field": "started", "headerName": "started", **_TIME},
+    {"field": "started", "headerName": "started", **_TIME, "hide": True},
     {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 104},
 )  # fmt: skip
 CHOICES: Final = [column for column in COLUMNS if column["field"] not in ("attention", "verdict", "name")]
@@ -72,9 +74,10 @@ _OPTIONS: Final[dict[str, Any]] = {
     "headerHeight": 38,
     "isExternalFilterPresent": {"function": "true"},
     "doesExternalFilterPass": {"function": "lsPasses(params)"},
-    "localeText": {"noRowsToShow": "No run file here yet: a run appears as soon as a probe writes it."},
+    "localeText": {"noRowsToShow": "No run file here yet: a run appears as soon as a probe writes it.",
+                   "noMatchingRows": "No run matches this search."},
 }  # fmt: skip
-QUERY_HELP: Final = "words, injection:concatenation, lr>0.01, verdict:unstable, steps<100"
+QUERY_HELP: Final = "words, injection:concatenation, lr>0.01, verdict:unstable, gate:fail, steps<100"
 
 
 def current_table() -> RunTable:
@@ -134,12 +137,14 @@ def _style(count: int) -> dict[str, str]:
 
 
 def tally(rows: Iterable[Row]) -> list[Any]:
-    """Return how many runs there are of each verdict and state; each count filters the table when it is clicked."""
+    """Return how many runs have each verdict and state, and fail the gate; a click on a count filters the table."""
     rows = list(rows)
     verdicts = Counter(row.get("verdict") for row in rows if row["state"] != "unreadable")
+    gates = Counter(row.get("gate") for row in rows)
     states = Counter(row["state"] for row in rows)
     counts = [
         *((f"verdict:{regime}", verdicts[regime], components.regime_badge(regime)) for regime in REGIME_COLOURS),
+        ("gate:fail", gates["fail"], components.gate_badge("fail", "fail the gate")),
         ("state:live", states["live"], components.state_badge("live")),
         ("state:unreadable", states["unreadable"], components.state_badge("unreadable")),
         ("state:reading", states["reading"], components.badge("unknown", "…", "reading")),

@@ -96,7 +96,7 @@ def test_an_alert_is_acknowledged_and_leads_to_its_step(screen, runs):  # noqa: 
     page.wait_for_selector(".ls-rule h1, .ls-rule h2, .ls-rule h3")
     page.go_back()
     page.wait_for_selector(".ls-alerts")
-    rows.first.get_by_role("link").first.click()
+    rows.first.get_by_role("link", name="concatenation").click()
     page.wait_for_url(re.compile(r"/run/concatenation-\w+\?step=\d+"))
 
 

@@ -169,3 +169,12 @@ def test_the_unit_circle_stays_in_sight_however_far_an_eigenvalue_is(largest):
 
 def test_values_beyond_single_precision_are_not_lost():
     assert np.all(figures.lines([line(1e60)], y="", nothing="").data[0].y == 1e60)
+
+
+@pytest.mark.parametrize("largest", [0.5, 3.0, 50.0])
+def test_the_legend_of_a_spectrum_stands_below_and_leaves_the_subtitle_alone(largest):
+    chart = loop_figures.spectrum(7, np.array([largest, -0.5, 1.0]), tolerance=0.01, full=np.array([0.2 + 0j]))
+    legend = chart.layout.legend
+    assert (legend.yref, legend.yanchor, legend.y) == ("container", "bottom", 0) and chart.layout.showlegend
+    subtitle = next(one for one in chart.layout.annotations if one.name == "subtitle")
+    assert 0 <= subtitle.yshift <= chart.layout.margin.t and chart.layout.margin.b >= 80  # axis and two lines of legend

@@ -98,3 +98,11 @@ def test_long_sequences_are_thinned_and_keep_the_token_that_does_not_settle(sequ
     assert sum(trace.z.shape[1] for trace in chart.data) <= COLUMNS
     assert np.nanmax(chart.data[0].z) == 0 and len(json.dumps(chart.to_plotly_json(), default=str)) < 1e6
     assert "tokens each" in subtitle(chart)
+
+
+@pytest.mark.parametrize("low", [-8.3, -1.0, 0.0, 0.4, 2.9])
+@pytest.mark.parametrize("wide", [0.01, 0.3, 0.9, 1.5, 2.4, 3.4, 4.0, 7.0, 15.0])
+def test_a_colour_bar_has_few_ticks_whatever_it_spans(low, wide):
+    at, labels = heatmaps._power_ticks(low, low + wide)
+    assert len(at) == heatmaps.TICKS == 3 and len(set(labels)) == len(labels)
+    assert low - 1e-9 <= min(at) < max(at) <= low + wide + 1e-9

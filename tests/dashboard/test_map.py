@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from loopscope.dashboard import map_figures
 from loopscope.dashboard import run_map as values
-from loopscope.dashboard.run_map import Place, converged, numbers_of, places, quantities, survival
+from loopscope.dashboard.boundary import boundary
+from loopscope.dashboard.map_figures import BAND, plane
+from loopscope.dashboard.pages import map as map_page
+from loopscope.dashboard.run_map import Place, converged, edges, numbers_of, places, quantities, survival
 
 
 def row(name: str, **cells) -> dict:
@@ -92,3 +95,49 @@ def test_the_page_shows_runs_and_the_table_and_sends_no_details_with_the_rows(cl
         assert len(table.details("numbers")) == 4
     shown = json.dumps(served.page("/map?x=last.loss&y=largest.a_bar_radius"), ensure_ascii=False)
     assert "concatenation" in shown and "3 of 5 runs have both numbers" in shown
+
+
+@pytest.mark.parametrize(
+    ("tried", "failed", "said"),
+    [
+        (
+            [0.003, 0.01, 0.03, 0.05],
+            [0, 0, 1, 1],
+            "between 0.01 (stable) and 0.03 (unstable); estimate 0.017, 95 % of the",
+        ),
+        (
+            [0.1] * 9 + [0.4] * 9,
+            [0] * 9 + [1] * 9,
+            "between 0.1 (stable) and 0.4 (unstable); estimate 0.2, nine tenths of",
+        ),
+        ([0.1, 0.2, 0.4], [1, 0, 1], "is unstable at 0.1 and stable at 0.2: no sharp boundary"),
+        ([0.1, 0.1, 0.2], [0, 1, 1], "has unstable runs at every value, from 0.1 on"),
+    ],
+)
+def test_the_boundary_is_said_in_one_sound_sentence(tried, failed, said):
+    one = boundary("a", tried, [bool(bad) for bad in failed], log=True)
+    words = map_page._words(one, "setting.lr")
+    assert said in words and words.endswith(f"{len(tried)} runs at {len(set(tried))} values).")
+    assert "lie between below" not in words and "inf" not in words and "nan" not in words and "–" not in words
+
+
+def test_the_band_of_a_boundary_is_named_once():
+    placed = [
+        Place(f"{name}{x}", name, "/", "unstable" if x > 2 else "stable", False, x, 1.0, name)
+        for name in "ab"
+        for x in (1.0, 2.0, 3.0, 4.0)
+    ]
+    chart = plane(placed, "x", "y", edges(placed))
+    texts = [note.text for note in chart.layout.annotations]
+    assert texts.count(BAND) == 1 and "a, estimate" in texts and not any("fails" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("good", "count", "unstable", "said"),
+    [(1, 1, 0, "1 of 1 converged"), (1, 1, 1, "1 of 1 unstable, loss of 1 converged"),
+     (1, 3, 2, "2 of 3 unstable, loss of 1 converged"), (0, 2, 0, "0 of 2 converged")],
+)  # fmt: skip
+def test_a_cell_makes_one_statement(good, count, unstable, said):
+    cell = map_page._ended(good, count, unstable)
+    assert cell.className.startswith("ls-badge") and said in str(cell)
+    assert ("ls-unstable" in cell.className) == (unstable > 0 or good == 0)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from loopscope.dashboard import index as index_module
+from loopscope.dashboard.example import example_runs
 from loopscope.dashboard.opened import OpenRun
 from loopscope.dashboard.pages import all_pages
 from loopscope.dashboard.panel import Ask, drawn, table
@@ -78,11 +79,17 @@ def test_every_tab_of_every_kind_of_run_has_a_page(client, runs, tmp_path, write
                 assert graph["config"]["showSendToCloud"] is False and graph["config"]["plotlyServerURL"] == ""
 
 
-def test_the_strip_says_it_in_one_sentence_and_the_findings_in_causal_order(client, runs):
+def test_the_strip_says_it_in_one_sentence_and_the_findings_in_their_order(client, runs):
     page = shown(client(runs), "concatenation")
     strip, body = words(find(page, "verdict")), words(find(page, "tab-words"))
+    assert "The gate fails: LS0" in strip
     assert "Unstable since step" in strip and "per loop" in strip and "steps later" in strip
-    assert "causes first" in body and "LS020" in body and "Try: " in body and "steps before the loss" in body
+    assert (
+        "in the order in which it began" in body
+        and "LS020" in body
+        and "Try: " in body
+        and "steps before the loss" in body
+    )
     assert find(page, "run-poll")["disabled"] is True  # finished and judged: nothing to wait for
 
 
@@ -311,7 +318,8 @@ def test_rows_come_at_once_and_are_filled_in(client, runs):
     assert len(first) == 5
     table = filled(served)
     assert table["concatenation"]["verdict"] == "unstable" and table["addition"]["verdict"] == "marginal"
-    assert table["concatenation"]["alert"].startswith("state-explosion at step")
+    first = table["concatenation"]
+    assert first["gate"] == "fail" and first["alert"].endswith(f" at step {first['alert_step']}")
     row = table["parcae/seed0"]
     assert (row["steps"], row["state"], row["alert"], row["agree"]) == (200, "finished", None, True)
     assert row["radius"] == pytest.approx(0.45 + 0.35 * 199 / 200)  # ρ as the fixture wrote it, float64 all the way
@@ -379,3 +387,24 @@ def test_a_file_that_is_written_over_in_place_is_a_sentence_and_then_the_other_r
         all("20 steps" in page or "cannot be" in page for page in said)
         and served.get(f"/alive?run={one}").status_code == 200
     )
+
+
+def test_what_has_nothing_to_draw_is_one_line_that_says_what_would_fill_it(client, runs):
+    served = client(runs)
+    page = words(shown(served, "no rows", "?tab=where"))
+    for name in all_tabs()["where"].panels:
+        card = find(shown(served, "no rows", "?tab=where"), f"panel-{name}")
+        assert card["className"].endswith(" ls-empty") and "recorded" in words(card["children"][1]), name
+    assert page.count("ls-empty") == len(all_tabs()["where"].panels)
+    card = find(shown(served, "concatenation", "?tab=where"), "panel-profile")
+    assert "ls-empty" not in card["className"] and card["children"][1]["props"]["children"] == ""
+
+
+def test_the_parts_of_the_risk_are_on_the_page(client):
+    body = words(find(shown(client(example_runs()), "concatenation-sandwich-lr0.05"), "tab-words"))
+    held = OpenRun(example_runs() / "concatenation-sandwich-lr0.05.h5")
+    risk = held.story().risk
+    held.close()
+    assert risk.parts and "What the risk is made of" in body
+    for part in risk.parts:
+        assert part.said in body and f"{part.share:.0%}" in body

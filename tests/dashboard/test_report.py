@@ -20,7 +20,11 @@ def figures(document: str) -> list[dict]:
 
 def test_an_autopsy_tells_the_verdict_its_causes_and_every_plot_there_is(tmp_path, write_run):
     document = report_html([write_run(tmp_path / "a.h5", start=0.65, end=2.6, study=True)])
-    assert "Unstable since step" in document and "causes first" in document and "where it began" in document
+    assert (
+        "Unstable since step" in document
+        and "in the order in which it began" in document
+        and "where it began" in document
+    )
     kinds = {trace["type"] for chart in figures(document) for trace in chart["data"]}
     assert kinds == {"scatter", "heatmap"} and len(figures(document)) > 10
     assert document.index("Training loss") < document.index("Eigenvalues") < document.index("Configuration")

@@ -28,6 +28,20 @@ def test_markdown_becomes_parts():
     assert "x = 1" in said(made) and "two" in said(made)
 
 
+def test_the_remedy_stands_above_the_calibration_and_nothing_is_lost():
+    pages = {path.stem: path.read_text() for path in (rule_page.DOCS / "rules").glob("LS*.md")}
+    both = {name: text for name, text in pages.items() if "## Calibration" in text and "## What to do" in text}
+    assert len(both) > 10
+    for name, text in both.items():
+        turned = rule_page.remedy_first(text)
+        assert turned.index("## What to do") < turned.index("## Calibration"), name
+        assert sorted(turned.split()) == sorted(text.split()), name
+    for kept in ("# A\n## What to do\nw\n## Calibration\nc", "# A\n## Calibration\nc", ""):
+        assert rule_page.remedy_first(kept) == kept
+    last = said(parts(rule_page.remedy_first("# A\n## Calibration\nc\n## What to do\nw")))
+    assert last.index("What to do") < last.index("Calibration")
+
+
 @pytest.mark.parametrize(
     "text",
     ["<script>alert(1)</script>", "a <img src=x onerror=alert(1)> b", "[x](javascript:alert(1))", "![x](http://e/x.png)",

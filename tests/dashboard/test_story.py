@@ -1,9 +1,15 @@
 """The story of a run: one moment, the cause before the consequence, the lead over the loss, the right advice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from loopscope.dashboard.components import verdict
+from loopscope.dashboard.example import example_runs
 from loopscope.dashboard.opened import OpenRun
-from loopscope.dashboard.story import _crossed, as_json
+from loopscope.dashboard.story import MARGINAL_ADVICE, Story, _crossed, as_json
+from loopscope.gate.check import check_runs
+from loopscope.rules.findings import Finding
 from loopscope.rules.lead import risen_steps
 
 
@@ -74,6 +80,63 @@ def test_what_the_table_keeps_is_json(write_run, tmp_path):
     _, story = told(write_run, tmp_path / "a.h5", start=0.65, end=2.6)
     kept = json.loads(json.dumps(as_json(story)))
     assert kept["verdict"] == "unstable" and kept["agree"] is True and kept["alert_step"] > 0
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, Story]:
+    """Return the stories of the runs that ship with the package."""
+    stories = {}
+    for path in sorted(example_runs().glob("*.h5")):
+        held = OpenRun(path)
+        stories[path.stem] = held.story()
+        held.close()
+    return stories
+
+
+def test_the_gate_of_a_page_is_that_of_the_command(example):
+    checks = {check.path.stem: check.verdict("error") for check in check_runs([example_runs()]).runs}
+    assert {name: story.gate for name, story in example.items()} == checks
+    assert set(checks.values()) == {"pass", "fail"}
+
+
+def test_no_run_is_called_fine_while_an_error_has_fired(example):
+    assert any(story.verdict == "marginal" and story.gate == "fail" for story in example.values())
+    for name, story in example.items():
+        strip = str(verdict(story))
+        errors = [finding.rule for finding in story.findings if finding.severity == "error"]
+        assert ("fine" in strip.lower()) <= (not errors), name
+        assert ("The gate fails" in strip) == bool(errors), name
+        assert all(rule in strip for rule in errors[:1]), name
+    assert example["addition-lr0.05"].advice == MARGINAL_ADVICE  # no error: what was said of it still is
+
+
+def test_a_run_without_steps_is_an_error_of_the_gate_and_not_a_failure(write_run, tmp_path):
+    _, story = told(write_run, tmp_path / "none.h5", steps=0)
+    assert story.gate == "error" and story.gate_sentence.startswith("The gate cannot judge it: LS000")
+
+
+def test_the_first_alert_is_the_one_that_alarmed_first_an_error_before_a_warning(example):
+    for name, story in example.items():
+        alerts = [finding for finding in story.findings if finding.severity != "note"]
+        assert (story.first_alert is None) == (not alerts), name
+        if story.first_alert is not None:
+            assert story.first_alert.step == min(finding.step for finding in alerts), name
+    first = example["concatenation-lr0.05"].first_alert
+    assert first is not None and (first.rule, first.step) == ("LS020", 13)
+
+
+def test_of_alerts_at_one_step_the_error_is_first(example):
+    story = example["parcae-lr0.05"]
+    made = [
+        Finding(rule, rule, severity, step, since, 0.0, 0.0, "", "", 1)
+        for rule, severity, step, since in (
+            ("note", "note", 1, 0), ("early onset", "warning", 9, 2), ("warning", "warning", 5, 3),
+            ("error", "error", 5, 4),
+        )
+    ]  # fmt: skip
+    first = replace(story, findings=tuple(made)).first_alert
+    assert first is not None and first.rule == "error"
+    assert as_json(replace(story, findings=tuple(made)))["alert"] == "error at step 5"
 
 
 class Numbers:
