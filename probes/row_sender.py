@@ -92,10 +92,10 @@ class LoopOnItsWay:
         """Start the copies."""
         return cls(
             part,
-            transfer.copy(part.sums),
+            transfer.copy(part.sums, own=True),
             transfer.copy(part.batches),
-            {name: transfer.copy(matrix) for name, matrix in part.matrices.items()},
-            None if part.norms is None else transfer.copy(part.norms),
+            {name: transfer.copy(matrix, own=True) for name, matrix in part.matrices.items()},
+            None if part.norms is None else transfer.copy(part.norms, own=True),
             None if part.inside is None else (transfer.copy(part.inside[0]), transfer.copy(part.inside[1])),
             [transfer.copy(variable.sums) for variable in part.variables],
             None if part.disagreement is None else transfer.copy(part.disagreement),

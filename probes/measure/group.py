@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ...runfile.rank_names import run_path
 from ..notices import Notices
@@ -194,7 +194,7 @@ class Together:
 
     def whole(self, numbers: Mapping[str, Any], step: int, forwards: int) -> dict[str, Any]:
         """Return numbers, spread ones (a gradient norm under FSDP2) gathered or, where ranks are apart, left out."""
-        spread = sorted(name for name, number in numbers.items() if is_spread(number))
+        spread = sorted(name for name, number in numbers.items() if isinstance(number, Tensor) and is_spread(number))
         if not spread:
             return dict(numbers)
         if self.agree(f"read {', '.join(spread)}", step, forwards):

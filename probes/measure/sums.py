@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .hashing import batch_hash
-from .reduction import ACTIVE, COSINE, LEFT, MOVED, STATE, STEP, SUMS, TURNED, EagerReduction, Reduction, Tokens
+from .reduction import ACTIVE, COSINE, LEFT, MOVED, STATE, STEP, SUMS, TURNED, EagerReduction, Reduction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +30,7 @@ BATCHES: Final = 64  # micro-batches of a step whose hash is kept
 # What the host knows of a row, in the columns of `LoopSums.counts`.
 BEGINS, TOKENS, READ, STEPS, SEQUENCES, INPUTS, INJECTED = range(7)
 COUNTS: Final = 7
+_NO_INPUTS: Final = (0, 0)
 GOES_ON, FIRST, AGAIN = range(3)  # values of BEGINS: a row of the loop under way, the first, or the first if it differs
 
 
@@ -154,9 +155,9 @@ class LoopSums:
             self._move(state.device)
         at = min(self.cursor, self.capacity - 1)
         tokens = self.reduction.add(state.detach(), self._rows, at)
-        begins = AGAIN if again else GOES_ON if self.loop else FIRST
-        inputs = (0, 0) if given is None else self._add_given(at, given.detach().float(), b_bar)
-        self._note(begins, tokens.state, tokens, inputs)
+        begins = AGAIN if again else GOES_ON if self.cursor > self.first else FIRST
+        inputs = _NO_INPUTS if given is None else self._add_given(at, given.detach().float(), b_bar)
+        self._note((begins, tokens.state, tokens.state, tokens.step, tokens.sequences, *inputs))
 
     def add_missing(self, like: Tensor | None = None) -> None:
         """Add a row for a state that could not be read: what is missing is recorded as such.
@@ -168,11 +169,10 @@ class LoopSums:
         tokens = before if like is None else like.shape[:-1].numel()
         begins = GOES_ON if self.loop else FIRST
         self.reduction.forget()  # the step to the next state is not known either
-        self._note(begins, tokens, Tokens(0, 0, 0, 0), (0, 0))
+        self._note((begins, tokens, 0, 0, 0, *_NO_INPUTS))
 
-    def _note(self, begins: int, present: int, tokens: Tokens, inputs: tuple[int, int]) -> None:
+    def _note(self, counts: tuple[int, ...]) -> None:
         """Note what the host knows of a row."""
-        counts = (begins, present, tokens.state, tokens.step, tokens.sequences, *inputs)
         if self.cursor < self.capacity:
             self._counts.append(counts)
         else:
@@ -200,7 +200,9 @@ class LoopSums:
         """Return what has to come off the device: ``sums (R, WIDTH)`` and ``batches (M,)``."""
         self.reduction.settle()
         kept = min(self.cursor, self.capacity)
-        sums = torch.cat([self._rows[:kept].sum(1), self._given[:kept]], dim=1)
+        rows = self._rows[:kept]
+        whole = rows[:, 0] if self.reduction.parts == 1 else rows.sum(1)
+        sums = torch.cat([whole, self._given[:kept]], dim=1)
         return {"sums": sums, "batches": self._batches[: self._batch_count]}
 
 

@@ -353,7 +353,8 @@ class LoopTap:
         again = False
         if self._site.state_argument is None:
             return
-        if sums.loop:
+        inside = sums.cursor > sums.first
+        if inside:
             if self._ended:
                 self._ended = False
                 if is_same(seen[0], self._held):
@@ -362,7 +363,7 @@ class LoopTap:
                 self._say_again("where it began with another state, that is recorded as a run of its own")
             elif self._site.output is not None:
                 return
-        given = seen[1] if len(seen) > 1 and (again or not sums.loop) else None
+        given = seen[1] if len(seen) > 1 and (again or not inside) else None
         self._add(sums, seen[0], given, again=again)
 
     def _add(self, sums: LoopSums, state: Tensor, given: Tensor | None = None, *, again: bool = False) -> None:

@@ -51,10 +51,17 @@ class Transfer:
         self._device: torch.device | None = None
         self._event: torch.cuda.Event | None = None
 
-    def copy(self, tensor: Tensor) -> Copy:
-        """Start the copy of a tensor; later changes to it are not seen."""
+    def copy(self, tensor: Tensor, *, own: bool = False) -> Copy:
+        """Start the copy of a tensor; later changes to it are not seen.
+
+        Args:
+            tensor: What is copied.
+            own: Whether nobody else holds it, so that on the host it is its own copy.
+        """
         if tensor.is_cuda:
             self._device = tensor.device  # the model's device, which need not be the current one
+        elif own and tensor.device.type == "cpu":
+            return Copy(tensor.detach())
         return Copy(_host_copy(tensor.detach()))
 
     def sent(self) -> None:

@@ -22,7 +22,7 @@ class Elsewhere(Transfer):
 
     started = 0
 
-    def copy(self, tensor):
+    def copy(self, tensor, *, own=False):
         assert tensor.device == META
         return Copy(torch.zeros(tensor.shape))
 
