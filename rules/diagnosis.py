@@ -67,8 +67,9 @@ class Diagnosis:
 
     @property
     def first_breach(self) -> Finding | None:
-        """The earliest finding that is more than a note."""
-        return next((finding for finding in self.findings if finding.severity != "note"), None)
+        """The earliest finding that is more than a note; of several at one step an error."""
+        breaches = [finding for finding in self.findings if finding.severity != "note"]
+        return min(breaches, key=lambda each: (each.step, each.severity != "error"), default=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the diagnosis for JSON, under the names of the ``check`` format."""

@@ -7,8 +7,9 @@ import pytest
 from loopscope.dashboard.components import verdict
 from loopscope.dashboard.example import example_runs
 from loopscope.dashboard.opened import OpenRun
-from loopscope.dashboard.story import MARGINAL_ADVICE, Story, _crossed, as_json
+from loopscope.dashboard.story import MARGINAL_ADVICE, Story, _crossed, _gate_words, as_json, tell
 from loopscope.gate.check import check_runs
+from loopscope.rules.diagnosis import diagnose
 from loopscope.rules.findings import Finding
 from loopscope.rules.lead import risen_steps
 
@@ -155,3 +156,27 @@ def test_a_number_that_dips_below_its_limit_is_above_it_since_before():
         radius[150 - dip : 150] = 0.95
         assert _crossed(Numbers(radius), "a_bar_radius", 1.0) == since
     assert _crossed(Numbers(np.append(radius, 0.9)), "a_bar_radius", 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("severity", "gap", "gate", "said"),
+    [
+        ("error", False, "fail", "The gate fails: X1 late since step 4."),
+        ("error", True, "error", "The gate cannot judge it: X1 late."),
+        ("warning", False, "pass", "The gate passes: no error."),
+    ],
+)
+def test_a_stable_run_is_not_to_be_counted_on_where_the_gate_fails(write_run, tmp_path, severity, gap, gate, said):
+    held = OpenRun(write_run(tmp_path / "s.h5", start=0.45, end=0.8))
+    diagnosis = replace(
+        diagnose(held.run), findings=[Finding("X1", "late", severity, 9, 4, 0.0, 0.0, "", "", 1, gap=gap)]
+    )
+    story = tell(held.run, diagnosis, held.settings())
+    held.close()
+    assert diagnosis.verdict == "stable" and (story.gate, story.gate_sentence) == (gate, said)
+    assert ("Do not count on it" in story.advice) is (gate == "fail")
+
+
+def test_of_many_errors_some_are_named_and_the_rest_is_counted():
+    errors = [Finding(f"X{i}", "x", "error", 9 - i, i, 0.0, 0.0, "", "", 1) for i in range(5)]
+    assert _gate_words(errors) == "The gate fails: X4 x since step 4, X3 x since step 3, X2 x since step 2 and 2 more."

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from loopscope.probes import diagnose, open_run
+from loopscope.rules.findings import Finding
 
 
 def wavy(steps):
@@ -67,6 +70,9 @@ def test_the_first_breach_is_no_note(write_run, loop_rows):
     diagnosed = diagnosis(path)
     assert [finding.severity for finding in diagnosed.findings] == ["note"]
     assert diagnosed.first_breach is None
+    made = [Finding(each, each, each, 5, 5, 0.0, 0.0, "", "", 1) for each in ("note", "warning", "error")]
+    first = replace(diagnosed, findings=made).first_breach
+    assert first is not None and first.severity == "error"  # of several at one step
 
 
 @pytest.mark.parametrize(
