@@ -163,7 +163,12 @@
   const live = () => (grid && !grid.isDestroyed() ? grid : null);
   const api = () => window.dash_ag_grid.getApiAsync("runs");
   let waiting = new Set(); /* ticked runs whose rows are not in the table yet */
+  /* The table hands out its API before its own React part has it, and a row that is selected in between is an error of
+     that part. It draws itself again within the same turn of the browser's loop; nobody sees a tenth of a second. */
+  const UNTIL_DRAWN = 100;
+  let selectable = false;
   const tick = () => {
+    if (!selectable) return;
     const own = grid; /* it may be gone by the time that its rows are selected */
     let changed = false;
     if (own) own.forEachNode((node) => { if (waiting.delete(node.id)) { node.setSelected(true); changed = true; } });
@@ -189,6 +194,7 @@
       const asked = new URL(window.location.href).searchParams;
       filters = new Set((asked.get("only") || "").split(",").filter(Boolean));
       restoring = true;
+      selectable = false;
       api().then((found) => {
         if (found.isDestroyed()) return;
         grid = found;
@@ -197,8 +203,12 @@
         if (asked.get("columns")) dash.set_props("columns", { value: asked.get("columns").split(",") });
         if (asked.get("q")) dash.set_props("query", { value: asked.get("q") });
         waiting = new Set(ticked());
-        tick();
-        restoring = false;
+        setTimeout(() => {
+          if (grid !== found || found.isDestroyed()) return;
+          selectable = true;
+          tick();
+          restoring = false;
+        }, UNTIL_DRAWN);
         fit(chosen || []);
         press();
         grid.onFilterChanged();
