@@ -296,7 +296,10 @@ DEATHS = {
     "sys.exit in with": ("with loopscope.attach(model, path) as p: train(p); sys.exit(3)", "SystemExit: 3"),
     "sys.exit(1)": ("train(loopscope.attach(model, path)); sys.exit(1)", "without probe.close()"),
     "the end without close": ("train(loopscope.attach(model, path))", "without probe.close()"),
-    "Ctrl-C": ("train(loopscope.attach(model, path)); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)", "KeyboardInterrupt"),
+    "Ctrl-C": (
+        "train(loopscope.attach(model, path)); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
+        "KeyboardInterrupt",
+    ),
     "an exception in a thread": (
         "p = loopscope.attach(model, path)\n"
         "t = threading.Thread(target=lambda: (train(p), fail())); t.start(); t.join()",
