@@ -151,12 +151,19 @@ class OpenRun:
             if self._story is not None and self._story_of == self.version:
                 return self._story
             began, version = time.monotonic(), self.version
-            made = tell(self.run, diagnose(self.run, _rules()), self.settings())
+            made = self._judged()
             now = time.monotonic()
             self._story, self._story_of = made, version
             self.tracks.trim()  # the rules look at everything
             self._story_due = now + DIAGNOSIS_REST * (now - began)
             return made
+
+    def _judged(self) -> Story:
+        """Judge the run as it is now; one that may grow by a view of its own, since other threads refresh ours."""
+        if self.run.state == "finished":
+            return tell(self.run, diagnose(self.run, _rules()), self.settings())
+        with open_run(self.run.path) as still:
+            return tell(still, diagnose(still, _rules()), self.settings())
 
     @property
     def known_story(self) -> Story | None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from loopscope.dashboard import opened
 from loopscope.dashboard.components import verdict
 from loopscope.dashboard.example import example_runs
 from loopscope.dashboard.opened import OpenRun
@@ -12,6 +13,7 @@ from loopscope.gate.check import check_runs
 from loopscope.rules.diagnosis import diagnose
 from loopscope.rules.findings import Finding
 from loopscope.rules.lead import risen_steps
+from loopscope.runfile.writer import RunWriter
 
 
 def told(write_run, path, **run):
@@ -180,3 +182,24 @@ def test_a_stable_run_is_not_to_be_counted_on_where_the_gate_fails(write_run, tm
 def test_of_many_errors_some_are_named_and_the_rest_is_counted():
     errors = [Finding(f"X{i}", "x", "error", 9 - i, i, 0.0, 0.0, "", "", 1) for i in range(5)]
     assert _gate_words(errors) == "The gate fails: X4 x since step 4, X3 x since step 3, X2 x since step 2 and 2 more."
+
+
+def test_a_run_is_judged_while_another_thread_takes_in_that_it_was_resumed(training, tmp_path, monkeypatch):
+    live = training(tmp_path / "live.h5", steps=200)
+    for step in range(80):
+        live.step(step)
+    live.writer.close()
+    held = OpenRun(tmp_path / "live.h5")
+    judged = opened.diagnose
+
+    def meanwhile(run, rules):
+        with RunWriter.resume(tmp_path / "live.h5") as writer:
+            writer.append_step({"step": 40, "loss": 2.0})
+        held.refresh()
+        assert run is not held.run and len(run) == 80
+        return judged(run, rules)
+
+    monkeypatch.setattr(opened, "diagnose", meanwhile)
+    story = held.story()
+    assert story is not None and len(held.run) == 41
+    held.close()
