@@ -108,8 +108,9 @@ class LoopWatch:
 
     def _follow(self, step: int) -> None:
         """Go on with the modules that training has put in the place of those that were watched."""
-        names = self._site.modules
-        if changed := [repr(names[role]) for role in self.tap.follow()]:
+        if roles := self.tap.follow():
+            names = self._site.modules
+            changed = [repr(names[role]) for role in roles]
             had, what = self._site.a_bar is not None, ""
             if had and not self._is_by_hand_alone() and not self._together.sharded:
                 self._use(self._verified_again())

@@ -145,8 +145,10 @@ class StepOnItsWay:
 
     def arrived(self) -> Record:
         """Return the whole record."""
-        values = self.known.values | {name: copy.number() for name, copy in self.numbers.items()}
-        record = replace(self.known, values=values)
+        record = self.known
+        if self.numbers:
+            values = record.values | {name: copy.number() for name, copy in self.numbers.items()}
+            record = replace(record, values=values)
         return record if self.loop is None else self.loop.added_to(record)
 
 
