@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from loopscope.models.looped import LoopedTransformer
-from loopscope.models.run_config import RunConfig
 from loopscope.models.train import train
 from loopscope.runfile.open import open_run
 from numpy.typing import NDArray
-from risk_runs import ARCHITECTURES, EARLY, LATE, STEPS, Cell, text
+from risk_runs import EARLY, LATE, STEPS, Cell, config_of, text
 from torch import Tensor
 
 Floats = NDArray[np.float64]
@@ -105,13 +104,7 @@ def measure(cell: Cell, path: Path) -> dict[str, float]:
     Raises:
         RuntimeError: The losses are not those of the file: another model would be scored.
     """
-    injection, norm = ARCHITECTURES[cell.architecture]
-    config = RunConfig(
-        preset="demo",
-        seed=cell.seed,
-        model={"injection": injection, "norm": norm, "width": cell.width, "mlp_width": 2 * cell.width},
-        train={"lr": cell.lr, "steps": LATE},
-    )
+    config = config_of(cell, LATE)
     torch.set_num_threads(1)
     model = config.build_model()
     seen = Scores(model, text(cell.seed).batch(UNSEEN, SEQUENCES)[:, :-1])

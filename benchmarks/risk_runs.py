@@ -123,15 +123,20 @@ def is_done(path: Path) -> bool:
         return False
 
 
-def train_cell(cell: Cell, path: Path) -> None:
-    """Train one run and record it."""
+def config_of(cell: Cell, steps: int) -> RunConfig:
+    """Return what a cell is trained with, for some steps."""
     injection, norm = ARCHITECTURES[cell.architecture]
-    config = RunConfig(
+    return RunConfig(
         preset="demo",
         seed=cell.seed,
         model={"injection": injection, "norm": norm, "width": cell.width, "mlp_width": 2 * cell.width},
-        train={"lr": cell.lr, "steps": STEPS},
+        train={"lr": cell.lr, "steps": steps},
     )
+
+
+def train_cell(cell: Cell, path: Path) -> None:
+    """Train one run and record it."""
+    config = config_of(cell, STEPS)
     torch.set_num_threads(1)
     model = config.build_model()
     preset = PRESETS["watch"] if cell.seed % 2 else replace(PRESETS["watch"], name="risk", full_loop=at_a_quarter)

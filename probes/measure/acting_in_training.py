@@ -162,6 +162,3 @@ def _few(tensor: Tensor) -> Tensor:
     if tensor.ndim >= 3:
         return tensor.detach()[:SEQUENCES, :POSITIONS].clone()
     return tensor.detach()[: SEQUENCES * POSITIONS].clone() if tensor.ndim else tensor.detach().clone()
-
-
-__all__ = ["SeenInTraining"]
