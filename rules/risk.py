@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runfile.reader import Run
-from .spikes import Floats, median_of_rows
+from .spikes import Floats, middle_of_rows
 
 WINDOW: Final = 16  # rows of which a level is the median, and rows before the first risk
 STRIDE: Final = 4  # rows between two risks
@@ -430,8 +430,9 @@ def carry(values: Floats, before: float = math.nan) -> Floats:
 
 def levels(of: Floats) -> Floats:
     """Return the median of each row; NaN where a value of it is not known."""
+    ordered = np.sort(of, axis=1)  # NaN comes last
     with np.errstate(invalid="ignore"):
-        return np.where(np.isnan(of).any(axis=1), np.nan, median_of_rows(of))
+        return np.where(np.isnan(ordered[:, -1]), np.nan, middle_of_rows(ordered))
 
 
 def _levels_up_to(values: Floats, back: NDArray[np.int64], counts: NDArray[np.int64]) -> Floats:
