@@ -1,9 +1,9 @@
 """Two numbers that remember more than a window: ``ewma``, an exponential mean, and ``cusum``, a sum that stays above 0.
 
 Each of their values is made from the one before, which in Python is one call a row. Therefore values are counted off
-in stretches of `STRETCH`. A value depends on what was before its stretch only through the number with which the stretch
-began, so that many stretches are worked out side by side, and joined afterwards. Rows that come one at a time go through
-the same operations in the same order, so that the numbers are the same bit for bit.
+in stretches of `STRETCH`. A value depends on what was before its stretch only through the number with which that
+began, so that many stretches are worked out side by side, and joined afterwards. Rows that come one at a time go
+through the same operations in the same order, so that the numbers are the same bit for bit.
 
 ``ewma``, from the mean m at the start of a stretch: m_i = p_i m + s_i with p_i = k_i p_(i-1) and s_i = k_i s_(i-1) +
 (1 - k_i) x_i, where k_i is the weight of what was before. ``cusum``, from the sum m: m_i = max(m + b_i, a_i) with b_i =

@@ -265,8 +265,10 @@ class RunRisk:
         self._levels |= dict(zip(counts[marks].tolist(), level[marks].tolist(), strict=True))
         enough = counts >= WINDOW
         at, level = drawn_at[enough], level[enough]
-        half, of_half = np.unique(milestones(counts[enough]), return_inverse=True)
-        before = np.array([self._levels[count] for count in half.tolist()]).reshape(-1, len(COMPARED))[of_half]
+        half = milestones(counts[enough])
+        changes = np.flatnonzero(np.diff(half, prepend=-1))
+        before = np.array([self._levels[count] for count in half[changes].tolist()]).reshape(-1, len(COMPARED))
+        before = np.repeat(before, np.diff(changes, append=len(half)), axis=0)
         known = {name: values[at] for name, values in carried.items()}
         for name in GROWN:
             if math.isnan(self._first[name]) and len(recorded := np.flatnonzero(~np.isnan(given[name]))):
@@ -397,7 +399,7 @@ def risk_of(drawn: Mapping[str, Floats]) -> Floats:
 def log(values: Floats) -> Floats:
     """Return natural logarithms, NaN of what has none."""
     with np.errstate(all="ignore"):
-        return np.where(values > 0, np.log(np.where(values > 0, values, 1.0)), np.nan)
+        return np.where(values > 0, np.log(values), np.nan)
 
 
 def log_ratio(above: Floats, below: Floats) -> Floats:
