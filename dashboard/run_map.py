@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..rules.lead import WINDOW, risen_steps
 from ..runfile.layout import PROBE_DERIVED
@@ -44,18 +45,32 @@ def numbers_of(held: OpenRun) -> dict[str, float]:
         if name in NOT_PLACES:
             continue
         values = held.run.series(name)[1] if name in PROBE_DERIVED else held.run[name]
-        values = values[~np.isnan(values)]
-        if len(values):
-            placed[f"last.{shown(name, 80)}"] = float(values[-1])
-        values = values[np.isfinite(values)]
-        if len(values):
-            placed[f"largest.{shown(name, 80)}"] = float(values.max())
+        placed[f"last.{shown(name, 80)}"] = _last_given(values)
+        placed[f"largest.{shown(name, 80)}"] = _largest_finite(values)
         if len(placed) >= 2 * NUMBERS_LIMIT:
             break
     survived = converged(held.run["step"], held.run["loss"], finished=held.run.state != "live")
     if survived is not None:
         placed["converged"] = float(survived)
     return {name: value for name, value in placed.items() if math.isfinite(value)}
+
+
+def _last_given(values: NDArray[np.floating]) -> float:
+    """Return the last number that is not NaN; NaN where there is none. Of a long series the end is looked at first."""
+    for part in (values[-1000:], values):
+        given = np.flatnonzero(~np.isnan(part))
+        if len(given):
+            return float(part[given[-1]])
+    return math.nan
+
+
+def _largest_finite(values: NDArray[np.floating]) -> float:
+    """Return the largest finite number; NaN where there is none."""
+    largest = float(np.fmax.reduce(values, initial=-np.inf)) if len(values) else math.nan
+    if math.isfinite(largest):
+        return largest
+    finite = values[np.isfinite(values)]
+    return float(finite.max()) if len(finite) else math.nan
 
 
 def converged(steps: Any, loss: Any, *, finished: bool) -> bool | None:

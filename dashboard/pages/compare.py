@@ -75,7 +75,9 @@ def _opened(run_ids: list[str]) -> tuple[list[tuple[Entry, OpenRun]], list[str]]
             faults.append(f"{shown(run_id, 80)}: not among the runs served here.")
             continue
         try:
-            there.append((entry, current_index().open(entry)))
+            held = current_index().open(entry)
+            held.story(wait=False)  # a long run is drawn before it is judged
+            there.append((entry, held))
         except RunFileError as error:
             faults.append(components.sentence(str(error)))
     return there, faults
@@ -144,9 +146,8 @@ def register(app: Dash) -> None:
         run_ids = [str(one) for one in (given or ticked or ())]
         axis, what = axis if axis in compare.AXES else "step", [str(one) for one in what or ()]
         there, faults = _opened(run_ids)
-        for _, held in there:
-            held.story()
-        version = str(hash((axis, *what, *faults, *[(entry.id, held.version) for entry, held in there])))
+        known = [(entry.id, held.version, held.judged) for entry, held in there]
+        version = str(hash((axis, *what, *faults, *known)))
         if version == before:
             return [*[no_update] * 6, asked]
         options = dict.fromkeys([*compare.quantities([held for _, held in there]), *what])

@@ -91,8 +91,8 @@ def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
     return html.Div(
         [
             dcc.Store(id="run-id", data=entry.id),
-            dcc.Store(id="selected", data=ask.selected),
-            dcc.Store(id="view", data=None),
+            _store("selected", ask.selected),
+            _store("view", None),
             dcc.Store(id="tab", data=tab.name),
             dcc.Store(id="batch", data=ask.batch),
             dcc.Store(id="against", data=ask.against),
@@ -109,6 +109,11 @@ def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
         ],
         className="ls-run-page",
     )
+
+
+def _store(name: str, value: Any) -> dcc.Store:
+    """Return a store that sets nothing off when the page comes: Dash takes a null in one for news."""
+    return dcc.Store(id=name) if value is None else dcc.Store(id=name, data=value)
 
 
 def _bounds(held: OpenRun) -> list[int]:
@@ -262,11 +267,10 @@ def _register_follow(app: Dash) -> None:
         """Look for new rows; everything else follows from a new version, and without one nothing is due."""
         try:
             held = _held(run_id)
+            held.story(wait=False)
         except RunFileError as error:
             broken = components.problem("This run cannot be read any more", str(error))
             return no_update, no_update, True, broken, no_update, components.state_badge("unreadable"), *[no_update] * 4
-        if not held.judged:
-            held.story()
         news = f"{held.version} {held.judged}"
         if news == version:
             return *[no_update] * 7, *[asked] * 3
