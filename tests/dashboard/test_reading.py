@@ -69,7 +69,7 @@ def test_a_long_run_is_read_once_for_its_row_and_its_page_and_again_when_it_chan
         known = index.long_runs.read(path, live=False)
         assert len(asked) == 1 and row["verdict"] == known.story.verdict == "stable"
         path.unlink()
-    write_run(path, steps=60, end=1.4)
+        write_run(path, steps=60, end=1.4)
         assert index.long_runs.read(path, live=True) is known  # of a run that is being written, a little old will do
         index.long_runs._helper._process.kill()  # whatever becomes of the helper
         os.utime(path)
