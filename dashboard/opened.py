@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -16,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..rules.diagnosis import diagnose
-from ..rules.rule_files import load_rules
 from ..runfile.ending import Ending, ending
 from ..runfile.flights import Flight, find_flights
 from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
 from ..runfile.ranks.companions import of_several_ranks
 from ..runfile.reader import Run
+from .rule_choice import choice_for
 from .settings import Settings, settings_of
 from .story import Story, tell
 from .text import shown
@@ -34,9 +33,6 @@ QUICK_ROWS: Final = 20_000
 """A run of up to so many rows is judged while its page waits; a longer one behind the page, by a helper."""
 
 T = TypeVar("T")
-
-
-_rules = cache(load_rules)
 
 
 class Table(NamedTuple):
@@ -78,7 +74,7 @@ class OpenRun:
     Attributes:
         run: The reader, for whatever is cheap to ask.
         tracks: Its numbers as pictures need them.
-        version: A short text that changes whenever the run says anything new.
+        version: A short text that changes whenever the run, or the rules of its project, say anything new.
     """
 
     def __init__(self, path: Path, judge: Judge | None = None) -> None:
@@ -108,7 +104,9 @@ class OpenRun:
             if type(self.run) is Run and of_several_ranks(self.run):
                 self._open_again()
             # Of each rank: the newest of them all may stay the same while another one writes.
-            version = " ".join([*(f"{one.committed_at:.9f}" for one in self.run.ranks.values()), self.run.state])
+            commits = [f"{one.committed_at:.9f}" for one in self.run.ranks.values()]
+            self._rules = choice_for(self.run.path.parent)
+            version = " ".join([*commits, self.run.state, *(map(str, self._rules.stamp) if self._rules.path else ())])
             if version != self.version:
                 self.version = version
                 self.tracks.follow()
@@ -218,10 +216,11 @@ class OpenRun:
 
     def judged_now(self) -> Story:
         """Judge the run as it is now; one that may grow by a view of its own, since other threads refresh ours."""
+        rules, words = self._rules.rules()
         if self.run.state == "finished":
-            return tell(self.run, diagnose(self.run, _rules()), self.settings())
+            return tell(self.run, diagnose(self.run, rules), self.settings(), words)
         with open_run(self.run.path) as still:
-            return tell(still, diagnose(still, _rules()), self.settings())
+            return tell(still, diagnose(still, rules), self.settings(), words)
 
     @property
     def known_story(self) -> Story | None:

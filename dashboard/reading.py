@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from ..runfile.rank_names import rank_files
 from .opened import OpenRun
 from .row_cells import Row, cells_of
+from .rule_choice import choice_for
 from .story import Story
 
 WORTH: Final = 24
@@ -119,6 +120,7 @@ class LongRuns:
         """
         with self._lock:
             stamp = stamp_of([path, *rank_files(path).values()])
+            stamp.append(list(choice_for(path.parent).stamp))
             kept = self._kept.get(path)
             if kept and (kept[0] == stamp or (live and time.monotonic() < kept[2])):
                 return kept[1]

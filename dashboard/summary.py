@@ -25,6 +25,7 @@ from ..runfile.layout import RunFileError
 from .index import Entry, RunIndex
 from .reading import LONG_BYTES, Helper, Stamp, helpers_for, stamp_of
 from .row_cells import Row, cells_of, read_once
+from .rule_choice import choice_for
 from .text import shown
 
 LIVE_REST: Final = 10.0  # a live run is read again after its cost, this many times over
@@ -32,7 +33,7 @@ LIVE_SECONDS: Final = 2.0  # and not before so many seconds
 IDLE_SECONDS: Final = 15.0  # nobody asked for so long: the thread ends
 DETAILS: Final = ("numbers", "alerts")
 """What is read of a run for other pages, and not sent with its row."""
-CACHE_VERSION: Final = f"3 {__version__}"
+CACHE_VERSION: Final = f"4 {__version__}"
 _VERDICTS: Final = ("unstable", "marginal", "unknown", "stable")
 
 
@@ -274,13 +275,14 @@ def identity(entry: Entry) -> Row:
 
 
 def _stamp(entry: Entry) -> Stamp:
-    """Return what changes whenever somebody writes a file of the run."""
-    return stamp_of([entry.path, *entry.others], links=not entry.fault)
+    """Return what changes whenever somebody writes a file of the run, or the rules of its project."""
+    stamp = stamp_of([entry.path, *entry.others], links=not entry.fault)
+    return stamp if entry.fault else [*stamp, list(choice_for(entry.path.parent).stamp)]
 
 
 def _is_long(entry: Entry) -> bool:
     """Say whether reading a run takes long."""
-    return not entry.fault and sum(size for _, size, _ in _stamp(entry)) >= LONG_BYTES
+    return not entry.fault and sum(size for _, size, _ in stamp_of([entry.path, *entry.others])) >= LONG_BYTES
 
 
 def _order(entry: Entry) -> tuple[bool, int]:

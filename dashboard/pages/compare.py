@@ -27,6 +27,10 @@ PLOTS_LIMIT: Final = 6
 OFFERED: Final = 7  # runs that still lie over each other in one plot
 HEIGHT: Final = 290
 LEGEND: Final = 14  # pixels of legend for each run, where the window is narrow
+BREACH: Final = (
+    'First breach: the step since which a run\'s verdict holds, as its sentence says it ("Unstable since step …"). '
+    "Aligned by it, runs that fail are laid over each other from where each began to; runs that do not are left out."
+)
 _CLOCK = Clock("compare-poll", ("plots",))
 
 
@@ -56,6 +60,7 @@ def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
                 ],
                 className="ls-choices ls-controls ls-compare",
             ),
+            html.P(BREACH, className="ls-dim ls-hint"),
             html.Div(html.P("reading…", className="ls-dim"), id="compare-body"),
             dcc.Store(id="compare-asked", data=asked),
             dcc.Store(id="compare-version", data=""),

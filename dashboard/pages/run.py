@@ -38,6 +38,7 @@ PENDING_MS: Final = 400  # between two looks for a verdict that is being made
 # the training that it follows may run on the same machine.
 DRAWING_REST: Final = 10
 SPEED_STEPS: Final = 100
+REASON: Final = 120  # letters of why a run ended that the strip has room for; the rest is one click away
 
 _CLOCK = Clock("run-poll", ("plots", "details", "words"))
 _PANEL = {"type": "panel", "name": ALL}
@@ -135,11 +136,15 @@ def strip(held: OpenRun) -> list[Any]:
     if end.lost_from is not None:
         facts.append(f"loop not recorded from step {end.lost_from:,} on: {shown(end.lost_reason, 80)}")
     if end.state == "interrupted":
-        facts.append(f"interrupted: {shown(end.reason, 120)}")
+        facts.append(f"interrupted: {shown(end.reason, REASON)}")
     again = command(run.info, resume=True) if end.state == "interrupted" else ""
+    cut = end.state == "interrupted" and len(shown(end.reason)) > REASON
     resume: list[Any] = []
-    if again:
-        resume = [html.Details([html.Summary("how to resume"), html.Code(again)], className="ls-resume")]
+    if again or cut:
+        words = [word for word, there in (("why it ended", cut), ("how to resume", again)) if there]
+        whole = [html.P(shown(end.reason))] if cut else []
+        code = [html.Code(again)] if again else []
+        resume = [html.Details([html.Summary(", ".join(words)), *whole, *code], className="ls-resume")]
     facts_line = html.Span(" · ".join(facts), className="ls-dim")
     return [*components.verdict(held.story(wait=False)), html.Div([*chips, facts_line, *resume], className="ls-chips")]
 
