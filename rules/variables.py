@@ -76,14 +76,14 @@ def at_passes(run: Run, variable: str, name: str, passes: Sequence[int]) -> list
         passes: Passes from 0; negative ones are counted back from the last state.
     """
     table, (_, count) = per_pass(run, variable, name), _ends(run.loops("pass", variable=variable))
-    found = []
+    numbers = []
     for at in passes:
         column = count + at if at < 0 else np.full(len(count), at)
         inside = (column >= 0) & (column < count)
         values = np.full(len(count), np.nan)
         values[inside] = table[inside, column[inside]]
-        found.append(values)
-    return found
+        numbers.append(values)
+    return numbers
 
 
 def loops_of_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:

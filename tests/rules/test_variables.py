@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from loopscope.rules.judging import judge
 from loopscope.rules.rule_files import load_rules
 from loopscope.rules.variables import loops_of_rows, per_pass
 from loopscope.runfile.flights import FlightStep
-from loopscope.runfile.layout import VARIABLE_COLUMNS
+from loopscope.runfile.layout import VARIABLE_COLUMNS, VARIABLE_PASSES
 
 RULES = """
 [[rule]]
@@ -33,6 +34,7 @@ id = "R3"
 expr = "x > 0.5"
 severity = "warning"
 """
+INFO = {"variables": ["high", "low"]}
 INNER = 3
 
 
@@ -60,10 +62,9 @@ def record_of(step: int, high: np.ndarray, low: np.ndarray) -> Record:
 
 def write(path: Path, rules: list, *, later: bool, steps: int = 120) -> None:
     """Record a run in which `low` grows from step 40 on, and `high` is at rest."""
-    info = {"variables": ["high", "low"]}
-    recorder = Recorder(path, info={} if later else info, scalars=("x",), rules=rules, resume=False, overwrite=False)
+    recorder = Recorder(path, info={} if later else INFO, scalars=("x",), rules=rules, resume=False, overwrite=False)
     if later:
-        recorder.learn(0, info)
+        recorder.learn(0, INFO)
     for step in range(steps):
         grown = 0.1 * max(0, step - 40)
         high = 1.0 + 0.5 ** np.arange(4.0)
@@ -109,9 +110,7 @@ def test_passes_of_a_variable_are_its_last_updates(tmp_path: Path, rules) -> Non
 
 
 def test_depths_that_differ_from_step_to_step(tmp_path: Path, rules) -> None:
-    recorder = Recorder(
-        tmp_path / "a.h5", info={"variables": ["high", "low"]}, rules=rules, resume=False, overwrite=False
-    )
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=rules, resume=False, overwrite=False)
     for step, passes in enumerate([3, 5, 2, 4]):
         recorder.put(record_of(step, np.arange(1.0, passes + 2), np.arange(1.0, INNER * passes + 2)))
     recorder.close()
@@ -124,9 +123,7 @@ def test_depths_that_differ_from_step_to_step(tmp_path: Path, rules) -> None:
 
 def test_the_shipped_rules_say_which_variable_explodes(tmp_path: Path) -> None:
     shipped = load_rules()
-    recorder = Recorder(
-        tmp_path / "a.h5", info={"variables": ["high", "low"]}, rules=shipped, resume=False, overwrite=False
-    )
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=shipped, resume=False, overwrite=False)
     for step in range(260):
         size = 1.0 if step < 180 else 1000.0
         recorder.put(record_of(step, size * np.linspace(1.0, 1.5, 4), np.linspace(1.0, 1.5, 3 * INNER + 1)))
@@ -135,3 +132,37 @@ def test_the_shipped_rules_say_which_variable_explodes(tmp_path: Path) -> None:
         findings = diagnose(run, shipped).findings
     grows = [f for f in findings if f.rule == "LS032"]
     assert [f.variable for f in grows] == ["high"] and grows[0].as_dict()["variable"] == "high"
+
+
+def test_a_verdict_says_what_every_variable_does_from_pass_to_pass(tmp_path: Path) -> None:
+    """One settles and one drifts, although the inner updates of neither get smaller."""
+    t = np.arange(17.0)
+    measured = np.full((2, 17, 3), np.nan, np.float32)
+    measured[0, :, 0], measured[0, :-1, 1], measured[0, 1:-1, 2] = 2 - 0.5**t, 0.5 ** t[:-1], 1
+    measured[1, :, 0], measured[1, :-1, 1], measured[1, 1:-1, 2] = 1 + t, 1, 1
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=[], resume=False, overwrite=False)
+    for step in range(30):
+        one = record_of(step, np.linspace(1.0, 1.5, 4), np.linspace(1.0, 1.5, 3 * INNER + 1))
+        recorder.put(replace(one, arrays={VARIABLE_PASSES: measured}) if step == 20 else one)
+    recorder.close()
+    with open_run(tmp_path / "a.h5") as run:
+        said = diagnose(run, [])
+    assert {name: law.kind for name, law in said.variables.items()} == {"high": "settling", "low": "drifting"}
+    assert "By variable: high settles geometrically, low drifts" in said.summary
+    assert said.as_dict()["variables"]["low"] == {"regime": "marginal", "kind": "drifting"}
+
+
+def test_nothing_is_said_of_passes_where_only_inner_updates_are_known(tmp_path: Path, rules) -> None:
+    write(tmp_path / "a.h5", rules, later=False, steps=30)
+    with open_run(tmp_path / "a.h5") as run:
+        assert diagnose(run, rules).variables == {}
+
+
+def test_a_damaged_measurement_is_left_out(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=[], resume=False, overwrite=False)
+    for step in range(30):
+        one = record_of(step, np.linspace(1.0, 1.5, 4), np.linspace(1.0, 1.5, 3 * INNER + 1))
+        recorder.put(replace(one, arrays={VARIABLE_PASSES: np.zeros((3, 0), np.float32)}))
+    recorder.close()
+    with open_run(tmp_path / "a.h5") as run:
+        assert diagnose(run, []).variables == {}
