@@ -106,7 +106,8 @@ def _law_of_training(per_loop: Mapping[str, Series], run: Run) -> TrajectoryLaw:
     if not whole.any():
         return _no_law(SEVERAL_DEPTHS)
     deepest = int(np.argmax(whole))
-    return _law_of_loops(*(per_loop[name][deepest] for name in LOOP_COLUMNS_READ), run)
+    residual, cosine, state, tokens = (per_loop[name][deepest] for name in LOOP_COLUMNS_READ)
+    return _law_of_loops(residual, cosine, state, tokens, run)
 
 
 def _law_of_loops(residual: Series, cosine: Series, state: Series, tokens: Series, run: Run) -> TrajectoryLaw:
