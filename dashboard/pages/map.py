@@ -122,9 +122,9 @@ def _survival(told: Survival, words: list[str]) -> list[Any]:
             (name, *[_ended(cell) for cell in line]) for name, line in zip(told.architectures, told.cells, strict=True)
         ]
         meaning = (
-            f"Each cell counts runs that ended, as a rule one for each seed. Converged is said of the loss alone: at "
-            f"the end its mean over {WINDOW} steps is finite, and not more than {RISE:.0%} above its lowest. A loop "
-            "can be unstable while its loss has come back: such a cell says both."
+            f"Each cell counts the runs that ended, as a rule one for each seed. Converged is about the loss alone: "
+            f"at the end its mean over {WINDOW} steps is finite, and not more than {RISE:.0%} above its lowest. A "
+            "loop can be unstable while its loss has come back: such a cell says both."
         )
         head = ("architecture", *[f"lr {rate:g}" for rate in told.rates])
         parts += [html.P(meaning, className="ls-dim"), components.rows_table(head, rows, wide=True)]
