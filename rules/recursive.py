@@ -85,6 +85,7 @@ class ExponentialMean:
     def _side_by_side(self, values: Floats, keep: Floats) -> Floats:
         """Return the means of whole stretches, given ``(STRETCH, stretches)``."""
         products, sums = np.multiply.accumulate(keep, axis=0), (1.0 - keep) * values
+        sums[0] += 0.0  # one by one, a sum of 0 comes before it: -0 becomes 0
         for before, kept, after in zip(sums, keep[1:], sums[1:], strict=False):
             after += kept * before
         begun = [self._begun]
