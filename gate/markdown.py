@@ -114,7 +114,7 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
     if result.replay:
         yield from _of_replay(diagnosis)
     for finding in diagnosis.findings[:MOST_FINDINGS]:
-        yield from _of_finding(finding)
+        yield from _of_finding(finding, result.where(run, finding))
     if len(diagnosis.findings) > MOST_FINDINGS:
         yield f"- *and {len(diagnosis.findings) - MOST_FINDINGS} more findings*"
     unjudged = [each for each in diagnosis.judgements if each.state == "no data"]
@@ -122,11 +122,13 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
         yield f"- not judged: {each.rule} {escape(each.name)}: {escape(each.reason)}"
 
 
-def _of_finding(finding: Finding) -> Iterator[str]:
+def _of_finding(finding: Finding, where: str) -> Iterator[str]:
     """Yield the lines of one finding."""
     pending = f" *(pending, {finding.held} of {finding.hold} steps)*" if finding.state == "pending" else ""
     head = f"{SEVERITY_SYMBOLS[finding.severity]} **{finding.rule} {escape(finding.name)}** [{finding.severity}]"
     yield f"- {head} step {finding.step}{pending}: {escape(finding.message)}"
+    if where:
+        yield f"  <br>where: {escape(where)}"
     if finding.remedy:
         yield f"  <br>try: {escape(finding.remedy)}"
 
