@@ -12,7 +12,8 @@ from .result import GateResult, RunCheck
 
 VERSION: Final = 2
 """2 added tool, rules_file, commit, at_step, baseline, comparison; of runs scope, commit, configuration; of findings
-loss_step and lead. Nothing of version 1 is gone. Later came ``loop_code`` of runs, which older reports of version 2 lack."""
+loss_step and lead. Nothing of version 1 is gone. ``loop_code`` of runs came later, and older reports of version 2
+lack it."""
 
 
 def as_json(result: GateResult) -> str:

@@ -17,7 +17,7 @@ from ..rules.findings import Finding, Outcome, outcome, serious
 from ..rules.rule_files import Rule
 from ..runfile.layout import Severity
 from .compare import Comparison
-from .where import LoopCode, Spot, spot, words
+from .where import UNKNOWN, LoopCode, Spot, spot, words
 
 PASSED: Final = 0
 FAILED: Final = 1
@@ -52,7 +52,7 @@ class RunCheck:
     trends: Mapping[str, str] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     commit: str = ""
-    code: LoopCode = LoopCode()
+    code: LoopCode = UNKNOWN
 
     def at_or_above(self, fail_on: Severity) -> list[Finding]:
         """Return the findings whose severity fails a run."""

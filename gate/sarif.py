@@ -80,12 +80,13 @@ def _result(run: RunCheck, finding: Finding, result: GateResult) -> dict[str, An
         region = {"startLine": spot.line} | ({"startColumn": spot.column} if spot.column else {})
         physical = {"artifactLocation": {"uri": _uri(Path(spot.file))}, "region": region}
     where = result.where(run, finding)
-    said = f"{run.path}, step {finding.step}: {finding.message.removesuffix('.')}.{f' Where: {where}.' if where else ''}"
-    remedy = f" Try: {finding.remedy}." if finding.remedy else ""
+    said = f"{run.path}, step {finding.step}: {finding.message.removesuffix('.')}."
+    said += f" Where: {where}." if where else ""
+    said += f" Try: {finding.remedy}." if finding.remedy else ""
     return {
         "ruleId": plain(finding.rule),
         "level": LEVELS[finding.severity],
-        "message": {"text": plain(f"{said}{remedy}")},
+        "message": {"text": plain(said)},
         "locations": [{"physicalLocation": physical}],
         "partialFingerprints": {"loopscope/v1": fingerprint(run, finding)},
     }

@@ -48,6 +48,9 @@ class LoopCode:
         return f"{self.file}:{self.line}" if self.file else ""
 
 
+UNKNOWN: Final = LoopCode()
+
+
 @dataclass(frozen=True, slots=True)
 class Spot:
     """A line of the checkout.

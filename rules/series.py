@@ -39,7 +39,9 @@ _MADE_OF: Final = dict.fromkeys((*DERIVED, RISK), "loss") | {
 KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS, RISK})
 """What a rule can read of every run, besides the user's own numbers and the loops of `PER_LOOP`."""
 
-OF_THE_LINEAR_PART: Final = frozenset({"a_bar_radius", "a_bar_norm", "a_bar_radius_error", "b_bar_norm", "injection_norm"})
+OF_THE_LINEAR_PART: Final = frozenset(
+    {"a_bar_radius", "a_bar_norm", "a_bar_radius_error", "b_bar_norm", "injection_norm"}
+)
 _FULL_LOOP: Final = frozenset(
     {"jacobian_radius", "jacobian_norm", "lyapunov_max", "lyapunov_error", "c_out_gain", "full_loop_seconds"}
 )

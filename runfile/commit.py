@@ -32,7 +32,8 @@ def root_of(folder: Path) -> Path | None:
     >>> root_of(Path("/"))
     """
     try:
-        return next((above for above in (folder.resolve(), *folder.resolve().parents) if (above / ".git").exists()), None)
+        here = folder.resolve()
+        return next((above for above in (here, *here.parents) if (above / ".git").exists()), None)
     except OSError:
         return None
 

@@ -14,6 +14,7 @@ from loopscope.gate.check import check_runs
 from loopscope.gate.formats import render
 from loopscope.gate.where import LoopCode, Spot, loop_code
 
+ASKED = Asked()
 INFO = {
     "site": {"body": "injection"},
     "a_bar_parameters": ["injection.linear.weight"],
@@ -36,7 +37,7 @@ def project(tmp_path, monkeypatch, write_run, loop_rows):
     return tmp_path
 
 
-def places(output, capsys, *names, asked=Asked()):
+def places(output, capsys, *names, asked=ASKED):
     """What a format says of each rule: file and line."""
     check([Path(name) for name in names or ("a.h5",)], rules=None, fail_on="error", output=output, min_steps=None,
           debug=False, asked=asked)  # fmt: skip
