@@ -73,17 +73,19 @@ def loop_code(info: Mapping[str, Any]) -> LoopCode:
     LoopCode(body='mix', a_bar_parameters=(), file='', line=0)
     """
     site, code, names = info.get("site"), info.get("loop_code"), info.get("a_bar_parameters")
-    body = site.get("body") if isinstance(site, dict) else None
-    parameters = [name for name in names if _is_short(name)][:MOST_NAMES] if isinstance(names, list) else []
-    file, line = (code.get("file"), code.get("line")) if isinstance(code, dict) else ("", 0)
-    inside = _is_short(file) and not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts
-    whole = isinstance(line, int) and not isinstance(line, bool) and 0 < line <= MOST_LINES
-    known = {"file": file, "line": line} if inside and whole else {}
-    return LoopCode(body if _is_short(body) else "", tuple(parameters), **known)
+    said: Mapping[str, Any] = code if isinstance(code, dict) else {}
+    body = _short(site.get("body")) if isinstance(site, dict) else ""
+    parameters = tuple(filter(None, map(_short, names)))[:MOST_NAMES] if isinstance(names, list) else ()
+    file, line = _short(said.get("file")), said.get("line")
+    inside = bool(file) and not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts
+    if inside and isinstance(line, int) and not isinstance(line, bool) and 0 < line <= MOST_LINES:
+        return LoopCode(body, parameters, file, line)
+    return LoopCode(body, parameters)
 
 
-def _is_short(text: object) -> bool:
-    return isinstance(text, str) and 0 < len(text) <= LONGEST and text.isprintable()
+def _short(text: object) -> str:
+    """Return a text that can be shown as a name; empty for anything else."""
+    return text if isinstance(text, str) and len(text) <= LONGEST and text.isprintable() else ""
 
 
 def spot(finding: Finding, code: LoopCode, rules: Sequence[Rule], rules_file: Path | None, baseline: Path | None,
