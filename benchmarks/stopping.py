@@ -1,7 +1,7 @@
 """What a rule that may stop a training costs two ranks: steps with and without the reduction, side by side.
 
-Both are taken in turns in one process for each rank, so that whatever else the machine does hits both alike. The step is
-a matrix product and the reduction of a gradient, in two lengths.
+Both are taken in turns in one process for each rank, so that whatever else the machine does hits both alike. The step
+is some matrix products and the reduction of a gradient, in two lengths.
 
     torchrun --nproc-per-node 2 benchmarks/stopping.py
 
@@ -67,8 +67,8 @@ def _tell(length: str, compared: list[dict[str, tuple[float, float]]]) -> None:
     low, high = np.quantile(drawn, [0.025, 0.975])
     step = statistics.median(pair["without"][0] for pair in compared)
     own = statistics.median(pair["with"][1] for pair in compared)
-    print(f"{length}: a step of {step * 1e3:.2f} ms takes {np.median(ratios):.3f} times as long ({low:.3f} to {high:.3f});"
-          f" the decision itself {own * 1e6:.0f} µs")  # fmt: skip
+    times = f"{np.median(ratios):.3f} times as long ({low:.3f} to {high:.3f})"
+    print(f"{length}: a step of {step * 1e3:.2f} ms takes {times}; the decision itself {own * 1e6:.0f} µs")
 
 
 if __name__ == "__main__":
