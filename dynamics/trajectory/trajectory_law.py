@@ -67,6 +67,16 @@ class TrajectoryLaw:
         """Rate at which the norm of a drifting state grows, nats per loop; 0 where it does not drift or grow."""
         return math.log(self.growth_ratio) if self.kind == "drifting" and self.growth_ratio > 1 else 0.0
 
+    @property
+    def words(self) -> str:
+        """The verdict in two or three words: what the state does."""
+        if self.kind == "settling":
+            how = {"geometric": "geometrically", "power": "slowly", "round-off": "to round-off"}.get(self.method, "")
+            return f"settles {how}".strip()
+        if self.kind == "undecided":
+            return f"undecided between {' and '.join(self.between)}"
+        return {"drifting": "drifts", "orbiting": "orbits", "exploding": "explodes"}.get(self.kind, "too few loops")
+
     def grown(self, loops: int) -> float:
         """Return by which factor the steps grow over the first loops by this law; 1 where they keep their size."""
         if self.method in ("geometric", "power"):
