@@ -145,8 +145,8 @@ def relative(path: Path, root: Path | None) -> str:
 def checkout(environment: Mapping[str, str], folder: Path) -> Path:
     """Return the root of what is checked out: what the CI says, else the repository around a folder, else the folder.
 
-    >>> str(checkout({"GITHUB_WORKSPACE": "/home/runner/work"}, Path("/")))
-    '/home/runner/work'
+    >>> str(checkout({"GITHUB_WORKSPACE": "/checkout"}, Path("/")))
+    '/checkout'
     """
     said = next((environment[name] for name in ("GITHUB_WORKSPACE", "CI_PROJECT_DIR") if environment.get(name)), "")
     return Path(said) if said else root_of(folder) or folder
