@@ -34,7 +34,7 @@ def as_annotations(result: GateResult) -> str:
         if run.diagnosis is None:
             all_of["error"].append(_command("error", "loopscope: unreadable run", run.error))
             continue
-        for finding in run.diagnosis.findings:
+        for finding in run.by_weight:
             all_of[finding.severity].append(_annotation(result, run, finding))
     lines = []
     for severity, commands in all_of.items():
@@ -43,7 +43,8 @@ def as_annotations(result: GateResult) -> str:
         lines += shown
         if more := len(commands) - len(shown):
             lines.append(_command(COMMANDS[severity], "loopscope", f"{more} more of this severity: see the summary"))
-    lines.append(f"loopscope: {result.verdict}, {len(result.runs)} runs{result.limits}")
+    count = "1 run" if len(result.runs) == 1 else f"{len(result.runs)} runs"
+    lines.append(f"loopscope: {result.verdict}, {count}{result.limits}")
     return "\n".join(lines)
 
 

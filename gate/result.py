@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding, Outcome, outcome, serious
-from ..rules.rule_files import Rule
+from ..rules.rule_files import SEVERITIES, Rule
 from ..runfile.layout import Severity
 from .compare import Comparison
 from .where import UNKNOWN, LoopCode, Spot, spot, words
@@ -57,6 +57,12 @@ class RunCheck:
     def at_or_above(self, fail_on: Severity) -> list[Finding]:
         """Return the findings whose severity fails a run."""
         return [] if self.diagnosis is None else serious(self.diagnosis.findings, fail_on)
+
+    @property
+    def by_weight(self) -> list[Finding]:
+        """The findings, the most serious first; of those alike what fired before what is missing, then by step."""
+        findings = [] if self.diagnosis is None else self.diagnosis.findings
+        return sorted(findings, key=lambda each: (-SEVERITIES.index(each.severity), each.gap, each.step))
 
     def exit_code(self, fail_on: Severity) -> int:
         """Return the exit code that this file alone would give."""
