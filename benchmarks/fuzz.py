@@ -1,8 +1,8 @@
 """Fuzzes what the gate reads from elsewhere: expressions, rule files, settings, baselines, logs of other tools.
 
-Each case is one byte for the kind and then the content. Whatever the content, it is read or refused in one line, without
-control characters, and what is read makes sense. Event files and offline runs are also built with valid checksums around
-the content, which no mutation of bytes would hit.
+Each case is one byte for the kind and then the content. Whatever the content, it is read or refused in one line,
+without control characters, and what is read makes sense. Event files and offline runs are also built with valid
+checksums around the content, which no mutation of bytes would hit.
 
     pip install --target FOLDER atheris
     PYTHONPATH=FOLDER python benchmarks/fuzz.py -timeout=60 CORPUS
