@@ -191,6 +191,8 @@ class FileSource:
         """Return a per-loop number at rows of the table of loops, in rising order, from a column or piece by piece."""
         if flat is not None:
             return [flat[at] for at in wanted]
+        if (picked := self._tables.pick("loops", LOOP_COLUMNS.index(name), wanted)) is not None:
+            return picked
         values = [np.empty(len(at), np.float32) for at in wanted]
         for first in range(0, self._tables.commit.lengths["loops"], _LOOPS_AT_ONCE):
             last = min(first + _LOOPS_AT_ONCE, self._tables.commit.lengths["loops"])

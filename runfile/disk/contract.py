@@ -78,7 +78,7 @@ def text(file: h5py.File, name: str) -> str:
         raise Broken(f"attribute {name} is too long")
     value = np.empty((), kind.dtype)
     attribute.read(value)
-    said = value[()]
+    said: Any = value[()]
     words = said if isinstance(said, str) else bytes(said).decode("utf-8", "replace")
     if len(words) > _LONGEST_TEXT:
         raise Broken(f"attribute {name} is too long")
