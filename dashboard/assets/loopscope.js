@@ -14,6 +14,7 @@
   };
   const LOST_MS = 20_000; /* an answer that takes longer is taken for lost, as where the server was started anew */
   let asked_at = 0;
+  window.addEventListener("loopscope-back", () => (asked_at = 0)); /* what a server that ended owes will not come */
 
   Object.assign((dash.loopscope = dash.loopscope || {}), {
     /* A step chosen by a click, the field, its arrows, a finding or "newest"; null follows the newest step. */

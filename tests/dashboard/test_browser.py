@@ -196,6 +196,8 @@ def test_an_empty_plot_is_one_line_until_there_is_something_to_draw(screen, tmp_
 def test_rows_are_links_and_going_back_restores_the_table(screen, runs):
     shown = screen(runs)
     page = shown.open("/?q=concat")
+    again = []
+    page.on("request", lambda one: '"type":"panel' in (one.post_data or "") and again.append(one.post_data[:200]))
     page.locator("a.ls-run").first.click()
     page.wait_for_url(re.compile(r"/run/concatenation-[0-9a-f]{8}$"))
     shown.drawn()
@@ -204,6 +206,20 @@ def test_rows_are_links_and_going_back_restores_the_table(screen, runs):
     page.go_back()
     sync_api.expect(page.locator(".ag-row")).to_have_count(1, timeout=PATIENCE)
     assert "q=concat" in page.url
+    assert again == []  # the plots came with the page: none of them is asked for or drawn twice
+
+
+def test_the_library_of_plots_comes_ahead_so_that_the_next_page_moves_little(screen, runs):
+    shown = screen(runs)
+    moved = []
+    page = shown.open()
+    page.wait_for_function("window.Plotly !== undefined")  # without any plot on the page
+    protocol = page.context.new_cdp_session(page)
+    protocol.send("Network.enable")
+    protocol.on("Network.loadingFinished", lambda event: moved.append(event["encodedDataLength"]))
+    page.locator("a.ls-run", has_text="concatenation").click()
+    page.wait_for_selector("#panel-events .main-svg")
+    assert sum(moved) < 150_000
 
 
 def test_ticks_are_counted_and_survive_going_to_a_run_and_back(screen, runs):
@@ -484,6 +500,7 @@ def test_play_goes_through_training(screen, runs):
     sync_api.expect(button).to_have_text("▶ play through training", timeout=PATIENCE)
     newest, *played = page.evaluate("window.steps")
     assert newest == 190 and played == sorted(played) and played[0] < 190  # forwards
+    assert max(later - step for step, later in zip(played, played[1:], strict=False)) <= 20  # none was overtaken
     stopped = page.url
     page.wait_for_timeout(1000)
     assert page.url == stopped
