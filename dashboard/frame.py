@@ -248,23 +248,16 @@ def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     return [float(f"{one:.3g}") for one in at], [f"{one:g}".replace("e-0", "e-").replace("e+0", "e") for one in at]
 
 
-def note(chart: go.Figure, text: str) -> go.Figure:
-    """Write a remark into the lower left corner of the plot, where lines seldom are."""
-    return _write(chart, text, x=0.01, y=0.01, size=11, align="left")
+def note(chart: go.Figure, text: str, *, right: bool = False) -> go.Figure:
+    """Write a remark into a lower corner of the plot, where lines seldom are: the left one, or the right one."""
+    place = {"x": 0.99, "xanchor": "right"} if right else {"x": 0.01}
+    return _write(chart, text, y=0.01, size=11, align="left", **place)
 
 
 def _write(chart: go.Figure, text: str, *, size: int, **place: Any) -> go.Figure:
     """Write text whose lower left corner is at a place of the plot, counted in its width and height."""
-    return chart.add_annotation(
-        text=text,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="bottom",
-        showarrow=False,
-        font={"size": size},
-        **place,
-    )
+    where = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    return chart.add_annotation(text=text, showarrow=False, font={"size": size}, **(where | place))
 
 
 def empty(reason: str, *, remedy: str = "") -> go.Figure:

@@ -88,6 +88,12 @@
       return count;
     },
 
+    /* Of every answer the latest number, first what has come, then what is known. */
+    latest(...numbers) {
+      const half = numbers.length / 2;
+      return numbers.slice(0, half).map((number, i) => Math.max(number || 0, numbers[half + i] || 0));
+    },
+
     /* The bar: which page is shown, and how many runs are ticked. */
     bar(pathname, ...counted) {
       const ids = dash.callback_context.inputs_list.slice(1).map((input) => input.id);

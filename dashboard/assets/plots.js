@@ -100,7 +100,7 @@
     const mine = playing ? null : {};
     playing = mine;
     const say = () => {
-      const now = document.getElementById("play"); /* made anew with the numbers beside it */
+      const now = document.getElementById("play");
       if (now) now.textContent = playing ? "■ stop" : "▶ play through training";
     };
     say();
@@ -112,7 +112,6 @@
       window.dash_clientside.set_props("selected", { data: step });
       window.dash_clientside.set_props("step-input", { value: step });
       await Promise.all([drawn, wait(FRAME_MS)]);
-      say();
     }
     if (playing === mine) playing = null;
     say();

@@ -359,6 +359,8 @@ def test_an_answer_that_never_comes_does_not_stop_the_clock(screen, runs):
         try { return [...found, tick(3, 1, 1, 0)]; } finally { Date.now = now; }
     }""")
     assert (passed, skipped, late) == (1, True, 3)
+    # An answer to what a reader asked for before the last tick, that comes after the answer to that tick:
+    assert page.evaluate("dash_clientside.loopscope.latest(3, 5, 4, 4)") == [4, 5]
 
 
 def test_a_page_lives_through_the_end_of_its_server_and_its_return(chromium, tmp_path, elsewhere):
