@@ -3,8 +3,8 @@
 Dash drops the answer to a callback that has been asked again meanwhile. Where reading or drawing takes longer than the
 time between two questions, every answer would be dropped, and a page would stand still for as long as its run is live.
 A clock here therefore skips its ticks until all that the last one set off is on the page. (Dash's own marks of what it
-waits for do not tell: with two questions on their way, the first answer clears the mark of both.) What a reader asks for
-between two ticks is answered with the number of the earlier one, at times after the later one was answered: of each
+waits for do not tell: with two questions on their way, the first answer clears the mark of both.) What a reader asks
+for between two ticks is answered with the number of the earlier one, at times after the later one was answered: of each
 answer the latest number counts.
 
 Not covered: the questions themselves (the pages' callbacks).
