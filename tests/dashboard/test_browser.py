@@ -310,17 +310,18 @@ def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewh
     training.tell("150")
     page.wait_for_function(f"{shown.points('loss')} === 150")  # it grew on screen without any action
     box = page.locator("#panel-loss .nsewdrag").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.5)
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.2)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5, steps=5)
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.8, steps=5)
     page.mouse.up()
+    tall = "document.querySelector('#panel-loss .js-plotly-plot')._fullLayout.yaxis.range.map((v) => v.toFixed(3))"
     span = "document.querySelector('#panel-gain .js-plotly-plot')._fullLayout.xaxis.range.map(Math.round)"
     page.wait_for_function(f"({span})[1] < 100")
-    before = page.evaluate(span)
+    before, height = page.evaluate(span), page.evaluate(tall)
     training.tell("200")
     page.wait_for_function("document.querySelector('#verdict').innerText.includes('200 steps')")
     page.wait_for_timeout(500)
-    assert page.evaluate(span) == before
+    assert page.evaluate(span) == before and page.evaluate(tall) == height  # in both directions
     page.locator("#reset-zoom").click()
     page.wait_for_function(f"({span})[1] > 190")
     training.tell("end")
