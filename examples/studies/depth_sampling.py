@@ -2,9 +2,9 @@
 
     python examples/studies/depth_sampling.py runs/evidence      # 20 runs beside those of learning_rates.toml
 
-Written down beforehand. A *spike* is an event ``loss_spike`` of the run file. The residual of a step is the norm of the
-last update of its loop; a *jump* of it is a residual of more than twice the median of the 20 steps before. A spike comes
-*with* a jump where one is at most two steps away.
+Written down beforehand. A *spike* is an event ``loss_spike`` of the run file. The residual of a step is the norm of
+the last update of its loop; a *jump* of it is a residual of more than twice the median of the 20 steps before. A
+spike comes *with* a jump where one is at most two steps away.
 """
 
 from __future__ import annotations

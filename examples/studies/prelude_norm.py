@@ -2,8 +2,8 @@
 
     python examples/studies/prelude_norm.py runs/evidence      # 20 runs that measure everything
 
-Parcae with three blocks in the prelude and two in the loop, with and without the norm of e. Beside the spectral norms of
-A̅, B̅ and C_out stands what C_out does to the states it sees; beside the norms by loop, those by block.
+Parcae with three blocks in the prelude and two in the loop, with and without the norm of e. Beside the spectral norms
+of A̅, B̅ and C_out stands what C_out does to the states it sees; beside the norms by loop, those by block.
 """
 
 from __future__ import annotations

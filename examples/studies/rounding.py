@@ -25,6 +25,7 @@ from study import COLOURS, LOG_TICKS, Interval, Result, add_dots, alone, learnin
 DEPTHS = (1, 2, 4, 8, 16, 32)
 SEEDS, HOTTEST = (0, 1), 0.02
 SEQUENCES, DRAWS = 8, 1000
+SHOWN = (("predicted", "measured"), ("predicted_error", "measured_error"))
 
 
 def gaps(checkpoint: str) -> list[dict[str, Any]]:

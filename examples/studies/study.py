@@ -248,9 +248,9 @@ def add_band(
     legend: bool = True,
     row: int = 1,
 ) -> None:
-    """Add the median of some lines and the range they fill, in at most 40 points."""
+    """Add the median of some lines and the range they fill, in at most 30 points."""
     stack = np.asarray(lines, dtype=np.float64)
-    at = np.unique(np.linspace(0, len(x) - 1, min(len(x), 40)).astype(int))
+    at = np.unique(np.linspace(0, len(x) - 1, min(len(x), 30)).astype(int))
     places = np.asarray(x)[at]
     low, middle, high = (np.quantile(stack[:, at], part, axis=0) for part in (0.0, 0.5, 1.0))
     around = {"x": np.concatenate([places, places[::-1]]), "y": np.concatenate([high, low[::-1]])}

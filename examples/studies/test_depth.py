@@ -2,8 +2,8 @@
 
     python examples/studies/test_depth.py runs/evidence      # 40 runs; every checkpoint is evaluated at ten depths
 
-The law is L(T) = L_∞ + Z exp(−z T), fitted to each run at the end of its training (`loopscope.dynamics`: a law that does
-not fit, or whose limit the depths do not tell, is said to be *not identified*).
+The law is L(T) = L_∞ + Z exp(−z T), fitted to each run at the end of its training (`loopscope.dynamics`: a law that
+does not fit, or whose limit the depths do not tell, is said to be *not identified*).
 """
 
 from __future__ import annotations
