@@ -32,6 +32,8 @@ from .linear.transient import peak_growth as peak_growth
 from .loop.attribution import SublayerError as SublayerError
 from .loop.attribution import SublayerGain as SublayerGain
 from .loop.attribution import sublayer_gains as sublayer_gains
+from .loop.blocks import JacobianBlock as JacobianBlock
+from .loop.blocks import jacobian_blocks as jacobian_blocks
 from .loop.jacobian import LoopJacobian as LoopJacobian
 from .loop.jacobian import jacobian_gap as jacobian_gap
 from .loop.krylov import LeadingEigenvalues as LeadingEigenvalues

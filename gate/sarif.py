@@ -92,8 +92,9 @@ def _result(run: RunCheck, finding: Finding, rule: Rule | None, rules_file: Path
 
 
 def fingerprint(run: RunCheck, finding: Finding) -> str:
-    """Return what stays the same of a finding when a job is run again: the run and the rule, not the step."""
-    return hashlib.sha256(f"{run.path.name}\0{finding.rule}\0{finding.name}".encode()).hexdigest()[:32]
+    """Return what stays the same of a finding when a job is run again: run, rule and variable, not the step."""
+    of = f"\0{finding.variable}" if finding.variable else ""
+    return hashlib.sha256(f"{run.path.name}\0{finding.rule}\0{finding.name}{of}".encode()).hexdigest()[:32]
 
 
 def _uri(path: Path) -> str:

@@ -142,9 +142,14 @@ class Watch:
         """Return the findings that were not there before, notes left out."""
         known = set()
         if before is not None and before.check.diagnosis is not None:
-            known = {(each.rule, each.name, each.state, each.step) for each in before.check.diagnosis.findings}
+            known = {_identity(each) for each in before.check.diagnosis.findings}
         fresh = [each for each in findings if each.severity in ALERTING and not each.gap and each.name != "run-live"]
-        return tuple(each for each in fresh if (each.rule, each.name, each.state, each.step) not in known)
+        return tuple(each for each in fresh if _identity(each) not in known)
+
+
+def _identity(finding: Finding) -> tuple[str, str, str, str, int]:
+    """Return what tells a finding from the others of its run."""
+    return finding.rule, finding.name, finding.variable, finding.state, finding.step
 
 
 def alerts(path: Path, look: Look) -> list[Alert]:

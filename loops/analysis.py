@@ -39,8 +39,9 @@ def linearize(
     """Say what kind of dynamical system the loop of this model is, near the states that this input visits.
 
     Runs the loop, takes the spectrum of its linear part and of its full Jacobian (per token where the loop is causal),
-    follows perturbations, looks for fixed points from two starts, and predicts how many loops are safe. The model is
-    left as it was. See `loopscope.dynamics.linearize_loop` for the parts, their cost and their status.
+    follows perturbations, looks for fixed points from two starts, and predicts how many loops are safe. Of a loop that
+    carries several variables it says how each of them goes on, and how they act on each other. The model is left as it
+    was. See `loopscope.dynamics.linearize_loop` for the parts, their cost and their status.
 
     Args:
         model: Any looped model; in evaluation mode inside, as before outside.
@@ -78,6 +79,7 @@ def linearize(
             step_of=loop.step_of,
             e=loop.e,
             sublayers=loop.sublayers or None,
+            variables=loop.variables,
             training_depth=loop.site.mean_depth,
             budget=budget,
             progress=progress,

@@ -26,6 +26,7 @@ from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
 from .site import BY_MARKS, LoopSite, LoopSiteError, Place
+from .states import Passes, Roles, StateHooks
 from .trace import Event, example_tokens, trace
 
 DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
@@ -79,7 +80,7 @@ def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
     """
     example = example_tokens(model) if example is None else example
     site = site_of_trace(model, trace(model, example))
-    return _with_depth(model, site, site.mean_depth or 1, example)
+    return site if site.mean_depth is None else _with_depth(model, site, site.mean_depth, example)
 
 
 def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
@@ -95,8 +96,9 @@ def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
     Raises:
         LoopSiteError: As `discover`.
     """
-    if marked := marked_variables(root):
-        return LoopSite(variables=marked, found=BY_MARKS)
+    marked, passes = marked_variables(root)
+    if marked:
+        return LoopSite(variables=marked, found=BY_MARKS, mean_depth=passes or None)
     levels = levels_of_trace(model, root)
     if len(levels) == 1 and levels[0].site is not None and not levels[0].problem:
         return replace(levels[0].site, mean_depth=levels[0].loops)
@@ -383,6 +385,8 @@ def _plain(held: object) -> dict[Any, Any]:
 
 def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
     """Return how often the loop runs in a forward at this depth; 0 when the forward fails."""
+    if site.variables:
+        return _passes(model, site, example, depth)
     seen = 0
 
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -390,12 +394,40 @@ def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
         seen += 1
 
     try:
-        counted = replace(site, body=site.output or site.body, variables=())
+        counted = replace(site, body=site.output or site.body)
         with LoopHooks(model, counted, enter=count), on_the_side(model):
             Call.of(model, example).run_at(model, site, depth)
     except Exception:  # whatever the model raises, this is not its number of loops
         return 0
     return seen
+
+
+def _passes(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
+    """Return how many whole passes of a loop with variables run in a forward at this depth; 0 when it fails."""
+    passes, roles, first = Passes(len(site.variables)), Roles(site.variables), {
+        number for number, variable in enumerate(site.variables) if variable.output is None and variable.first == 0
+    }  # fmt: skip
+
+    def returned(name: str, before: Tensor | None, state: Tensor) -> None:
+        if (number := roles.of(name, before)) is not None:
+            roles.hold(number, state)
+            passes.update(number)
+
+    def marked(number: int, state: Tensor, given: Tensor | None) -> None:
+        if number in first:
+            first.remove(number)
+        else:
+            passes.update(number)
+
+    states = StateHooks(model, site, returned=returned, marked=marked)
+    try:
+        with on_the_side(model):
+            Call.of(model, example).run_at(model, site, depth)
+    except Exception:  # whatever the model raises, this is not its number of passes
+        return 0
+    finally:
+        states.remove()
+    return passes.number + passes.whole
 
 
 def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[LineageLoop], root: Event) -> str:

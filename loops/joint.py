@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ class _Joint:
         states = self.states()
         self._from, self._to = ends[-2], ends[-1]
         self._check(states)
-        return BoundLoop(self.step, None, None, states[0], None, {}, self.site)
+        return BoundLoop(self.step, None, None, states[0], None, {}, self.site, self._channels())
 
     def step(self, h: Tensor) -> Tensor:
         """Run one pass from a joint state."""
@@ -136,7 +136,7 @@ class _Joint:
 
     def states(self) -> list[Tensor]:
         """Return the joint state after each whole pass of the forward that was run."""
-        values = [[self._seen[at][1].detach().float() for at in end] for end in self._ends()]
+        values = [[_wide(self._seen[at][1].detach()) for at in end] for end in self._ends()]
         self._shapes = [value.shape for value in values[0]] if values else []
         return [self._joined(value) for value in values]
 
@@ -173,13 +173,19 @@ class _Joint:
             return state.flatten(1, -2) if state.ndim > 3 else state[:, None] if state.ndim == 2 else state
         return torch.cat([value.flatten(1) for value in values], dim=-1)[:, None]
 
+    def _channels(self) -> dict[str, slice]:
+        """Return which channels of a joint state each variable has; nothing where there is one variable."""
+        ends = [*accumulate(self._widths(), initial=0)]
+        own = {v.name: slice(*span) for v, span in zip(self.site.variables, pairwise(ends), strict=True)}
+        return own if len(own) > 1 else {}
+
+    def _widths(self) -> list[int]:
+        """Return how many channels of a joint state each variable has."""
+        return [shape[-1] if self.tokenwise else shape[1:].numel() for shape in self._shapes]
+
     def _parts(self, h: Tensor) -> list[Tensor]:
         """Return the variables of a joint state."""
-        if self.tokenwise:
-            widths = [shape[-1] for shape in self._shapes]
-        else:
-            widths = [shape[1:].numel() for shape in self._shapes]
-        parts = zip(h.split(widths, dim=-1), self._shapes, strict=True)
+        parts = zip(h.split(self._widths(), dim=-1), self._shapes, strict=True)
         return [part.reshape(shape).contiguous() for part, shape in parts]  # models may call `view` on them
 
     @property
@@ -226,3 +232,8 @@ class _Joint:
                 self.keeps_gradients.begin()
             return self._swap[at].to(state.dtype)
         return None
+
+
+def _wide(state: Tensor) -> Tensor:
+    """Return a state in float32 at least."""
+    return state if state.dtype == torch.float64 else state.float()

@@ -21,6 +21,7 @@ import numpy as np
 
 from .periods import FOLDED, SAME
 from .site import Variable
+from .states import Passes
 from .trace import Event, Line, Value
 
 MARK = "mark "  # how the name of a function begins that is a mark
@@ -104,23 +105,37 @@ def lineage_loops(root: Event) -> list[LineageLoop]:
     return loops
 
 
-def marked_variables(root: Event) -> tuple[Variable, ...]:
-    """Return the variables that a forward marks, in the order of their first marks.
+def marked_variables(root: Event) -> tuple[tuple[Variable, ...], int]:
+    """Return the variables that a forward marks, in the order of their first marks, and how many passes it runs.
 
     A first mark is on the value before the loop, unless parameters that make the next value have made it too.
     """
     flow = _flow(root)
     behind, labels = _ancestry(flow)
     marks: dict[str, list[int]] = {}
+    order: list[str] = []
     for event in root.walk():
         if event.module is None and event.name.startswith(MARK):
-            marks.setdefault(event.name.removeprefix(MARK), []).append(flow.key(event.reads[0]))
+            order.append(event.name.removeprefix(MARK))
+            marks.setdefault(order[-1], []).append(flow.key(event.reads[0]))
     variables = []
     for name, keys in marks.items():
         one, two = (behind.get(key, 0) for key in (keys[0], keys[min(1, len(keys) - 1)]))
         again = {labels[bit] for bit in _bits(two & ~one)} & {labels[bit] for bit in _bits(one)}
         variables.append(Variable(name=name, first=1 if again else 0))
-    return tuple(variables)
+    return tuple(variables), _passes_of_marks(order, variables)
+
+
+def _passes_of_marks(order: Sequence[str], variables: Sequence[Variable]) -> int:
+    """Return how many passes run, given the names of all marks in their order."""
+    numbers = {variable.name: number for number, variable in enumerate(variables)}
+    passes, before = Passes(len(variables)), {v.name for v in variables if v.first == 0}
+    for name in order:
+        if name in before:
+            before.remove(name)  # the value before the loop
+        else:
+            passes.update(numbers[name])
+    return passes.number + passes.whole
 
 
 def _bits(number: int) -> Iterator[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -42,6 +42,7 @@ class BoundLoop:
         e: The input of the loop; ``None`` as above.
         sublayers: The modules of the body that carry the whole state, in running order.
         site: Where the loop is.
+        variables: Which channels of the state each variable has, where the loop carries several.
     """
 
     step: Step
@@ -51,6 +52,7 @@ class BoundLoop:
     e: Tensor | None
     sublayers: dict[str, nn.Module]
     site: LoopSite
+    variables: dict[str, slice] = field(default_factory=dict)
 
 
 class KeepsGradients(TorchFunctionMode):

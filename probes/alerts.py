@@ -83,6 +83,7 @@ class Alerts:
         flight: FlightStep | None,
         *,
         measured: Mapping[str, float],
+        variables: Sequence[NDArray[np.float32]] = (),
     ) -> None:
         """Take the row of a step that was just written.
 
@@ -92,13 +93,14 @@ class Alerts:
             loops: Its loops ``(T + 1, 4)``.
             flight: What the flight recorder needs of the step and the row does not hold.
             measured: The part of ``values`` that was given or measured, which ought to be finite.
+            variables: What every variable of the loop did, in their order, ``(updates + 1, 6)`` each.
         """
         step, time = int(values["step"]), values["time"]
         if self._past:
             self._replay(step)
         events = self._detector.update(step, time, measured, loops)
         known = {**values, **self._detector.derived, **derived_from_loops(loops)}
-        events += self._judged(lambda rules: rules.add(step, known, time=time, loops=loops))
+        events += self._judged(lambda rules: rules.add(step, known, time=time, loops=loops, variables=variables))
         kept = None if flight is None else replace(flight, step=step, loops=loops, scalars=values)
         self._tell(writer, events, kept)
 

@@ -415,10 +415,12 @@ class Recorder:
                 writer.append_array(record.step, name, values)
             except ValueError as error:
                 self._say_lost(record.step, name, error)
+        variables: list[NDArray[np.float32]] = []
         for number, variable in enumerate(record.variables):
             try:
-                if len(rows := variable.rows()):
-                    writer.append_variable(record.step, number, rows)
+                variables.append(variable.rows())
+                if len(variables[-1]):
+                    writer.append_variable(record.step, number, variables[-1])
             except Exception as error:
                 self._say_lost(record.step, "a variable of the loop", error)
         if record.is_probe:
@@ -444,7 +446,7 @@ class Recorder:
                 log.log(logging.WARNING if gap.severity == "warning" else logging.INFO, "loopscope: %s", gap.message)
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
-        self.alerts.add(writer, given | extra, loops, record.flight, measured=given)
+        self.alerts.add(writer, given | extra, loops, record.flight, measured=given, variables=variables)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
         """Return the norms and eigenvalues of the matrices that came with a record."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ..dynamics.regime import Regime
+from ..dynamics.trajectory.trajectory_law import TrajectoryLaw
 from ..runfile.ending import Ending, ending
 from ..runfile.reader import Run
 from .completeness import completeness, unjudged, unseen_loop, unstable_end
@@ -42,6 +43,7 @@ class Diagnosis:
         steps: Recorded steps.
         risk: How likely the run is to be lost, as far as it is recorded, and which signals say so.
         scope: ``loop``, or ``loss only``: a log of another tool, in which no loop was recorded.
+        variables: What every variable does from pass to pass, where the loop carries several and that is known.
     """
 
     regimes: dict[str, Regime]
@@ -54,6 +56,7 @@ class Diagnosis:
     steps: int
     risk: Risk
     scope: Scope = "loop"
+    variables: dict[str, TrajectoryLaw] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> bool:
@@ -79,6 +82,7 @@ class Diagnosis:
             "ending": asdict(self.ending),
             "regimes": dict(self.regimes),
             "verdict": self.verdict,
+            "variables": {name: {"regime": law.regime, "kind": law.kind} for name, law in self.variables.items()},
             "summary": self.summary,
             "risk": self.risk.as_dict(),
             "findings": [finding.as_dict() for finding in self.findings],
@@ -125,6 +129,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
         steps=len(run),
         risk=judged.risk,
         scope="loss only" if run.log else "loop",
+        variables=seen.variables,
     )
 
 

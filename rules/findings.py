@@ -38,6 +38,8 @@ class Finding:
         gap: Whether it tells of something that should have been judged and was not: exit code 5 of the gate, not 1.
         loss_step: First step from ``since`` on at which the loss shows that something is wrong (`lead`); None where it
             does not, and of a gap.
+        variable: The variable of the loop that it is about, where the loop carries several; empty where it is about
+            all of them together, or about something else.
     """
 
     rule: str
@@ -55,6 +57,7 @@ class Finding:
     hold: int = 0
     gap: bool = False
     loss_step: int | None = None
+    variable: str = ""
 
     @property
     def lead(self) -> int | None:

@@ -2,7 +2,8 @@
 
 A rule fires when its condition has held for its number of steps. One that holds at the last row and has not held for
 long enough is pending and gives a warning: nobody knows how the run went on. A rule that could not be decided at
-all, or not to the end of the run, is listed as such.
+all, or not to the end of the run, is listed as such. Where a loop carries several variables, rules about its states
+judge each of them besides the joint state.
 
 Not covered: conditions over several runs; what is judged of every run without a rule (``completeness``).
 """
@@ -24,6 +25,7 @@ from .risk import Risk
 from .rule_files import Rule
 from .scope import Said, why_not
 from .series import LOSS_DERIVED, RISK, ROWS_AT_ONCE, Missing, RunSeries
+from .variables import is_of_states, variables_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +50,47 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
         run: An opened run; of a live one, its rows so far are judged.
         rules: As `load_rules` gives them.
     """
+    rules = tuple(rules)
+    joint, read = _tried(run, rules)
+    findings = [fired for trial in joint if (fired := trial.finding()) is not None]
+    of_states = [rule for rule in rules if is_of_states(rule)]
+    for variable in variables_of(run):
+        own, _ = _tried(run, of_states, variable)
+        findings += [fired for trial in own if (fired := trial.finding()) is not None]
+    said = [trial.judgement(read) for trial in joint]
+    return Judged(sorted(_without_repeats(findings), key=lambda finding: finding.step), said, read.risk())
+
+
+def _tried(run: Run, rules: Iterable[Rule], variable: str = "") -> tuple[list[_Trial], RunSeries]:
+    """Return the trials of rules over all rows of a run, and the series that they have read.
+
+    Args:
+        run: An opened run.
+        rules: What is tried.
+        variable: Whose states are judged; empty for the joint state.
+    """
     said = Said(run.info)
-    trials = [(rule, _Trial(rule), why_not(rule.only, rule.except_, said)) for rule in rules]
-    on_trial = [trial for _, trial, about in trials if not about]
-    read = RunSeries(run, {name for trial in on_trial for name in trial.rule.expr.names})
-    steps = read.steps
-    followed = [trial for trial in on_trial if not trial.settle(read)]
-    for start in range(0, len(steps), ROWS_AT_ONCE):
-        rows = slice(start, min(start + ROWS_AT_ONCE, len(steps)))
+    trials = [_Trial(rule, variable, why_not(rule.only, rule.except_, said)) for rule in rules]
+    followed = [trial for trial in trials if not trial.about]
+    read = RunSeries(run, {name for trial in followed for name in trial.rule.expr.names}, variable=variable)
+    followed = [trial for trial in followed if not trial.settle(read)]
+    for start in range(0, len(read.steps), ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, len(read.steps)))
         env = read.rows(rows)
         for trial in followed:
-            trial.take(steps[rows], env)
-    findings, judgements = [], []
-    for rule, trial, about in trials:
-        fired = trial.finding()
-        findings += [fired] if fired is not None else []
-        why = Missing("not applicable", about) if about else Missing("judged", "") if fired else trial.why_not(read)
-        judgements.append(Judgement(rule.id, rule.name, rule.severity, why.state, trial.decided, why.reason))
-    return Judged(sorted(findings, key=lambda finding: finding.step), judgements, read.risk())
+            trial.take(read.steps[rows], env)
+    return trials, read
+
+
+def _without_repeats(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield findings, but those of the joint state where one of its variables has told the same by then."""
+    told: dict[str, int] = {}
+    for each in findings:
+        if each.variable:
+            told[each.rule] = min(each.step, told.get(each.rule, each.step))
+    for each in findings:
+        if each.variable or each.step < told.get(each.rule, each.step + 1):
+            yield each
 
 
 def evaluate(run: Run, rules: Iterable[Rule]) -> tuple[list[Finding], list[str]]:
@@ -79,14 +104,18 @@ class _Trial:
 
     Args:
         rule: The rule.
+        variable: Whose states it judges; empty for the joint state.
+        about: Why the rule is not about the run; empty where it is.
 
     Attributes:
         rule: The rule.
+        about: As given.
         decided: Rows so far in which its condition could be decided.
     """
 
-    def __init__(self, rule: Rule) -> None:
-        self.rule, self.decided = rule, 0
+    def __init__(self, rule: Rule, variable: str, about: str) -> None:
+        self.rule, self.about, self.decided = rule, about, 0
+        self._variable = variable
         self._evaluator, self._firing = Evaluator(rule.expr), Firing(rule)
         self._first, self._last = math.nan, math.nan  # step that could be decided
         self._fired: Finding | None = None
@@ -120,16 +149,23 @@ class _Trial:
         for row, since in self._firing.update_many(steps, truth.yes):
             self._episodes += 1
             if self._fired is None:
-                self._fired = finding(self.rule, steps, row, outcome, since=since)
+                self._fired = finding(self.rule, steps, row, outcome, since=since, variable=self._variable)
         self._pending = None
         if self._firing.pending and self._fired is None and self.rule.severity != "note":
-            self._pending = _pending(self.rule, steps, outcome, self._firing.since)
+            self._pending = _pending(self.rule, steps, outcome, self._firing.since, self._variable)
 
     def finding(self) -> Finding | None:
         """Return the finding of the rule after all rows, if it fired or is pending."""
         return self._pending if self._fired is None else replace(self._fired, episodes=self._episodes)
 
-    def why_not(self, read: RunSeries) -> Missing:
+    def judgement(self, read: RunSeries) -> Judgement:
+        """Return what the rule was judged on, after all rows."""
+        fired = self._fired or self._pending
+        why = Missing("not applicable", self.about) if self.about else Missing("judged", "")
+        why = why if self.about or fired else self._why_not(read)
+        return Judgement(self.rule.id, self.rule.name, self.rule.severity, why.state, self.decided, why.reason)
+
+    def _why_not(self, read: RunSeries) -> Missing:
         """Return the state of a rule without a finding, and the reason where it was not judged."""
         rule, steps = self.rule, read.steps
         gone = {name: read.missing(name) for name in sorted(rule.expr.names)}
@@ -155,9 +191,9 @@ class _Trial:
         return Missing("judged", "")
 
 
-def _pending(rule: Rule, steps: Series, outcome: Outcome, since: float) -> Finding:
+def _pending(rule: Rule, steps: Series, outcome: Outcome, since: float, variable: str) -> Finding:
     """Return that a rule's condition holds at the last row, and for how long."""
-    held = finding(rule, steps, len(steps) - 1, outcome, since=since)
+    held = finding(rule, steps, len(steps) - 1, outcome, since=since, variable=variable)
     said = f"pending, holds for {held.held} of {rule.hold} steps where the recording ends: {held.message}"
     return replace(held, severity="warning", state="pending", message=said)
 
@@ -179,9 +215,19 @@ def _undecided(rule: Rule, steps: Series) -> Missing:
     return Missing("no data", f"{', '.join(sorted(rule.expr.names))}: never known at one and the same step")
 
 
-def finding(rule: Rule, steps: Series, row: int, outcome: Outcome, *, since: float) -> Finding:
-    """Return the finding of a rule that fires at one of these rows."""
+def finding(rule: Rule, steps: Series, row: int, outcome: Outcome, *, since: float, variable: str = "") -> Finding:
+    """Return the finding of a rule that fires at one of these rows.
+
+    Args:
+        rule: The rule.
+        steps: ``(rows,)``.
+        row: At which it fires.
+        outcome: Of its condition over these rows.
+        since: Step since which the condition has held.
+        variable: Whose states were judged; empty for the joint state.
+    """
     value, threshold = outcome.first_comparison(row)
+    said = rule.said(value, threshold)
     return Finding(
         rule=rule.id,
         name=rule.name,
@@ -190,11 +236,12 @@ def finding(rule: Rule, steps: Series, row: int, outcome: Outcome, *, since: flo
         since=int(since),
         value=value,
         threshold=threshold,
-        message=rule.said(value, threshold),
+        message=f"{variable}: {said}" if variable else said,
         remedy=rule.remedy,
         episodes=1,
         held=int(steps[row] - since),
         hold=rule.hold,
+        variable=variable,
     )
 
 

@@ -12,14 +12,15 @@ they had begun ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runfile.layout import PROBE_DERIVED, Event, Severity
+from ..runfile.layout import PROBE_DERIVED, STEP_DERIVED, Event, Severity, derived_from_loops
 from ..runfile.ratios import late_ratios
 from ..runfile.reader import Run
 from .detectors import SPOKEN_FOR
@@ -31,8 +32,17 @@ from .risk import SOURCES, RunRisk, columns_of
 from .rule_files import Rule
 from .scope import Said, why_not
 from .series import LOSS_DERIVED, RISK, SECONDS, RunSeries, constants, entries_of
+from .variables import is_of_states, loops_of_rows
 
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
+
+
+Key = tuple[str, str]
+"""Of which variable, empty for the joint state and what is of none, and which series."""
+
+
+_STEP: Final[Key] = ("", "step")
 
 
 class _Row(NamedTuple):
@@ -40,7 +50,7 @@ class _Row(NamedTuple):
 
     step: float
     time: float
-    known: dict[str, float]  # the last value of every series
+    known: dict[Key, float]  # the last value of every series
     given: dict[str, float]  # what of the risk's sources the row itself brought
 
 
@@ -64,29 +74,39 @@ class LiveRules:
         audible = (rule for rule in rules if rule.severity != "note" and rule.id not in SPOKEN_FOR.values())
         said = Said(info)
         self._rules = tuple(rule for rule in audible if not why_not(rule.only, rule.except_, said))
-        self._followed = [_Followed(rule) for rule in self._rules]
         self._constants = constants(info)
         self._names = {name for rule in self._rules for name in rule.expr.names} - self._constants.keys()
         self._entries = [name for name in self._names if loop_entry(name) is not None]
+        self._of_states = [name for name in self._names if name in STEP_DERIVED] + self._entries
+        self._variables = _variables_in(info)
+        self._followed = [_Followed(rule, self._variables) for rule in self._rules]
         self._last_time = math.nan  # of a row of this process
         self._last_step = -1
         self._idle: set[str] = set()  # rules that have alerted while no row came
         self._told: set[tuple[str, float]] = set()  # and the row that then came, in which they do not again
-        self._known = dict.fromkeys(self._names, math.nan)  # the last values
+        self._known: dict[Key, float] = {}
+        self._know_nothing()
         self._rows: list[_Row] = []  # not judged yet
         self._risk = RunRisk() if RISK in self._names else None
         self._columns: dict[str, Series] = {}  # what its risk is made of
-        self._past: dict[str, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
+        self._past: dict[Key, Series] = {}  # of the run that is resumed, until its first new row says what of it counts
 
     def learn(self, info: Mapping[str, Any]) -> None:
         """Take note of what was learnt of the whole run after it began."""
         self._constants |= {name: value for name, value in constants(info).items() if name in info}
+        if "variables" in info and (variables := _variables_in(info)) != self._variables:
+            self._variables = variables
+            for each in self._followed:
+                each.follow(variables)
+            self._know_nothing()
 
     def resume(self, run: Run) -> None:
         """Go on where a run was interrupted; the rows before the first new one count."""
         self._columns = columns_of(run) if self._risk is not None else {}
-        read = RunSeries(run, self._names)
-        self._past = {"step": read.steps} | read.rows(slice(0, len(read.steps)))
+        for variable in ("", *self._variables):
+            read = RunSeries(run, self._of_states if variable else self._names, variable=variable)
+            rows = read.rows(slice(0, len(read.steps)))
+            self._past |= {(variable, name): values for name, values in rows.items()} | {_STEP: read.steps}
 
     def add(
         self,
@@ -95,6 +115,7 @@ class LiveRules:
         *,
         time: float = math.nan,
         loops: NDArray[np.float32] | None = None,
+        variables: Sequence[NDArray[np.float32]] = (),
     ) -> list[Event]:
         """Take the row of a step; return the alerts of earlier rows, where it is time to judge them.
 
@@ -103,6 +124,7 @@ class LiveRules:
             values: What was recorded, by name.
             time: Unix seconds.
             loops: The loops of the step, ``(T + 1, 4)`` as ``LOOP_COLUMNS``.
+            variables: What every variable did in it, in their order, ``(updates + 1, 6)`` as ``VARIABLE_COLUMNS``.
         """
         if self._past:
             self._replay(step)
@@ -112,6 +134,10 @@ class LiveRules:
         self._learn({SECONDS: time - self._last_time})
         if loops is not None and self._entries:
             self._learn(entries_of(self._entries, loops))
+        for variable, updates in zip(self._variables if self._of_states else (), variables, strict=False):
+            if len(updates):
+                own = loops_of_rows(updates)
+                self._learn(entries_of(self._entries, own) | derived_from_loops(own), variable)
         self._last_time, self._last_step = time, step
         if self._idle:
             self._told, self._idle = {(rule, float(step)) for rule in self._idle}, set()
@@ -138,16 +164,22 @@ class LiveRules:
             return []
         if self._risk is not None:
             for row in ready:
-                row.known[RISK] = self._risk.update(row.given)
+                row.known["", RISK] = self._risk.update(row.given)
         steps, times = np.array([row.step for row in ready]), np.array([row.time for row in ready])
-        env = {name: np.array([row.known.get(name, math.nan) for row in ready]) for name in self._known}
+        env = {key: np.array([row.known.get(key, math.nan) for row in ready]) for key in self._known}
         return sorted(self._fired(steps, times, env), key=lambda event: event.step)
 
-    def _learn(self, values: Mapping[str, float]) -> None:
+    def _know_nothing(self) -> None:
+        """Begin with no value of any series that has none yet."""
+        keys = [("", name) for name in self._names]
+        keys += [(variable, name) for variable in self._variables for name in self._of_states]
+        self._known = dict.fromkeys(keys, math.nan) | self._known
+
+    def _learn(self, values: Mapping[str, float], variable: str = "") -> None:
         """Keep what was recorded; a series that was not keeps what it had last."""
         for name in self._names & values.keys():
             if not math.isnan(values[name]) or name in LOSS_DERIVED:
-                self._known[name] = values[name]
+                self._known[variable, name] = values[name]
 
     def idle(self, now: float) -> list[Event]:
         """Return the alerts of rules over ``seconds`` while no row comes; each once, until the next row.
@@ -158,7 +190,7 @@ class LiveRules:
         waiting = [each for each in self._followed if SECONDS in each.rule.expr.names and not each.rule.hold]
         if not waiting or math.isnan(self._last_time) or self._rows[:-1]:
             return []
-        known = {**self._constants, **{name: np.array(value) for name, value in self._known.items()}}
+        known = self._constants | {name: np.array(value) for (of, name), value in self._known.items() if not of}
         known[SECONDS] = np.array(now - self._last_time)
         steps, events = np.array([self._last_step + 1.0]), []
         for each in waiting:
@@ -167,23 +199,26 @@ class LiveRules:
                 events.append(_event(each.rule, replace(fired, step=self._last_step), now))
         return events
 
-    def _fired(self, steps: Series, times: Series, env: Mapping[str, Series]) -> Iterable[Event]:
+    def _fired(self, steps: Series, times: Series, env: Mapping[Key, Series]) -> Iterable[Event]:
         """Yield the alerts of a stretch of rows, rule by rule."""
+        joint = self._constants | {name: values for (of, name), values in env.items() if not of}
+        own = {variable: joint | {name: values for (of, name), values in env.items() if of == variable}
+               for variable in self._variables}  # fmt: skip
         for each in self._followed:
-            for row, fired in each.update(steps, {**self._constants, **env}):
+            for row, fired in each.update(steps, joint, own):
                 if (each.rule.id, steps[row]) not in self._told:
                     yield _event(each.rule, fired, times[row])
 
     def _replay(self, step: int) -> None:
         """Let the rules go through what the resumed run recorded before this step, without reporting it."""
-        count = int(np.searchsorted(self._past["step"], step))
-        past = {name: values[:count] for name, values in self._past.items()}
+        count = int(np.searchsorted(self._past[_STEP], step))
+        past = {key: values[:count] for key, values in self._past.items()}
         self._past = {}
         if count:
             unknown = np.full(count, np.nan)
-            steps = past.pop("step")
+            steps = past.pop(_STEP)
             list(self._fired(steps, unknown, dict.fromkeys(self._known, unknown) | past))
-            self._known.update({name: float(values[-1]) for name, values in past.items()})
+            self._known.update({key: float(values[-1]) for key, values in past.items()})
         if self._risk is not None:
             self._risk.replay({name: values[:count] for name, values in self._columns.items()})
             self._columns = {}
@@ -192,21 +227,54 @@ class LiveRules:
         """Begin anew after a step back: the rows that counted so far are of a branch that does not exist any more."""
         self._rows = []
         self._risk = None if self._risk is None else RunRisk()
-        self._followed = [_Followed(rule) for rule in self._rules]
+        self._followed = [_Followed(rule, self._variables) for rule in self._rules]
 
 
 class _Followed:
-    """One rule, and what it remembers of the rows so far."""
+    """One rule, and what it remembers of the rows so far: of the joint state, and of every variable.
 
-    def __init__(self, rule: Rule) -> None:
+    Args:
+        rule: The rule.
+        variables: Those of the loop, where they are judged one by one.
+    """
+
+    def __init__(self, rule: Rule, variables: Sequence[str]) -> None:
         self.rule = rule
         self._evaluator, self._firing = Evaluator(rule.expr), Firing(rule)
+        self._told = False  # of a variable: the joint state then has nothing to add
+        self.follow(variables)
 
-    def update(self, steps: Series, series: Mapping[str, Series]) -> Iterable[tuple[int, Finding]]:
-        """Take rows; yield those at which the rule fires."""
-        outcome = self._evaluator.update(steps, series)
-        for row, since in self._firing.update_many(steps, outcome.truth.yes):
-            yield row, finding(self.rule, steps, row, outcome, since=since)
+    def follow(self, variables: Sequence[str]) -> None:
+        """Judge these variables from here on."""
+        own = variables if is_of_states(self.rule) else ()
+        self._of = {variable: (Evaluator(self.rule.expr), Firing(self.rule)) for variable in own}
+
+    def update(
+        self, steps: Series, joint: Mapping[str, Series], own: Mapping[str, Mapping[str, Series]] = NOTHING
+    ) -> Iterable[tuple[int, Finding]]:
+        """Take rows; yield those at which the rule fires, and for which variable.
+
+        Args:
+            steps: ``(rows,)``.
+            joint: The series of the joint state.
+            own: Of every variable, the same with its own states.
+        """
+        silent_from = 0 if self._told else len(steps)
+        for variable, (evaluator, firing) in self._of.items():
+            for row, fired in self._fires(evaluator, firing, steps, own[variable], variable):
+                self._told, silent_from = True, min(silent_from, row)
+                yield row, fired
+        for row, fired in self._fires(self._evaluator, self._firing, steps, joint):
+            if row < silent_from:
+                yield row, fired
+
+    def _fires(
+        self, evaluator: Evaluator, firing: Firing, steps: Series, series: Mapping[str, Series], variable: str = ""
+    ) -> Iterable[tuple[int, Finding]]:
+        """Yield the rows at which the rule fires."""
+        outcome = evaluator.update(steps, series)
+        for row, since in firing.update_many(steps, outcome.truth.yes):
+            yield row, finding(self.rule, steps, row, outcome, since=since, variable=variable)
 
     def would_fire(self, steps: Series, series: Mapping[str, Series]) -> Finding | None:
         """Return what would be said if this row came now; nothing is remembered of it."""
@@ -215,6 +283,12 @@ class _Followed:
         self._evaluator.restore(before)
         holds = bool(outcome.truth.yes[0])
         return finding(self.rule, steps, 0, outcome, since=float(steps[0])) if holds else None
+
+
+def _variables_in(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the variables that are judged one by one; none where the loop carries one tensor."""
+    named = info.get("variables") or ()
+    return tuple(map(str, named)) if len(named) > 1 else ()
 
 
 def _event(rule: Rule, finding: Finding, time: float) -> Event:

@@ -11,15 +11,19 @@ Not covered: rules and what they found (``diagnosis.py``).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dynamics.regime import Regime, views
+from ..dynamics.regime import Regime
 from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
+from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
+from .expression import Series
+from .variables import per_pass, variables_of
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
 LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
@@ -27,6 +31,7 @@ SEVERAL_DEPTHS = (
     "In every recent step the sequences ran through different numbers of loops, so that means over tokens are no "
     "trajectory: a fixed batch would be one"
 )
+NO_LOOP = "No loop was recorded."
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 
 
@@ -39,37 +44,31 @@ class RunRegimes:
         verdict: The overall regime.
         radius: The last recorded ρ(A̅); NaN when there is none.
         sentence: The numbers that decide, and the disagreement where there is one.
+        variables: What every variable does from pass to pass, where the loop carries several and that is known.
     """
 
     regimes: dict[str, Regime]
     verdict: Regime
     radius: float
     sentence: str
+    variables: dict[str, TrajectoryLaw] = field(default_factory=dict)
 
 
 def read_regimes(run: Run) -> RunRegimes:
     """Return the regimes at the end of a run that has recorded something."""
     radius, rates, law = _last(run, "a_bar_radius"), loop_rates(run), trajectory_law(run)
     log_radius, exponent = rates.get(LOG_RADIUS, math.nan), rates.get(EXPONENT, math.nan)
-    seen = views(
-        radius,
-        log_radius,
-        exponent,
-        law.regime,
-        orbits=law.kind == "orbiting",
-        settled=law.settled,
-        bounded=law.bounded,
-        drift=law.drift_rate,
-    )
+    seen = law.beside(radius, log_radius, exponent)
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
     if rates:
         shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
         disagree = ", which disagree" if seen.rates_disagree else ""
         said.append(f"Full loop {seen.regimes['loop']}: {shown} per loop{disagree}")
     attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
-    parts = [*said, law.sentence, attracting, seen.sentence, variables_said(run)]
+    laws = variable_laws(run)
+    parts = [*said, law.sentence, attracting, seen.sentence, variables_said(run, laws)]
     sentence = ". ".join(part.rstrip(".") for part in parts if part) + "."
-    return RunRegimes(seen.regimes, seen.verdict, radius, sentence)
+    return RunRegimes(seen.regimes, seen.verdict, radius, sentence, laws)
 
 
 def trajectory_law(run: Run) -> TrajectoryLaw:
@@ -83,20 +82,30 @@ def trajectory_law(run: Run) -> TrajectoryLaw:
         residual, cosine, state, tokens = (run.probe(name)[-1] for name in LOOP_COLUMNS_READ)
     else:
         recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
-        per_loop = {name: run.loops(name, rows=recent) for name in LOOP_COLUMNS_READ}
-        counts = per_loop["tokens"]
-        depths = _depths(counts)
-        if not depths.max(initial=0):
-            return _no_law("No loop was recorded.")
-        most, least = np.nanmax(counts, axis=1, initial=0), np.nanmin(counts, axis=1, initial=np.inf)
-        whole = np.where((most == least) & (depths > 0), depths, 0)
-        if not whole.any():
-            return _no_law(SEVERAL_DEPTHS)
-        deepest = int(np.argmax(whole))
-        residual, cosine, state, tokens = (values[deepest] for values in per_loop.values())
+        return _law_of_training({name: run.loops(name, rows=recent) for name in LOOP_COLUMNS_READ}, run)
+    return _law_of_loops(residual, cosine, state, tokens, run)
+
+
+def _law_of_training(per_loop: Mapping[str, Series], run: Run) -> TrajectoryLaw:
+    """Fit the decay law of the deepest of some training steps, given `LOOP_COLUMNS_READ` of them."""
+    counts = per_loop["tokens"]
+    depths = _depths(counts)
+    if not depths.max(initial=0):
+        return _no_law(NO_LOOP)
+    most, least = np.nanmax(counts, axis=1, initial=0), np.nanmin(counts, axis=1, initial=np.inf)
+    whole = np.where((most == least) & (depths > 0), depths, 0)
+    if not whole.any():
+        return _no_law(SEVERAL_DEPTHS)
+    deepest = int(np.argmax(whole))
+    residual, cosine, state, tokens = (per_loop[name][deepest] for name in LOOP_COLUMNS_READ)
+    return _law_of_loops(residual, cosine, state, tokens, run)
+
+
+def _law_of_loops(residual: Series, cosine: Series, state: Series, tokens: Series, run: Run) -> TrajectoryLaw:
+    """Fit the decay law of one row of loops."""
     loops = int(_depths(tokens[None])[0])
     if loops == 0:
-        return _no_law("No loop was recorded.")
+        return _no_law(NO_LOOP)
     return classify(residual[:loops], cosine[:loops], state[: loops + 1], round_off=_round_off(run))
 
 
@@ -119,14 +128,37 @@ def _round_off(run: Run) -> float | None:
     return ROUND_OFF_OF[kind] if kind in ("float64", "float16", "bfloat16") else None
 
 
-def variables_said(run: Run) -> str:
-    """Return how far each variable still moves in the last recorded step, the one that moves most first.
+def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
+    """Fit the decay law of the steps that every variable takes from pass to pass, where the loop carries several.
 
-    The size is that of its last update beside its norm, means over tokens. Empty for a loop of one tensor.
+    Those of the last measurement of the full loop; without one, of the deepest of the last training steps, where no
+    variable is updated more than once in a pass. Of what an inner loop does from pass to pass training steps tell
+    nothing: its updates do not vanish where the passes settle.
+    """
+    names = variables_of(run)
+    if names and VARIABLE_PASSES in run.array_names:
+        _, (*_, measured) = run.arrays(VARIABLE_PASSES, slice(-1, None))
+        if measured.ndim == 3 and measured.shape[0] == len(names) and measured.shape[1] > 1 and measured.shape[2] == 3:
+            return {name: classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=_round_off(run))
+                    for name, rows in zip(names, measured.astype(np.float64), strict=True)}  # fmt: skip
+    recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
+    laws = {}
+    for name in names:
+        if np.nanmax(run.loops("inner", recent, variable=name), initial=0) > 1:
+            return {}
+        laws[name] = _law_of_training({which: per_pass(run, name, which, recent) for which in LOOP_COLUMNS_READ}, run)
+    return laws
+
+
+def variables_said(run: Run, laws: Mapping[str, TrajectoryLaw]) -> str:
+    """Return what each variable does from pass to pass, and how far it still moves in the last recorded step.
+
+    The size is that of its last update beside its norm, means over tokens; the variable that moves most comes first.
+    Empty for a loop of one tensor.
     """
     moves: dict[str, float] = {}
     rows = slice(max(0, len(run) - RECENT_STEPS), len(run))
-    for name in run.variables if len(run.variables) > 1 else ():
+    for name in variables_of(run):
         names = ("state_norm", "residual_norm", "tokens")
         state, step, tokens = (run.loops(which, rows, variable=name) for which in names)
         for row in range(len(state) - 1, -1, -1):
@@ -137,7 +169,9 @@ def variables_said(run: Run) -> str:
                 break
     order = sorted(moves, key=moves.__getitem__, reverse=True)
     said = [f"{name} {f'{moves[name]:.2g}' if moves[name] < math.inf else 'is not finite'}" for name in order]
-    return f"Last step beside the norm, by variable: {', '.join(said)}" if said else ""
+    parts = [f"By variable: {', '.join(f'{name} {law.words}' for name, law in laws.items())}"] if laws else []
+    parts += [f"Last step beside the norm, by variable: {', '.join(said)}"] if said else []
+    return ". ".join(parts)
 
 
 def _no_law(sentence: str) -> TrajectoryLaw:

@@ -27,6 +27,7 @@ from .grammar import PER_LOOP, loop_entry
 from .loss_series import DERIVED, SOURCES, LossSeries
 from .risk import SOURCES as RISK_SOURCES
 from .risk import Risk, RunRisk, carry
+from .variables import at_passes
 
 CONSTANTS: Final = frozenset({"a_bar_learned"})
 LOSS_DERIVED: Final = frozenset(DERIVED)
@@ -181,16 +182,18 @@ class RunSeries:
     Args:
         run: An opened run.
         names: What is read, names of `names_of`; one that the run does not know is NaN.
+        variable: Whose loops are read; empty for those of the joint state.
 
     Attributes:
         steps: The steps of the run, ``(rows,)``.
         constants: What is true of the whole run, by name.
     """
 
-    def __init__(self, run: Run, names: Collection[str]) -> None:
+    def __init__(self, run: Run, names: Collection[str], *, variable: str = "") -> None:
         self.steps = np.asarray(run["step"], dtype=np.float64)
         self.constants = constants(run.info)
         self._run, self._names, self._known = run, frozenset(names), frozenset(run.names)
+        self._variable = variable
         self._loss, self._risk = LossSeries(ranks=len(run.ranks)), RunRisk()
         self._done = 0  # rows that were handed out
         self._tracks: dict[str, _EveryRow | _NowAndThen | None] = {}
@@ -261,7 +264,8 @@ class RunSeries:
         """Read every loop of a series that is asked for, all at once."""
         wanted = {*self._names, *map(_MADE_OF.get, self._names)}
         entries = {name: entry[1] for name in wanted if name and (entry := _entry(name)) and entry[0] == series}
-        read = self._run.at_loops(series, [*entries.values()])
+        at = [*entries.values()]
+        read = at_passes(self._run, self._variable, series, at) if self._variable else self._run.at_loops(series, at)
         self._tracks |= {name: _EveryRow(values) for name, values in zip(entries, read, strict=True)}
 
     def _extent(self, name: str) -> _Extent:

@@ -125,6 +125,7 @@ TOKEN_MAP: Final = "token_residual_norm"
 LYAPUNOV_EXPONENTS: Final = "lyapunov_exponents"
 TOKEN_RADIUS: Final = "token_jacobian_radius"
 JACOBIAN_EIGENVALUES: Final = "jacobian_eigenvalues"
+VARIABLE_PASSES: Final = "variable_passes"
 A_BAR: Final = "a_bar"
 ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
     BLOCK_NORM: (
@@ -160,6 +161,13 @@ ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
         "complex64 (k)",
         "1",
         "eigenvalues of the full loop's Jacobian after 2·μ_rec loops, over all tokens measured, the k <= 64 largest",
+    ),
+    VARIABLE_PASSES: (
+        "float32 (V, T + 1, 3)",
+        "1",
+        "of every variable, in the passes t = 0 … T that the measurement of the full loop runs, at least 16: "
+        "`state_norm` after pass t, `residual_norm` from there to the end of the next pass, `step_cosine` of that step "
+        "with the one before, as in `loops`",
     ),
     A_BAR: (
         "float32 (d, d) or (d)",

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..estimate import Estimate
-from ..regime import LYAPUNOV_TOLERANCE, Regime, Views, full_loop_regime, lti_regime, rates_disagree, views
+from ..regime import LYAPUNOV_TOLERANCE, Regime, Views, full_loop_regime, lti_regime, rates_disagree
 
 if TYPE_CHECKING:
     from ..linear.transient import PeakGrowth
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..trajectory.safe_depth import SafeDepth
     from ..trajectory.trajectory import TrajectoryLaw
     from .attribution import SublayerGain
+    from .blocks import JacobianBlock
 
 _BULKY = ("left", "vectors", "shapes")
 """Fields that JSON leaves out: vectors of the width of the state."""
@@ -179,6 +180,8 @@ class Linearization:
         depth: Safe depth.
         skipped: What is missing, and why.
         seconds: Time each part took.
+        variables: Decay law of the steps of every variable, pass by pass, where the loop carries several.
+        blocks: How these act on each other in one pass at the last state: the blocks of the joint Jacobian.
     """
 
     loops: int
@@ -193,22 +196,20 @@ class Linearization:
     depth: SafeDepth | None
     skipped: dict[str, str]
     seconds: dict[str, float]
+    variables: dict[str, TrajectoryLaw] = field(default_factory=dict)
+    blocks: list[JacobianBlock] = field(default_factory=list)
 
     @property
     def views(self) -> Views:
         """What linear part, full loop and trajectory say together, by the rule that `diagnose` uses too."""
         loop = self.loop
-        return views(
+        law = replace(self.trajectory, regime="unknown") if self.in_transient else self.trajectory
+        return law.beside(
             math.nan if self.linear is None else self.linear.radius.value,
             math.nan if loop is None else loop.log_radius,
             math.nan if loop is None else loop.lyapunov_max,
-            "unknown" if self.in_transient else self.trajectory.regime,
-            orbits=self.trajectory.kind == "orbiting",
-            settled=self.trajectory.settled,
-            bounded=self.trajectory.bounded,
             steady=loop is not None and loop.steady,
             transient=loop is not None and loop.transient_exponent,
-            drift=self.trajectory.drift_rate,
         )
 
     @property
@@ -252,7 +253,8 @@ class Linearization:
         if self.loop and self.loop.radius.value < 1 and not math.isnan(self.loop.growth):
             parts.append(f"transient {self.loop.growth_words}")
         transient = ", as a transient of this loop may" if self.in_transient else ""
-        parts.append(_trajectory_words(self.trajectory) + self._period_words() + transient)
+        parts.append(self.trajectory.words + self._period_words() + transient)
+        parts.append(", ".join(f"{name} {law.words}" for name, law in self.variables.items()))
         if self.depth is not None:
             parts.append(f"safe depth {self.depth.words}")
         return " | ".join(part for part in parts if part)
@@ -293,16 +295,6 @@ class Linearization:
     def to_json(self, *, indent: int | None = None) -> str:
         """Return `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _trajectory_words(law: TrajectoryLaw) -> str:
-    """Return the trajectory in two or three words."""
-    if law.kind == "settling":
-        how = {"geometric": "geometrically", "power": "slowly", "round-off": "to round-off"}.get(law.method, "")
-        return f"settles {how}".strip()
-    if law.kind == "undecided":
-        return f"undecided between {' and '.join(law.between)}"
-    return {"drifting": "drifts", "orbiting": "orbits", "exploding": "explodes"}.get(law.kind, "too few loops")
 
 
 def _certified_words(radius: Estimate, regime: Regime) -> str:

@@ -33,6 +33,7 @@ from ..trajectory.orbits import TokenMap, token_map
 from ..trajectory.safe_depth import SafeDepth, judged_from, predicted_depth
 from ..trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from .attribution import SublayerError, SublayerGain, sublayer_gains
+from .blocks import JacobianBlock, jacobian_blocks
 from .full_loop import measure_loop, read_out_gain
 from .jacobian import LoopJacobian, Step, jacobian_gap
 from .linearization import FullLoop, Linearization, LinearPart
@@ -69,6 +70,7 @@ def linearize_loop(
     step_of: Callable[[Tensor], Step] | None = None,
     e: Tensor | None = None,
     sublayers: Mapping[str, nn.Module] | None = None,
+    variables: Mapping[str, slice] | None = None,
     count: int = 8,
     horizon: int = 64,
     training_depth: int | None = None,
@@ -95,6 +97,7 @@ def linearize_loop(
         step_of: e -> step with that e bound; with ``e`` it gives the dependence on the input.
         e: The input of the loop, ``(B, S, D)``.
         sublayers: Name -> module, in running order, each output carrying the whole state (see `sublayer_gains`).
+        variables: Which channels of the state each variable has, where the loop carries several.
         count: Eigenvalues per token.
         horizon: Deepest depth for the safe-depth prediction; at least twice ``loops`` is taken.
         training_depth: Loops of training: the depth whose answers have to stand. None: those of ``loops``.
@@ -153,6 +156,8 @@ def linearize_loop(
             what="step_of and e",
         ),
         fixed_points=parts.run("fixed points", lambda: fixed_points(step, several, count=count, max_calls=250)) or [],
+        variables={name: _mean_law(states[..., own]) for name, own in (variables or {}).items()},
+        blocks=_blocks(parts, step, finite[-1], variables or {}),
         skipped=parts.skipped,
         seconds=parts.finish(),
     )
@@ -181,6 +186,7 @@ class _Parts:
         "start dependence",
         "input dependence",
         "fixed points",
+        "blocks",
     )
 
     def __init__(self, budget: float, progress: Progress | None) -> None:
@@ -288,6 +294,13 @@ def _full_loop(
         abscissa=parts.run("abscissa", lambda: jacobian.numerical_abscissa(steps=20, tol=1e-2)),
         sublayers=gains or [],
     )
+
+
+def _blocks(parts: _Parts, step: Step, state: Tensor, variables: Mapping[str, slice]) -> list[JacobianBlock]:
+    """Return the blocks of the joint Jacobian of several variables."""
+    if len(variables) < 2:
+        return []
+    return parts.run("blocks", lambda: jacobian_blocks(LoopJacobian(step, state), variables)) or []
 
 
 def _gains(step: Step, state: Tensor, sublayers: Mapping[str, nn.Module], loop: FullLoop) -> list[SublayerGain]:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..regime import Regime
+from ..regime import Regime, Views, views
 
 Kind = Literal["settling", "drifting", "orbiting", "exploding", "undecided", "unknown"]
 SEEN_GROWTH = 1.005
@@ -67,11 +67,51 @@ class TrajectoryLaw:
         """Rate at which the norm of a drifting state grows, nats per loop; 0 where it does not drift or grow."""
         return math.log(self.growth_ratio) if self.kind == "drifting" and self.growth_ratio > 1 else 0.0
 
+    @property
+    def words(self) -> str:
+        """The verdict in two or three words: what the state does."""
+        if self.kind == "settling":
+            how = {"geometric": "geometrically", "power": "slowly", "round-off": "to round-off"}.get(self.method, "")
+            return f"settles {how}".strip()
+        if self.kind == "undecided":
+            return f"undecided between {' and '.join(self.between)}"
+        return {"drifting": "drifts", "orbiting": "orbits", "exploding": "explodes"}.get(self.kind, "too few loops")
+
     def grown(self, loops: int) -> float:
         """Return by which factor the steps grow over the first loops by this law; 1 where they keep their size."""
         if self.method in ("geometric", "power"):
             return float(self.rate**loops if self.method == "geometric" else loops**self.exponent)
         return 1.0 if self.method == "constant" else math.nan
+
+    def beside(
+        self, radius: float, log_radius: float, exponent: float, *, steady: bool = False, transient: bool = False
+    ) -> Views:
+        """Return what this law says together with the linear part and the full loop: the one way to a verdict.
+
+        Args:
+            radius: ρ(A̅); NaN when it is not known, as the two rates.
+            log_radius: ``log ρ(J)`` at the last state, nats per loop.
+            exponent: λ₁ over the late loops, nats per loop.
+            steady: As in `loopscope.dynamics.regime.views`.
+            transient: Likewise.
+
+        >>> from loopscope.dynamics.trajectory.trajectory import classify
+        >>> law = classify([0.5**t for t in range(12)])
+        >>> law.beside(1.3, -0.4, -0.5).verdict
+        'stable'
+        """
+        return views(
+            radius,
+            log_radius,
+            exponent,
+            self.regime,
+            orbits=self.kind == "orbiting",
+            settled=self.settled,
+            bounded=self.bounded,
+            steady=steady,
+            transient=transient,
+            drift=self.drift_rate,
+        )
 
 
 def sentence_of(

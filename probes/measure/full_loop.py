@@ -35,14 +35,14 @@ from ...loops.call import Call
 from ...loops.neutral import eagerly
 from ...loops.rerun import BoundLoop
 from ...loops.site import LoopSite, LoopSiteError
-from ...runfile.layout import JACOBIAN_EIGENVALUES, LYAPUNOV_EXPONENTS, TOKEN_RADIUS, Event
+from ...runfile.layout import JACOBIAN_EIGENVALUES, LYAPUNOV_EXPONENTS, TOKEN_RADIUS, VARIABLE_PASSES, Event
 from .sharded import is_sharded
 
 log = logging.getLogger("loopscope")
 
 SEQUENCES = 2
 POSITIONS = 32
-LOOPS = 16  # run when the site does not say how many are usual
+LOOPS = 16  # run when the site does not say how many are usual; by variable at least, for a law needs as many
 EXPONENTS = 4  # growth rates kept, largest first: of every token where those are its own, else of the whole loop
 EIGENVALUES_KEPT = 64
 EVENT = "full_loop"  # kind of the event that says how the loop was measured
@@ -105,12 +105,17 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
     """
     if loops < 1:
         raise ValueError(f"loops: expected at least 1, found {loops}")
-    middle, last = _visited(loop, loops)
+    return _measured_at(loop, _visited(loop, loops), structure)
+
+
+def _measured_at(loop: BoundLoop, states: list[Tensor], structure: Structure | None) -> FullLoop:
+    """Measure at the last of these states, and on the way there from the one half way."""
+    last, loops = states[-1], len(states) - 1
     if not bool(torch.isfinite(last).all()):
         return FullLoop(np.zeros(0, np.complex128), structure or "whole", UNKNOWN, math.nan, math.nan, None, None)
     measured = measure_loop(
         LoopJacobian(loop.step, last),
-        middle,
+        states[loops // 2],
         loops - loops // 2,
         attempt=_attempt,
         structure=structure or _structure(loop, last),
@@ -129,13 +134,35 @@ def _attempt(name: str, part: Callable[[], T], /) -> T | None:
 
 
 @torch.no_grad()
-def _visited(loop: BoundLoop, loops: int) -> tuple[Tensor, Tensor]:
-    """Return the states half way and at the end."""
-    state = middle = loop.state
-    for t in range(loops):
-        middle = state if t == loops // 2 else middle
-        state = loop.step(state)
-    return middle, state
+def _visited(loop: BoundLoop, loops: int) -> list[Tensor]:
+    """Return the states from the first to the last."""
+    states = [loop.state]
+    for _ in range(loops):
+        states.append(loop.step(states[-1]))
+    return states
+
+
+@torch.no_grad()
+def passes_of(loop: BoundLoop, states: list[Tensor]) -> NDArray[np.float32]:
+    """Return the norms and steps of every variable along these states, ``(V, T + 1, 3)`` as `VARIABLE_PASSES` is.
+
+    Args:
+        loop: A loop of several variables.
+        states: The joint states, ``(B, S, D)`` each.
+    """
+    rows = np.full((len(loop.variables), len(states), 3), np.nan, np.float32)
+    for number, own in enumerate(loop.variables.values()):
+        h = torch.stack([state[..., own] for state in states])
+        steps = h.diff(dim=0)
+        rows[number, :, 0] = _mean_over_tokens(h.norm(dim=-1))
+        rows[number, :-1, 1] = _mean_over_tokens(steps.norm(dim=-1))
+        rows[number, 1:-1, 2] = _mean_over_tokens(torch.cosine_similarity(steps[1:], steps[:-1], dim=-1))
+    return rows
+
+
+def _mean_over_tokens(values: Tensor) -> NDArray[np.float32]:
+    """Return one number per state of ``(T, B, S)``."""
+    return values.double().mean((1, 2)).float().cpu().numpy()
 
 
 def _structure(loop: BoundLoop, state: Tensor) -> Structure:
@@ -189,7 +216,7 @@ class FullLoopProbe:
             return Measured()
         began = time.perf_counter()
         try:
-            loop, where = self._measured(batch)
+            loop, passes, where = self._measured(batch)
         except Exception as error:
             self._failed = True
             message = f"the full loop is not measured in this run: {error}"
@@ -201,9 +228,9 @@ class FullLoopProbe:
             self._structure = loop.spectrum
             message = f"full loop measured {where}: {loop.radius.method}"
             event = Event(step, time.time(), EVENT, message=message)
-        return Measured(values, arrays_of(loop), event)
+        return Measured(values, arrays_of(loop) | passes, event)
 
-    def _measured(self, batch: Call | None) -> tuple[FullLoop, str]:
+    def _measured(self, batch: Call | None) -> tuple[FullLoop, dict[str, Array], str]:
         """Measure once, in eager mode and without autocast; return the numbers and where they were taken."""
         if batch is None:
             raise LoopSiteError("training called the model without a tensor; give attach() a probe_batch")
@@ -215,4 +242,6 @@ class FullLoopProbe:
         where = f"at loop {loops} of {' x '.join(str(n) for n in tokens.shape[:2])} tokens"
         wide = torch.autocast(tokens.device.type, enabled=False)
         with wide, eagerly(), bound_loop(self._model, part, site=self._site) as loop:
-            return measure_full_loop(loop, loops=loops, structure=self._structure), where
+            states = _visited(loop, max(loops, LOOPS) if loop.variables else loops)
+            passes: dict[str, Array] = {VARIABLE_PASSES: passes_of(loop, states)} if loop.variables else {}
+            return _measured_at(loop, states[: loops + 1], self._structure), passes, where

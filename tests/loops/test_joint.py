@@ -105,3 +105,30 @@ def test_each_variable_has_the_layout_that_the_model_gave_it() -> None:
         z, y = h.split(4, -1)
         y, z = model.turn(y.contiguous(), z.contiguous(), e)
         torch.testing.assert_close(loop.step(h), torch.cat([z, y], -1))
+
+
+@pytest.mark.parametrize("make", [shapes.OneNetworkTwoVariables, shapes.TwoLevels])
+def test_the_joint_radius_and_the_blocks_are_those_of_a_dense_float64_jacobian(make: type) -> None:
+    """The Jacobian is formed here by central differences of whole passes, with nothing of the analysis."""
+    torch.manual_seed(0)
+    model = make().double()
+    model.marks = make is shapes.OneNetworkTwoVariables
+    start = torch.full((1, 2, shapes.D), 0.3, dtype=torch.float64)
+    carried = {"carry": shapes.Carry(start, -start, torch.zeros(1)), "batch": {"inputs": torch.tensor([[1, 2]])}}
+    given = carried if model.marks else torch.tensor([[1, 2]])
+    result = loopscope.linearize(model, given, num_loops=4)
+    with bound_loop(model, given) as loop, torch.no_grad():
+        h = loop.state
+        for _ in range(4):
+            h = loop.step(h)
+        shifts = 1e-6 * torch.eye(h.numel(), dtype=torch.float64)
+        columns = [(loop.step(h + s.view_as(h)) - loop.step(h - s.view_as(h))).flatten() / 2e-6 for s in shifts]
+        dense, channels = torch.stack(columns, 1), loop.variables
+    radius = float(torch.linalg.eigvals(dense).abs().max())
+    assert result.loop.radius.converged and abs(result.loop.radius.value - radius) < 1e-6 * max(1.0, radius)
+    places = torch.arange(h.numel()).view_as(h)
+    for block in result.blocks:
+        rows, columns = (places[..., channels[name]].flatten() for name in (block.of, block.by))
+        norm = float(torch.linalg.matrix_norm(dense[rows][:, columns], 2))
+        assert block.norm.converged and abs(block.norm.value - norm) < 1e-6 * max(1.0, norm)
+    assert len(result.blocks) == len(channels) ** 2 and result.variables.keys() == channels.keys()

@@ -136,3 +136,32 @@ def test_a_site_that_names_what_is_not_there_is_one_clear_line(tmp_path: Path) -
     twice = LoopSite(variables=(Variable(name="z"), Variable(name="z")))
     with pytest.raises(LoopSiteError, match="two variables have one name"):
         loopscope.attach(TwoLevels(marks=False), tmp_path / "a.h5", site=twice)
+
+
+def test_inspect_records_what_every_variable_does_over_sixteen_passes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TwoLevels(marks=True)
+    tokens = torch.arange(8).view(2, 4)
+    with loopscope.attach(model, tmp_path / "a.h5", preset="inspect") as probe:
+        for _ in range(2):
+            probe.step(loss=model(tokens).square().mean())
+    with torch.no_grad():
+        e = model.embed(tokens)
+        z_h, z_l = 0.1 + 0 * e, 0.2 + 0 * e
+        states: dict[str, list[Tensor]] = {"z_H": [z_h], "z_L": [z_l]}
+        for _ in range(17):
+            for _ in range(3):
+                z_l = model.level(z_l, z_h + e)
+            z_h = model.level(z_h, z_l)
+            states["z_H"].append(z_h)
+            states["z_L"].append(z_l)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        _, (measured, *_) = run.arrays("variable_passes")
+        assert run.variables == ("z_H", "z_L")
+        said = loopscope.diagnose(run).variables
+    assert measured.shape == (2, 17, 3)
+    for name, rows in zip(("z_H", "z_L"), measured, strict=True):
+        state, step = norms(states[name][1:])  # the first joint state of a forward is the one after a pass
+        assert np.allclose(rows[:, 0], state, rtol=1e-5)
+        assert np.allclose(rows[:-1, 1], step, rtol=1e-3, atol=1e-6)
+    assert {name: law.kind for name, law in said.items()} == {"z_H": "settling", "z_L": "settling"}

@@ -1,0 +1,115 @@
+"""What rules read of the single variables of a loop: one number per pass, as they read one per loop of the joint state.
+
+A variable may be updated several times in a pass. Then its last update in every pass counts, so that updates at the
+same place of a pass are compared with each other: ``residual_norm[-1]`` of ``z_L`` is the size of the last update of
+the last pass, ``residual_norm[-2]`` that of the last update of the pass before.
+
+Not covered: the joint state, which has loops of its own (`Run.loops`); token counts, which the variables share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runfile.layout import LOOP_COLUMNS, STEP_DERIVED, VARIABLE_COLUMNS
+from ..runfile.reader import Run
+from .expression import Series
+from .grammar import loop_entry
+from .rule_files import Rule
+
+OF_STATES: Final = frozenset({"state_norm", "residual_norm", "step_cosine"})
+"""Series of loops that every variable has its own of."""
+_OF_UPDATES: Final = ("residual_norm", "step_cosine")
+"""Those that stand in the row before the state that the update leads to."""
+
+
+def variables_of(run: Run) -> tuple[str, ...]:
+    """Return the variables that are judged one by one; none where the loop carries one tensor."""
+    return run.variables if len(run.variables) > 1 else ()
+
+
+def is_of_states(rule: Rule) -> bool:
+    """Return whether a rule reads states or steps of the loop, so that every variable is judged by it.
+
+    >>> from .expression import parse
+    >>> [is_of_states(Rule("R", "r", parse(text), "error")) for text in ("last_state_norm > 9", "loss > 3")]
+    [True, False]
+    """
+    return any(name in STEP_DERIVED or ((entry := loop_entry(name)) and entry[0] in OF_STATES)
+               for name in rule.expr.names)  # fmt: skip
+
+
+def per_pass(run: Run, variable: str, name: str, rows: slice = slice(None)) -> Series:
+    """Return a number of a variable at every step and pass, in the form of `Run.loops`.
+
+    Args:
+        run: An opened run.
+        variable: One of its variables.
+        name: One of ``LOOP_COLUMNS``.
+        rows: Which steps.
+
+    Returns:
+        ``(steps, passes + 1)``, NaN where a pass did not run. Column t is the value after t passes; ``residual_norm``
+        and ``step_cosine`` there are of the last update of pass t + 1.
+    """
+    ends, count = _ends(run.loops("pass", rows, variable=variable))
+    values = run.loops(name, rows, variable=variable)
+    if name in _OF_UPDATES:
+        ends, there = ends[:, 1:] - 1, np.arange(1, ends.shape[1] + 1)[None] < count[:, None]
+        ends = np.concatenate([ends, np.zeros((len(ends), min(1, there.shape[1])), np.int64)], axis=1)
+    else:
+        there = np.arange(ends.shape[1])[None] < count[:, None]
+    return np.where(there, np.take_along_axis(values, np.maximum(ends, 0), axis=1), np.nan)
+
+
+def at_passes(run: Run, variable: str, name: str, passes: Sequence[int]) -> list[Series]:
+    """Return one number of a variable per step at each of some passes, as `Run.at_loops` does for the joint state.
+
+    Args:
+        run: An opened run.
+        variable: One of its variables.
+        name: One of ``LOOP_COLUMNS``.
+        passes: Passes from 0; negative ones are counted back from the last state.
+    """
+    table, (_, count) = per_pass(run, variable, name), _ends(run.loops("pass", variable=variable))
+    numbers = []
+    for at in passes:
+        column = count + at if at < 0 else np.full(len(count), at)
+        inside = (column >= 0) & (column < count)
+        values = np.full(len(count), np.nan)
+        values[inside] = table[inside, column[inside]]
+        numbers.append(values)
+    return numbers
+
+
+def loops_of_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what a variable did in one step as the loops of a step are, ``(passes + 1, 4)`` as ``LOOP_COLUMNS``.
+
+    Args:
+        rows: ``(updates + 1, 6)`` as ``VARIABLE_COLUMNS``.
+
+    >>> rows = [[1, 5, 0, 8, 0, 0], [2, 6, 0, 8, 1, 1], [3, 7, 0, 8, 1, 2], [4, 8, 0, 8, 2, 1], [5, 9, 0, 8, 2, 2]]
+    >>> loops_of_rows(np.array(rows, np.float32))[:, :2].tolist()
+    [[1.0, 6.0], [3.0, 8.0], [5.0, nan]]
+    """
+    ends, count = _ends(rows[None, :, VARIABLE_COLUMNS.index("pass")].astype(np.float64))
+    at = ends[0, : int(count[0])]
+    loops: NDArray[np.float32] = rows[at][:, : len(LOOP_COLUMNS)].copy()
+    for name in _OF_UPDATES:
+        column = LOOP_COLUMNS.index(name)
+        loops[:-1, column] = rows[at[1:] - 1, column]
+        loops[-1:, column] = np.nan
+    return loops
+
+
+def _ends(passes: Series) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the column of the last update of every pass ``(steps, passes + 1)``, and how many passes there are."""
+    later = np.concatenate([passes[:, 1:], np.full((len(passes), min(1, passes.shape[1])), np.nan)], axis=1)
+    last = ~np.isnan(passes) & (passes != later)
+    count: NDArray[Any] = last.sum(axis=1)
+    order = np.argsort(~last, axis=1, kind="stable")
+    return order[:, : int(count.max(initial=0))], np.asarray(count, np.int64)

@@ -1,0 +1,168 @@
+"""Rules judge every variable of a loop: live and from the file they say the same, and they name the variable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loopscope.probes import open_run
+from loopscope.probes.measure.sums import LoopSums
+from loopscope.probes.recorder import Record, Recorder, VariableRecord
+from loopscope.rules.diagnosis import diagnose
+from loopscope.rules.judging import judge
+from loopscope.rules.rule_files import load_rules
+from loopscope.rules.variables import loops_of_rows, per_pass
+from loopscope.runfile.flights import FlightStep
+from loopscope.runfile.layout import VARIABLE_COLUMNS, VARIABLE_PASSES
+
+RULES = """
+[[rule]]
+id = "R1"
+expr = "last_state_norm > 8"
+for = 2
+severity = "warning"
+[[rule]]
+id = "R2"
+expr = "residual_norm[-1] > 1.2 * residual_norm[-2]"
+severity = "warning"
+[[rule]]
+id = "R3"
+expr = "x > 0.5"
+severity = "warning"
+"""
+INFO = {"variables": ["high", "low"]}
+INNER = 3
+
+
+def sums_of(sizes: np.ndarray) -> LoopSums:
+    """The rows of a state of one channel that takes these values."""
+    rows = LoopSums(len(sizes), torch.device("cpu"))
+    rows.begin()
+    for size in sizes:
+        rows.add(torch.full((1, 4, 1), float(size)))
+    return rows
+
+
+def record_of(step: int, high: np.ndarray, low: np.ndarray) -> Record:
+    """A step in which one variable has a value per pass, the other `INNER` ones."""
+    joint = np.hypot(high, low[::INNER])
+    places = [np.array([(t, 1 if t else 0) for t in range(len(high))])]
+    places += [np.array([(0, 0), *((t, i + 1) for t in range(1, len(high)) for i in range(INNER))])]
+    own = [VariableRecord(s.device_rows()["sums"].numpy(), s.counts, p)
+           for s, p in zip(map(sums_of, (high, low)), places, strict=True)]  # fmt: skip
+    sums = sums_of(joint)
+    values = {"loss": 3.0, "x": float(step % 40 > 30)}
+    rows = sums.device_rows()["sums"].numpy()
+    return Record(step, 1e9 + step, values, rows, sums.counts, flight=FlightStep(), variables=own)
+
+
+def write(path: Path, rules: list, *, later: bool, steps: int = 120) -> None:
+    """Record a run in which `low` grows from step 40 on, and `high` is at rest."""
+    recorder = Recorder(path, info={} if later else INFO, scalars=("x",), rules=rules, resume=False, overwrite=False)
+    if later:
+        recorder.learn(0, INFO)
+    for step in range(steps):
+        grown = 0.1 * max(0, step - 40)
+        high = 1.0 + 0.5 ** np.arange(4.0)
+        low = 1.0 + grown * (np.arange(3 * INNER + 1) / (3 * INNER)) ** 3 + 0.01 * np.arange(3 * INNER + 1)
+        recorder.put(record_of(step, high, low))
+    recorder.close()
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> list:
+    file = tmp_path / "rules.toml"
+    file.write_text(RULES)
+    return load_rules(file)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["known at first", "learnt later"])
+def test_a_rule_names_the_variable_and_says_the_same_live_and_of_the_file(tmp_path: Path, rules, later: bool) -> None:
+    write(tmp_path / "a.h5", rules, later=later)
+    with open_run(tmp_path / "a.h5") as run:
+        findings = [f for f in judge(run, rules).findings if f.rule in ("R1", "R2", "R3")]
+        told = [(e.step, e.kind, e.message) for e in run.events if e.kind in ("R1", "R2", "R3")]
+    first = {f.rule: f for f in reversed(findings)}
+    # The norm of the joint state passes a level a step before that of its variable does, and is told of by then.
+    assert {(f.rule, f.variable) for f in findings} == {("R1", ""), ("R1", "low"), ("R2", "low"), ("R3", "")}
+    own = next(f for f in findings if (f.rule, f.variable) == ("R1", "low"))
+    assert own.message.startswith("low: ")
+    grown = [step for step in range(120) if 1.0 + 0.1 * max(0, step - 40) + 0.09 > 8.0]
+    assert (own.since, own.step) == (grown[0], grown[2]) and first["R1"].step == own.step - 1
+    live = [(step, kind, "low" if "low: " in message else "") for step, kind, message in told if kind != "R3"]
+    assert sorted(live) == sorted((f.step, f.rule, f.variable) for f in findings if f.rule != "R3")
+
+
+def test_passes_of_a_variable_are_its_last_updates(tmp_path: Path, rules) -> None:
+    write(tmp_path / "a.h5", rules, later=False, steps=50)
+    with open_run(tmp_path / "a.h5") as run:
+        state, step = per_pass(run, "low", "state_norm"), per_pass(run, "low", "residual_norm")
+        every, moves = run.loops("state_norm", variable="low"), run.loops("residual_norm", variable="low")
+        table = np.stack([run.loops(name, variable="low")[49] for name in VARIABLE_COLUMNS], axis=1)
+    assert np.array_equal(state, every[:, ::INNER])
+    assert np.array_equal(step[:, :-1], moves[:, INNER - 1 : -1 : INNER]) and np.isnan(step[:, -1]).all()
+    live = loops_of_rows(table.astype(np.float32))
+    assert np.array_equal(live[:, :2], np.stack([state[49], step[49]], axis=1).astype(np.float32), equal_nan=True)
+
+
+def test_depths_that_differ_from_step_to_step(tmp_path: Path, rules) -> None:
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=rules, resume=False, overwrite=False)
+    for step, passes in enumerate([3, 5, 2, 4]):
+        recorder.put(record_of(step, np.arange(1.0, passes + 2), np.arange(1.0, INNER * passes + 2)))
+    recorder.close()
+    with open_run(tmp_path / "a.h5") as run:
+        state = per_pass(run, "low", "state_norm")
+    assert [int((~np.isnan(row)).sum()) - 1 for row in state] == [3, 5, 2, 4]
+    assert [float(row[~np.isnan(row)][-1]) for row in state] == [INNER * n + 1 for n in (3, 5, 2, 4)]
+    assert math.isnan(state[2, 4])
+
+
+def test_the_shipped_rules_say_which_variable_explodes(tmp_path: Path) -> None:
+    shipped = load_rules()
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=shipped, resume=False, overwrite=False)
+    for step in range(260):
+        size = 1.0 if step < 180 else 1000.0
+        recorder.put(record_of(step, size * np.linspace(1.0, 1.5, 4), np.linspace(1.0, 1.5, 3 * INNER + 1)))
+    recorder.close()
+    with open_run(tmp_path / "a.h5") as run:
+        findings = diagnose(run, shipped).findings
+    grows = [f for f in findings if f.rule == "LS032"]
+    assert [f.variable for f in grows] == ["high"] and grows[0].as_dict()["variable"] == "high"
+
+
+def test_a_verdict_says_what_every_variable_does_from_pass_to_pass(tmp_path: Path) -> None:
+    """One settles and one drifts, although the inner updates of neither get smaller."""
+    t = np.arange(17.0)
+    measured = np.full((2, 17, 3), np.nan, np.float32)
+    measured[0, :, 0], measured[0, :-1, 1], measured[0, 1:-1, 2] = 2 - 0.5**t, 0.5 ** t[:-1], 1
+    measured[1, :, 0], measured[1, :-1, 1], measured[1, 1:-1, 2] = 1 + t, 1, 1
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=[], resume=False, overwrite=False)
+    for step in range(30):
+        one = record_of(step, np.linspace(1.0, 1.5, 4), np.linspace(1.0, 1.5, 3 * INNER + 1))
+        recorder.put(replace(one, arrays={VARIABLE_PASSES: measured}) if step == 20 else one)
+    recorder.close()
+    with open_run(tmp_path / "a.h5") as run:
+        said = diagnose(run, [])
+    assert {name: law.kind for name, law in said.variables.items()} == {"high": "settling", "low": "drifting"}
+    assert "By variable: high settles geometrically, low drifts" in said.summary
+    assert said.as_dict()["variables"]["low"] == {"regime": "marginal", "kind": "drifting"}
+
+
+def test_nothing_is_said_of_passes_where_only_inner_updates_are_known(tmp_path: Path, rules) -> None:
+    write(tmp_path / "a.h5", rules, later=False, steps=30)
+    with open_run(tmp_path / "a.h5") as run:
+        assert diagnose(run, rules).variables == {}
+
+
+def test_a_damaged_measurement_is_left_out(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=[], resume=False, overwrite=False)
+    for step in range(30):
+        one = record_of(step, np.linspace(1.0, 1.5, 4), np.linspace(1.0, 1.5, 3 * INNER + 1))
+        recorder.put(replace(one, arrays={VARIABLE_PASSES: np.zeros((3, 0), np.float32)}))
+    recorder.close()
+    with open_run(tmp_path / "a.h5") as run:
+        assert diagnose(run, []).variables == {}
