@@ -98,8 +98,8 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(trained: tuple[Path, Path, s
 
 def test_the_folder_of_another_sweep_is_refused(trained: tuple[Path, Path, str], tmp_path: Path) -> None:
     _, out, _ = trained
-    other = tmp_path / "grid.toml"
-    other.write_text(GRID.format(steps=12).replace("checkpoint_every = 5", "batch_size = 3"))
+    other = write_grid(tmp_path)
+    other.write_text(other.read_text().replace("checkpoint_every = 5", "batch_size = 3"))
     done = subprocess.run(command(other, out), capture_output=True, text=True)
     assert done.returncode == 2 and "train.batch_size is 8 in the file and 3 in the sweep" in done.stderr
 
