@@ -67,24 +67,25 @@ def accept(name: str, result: Result, folder: Path) -> None:
     numbers = {what: [str(part) for part in (each.value, each.low, each.high)] for what, each in result.numbers.items()}
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (COMMITTED / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    for figure in result.figures:
-        (COMMITTED / f"{figure}.svg").write_bytes((folder / f"{figure}.svg").read_bytes())
     page = PAGE.read_text(encoding="utf-8")
     for table, text in result.tables.items():
-        page = with_table(page, table, text)
+        page = with_block(page, f"table {table}", text)
+    for figure in result.figures:
+        (COMMITTED / f"{figure}.svg").write_bytes((folder / f"{figure}.svg").read_bytes())
+        page = with_block(page, f"figure {figure}", f"![{{}}](evidence/{figure}.svg)")
     PAGE.write_text(page, encoding="utf-8")
 
 
-def with_table(page: str, name: str, text: str) -> str:
-    """Return the page with a table between its marks replaced.
+def with_block(page: str, name: str, text: str) -> str:
+    """Return the page with a block replaced; ``{}`` in the text stands for what its mark says after a colon.
 
-    >>> with_table("<!-- table a -->old<!-- end -->", "a", "new")
-    '<!-- table a -->\\n\\nnew\\n\\n<!-- end -->'
+    >>> with_block("<!-- figure a: of b -->old<!-- end -->", "figure a", "![{}](a.svg)")
+    '<!-- figure a: of b -->\\n\\n![of b](a.svg)\\n\\n<!-- end -->'
     """
-    marks = re.compile(rf"(<!-- table {re.escape(name)} -->).*?(<!-- end -->)", re.S)
+    marks = re.compile(rf"(<!-- {re.escape(name)}(?:: (.*?))? -->).*?(<!-- end -->)", re.S)
     if len(marks.findall(page)) != 1:
-        raise SystemExit(f"{PAGE.name}: expected one table {name}")
-    return marks.sub(lambda found: f"{found[1]}\n\n{text}\n\n{found[2]}", page)
+        raise SystemExit(f"{PAGE.name}: expected one block <!-- {name} -->")
+    return marks.sub(lambda mark: f"{mark[1]}\n\n{text.replace('{}', mark[2] or '')}\n\n{mark[3]}", page)
 
 
 def said(seconds: float) -> str:
@@ -96,10 +97,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/evidence"))
     parser.add_argument("--jobs", type=int, default=0, help="runs trained at the same time; 0: one per processor")
-    parser.add_argument("--only", choices=list(STUDIES), help="one study alone")
+    parser.add_argument("--only", choices=list(STUDIES), nargs="+", help="some of the studies")
     parser.add_argument("--accept", action="store_true", help="commit what was measured to docs/")
     options = parser.parse_args()
-    names = [options.only] if options.only else list(STUDIES)
+    names = options.only or list(STUDIES)
     began, differ = time.monotonic(), []
     for number, name in enumerate(names, start=1):
         done, left = (sum(STUDIES[each] for each in part) for part in (names[: number - 1], names[number - 1 :]))
