@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from study import ARCHITECTURES, COLOURS, Result, alone, chosen, panels, share, table
+from study import ARCHITECTURES, COLOURS, SHORT, Result, alone, chosen, panels, share, table
 from test_depth import DEPTHS, curves
 
 TOLERANCE = 0.02  # nats
@@ -43,7 +43,7 @@ def study(folder: Path, jobs: int = 0) -> Result:
     result, rows = Result(), []
     steps = sorted(map(int, by_run[runs[0].checkpoint.stem]))
     early = min(steps, key=lambda step: abs(step - EARLY * steps[-1]))
-    chart = panels([name.replace(", ", "<br>") for name in ARCHITECTURES], ["step"] * 4, legend=4)
+    chart = panels([SHORT[name] for name in ARCHITECTURES], ["step"] * 4, legend=4)
     for column, name in enumerate(ARCHITECTURES, start=1):
         of_kind = [by_run[each.checkpoint.stem] for each in chosen(runs, name)]
         classes = {step: [kind(each[str(step)]) for each in of_kind] for step in steps}

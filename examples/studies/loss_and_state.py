@@ -14,6 +14,7 @@ from study import (
     COLOURS,
     LARGEST_FLOAT,
     LOG_TICKS,
+    SHORT,
     Result,
     add_band,
     alone,
@@ -30,8 +31,8 @@ from study import (
 def study(folder: Path, jobs: int = 0) -> Result:
     runs = learning_rate_runs(folder, jobs)
     result = Result()
-    loss_chart = panels([name.replace(", ", "<br>") for name in ARCHITECTURES], ["step"] * 4, legend=4)
-    state_chart = panels([name.replace(", ", "<br>") for name in ARCHITECTURES], ["step"] * 4, legend=4)
+    loss_chart = panels([SHORT[name] for name in ARCHITECTURES], ["step"] * 4, legend=4)
+    state_chart = panels([SHORT[name] for name in ARCHITECTURES], ["step"] * 4, legend=4)
     rows = []
     for column, name in enumerate(ARCHITECTURES, start=1):
         for lr, colour in zip(rates(runs), COLOURS, strict=True):

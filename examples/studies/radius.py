@@ -13,6 +13,7 @@ import numpy as np
 from study import (
     ARCHITECTURES,
     COLOURS,
+    SHORT,
     Result,
     add_band,
     alone,
@@ -36,7 +37,7 @@ def study(folder: Path, jobs: int = 0) -> Result:
     runs = learning_rate_runs(folder, jobs)
     result = Result()
     shown = [name for name in ARCHITECTURES if not name.startswith("addition")]
-    chart = panels([name.replace(", ", "<br>") for name in shown], ["step"] * len(shown), legend=4)
+    chart = panels([SHORT[name] for name in shown], ["step"] * len(shown), legend=4)
     for column, name in enumerate(shown, start=1):
         for lr, colour in zip(rates(runs), COLOURS, strict=True):
             of_cell = chosen(runs, name, lr)

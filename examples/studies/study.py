@@ -50,6 +50,7 @@ NAMES = {
     ("parcae", "pre"): "Parcae, pre-norm",
 }
 ARCHITECTURES = tuple(NAMES.values())
+SHORT = dict(zip(ARCHITECTURES, ("concatenation", "sandwich norm", "addition", "Parcae"), strict=True))  # above a panel
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from loopscope.models.depth import loss_at_depths
 from study import (
     ARCHITECTURES,
     COLOURS,
+    SHORT,
     Recording,
     Result,
     add_band,
@@ -58,7 +59,7 @@ def curves(folder: Path, jobs: int) -> tuple[tuple[Recording, ...], dict[str, di
 def study(folder: Path, jobs: int = 0) -> Result:
     runs, by_run = curves(folder, jobs)
     result, rows = Result(), []
-    chart = panels([name.replace(", ", "<br>") for name in ARCHITECTURES], ["loops at test time"] * 4, legend=2)
+    chart = panels([SHORT[name] for name in ARCHITECTURES], ["loops at test time"] * 4, legend=2)
     for column, name in enumerate(ARCHITECTURES, start=1):
         for lr, colour in zip(rates(runs), (COLOURS[0], COLOURS[3]), strict=True):
             cell = chosen(runs, name, lr)
