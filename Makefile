@@ -40,7 +40,7 @@ gpu: $(VENV)/.test
 
 # What is finished in runs/evidence is kept. ACCEPT=1 makes what was measured what docs/ shows.
 evidence: $(VENV)/.test
-	$(BIN)/python examples/studies/evidence.py runs/evidence $(if $(ACCEPT),--accept)
+	$(BIN)/python examples/studies/everything.py runs/evidence $(if $(ACCEPT),--accept)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "loopscope needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'

@@ -5,7 +5,7 @@ A study is a module with a function ``study(folder, jobs)`` that returns its `Re
     python examples/studies/NAME.py runs/evidence
 
 which trains what is missing in that folder, prints the tables and writes the figures beside the runs. All of them are
-run by `evidence.py`.
+run by `everything.py`.
 """
 
 from __future__ import annotations

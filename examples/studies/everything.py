@@ -1,8 +1,8 @@
 """Every study of docs/evidence.md, one after the other: trains, draws, tabulates, and compares with what is committed.
 
-    python examples/studies/evidence.py runs/evidence              # or: make evidence
-    python examples/studies/evidence.py runs/evidence --only radius
-    python examples/studies/evidence.py runs/evidence --accept     # what was measured becomes what docs/ shows
+    python examples/studies/everything.py runs/evidence              # or: make evidence
+    python examples/studies/everything.py runs/evidence --only radius
+    python examples/studies/everything.py runs/evidence --accept     # what was measured becomes what docs/ shows
 
 What is finished in the folder is kept, so that the same command goes on after a kill. A number *agrees* with the
 committed one where their intervals overlap; the exit code is 1 where one does not, with a line for each.
