@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -39,8 +40,9 @@ HOSTILE = [
 
 
 def finding(number: int = 0, severity: str = "error", text: str = "too large", **more: object) -> Finding:
+    step = more.pop("step", number)
     return Finding(
-        f"LS{number:03d}", "some-rule", severity, number, 0, 2.0, math.inf, text, text, 1, **more  # type: ignore[arg-type]
+        f"LS{number:03d}", "some-rule", severity, step, 0, 2.0, math.inf, text, text, 1, **more  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -190,3 +192,31 @@ def test_text_of_any_format_fits_a_terminal_that_knows_ascii_only(many: GateResu
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
     out.write(render(many, "text"))
     out.flush()
+
+
+def test_what_fired_comes_before_what_is_missing_and_is_the_reason_in_the_table() -> None:
+    findings = [finding(4, gap=True), finding(90, "warning"), finding(20, step=13), finding(1, "note")]
+    text = as_markdown(result_of(run_check(findings)))
+    assert "| LS020 some-rule, step 13 |" in text.splitlines()[4]
+    assert re.findall(r"\*\*(LS\d+)", text) == ["LS020", "LS004", "LS090", "LS001"]
+    lines = render(result_of(run_check(findings)), "github").splitlines()
+    assert [re.search(r"LS\d+", line)[0] for line in lines[:-1]] == ["LS020", "LS004", "LS090", "LS001"]
+    assert lines[-1] == "loopscope: fail, 1 run"
+
+
+def test_rules_without_data_are_one_line_for_each_reason() -> None:
+    why = ["loss ended | at 3"] * 8 + ["x"]
+    judged = [Judgement(f"LS01{number}", "r", "error", "no data", 0, said) for number, said in enumerate(why)]
+    run = run_check([])
+    run = replace(run, diagnosis=replace(run.diagnosis, judgements=judged))
+    missing = [line for line in as_markdown(result_of(run)).splitlines() if line.startswith("- not judged")]
+    assert missing == [
+        "- not judged: LS010, LS011, LS012, LS013, LS014, LS015, LS016, LS017 (loss ended \\| at 3)",
+        "- not judged: LS018 (x)",
+    ]
+
+
+def test_a_radius_of_many_digits_is_short() -> None:
+    run = run_check([])
+    run = replace(run, diagnosis=replace(run.diagnosis, radius=886859185.914))
+    assert "| 8.869e+08 |" in as_markdown(result_of(run))
