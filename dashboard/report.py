@@ -263,9 +263,9 @@ def _map(page: _Page, runs: Sequence[OpenRun]) -> None:
     if len({one.x for one in placed}) < 2:
         return
     page.add("h2", "Learning rate × architecture")
-    found = edges(placed)
-    chart = map_figures.plane(placed, label(x), label(y), found, radius=True)
-    page.figure("Map", " ".join(in_words(one, x) for one in found), chart, 460)
+    boundaries = edges(placed)
+    chart = map_figures.plane(placed, label(x), label(y), boundaries, radius=True)
+    page.figure("Map", " ".join(in_words(one, x) for one in boundaries), chart, 460)
     told = survival(rows, numbers)
     lines = [
         (name, *[_survived(cell) for cell in cells]) for name, cells in zip(told.architectures, told.cells, strict=True)

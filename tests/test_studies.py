@@ -23,7 +23,7 @@ LARGEST_FIGURE = 100_000  # bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
-def found() -> Iterator[None]:
+def importable() -> Iterator[None]:
     """Lets the studies import each other, as they do when one of them is run."""
     sys.path.insert(0, str(STUDIES))
     yield

@@ -68,8 +68,8 @@ def study(folder: Path, jobs: int = 0) -> Result:
                                f"{words}: lost": lost}  # fmt: skip
             rows.append([name, f"{lr:g}", sampling, counts.text(".1f"), bursts.text(".1f"), spread.text(), lost.text()])
             for each in runs:
-                found, jumped = spikes(each), jumps(each)
-                near = [bool((np.abs(jumped - at) <= NEAR).any()) for at in found]
+                spiked, jumped = spikes(each), jumps(each)
+                near = [bool((np.abs(jumped - at) <= NEAR).any()) for at in spiked]
                 together[0], together[1] = together[0] + sum(near), together[1] + len(near)
                 reached = {at for jump in jumped for at in range(jump - NEAR, jump + NEAR + 1)}
                 alone_jumps, steps = alone_jumps + len(reached), steps + len(lines[0]) - BEFORE
