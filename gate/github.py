@@ -9,6 +9,7 @@ Not covered: code scanning; that takes the SARIF format.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -58,12 +59,27 @@ def publish(result: GateResult, environment: Mapping[str, str], report: Path | N
     """
     if summary := environment.get("GITHUB_STEP_SUMMARY"):
         written = Path(summary).stat().st_size if Path(summary).exists() else 0
-        _append(Path(summary), as_markdown(result, max(LARGEST_SUMMARY - written - 4096, 1000)))
+        room = max(LARGEST_SUMMARY - written - 4096, 1000)
+        _append(Path(summary), as_markdown(result, room, artifacts_of(environment)))
     if output := environment.get("GITHUB_OUTPUT"):
         lines = [f"verdict={result.verdict}", f"exit-code={result.exit_code}"]
         if report is not None:
             lines.append(f"report={plain(report)}")
         _append(Path(output), "\n".join(lines) + "\n")
+
+
+def artifacts_of(environment: Mapping[str, str]) -> str:
+    """Return the address of what a job of GitHub Actions uploads; empty where the environment does not say it.
+
+    >>> artifacts_of({"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "me/nets", "GITHUB_RUN_ID": "7"})
+    'https://github.com/me/nets/actions/runs/7#artifacts'
+    >>> artifacts_of({"GITHUB_REPOSITORY": "me/nets"})
+    ''
+    """
+    names = ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
+    server, repository, number = (environment.get(name, "") for name in names)
+    known = re.fullmatch(r"https?://[\w.:-]+", server) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository)
+    return f"{server}/{repository}/actions/runs/{number}#artifacts" if known and number.isdecimal() else ""
 
 
 def _append(path: Path, text: str) -> None:

@@ -51,7 +51,8 @@ def _run(run: RunCheck, result: GateResult) -> dict[str, Any]:
     head = {"path": str(run.path), "outcome": run.verdict(result.fail_on), "exit_code": run.exit_code(result.fail_on),
             "commit": run.commit or None, "configuration": dict(run.configuration),
             "loop_code": {"body": run.code.body or None, "a_bar_parameters": list(run.code.a_bar_parameters),
-                          "file": run.code.file or None, "line": run.code.line or None}}  # fmt: skip
+                          "file": run.code.file or None, "line": run.code.line or None,
+                          "holds_loop": run.code.holds_loop}}  # fmt: skip
     if run.diagnosis is not None:
         return {**head, **run.diagnosis.as_dict(), "error": None}
     unknown = dict.fromkeys(("lti", "loop", "trajectory"), "unknown")

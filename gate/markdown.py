@@ -25,14 +25,17 @@ LARGEST: Final = 900_000  # characters; GitHub takes a summary up to 1 MiB
 MOST_FINDINGS: Final = 50  # shown of one run
 
 
-def as_markdown(result: GateResult, largest: int = LARGEST) -> str:
+def as_markdown(result: GateResult, largest: int = LARGEST, artifacts: str = "") -> str:
     """Return the result as Markdown.
 
     Args:
         result: What the gate decided.
         largest: Bytes at most; what does not fit is counted in the last line, the runs that failed come first.
+        artifacts: Address of what the job uploads; empty without.
     """
     lines = [*_head(result), ""]
+    if artifacts:
+        lines += [f"[Runs and reports that this job uploads]({artifacts})", ""]
     size = sum(len(line.encode()) + 1 for line in lines)
     order = sorted(result.runs, key=lambda run: run.verdict(result.fail_on) == "pass")  # stable: else as given
     for number, run in enumerate(order):

@@ -33,19 +33,22 @@ class LoopCode:
     Attributes:
         body: Dotted name of the first module of the loop; empty where it is not known.
         a_bar_parameters: Dotted names of the parameters that A̅ is made of.
-        file: The file that holds the loop, relative to the root of the project; empty where it is not known.
+        file: A file of the project, relative to its root; empty where none is known.
         line: In that file, from 1.
+        holds_loop: Whether the loop is there; else a line of the project that led to it, such as the one that attached.
     """
 
     body: str = ""
     a_bar_parameters: tuple[str, ...] = ()
     file: str = ""
     line: int = 0
+    holds_loop: bool = False
 
     @property
-    def place(self) -> str:
-        """File and line as editors write them; empty where they are not known."""
-        return f"{self.file}:{self.line}" if self.file else ""
+    def words(self) -> str:
+        """What is to be seen at file and line; empty where they are not known."""
+        said = "the loop is in" if self.holds_loop else "the probe was attached from"
+        return f"{said} {self.file}:{self.line}" if self.file else ""
 
 
 UNKNOWN: Final = LoopCode()
@@ -70,7 +73,7 @@ def loop_code(info: Mapping[str, Any]) -> LoopCode:
     """Return what a run says of the code of its loop; its file is from elsewhere, so that only what fits is believed.
 
     >>> loop_code({"site": {"body": "mix"}, "loop_code": {"file": "../../x.py", "line": 3}})
-    LoopCode(body='mix', a_bar_parameters=(), file='', line=0)
+    LoopCode(body='mix', a_bar_parameters=(), file='', line=0, holds_loop=False)
     """
     site, code, names = info.get("site"), info.get("loop_code"), info.get("a_bar_parameters")
     said: Mapping[str, Any] = code if isinstance(code, dict) else {}
@@ -79,7 +82,7 @@ def loop_code(info: Mapping[str, Any]) -> LoopCode:
     file, line = _short(said.get("file")), said.get("line")
     inside = bool(file) and not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts
     if inside and isinstance(line, int) and not isinstance(line, bool) and 0 < line <= MOST_LINES:
-        return LoopCode(body, parameters, file, line)
+        return LoopCode(body, parameters, file, line, said.get("holds_loop") is True)
     return LoopCode(body, parameters)
 
 
@@ -121,9 +124,8 @@ def words(finding: Finding, code: LoopCode, rules: Sequence[Rule]) -> str:
         return ""
     linear = code.a_bar_parameters and rule.expr.names & OF_THE_LINEAR_PART
     what = f"A̅ is made of {', '.join(code.a_bar_parameters)}" if linear else ""
-    where = f"the loop begins at {code.body}" if code.body and not what else ""
-    line = f"the loop is in {code.place}" if code.place and what else f"in {code.place}" if code.place else ""
-    return ", ".join(filter(None, (what or where, line)))
+    what = what or (f"the loop begins at {code.body}" if code.body else "")
+    return ", ".join(filter(None, (what, code.words)))
 
 
 def reads_loop(rule: Rule | None) -> bool:

@@ -81,12 +81,12 @@ def _place(model: nn.Module, site: LoopSite | None) -> dict[str, Any] | None:
     root = root_of(Path.cwd()) or Path.cwd()
     forward = None if site is None else _forward(model, site)
     if forward is not None and (file := _inside(root, forward)):
-        return {"file": file, "line": forward.co_firstlineno}
+        return {"file": file, "line": forward.co_firstlineno, "holds_loop": True}
     frame = sys._getframe(1)
     for _ in range(MOST_FRAMES):
         ours = str(frame.f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
         if not ours and (file := _inside(root, frame.f_code)):
-            return {"file": file, "line": frame.f_lineno}
+            return {"file": file, "line": frame.f_lineno, "holds_loop": False}
         if frame.f_back is None:
             return None
         frame = frame.f_back

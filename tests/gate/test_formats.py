@@ -15,7 +15,7 @@ import pytest
 from junitparser import JUnitXml
 from loopscope.gate.check import check_runs
 from loopscope.gate.formats import FORMATS, render, target, write_reports
-from loopscope.gate.github import LARGEST_SUMMARY, publish
+from loopscope.gate.github import LARGEST_SUMMARY, artifacts_of, publish
 from loopscope.gate.markdown import as_markdown
 from loopscope.gate.result import GateResult, RunCheck
 from loopscope.gate.sparkline import sparkline
@@ -140,10 +140,12 @@ def test_the_summary_of_a_job_stays_within_its_limit_and_begins_with_the_verdict
 ) -> None:
     summary, output = tmp_path / "summary", tmp_path / "output"
     summary.write_text("x" * (LARGEST_SUMMARY // 2))
-    environment = {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(output)}
+    job = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "me/nets", "GITHUB_RUN_ID": "7"}
+    environment = {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(output), **job}
     publish(many, environment, Path("report.html"))
     assert summary.stat().st_size < LARGEST_SUMMARY
     assert "❌ loopscope: fail" in summary.read_text() and "▁" in summary.read_text()
+    assert "(https://github.com/me/nets/actions/runs/7#artifacts)" in summary.read_text()
     assert output.read_text().splitlines() == ["verdict=fail", "exit-code=1", "report=report.html"]
     small = as_markdown(many, 5000)
     assert len(small.encode()) <= 5000 + 4000 and "more runs are left out" in small  # the table of runs is always there
@@ -192,6 +194,20 @@ def test_text_of_any_format_fits_a_terminal_that_knows_ascii_only(many: GateResu
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
     out.write(render(many, "text"))
     out.flush()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"GITHUB_RUN_ID": "7)[x](http://evil.example"},
+        {"GITHUB_REPOSITORY": "me/nets) <script>"},
+        {"GITHUB_SERVER_URL": "javascript:alert(1)"},
+        {"GITHUB_RUN_ID": ""},
+    ],
+)
+def test_an_address_that_is_none_is_not_linked(odd: dict[str, str]) -> None:
+    job = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "me/nets", "GITHUB_RUN_ID": "7"}
+    assert artifacts_of(job) and not artifacts_of(job | odd)
 
 
 def test_what_fired_comes_before_what_is_missing_and_is_the_reason_in_the_table() -> None:

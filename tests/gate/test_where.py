@@ -18,7 +18,7 @@ ASKED = Asked()
 INFO = {
     "site": {"body": "injection"},
     "a_bar_parameters": ["injection.linear.weight"],
-    "loop_code": {"file": "net/loop.py", "line": 12},
+    "loop_code": {"file": "net/loop.py", "line": 12, "holds_loop": True},
 }
 
 
@@ -94,7 +94,7 @@ def test_the_parameters_of_a_bar_are_named(output, project):
         0
     ] in "[{" else said  # fmt: skip
     assert re.search(r"A̅ is made of injection\.linear\.weight, the loop is in net/loop\.py:12", text)
-    assert re.search(r"[Tt]he loop begins at injection, in net/loop\.py:12", text)
+    assert re.search(r"[Tt]he loop begins at injection, the loop is in net/loop\.py:12", text)
 
 
 def test_json_has_the_code_of_the_loop_and_a_kept_verdict_has_it_too(project, tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_json_has_the_code_of_the_loop_and_a_kept_verdict_has_it_too(project, tm
     for _ in range(2):
         (run,) = json.loads(render(check_runs([Path("a.h5")]), "json"))["runs"]
         assert run["loop_code"] == {"body": "injection", "a_bar_parameters": ["injection.linear.weight"],
-                                    "file": "net/loop.py", "line": 12}  # fmt: skip
+                                    "file": "net/loop.py", "line": 12, "holds_loop": True}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,9 @@ def test_what_a_hostile_run_says_of_its_code_is_not_believed(said):
 
 
 def test_a_spot_without_a_column_is_a_line():
-    assert (Spot("a.py", 3).column, LoopCode(file="a.py", line=3).place, LoopCode().place) == (0, "a.py:3", "")
+    assert (Spot("a.py", 3).column, LoopCode().words) == (0, "")
+
+
+def test_a_line_that_only_led_to_the_loop_is_not_called_the_loop():
+    assert LoopCode(file="a.py", line=3).words == "the probe was attached from a.py:3"
+    assert LoopCode(file="a.py", line=3, holds_loop=True).words == "the loop is in a.py:3"

@@ -47,7 +47,7 @@ def test_the_innermost_forward_around_the_loop_is_named(tmp_path):
     info = info_of(model, tmp_path / "a.h5", torch.zeros(2, 3, dtype=torch.long))
     line = inspect.getsourcelines(Inner.forward)[1]
     assert info["site"]["body"] == "inner.mix"
-    assert info["loop_code"] == {"file": "tests/probes/test_loop_code.py", "line": line}
+    assert info["loop_code"] == {"file": "tests/probes/test_loop_code.py", "line": line, "holds_loop": True}
     assert info["a_bar_parameters"] == ["inner.mix.weight"]
 
 
@@ -76,7 +76,7 @@ def test_where_the_loop_belongs_to_somebody_else_the_line_of_the_project_is_name
     exec(compile(script.read_text(), str(script), "exec"), space)  # noqa: S102
     space["go"](loopscope.attach, build("demo", injection="concatenation"), tmp_path / "a.h5")
     with loopscope.open_run(tmp_path / "a.h5") as run:
-        assert run.info["loop_code"] == {"file": "train.py", "line": 4}
+        assert run.info["loop_code"] == {"file": "train.py", "line": 4, "holds_loop": False}
 
 
 @pytest.mark.parametrize("injection", ["addition", "concatenation", "parcae"])
