@@ -22,7 +22,7 @@ from ..dynamics.linear.discretize import Discretized, bilinear, discretization_e
 from ..dynamics.linear.lti import LTISystem
 from ..dynamics.linear.pseudospectrum import pseudospectrum_on_grid
 from ..dynamics.linear.transient import PeakGrowth, numerical_radius, peak_growth
-from ..dynamics.regime import Regime, Views, views
+from ..dynamics.regime import Regime, Views
 from ..dynamics.trajectory.trajectory import classify, late_window
 
 Floats = NDArray[np.float64]
@@ -390,17 +390,7 @@ def _views(radius: float, log_radius: float, exponent: float, states: Floats, *,
     residual = np.linalg.norm(updates, axis=1)
     turned = np.sum(updates[1:] * updates[:-1], axis=1) / (residual[1:] * residual[:-1])
     law = classify(residual, np.append(math.nan, turned), np.linalg.norm(states, axis=1))
-    return views(
-        radius,
-        log_radius,
-        exponent,
-        law.regime,
-        orbits=law.kind == "orbiting",
-        settled=law.settled,
-        bounded=law.bounded,
-        steady=steady,
-        drift=law.drift_rate,
-    )
+    return law.beside(radius, log_radius, exponent, steady=steady)
 
 
 def _linear_words(sandbox: Sandbox, radius: float, norm: float, peak: PeakGrowth, lti: Regime) -> str:

@@ -120,7 +120,7 @@ def _entries(a: Any, b: Any) -> list[tuple[str, Any, Any]] | None:
 
 def _attributes(value: Any) -> dict[str, Any]:
     """Return what an object holds, by name; of a module its parameters, buffers and modules as attributes."""
-    names = [slot for kind in type(value).__mro__ for slot in slots_of(kind)]
+    names = slots_of(type(value))
     held = {name: getattr(value, name) for name in names if hasattr(value, name)}
     for name, item in getattr(value, "__dict__", {}).items():
         if not isinstance(value, nn.Module):

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 UNDECLARED = ("running_mean", "running_var")  # batch norms write to these without saying so in their schema
 PIECE = 1 << 20  # numbers of a large tensor that are summed at a time; even, so that every second one stays so
 SMALL = 1 << 20  # bytes of a tensor of which a copy is kept for comparison
-PLAIN = (Tensor, nn.Parameter, nn.Buffer)  # as opposed to tensors of somebody's own kind
+PLAIN = frozenset((Tensor, nn.Parameter, nn.Buffer))  # as opposed to tensors of somebody's own kind
 Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
@@ -70,9 +70,9 @@ class Writes(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if any(kind not in PLAIN for kind in types):  # it takes itself apart first, and its parts come by here
+        if not PLAIN.issuperset(types):  # it takes itself apart first, and its parts come by here
             return NotImplemented
+        kwargs = kwargs or {}
         places, makes = _effects(func)
         for number, name in places:
             self._keep(args[number] if number < len(args) else kwargs.get(name))
@@ -117,11 +117,11 @@ def _effects(func: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
 
 def _memory(value: Any) -> int:
     """Return where the memory of a tensor begins; 0 for what has none."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type == "meta":
+    if not isinstance(value, Tensor):
         return 0
     try:
         return value.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # a wrapper without memory of its own
+    except (NotImplementedError, RuntimeError):  # sparse, or a wrapper without memory of its own
         return 0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dynamics.regime import Regime, views
+from ..dynamics.regime import Regime
 from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
@@ -58,16 +58,7 @@ def read_regimes(run: Run) -> RunRegimes:
     """Return the regimes at the end of a run that has recorded something."""
     radius, rates, law = _last(run, "a_bar_radius"), loop_rates(run), trajectory_law(run)
     log_radius, exponent = rates.get(LOG_RADIUS, math.nan), rates.get(EXPONENT, math.nan)
-    seen = views(
-        radius,
-        log_radius,
-        exponent,
-        law.regime,
-        orbits=law.kind == "orbiting",
-        settled=law.settled,
-        bounded=law.bounded,
-        drift=law.drift_rate,
-    )
+    seen = law.beside(radius, log_radius, exponent)
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
     if rates:
         shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())

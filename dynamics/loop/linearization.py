@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..estimate import Estimate
-from ..regime import LYAPUNOV_TOLERANCE, Regime, Views, full_loop_regime, lti_regime, rates_disagree, views
+from ..regime import LYAPUNOV_TOLERANCE, Regime, Views, full_loop_regime, lti_regime, rates_disagree
 
 if TYPE_CHECKING:
     from ..linear.transient import PeakGrowth
@@ -203,17 +203,13 @@ class Linearization:
     def views(self) -> Views:
         """What linear part, full loop and trajectory say together, by the rule that `diagnose` uses too."""
         loop = self.loop
-        return views(
+        law = replace(self.trajectory, regime="unknown") if self.in_transient else self.trajectory
+        return law.beside(
             math.nan if self.linear is None else self.linear.radius.value,
             math.nan if loop is None else loop.log_radius,
             math.nan if loop is None else loop.lyapunov_max,
-            "unknown" if self.in_transient else self.trajectory.regime,
-            orbits=self.trajectory.kind == "orbiting",
-            settled=self.trajectory.settled,
-            bounded=self.trajectory.bounded,
             steady=loop is not None and loop.steady,
             transient=loop is not None and loop.transient_exponent,
-            drift=self.trajectory.drift_rate,
         )
 
     @property

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..regime import Regime
+from ..regime import Regime, Views, views
 
 Kind = Literal["settling", "drifting", "orbiting", "exploding", "undecided", "unknown"]
 SEEN_GROWTH = 1.005
@@ -82,6 +82,36 @@ class TrajectoryLaw:
         if self.method in ("geometric", "power"):
             return float(self.rate**loops if self.method == "geometric" else loops**self.exponent)
         return 1.0 if self.method == "constant" else math.nan
+
+    def beside(
+        self, radius: float, log_radius: float, exponent: float, *, steady: bool = False, transient: bool = False
+    ) -> Views:
+        """Return what this law says together with the linear part and the full loop: the one way to a verdict.
+
+        Args:
+            radius: ρ(A̅); NaN when it is not known, as the two rates.
+            log_radius: ``log ρ(J)`` at the last state, nats per loop.
+            exponent: λ₁ over the late loops, nats per loop.
+            steady: As in `loopscope.dynamics.regime.views`.
+            transient: Likewise.
+
+        >>> from loopscope.dynamics.trajectory.trajectory import classify
+        >>> law = classify([0.5**t for t in range(12)])
+        >>> law.beside(1.3, -0.4, -0.5).verdict
+        'stable'
+        """
+        return views(
+            radius,
+            log_radius,
+            exponent,
+            self.regime,
+            orbits=self.kind == "orbiting",
+            settled=self.settled,
+            bounded=self.bounded,
+            steady=steady,
+            transient=transient,
+            drift=self.drift_rate,
+        )
 
 
 def sentence_of(
