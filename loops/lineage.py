@@ -77,6 +77,8 @@ class _Flow:
     read_at: dict[int, list[int]] = field(default_factory=dict)
     values: dict[int, Value] = field(default_factory=dict)
     same: dict[int, int] = field(default_factory=dict)
+    behind: dict[int, int] = field(default_factory=dict)  # of a value the uses of parameters that made it, as bits
+    bit: dict[int, int] = field(default_factory=dict)  # of a use, by its function
 
     def key(self, value: Value) -> int:
         """Return the identity of a value's numbers: the same for copies, casts and views of the same shape."""
@@ -93,7 +95,9 @@ def lineage_loops(root: Event) -> list[LineageLoop]:
         root: The model's own call, from `trace`.
     """
     flow = _flow(root)
-    uses, labels = _repeated_uses(flow)
+    flow.behind, named = _ancestry(flow)
+    flow.bit = {i: 1 << number for number, i in enumerate(_uses(flow))}
+    uses, labels = _repeated_uses(flow, named)
     if not 2 <= len(uses) <= LONGEST:
         return []
     loops = []
@@ -189,10 +193,14 @@ def _hands_on(event: Event) -> bool:
     return folded or (event.name in SAME and given.shape == made.shape)
 
 
-def _repeated_uses(flow: _Flow) -> tuple[list[int], list[int]]:
-    """Return the functions that use parameters on what the same parameters made before or after, and their labels."""
-    behind, labels = _ancestry(flow)
-    label_of = dict(zip(_uses(flow), labels, strict=True))
+def _repeated_uses(flow: _Flow, labels: list[Hashable]) -> tuple[list[int], list[int]]:
+    """Return the functions that use parameters on what the same parameters made before or after, and their labels.
+
+    Args:
+        flow: The forward, its ancestry worked out.
+        labels: Of every use.
+    """
+    behind, label_of = flow.behind, dict(zip(_uses(flow), labels, strict=True))
     before: dict[Hashable, int] = {}
     recurrent: set[Hashable] = set()
     for number, (i, label) in enumerate(label_of.items()):
@@ -268,7 +276,10 @@ def _loop(flow: _Flow, passes: list[list[int]], *, returned: bool) -> LineageLoo
             where the fewest values are alive.
     """
     bounds = [uses[0] for uses in passes]
-    span = range(bounds[0], passes[-1][-1] + 1)
+    own = 0
+    for i in (i for uses in passes for i in uses):
+        own |= flow.bit[i]
+    span = _Span(bounds[0], passes[-1][-1] + 1, own)
     cuts = [_cut(flow, span, one[-1], other[0], returned) for one, other in pairwise(passes)]
     live = [sorted(_live(flow, span, cut), key=lambda key: flow.made[key]) for cut in cuts]
     inner = live[len(live) // 2 :] or live
@@ -283,12 +294,27 @@ def _loop(flow: _Flow, passes: list[list[int]], *, returned: bool) -> LineageLoo
     return LineageLoop(_passes(tracks, len(bounds)), names, tuple(_carried(flow, tracks)), body)
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The functions of a loop.
+
+    Args:
+        start: The first one.
+        stop: Behind the last one.
+        uses: Its uses of parameters, as bits.
+    """
+
+    start: int
+    stop: int
+    uses: int
+
+
 def _passes(tracks: list[_Track], blocks: int) -> int:
     """Return how often all variables were updated; in the last pass some may be no longer alive."""
     return min([len(track.blocks) for track in tracks], default=blocks) if len(tracks) > 1 else blocks
 
 
-def _cut(flow: _Flow, span: range, low: int, high: int, returned: bool) -> int:
+def _cut(flow: _Flow, span: _Span, low: int, high: int, returned: bool) -> int:
     """Return where between two uses the fewest values are alive, returned by the outermost modules."""
     depth: dict[int, int] = {}
     for owners in flow.owners:
@@ -305,10 +331,14 @@ def _cut(flow: _Flow, span: range, low: int, high: int, returned: bool) -> int:
     return min(range(low + 1, high + 1), key=cost)
 
 
-def _live(flow: _Flow, span: range, at: int) -> list[int]:
-    """Return the values made in the loop before ``at`` that the loop reads from there on."""
+def _live(flow: _Flow, span: _Span, at: int) -> list[int]:
+    """Return the values made in the loop before ``at`` that the loop reads from there on.
+
+    What no use of the loop's parameters made is no state: an input that a pass works out anew, say.
+    """
     keys = dict.fromkeys(key for i in range(span.start, at) for key in flow.writes[i] if flow.made[key] == i)
-    return [key for key in keys if any(at <= i < span.stop for i in flow.read_at.get(key, ())) and _is_wide(flow, key)]
+    read = [key for key in keys if any(at <= i < span.stop for i in flow.read_at.get(key, ()))]
+    return [key for key in read if _is_wide(flow, key) and flow.behind.get(key, 0) & span.uses]
 
 
 def _is_wide(flow: _Flow, key: int) -> bool:
@@ -411,8 +441,9 @@ def _variable(flow: _Flow, name: str, output: str, track: _Track, sharing: list[
 def _period_of(made: list[int], track: _Track) -> tuple[tuple[int, ...], int] | None:
     """Return which calls of a module make a variable, of how many each; None where there is no rule."""
     own = [key in track.keys for key in made]
-    known = max((i for i, mine in enumerate(own) if mine), default=0) + 1
-    for period in range(1, known // 2 + 1):
+    mine = [i for i, is_own in enumerate(own) if is_own]
+    known = max(mine, default=0) + 1
+    for period in range(1, known - min(mine, default=0)):
         if all(own[i] == own[i - period] for i in range(period, known)) and len(made) % period == 0:
             return tuple(i for i in range(period) if own[i]), period
     return None

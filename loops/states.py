@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .hooks import Hook, state_in
 from .marked import MarkWatcher
-from .site import LoopSite, Variable, argument
+from .site import LoopSite, Place, Variable, argument
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -67,8 +67,9 @@ class Roles:
         call, numbers = self._calls[module], self._of[module]
         self._calls[module] = call + 1
         by_turn = [n for n in numbers if (turns := self._variables[n].turns) and call % self._variables[n].of in turns]
-        if any(self._variables[n].turns for n in numbers):
-            return by_turn[0] if by_turn else None
+        if by_turn:
+            return by_turn[0]
+        numbers = [n for n in numbers if not self._variables[n].turns]
         if len(numbers) == 1 or before is None:
             return numbers[0] if len(numbers) == 1 else None
         for number in numbers:
@@ -145,7 +146,10 @@ class StateHooks:
         modules = dict(model.named_modules())
         self._handles: list[RemovableHandle] = []
         self._watcher: MarkWatcher | None = None
-        places = {v.output: v.argument for v in site.variables if v.output is not None}
+        places: dict[str, Place | None] = {}
+        for variable in site.variables:
+            if variable.output is not None and places.get(variable.output) is None:
+                places[variable.output] = variable.argument
         for name, place in places.items():
 
             def leave(

@@ -84,7 +84,8 @@ class VariableTap(LoopTap):
     ) -> None:
         """Take in that a module was left."""
         if kind == "leave" and name in self._names:
-            place = next(v.argument for v in self._site.variables if v.output == name)
+            places = [v.argument for v in self._site.variables if v.output == name and v.argument is not None]
+            place = places[0] if places else None
             self._returned(name, None if place is None else argument(args, kwargs, place), state_in(output))
 
     def _replay_mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
@@ -122,7 +123,8 @@ class VariableTap(LoopTap):
             if variable is None:
                 return
             self._roles.hold(variable, seen[0])
-            if before is not None and not self._active.sums[variable].loop:
+            receives = self._site.variables[variable].argument is not None
+            if receives and before is not None and not self._active.sums[variable].loop:
                 self._add_first(sums, variable, before)
         else:
             variable, given = number, seen[1] if len(seen) > 1 else None
