@@ -65,7 +65,8 @@ def verdict(story: Story | None) -> list[Any]:
     said = _announced(
         [html.I(REGIME_GLYPHS[word], className="ls-glyph"), html.Strong(story.sentence), " ", story.advice]
     )
-    gate = html.P([gate_badge(story.gate), " ", shown(story.gate_sentence, 300)], className="ls-gate")
+    by = html.Span(f" {story.rules[0].upper()}{story.rules[1:]}.", className="ls-dim")
+    gate = html.P([gate_badge(story.gate), " ", shown(story.gate_sentence, 300), by], className="ls-gate")
     if story.agree:
         return [said, gate]
     badges = [regime_badge(story.regimes[key], label) for key, label in REGIME_LABELS.items()]

@@ -22,6 +22,7 @@ from ..runfile.layout import RunFileError
 from ..runfile.rank_names import rank_files, rank_of, run_path
 from ..runfile.ranks.companions import belongs, separate_runs
 from .opened import OpenRun
+from .reading import LongRuns
 from .text import shown
 
 CONFIG_KEY = "LOOPSCOPE_INDEX"
@@ -60,6 +61,7 @@ class RunIndex:
         self._entries: dict[str, Entry] = {}
         self._due = -float("inf")
         self._opened: dict[str, OpenRun] = {}
+        self.long_runs = LongRuns()
 
     def entries(self) -> list[Entry]:
         """Return the runs that exist now, by name; reads the folders at most once a second."""
@@ -87,7 +89,7 @@ class RunIndex:
         if entry.fault:
             raise RunFileError(f"{shown(entry.path)}: {entry.fault}")
         with self._lock:
-            held = self._opened.pop(entry.id, None) or OpenRun(entry.path)
+            held = self._opened.pop(entry.id, None) or OpenRun(entry.path, self.long_runs)
             self._opened[entry.id] = held  # popped and put back: the dict stays ordered by last use
             self._close_surplus()
         try:
@@ -116,7 +118,8 @@ class RunIndex:
             self._opened.pop(run_id).close()
 
     def close(self) -> None:
-        """Close every run that is open."""
+        """Close every run that is open, and end who reads the long ones."""
+        self.long_runs.close()
         with self._lock:
             while self._opened:
                 self._opened.popitem()[1].close()

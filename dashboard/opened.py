@@ -3,37 +3,36 @@
 Not covered: nothing here computes a statistic; it asks the reader and the diagnosis, and keeps their answers.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..rules.diagnosis import diagnose
-from ..rules.rule_files import load_rules
 from ..runfile.ending import Ending, ending
 from ..runfile.flights import Flight, find_flights
+from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
 from ..runfile.ranks.companions import of_several_ranks
 from ..runfile.reader import Run
+from .rule_choice import choice_for
 from .settings import Settings, settings_of
 from .story import Story, tell
+from .text import shown
 from .tracks import Tracks
 
 # A diagnosis of a live run may take this share of the time: it is made again only after its cost, this many times over.
 DIAGNOSIS_REST: Final = 10.0
 QUICK_ROWS: Final = 20_000
-"""A run of up to so many rows is judged while its page waits; a longer one behind the page."""
+"""A run of up to so many rows is judged while its page waits; a longer one behind the page, by a helper."""
 
 T = TypeVar("T")
-
-
-_rules = cache(load_rules)
 
 
 class Table(NamedTuple):
@@ -43,11 +42,31 @@ class Table(NamedTuple):
     values: NDArray[np.float64]
 
 
+class Judged(Protocol):
+    """A verdict, and the version of the run that it is of."""
+
+    @property
+    def story(self) -> Story:
+        """The verdict."""
+
+    @property
+    def version(self) -> str:
+        """See `OpenRun`."""
+
+
+class Judge(Protocol):
+    """Who judges long runs: `reading.LongRuns`."""
+
+    def read(self, path: Path, *, live: bool) -> Judged:
+        """Judge a run."""
+
+
 class OpenRun:
     """One run file, open for reading; safe to use from several threads.
 
     Args:
         path: The run file.
+        judge: Who judges it where it is long; by default, this process.
 
     Raises:
         RunFileError: The file is no run or is damaged.
@@ -55,11 +74,12 @@ class OpenRun:
     Attributes:
         run: The reader, for whatever is cheap to ask.
         tracks: Its numbers as pictures need them.
-        version: A short text that changes whenever the run says anything new.
+        version: A short text that changes whenever the run, or the rules of its project, say anything new.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, judge: Judge | None = None) -> None:
         self.run = open_run(path)
+        self._judge = judge
         self.tracks = Tracks(self.run)
         self.version = ""
         self._lock = threading.RLock()
@@ -68,6 +88,8 @@ class OpenRun:
         self._story_of = ""
         self._story_due = 0.0
         self._judging = threading.Lock()
+        self._behind: threading.Thread | None = None
+        self._failed: tuple[str, RunFileError] | None = None
         self._took: dict[str, float] = {}
         self.refresh()
 
@@ -82,7 +104,9 @@ class OpenRun:
             if type(self.run) is Run and of_several_ranks(self.run):
                 self._open_again()
             # Of each rank: the newest of them all may stay the same while another one writes.
-            version = " ".join([*(f"{one.committed_at:.9f}" for one in self.run.ranks.values()), self.run.state])
+            commits = [f"{one.committed_at:.9f}" for one in self.run.ranks.values()]
+            self._rules = choice_for(self.run.path.parent)
+            version = " ".join([*commits, self.run.state, *(map(str, self._rules.stamp) if self._rules.path else ())])
             if version != self.version:
                 self.version = version
                 self.tracks.follow()
@@ -109,12 +133,12 @@ class OpenRun:
 
     @contextmanager
     def drawing(self, part: str) -> Iterator[None]:
-        """Hold the run for one part of drawing it, and note how long that takes."""
+        """Hold the run for one part of drawing it, and note how long that keeps a processor busy."""
         with self._lock:
             self.tracks.trim()
-            began = time.perf_counter()
+            began = time.thread_time()
             yield
-            self._took[part] = time.perf_counter() - began
+            self._took[part] = time.thread_time() - began
 
     def time_anew(self) -> None:
         """Forget how long drawing took: a page begins to draw what is new."""
@@ -122,7 +146,7 @@ class OpenRun:
 
     @property
     def took(self) -> float:
-        """Seconds that drawing this run took the last time."""
+        """Seconds of processor time that drawing this run took the last time."""
         return sum(list(self._took.values()))
 
     # -- what it means --------------------------------------------------------------------------------------------
@@ -139,31 +163,64 @@ class OpenRun:
         """Return the verdict; of a live run it may be a little older than the last row.
 
         Args:
-            wait: Whether to judge the run now if that was not done; else None where it takes long and is not done.
+            wait: Whether to wait for it; else a long run is judged behind the page, and until then what is known of it
+                is returned.
+
+        Raises:
+            RunFileError: The run cannot be judged.
         """
         known = self._story
-        waiting = self.run.state == "live" and time.monotonic() < self._story_due
-        if known is not None and (self._story_of == self.version or waiting):
+        if known is not None and self.judged:
             return known
         if not wait and len(self.run) > QUICK_ROWS:
+            self._judge_behind()
             return known
         with self._judging:
-            if self._story is not None and self._story_of == self.version:
+            if self._story is not None and self.judged:
                 return self._story
             began, version = time.monotonic(), self.version
-            made = self._judged()
+            if self._judge is not None and len(self.run) > QUICK_ROWS:
+                read = self._judge.read(self.run.path, live=self.run.state == "live")
+                made, version = read.story, version if self.run.state == "live" else read.version
+            else:
+                made = self.judged_now()
+                self.tracks.trim()  # the rules look at everything
             now = time.monotonic()
             self._story, self._story_of = made, version
-            self.tracks.trim()  # the rules look at everything
             self._story_due = now + DIAGNOSIS_REST * (now - began)
             return made
 
-    def _judged(self) -> Story:
+    def _judge_behind(self) -> None:
+        """Have the run judged by a thread of its own, unless that goes on.
+
+        Raises:
+            RunFileError: It cannot be judged as it is.
+        """
+        if self._failed is not None and self._failed[0] == self.version:
+            raise self._failed[1]
+        if self._behind is None or not self._behind.is_alive():
+            self._behind = threading.Thread(target=self._judge_apart, name="loopscope verdict", daemon=True)
+            self._behind.start()
+
+    def _judge_apart(self) -> None:
+        """Judge the run; keep the reason where it cannot be judged."""
+        version = self.version
+        try:
+            self.story()
+        except RunFileError as error:
+            self._failed = version, error
+        except Exception as error:  # whatever a hostile file brings about
+            logging.getLogger(__name__).warning("%s cannot be judged", shown(self.run.path), exc_info=True)
+            words = f"cannot be judged ({type(error).__name__}: {shown(error, 120)})"
+            self._failed = version, RunFileError(f"{shown(self.run.path)}: {words}")
+
+    def judged_now(self) -> Story:
         """Judge the run as it is now; one that may grow by a view of its own, since other threads refresh ours."""
+        rules, words = self._rules.rules()
         if self.run.state == "finished":
-            return tell(self.run, diagnose(self.run, _rules()), self.settings())
+            return tell(self.run, diagnose(self.run, rules), self.settings(), words)
         with open_run(self.run.path) as still:
-            return tell(still, diagnose(still, _rules()), self.settings())
+            return tell(still, diagnose(still, rules), self.settings(), words)
 
     @property
     def known_story(self) -> Story | None:

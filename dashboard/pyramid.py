@@ -148,7 +148,7 @@ class Sheet:
         self._count = needed
         self._kept[whole:needed] = np.nan
         if rows and width:
-            self._kept[whole:needed, :width] = _largest(loops, np.arange(0, rows, BUCKET))
+            self._kept[whole:needed, :width] = _largest_of_buckets(loops)
         self.seen = start + rows
 
     def columns(self, where: slice, limit: int) -> tuple[Rows, NDArray[np.float32], int]:
@@ -161,9 +161,24 @@ class Sheet:
         return np.minimum(middle, self.seen - 1), _largest(kept, groups), int(np.max(ends - groups)) * BUCKET
 
 
+def _largest_of_buckets(loops: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return `_largest` of every bucket; halves are compared, since `reduceat` takes three times as long."""
+    count, width = -(-len(loops) // BUCKET), loops.shape[1]
+    table = np.full((count * BUCKET, width), np.nan, np.float32)
+    table[: len(loops)] = loops
+    high = low = table.reshape(count, BUCKET, width)
+    while high.shape[1] > 1:
+        high, low = np.fmax(high[:, ::2], high[:, 1::2]), np.fmin(low[:, ::2], low[:, 1::2])
+    return _farther(high[:, 0], low[:, 0])
+
+
 def _largest(values: NDArray[np.floating], starts: Rows) -> NDArray[np.float32]:
     """Return the number of largest size in every stretch of rows, with its sign."""
+    return _farther(np.fmax.reduceat(values, starts, axis=0), np.fmin.reduceat(values, starts, axis=0))
+
+
+def _farther(high: NDArray[np.floating], low: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return of two numbers the one that is farther from zero."""
     with np.errstate(invalid="ignore"):
-        high, low = np.fmax.reduceat(values, starts, axis=0), np.fmin.reduceat(values, starts, axis=0)
-        largest: NDArray[np.float32] = np.where(np.abs(low) > np.abs(high), low, high).astype(np.float32)
-    return largest
+        farther: NDArray[np.float32] = np.where(np.abs(low) > np.abs(high), low, high).astype(np.float32)
+    return farther

@@ -139,7 +139,7 @@ def _verdict(page: _Page, story: Story) -> None:
     """Add the sentence of a verdict, with its regimes."""
     text = f"<i>{REGIME_GLYPHS[story.verdict]}</i> <b>{html.escape(story.sentence)}</b> {html.escape(story.advice)}"
     page.raw(f'<p class="strip {story.verdict}">{text}</p>')
-    page.add("p", story.gate_sentence, "gate")
+    page.add("p", f"{story.gate_sentence} {story.rules[0].upper()}{story.rules[1:]}.", "gate")
     regimes = " · ".join(f"{REGIME_LABELS[key]}: {regime}" for key, regime in story.regimes.items())
     page.add("p", f"{regimes}. {story.detail}", "dim")
 

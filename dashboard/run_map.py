@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..rules.lead import WINDOW, risen_steps
 from ..runfile.layout import PROBE_DERIVED
@@ -44,18 +45,32 @@ def numbers_of(held: OpenRun) -> dict[str, float]:
         if name in NOT_PLACES:
             continue
         values = held.run.series(name)[1] if name in PROBE_DERIVED else held.run[name]
-        values = values[~np.isnan(values)]
-        if len(values):
-            placed[f"last.{shown(name, 80)}"] = float(values[-1])
-        values = values[np.isfinite(values)]
-        if len(values):
-            placed[f"largest.{shown(name, 80)}"] = float(values.max())
+        placed[f"last.{shown(name, 80)}"] = _last_given(values)
+        placed[f"largest.{shown(name, 80)}"] = _largest_finite(values)
         if len(placed) >= 2 * NUMBERS_LIMIT:
             break
     survived = converged(held.run["step"], held.run["loss"], finished=held.run.state != "live")
     if survived is not None:
         placed["converged"] = float(survived)
     return {name: value for name, value in placed.items() if math.isfinite(value)}
+
+
+def _last_given(values: NDArray[np.floating]) -> float:
+    """Return the last number that is not NaN; NaN where there is none. Of a long series the end is looked at first."""
+    for part in (values[-1000:], values):
+        given = np.flatnonzero(~np.isnan(part))
+        if len(given):
+            return float(part[given[-1]])
+    return math.nan
+
+
+def _largest_finite(values: NDArray[np.floating]) -> float:
+    """Return the largest finite number; NaN where there is none."""
+    largest = float(np.fmax.reduce(values, initial=-np.inf)) if len(values) else math.nan
+    if math.isfinite(largest):
+        return largest
+    finite = values[np.isfinite(values)]
+    return float(finite.max()) if len(finite) else math.nan
 
 
 def converged(steps: Any, loss: Any, *, finished: bool) -> bool | None:
@@ -177,15 +192,33 @@ def _setting(row: Row, name: str) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Survival:
-    """How many runs came to a good end: ``counts[i][j]`` is (converged, all, unstable) of architecture i at rate j.
+class Cell:
+    """What became of the runs of one architecture at one learning rate.
 
     An unstable run can converge all the same: its loss spiked and came back.
+
+    Attributes:
+        count: How many runs there are that say.
+        converged: How many of them converged.
+        unstable: How many are unstable.
+        failing: How many fail the gate.
+        lost_seeds: Seeds of those that did not converge, as far as the runs say.
     """
+
+    count: int = 0
+    converged: int = 0
+    unstable: int = 0
+    failing: int = 0
+    lost_seeds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """What became of every architecture at every learning rate: ``cells[i][j]`` is of architecture i at rate j."""
 
     architectures: list[str]
     rates: list[float]
-    counts: list[list[tuple[int, int, int]]]
+    cells: list[list[Cell]]
 
 
 def survival(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, float]]) -> Survival:
@@ -193,18 +226,24 @@ def survival(rows: Sequence[Row], numbers: Mapping[str, Mapping[str, float]]) ->
 
     Runs whose end, architecture or rate is not known are left out.
     """
-    told: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
+    told: dict[tuple[str, float], list[tuple[Row, bool]]] = {}
     for row in rows:
         survived, lr, name = numbers.get(row["id"], {}).get("converged"), _setting(row, "lr"), architecture(row)
         if survived is None or lr is None or not name:
             continue
-        told.setdefault((name, lr), []).append((int(survived), 1, int(row.get("verdict") == "unstable")))
+        told.setdefault((name, lr), []).append((row, bool(survived)))
     names = sorted({name for name, _ in told})
     rates = sorted({lr for _, lr in told})
-    counts = [[_added(told.get((name, lr), [])) for lr in rates] for name in names]
-    return Survival(names, rates, counts)
+    return Survival(names, rates, [[_cell(told.get((name, lr), [])) for lr in rates] for name in names])
 
 
-def _added(ends: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Add the runs of one cell up."""
-    return sum(end[0] for end in ends), sum(end[1] for end in ends), sum(end[2] for end in ends)
+def _cell(runs: Sequence[tuple[Row, bool]]) -> Cell:
+    """Count the runs of one cell."""
+    seeds = (_setting(row, "seed") for row, survived in runs if not survived)
+    return Cell(
+        count=len(runs),
+        converged=sum(survived for _, survived in runs),
+        unstable=sum(row.get("verdict") == "unstable" for row, _ in runs),
+        failing=sum(row.get("gate") == "fail" for row, _ in runs),
+        lost_seeds=tuple(sorted(seed for seed in seeds if seed is not None)),
+    )

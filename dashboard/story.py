@@ -21,6 +21,7 @@ from ..rules.findings import Finding, Judgement, Outcome, outcome, serious
 from ..rules.lead import loss_shows
 from ..rules.risk import Risk
 from ..runfile.reader import Run
+from .rule_choice import BUILT_IN
 from .settings import Settings
 
 MARGINAL_ADVICE: Final = "Fine at the depth of training; do not expect more loops at test time to help."
@@ -46,6 +47,7 @@ class Story:
         gate: ``pass``, ``fail`` or ``error``: what `loopscope check` says of the run.
         gate_sentence: The same in one sentence, with the findings that decide it.
         risk: How likely the run is to be lost, and what speaks for it.
+        rules: By whose rules it is judged: the built-in ones, or those of a file, with its path.
     """
 
     verdict: str
@@ -60,6 +62,7 @@ class Story:
     gate: Outcome
     gate_sentence: str
     risk: Risk
+    rules: str
 
     @property
     def agree(self) -> bool:
@@ -77,13 +80,14 @@ class Story:
         return None if self.loss_step is None else self.loss_step - finding.step
 
 
-def tell(run: Run, diagnosis: Diagnosis, settings: Settings) -> Story:
+def tell(run: Run, diagnosis: Diagnosis, settings: Settings, rules: str = BUILT_IN) -> Story:
     """Put a diagnosis into words.
 
     Args:
         run: The run that was diagnosed.
         diagnosis: What the rules say of it.
         settings: What it was started with.
+        rules: By whose rules it was diagnosed, in words.
     """
     since, why = _cause(run, diagnosis)
     shows = loss_shows(run, since, diagnosis.findings) if since is not None else None
@@ -103,6 +107,7 @@ def tell(run: Run, diagnosis: Diagnosis, settings: Settings) -> Story:
         gate=outcome(diagnosis.findings),
         gate_sentence=_gate_words(diagnosis.findings),
         risk=diagnosis.risk,
+        rules=rules,
     )
 
 
@@ -249,6 +254,7 @@ def as_json(story: Story) -> dict[str, object]:
         "sentence": f"{story.sentence} {story.advice}".strip(),
         "gate": story.gate,
         "gate_sentence": story.gate_sentence,
+        "rules": story.rules,
         "since": story.since,
         "regimes": story.regimes,
         "agree": story.agree,

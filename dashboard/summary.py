@@ -23,18 +23,17 @@ from .. import __version__
 from ..runfile.disk.lease import is_held
 from ..runfile.layout import RunFileError
 from .index import Entry, RunIndex
-from .reading import Helper, helpers_for
+from .reading import LONG_BYTES, Helper, Stamp, helpers_for, stamp_of
 from .row_cells import Row, cells_of, read_once
+from .rule_choice import choice_for
 from .text import shown
-
-Stamp = list[list[int]]
 
 LIVE_REST: Final = 10.0  # a live run is read again after its cost, this many times over
 LIVE_SECONDS: Final = 2.0  # and not before so many seconds
 IDLE_SECONDS: Final = 15.0  # nobody asked for so long: the thread ends
 DETAILS: Final = ("numbers", "alerts")
 """What is read of a run for other pages, and not sent with its row."""
-CACHE_VERSION: Final = f"3 {__version__}"
+CACHE_VERSION: Final = f"4 {__version__}"
 _VERDICTS: Final = ("unstable", "marginal", "unknown", "stable")
 
 
@@ -160,11 +159,15 @@ class RunTable:
         self._save()
 
     def _read_some(self, waiting: deque[Entry]) -> None:
-        """Read runs, with helpers where there are many."""
+        """Read runs, with helpers where there are many; long ones beside the others."""
+        long = deque(entry for entry in waiting if _is_long(entry))
+        waiting = deque(entry for entry in waiting if not _is_long(entry))
         helpers = [
             threading.Thread(target=self._read_with_helper, args=(waiting,), name="loopscope rows helper", daemon=True)
             for _ in range(helpers_for(len(waiting)))
         ]
+        if long:
+            helpers.append(threading.Thread(target=self._read_from, args=(long,), name="loopscope long", daemon=True))
         for helper in helpers:
             helper.start()
         self._read_from(waiting)
@@ -195,7 +198,8 @@ class RunTable:
         """Read one run and fill its row in."""
         stamp, began = _stamp(entry), time.monotonic()
         alone = helper is not None and not entry.fault and not is_held(entry.path)
-        cells = (helper.cells(entry.path) if helper is not None and alone else None) or self._cells(entry)
+        read = helper.read(entry.path) if helper is not None and alone else None
+        cells = read.cells if read is not None else self._cells(entry)
         now = time.monotonic()
         if cells["state"] == "live":
             self._due[entry.id] = now + max(LIVE_SECONDS, LIVE_REST * (now - began))
@@ -209,10 +213,13 @@ class RunTable:
     def _cells(self, entry: Entry) -> Row:
         """Return the cells of a run; a fault of its file is a cell."""
         try:
-            if not entry.fault and is_held(entry.path):
-                return cells_of(self.index.open(entry))
             if entry.fault:
                 raise RunFileError(f"{shown(entry.path)}: {entry.fault}")
+            live = is_held(entry.path)
+            if _is_long(entry):
+                return self.index.long_runs.read(entry.path, live=live).cells
+            if live:
+                return cells_of(self.index.open(entry))
             return read_once(entry.path, cells_of)
         except RunFileError as error:
             fault = shown(error).removeprefix(f"{shown(entry.path)}: ")  # the row names the run already
@@ -268,16 +275,14 @@ def identity(entry: Entry) -> Row:
 
 
 def _stamp(entry: Entry) -> Stamp:
-    """Return what changes whenever somebody writes a file of the run."""
-    made = []
-    for path in (entry.path, *entry.others):
-        try:
-            status = path.lstat() if entry.fault else path.stat()
-        except OSError:
-            made.append([0, 0, 0])
-        else:
-            made.append([status.st_ino, status.st_size, status.st_mtime_ns])
-    return made
+    """Return what changes whenever somebody writes a file of the run, or the rules of its project."""
+    stamp = stamp_of([entry.path, *entry.others], links=not entry.fault)
+    return stamp if entry.fault else [*stamp, list(choice_for(entry.path.parent).stamp)]
+
+
+def _is_long(entry: Entry) -> bool:
+    """Say whether reading a run takes long."""
+    return not entry.fault and sum(size for _, size, _ in stamp_of([entry.path, *entry.others])) >= LONG_BYTES
 
 
 def _order(entry: Entry) -> tuple[bool, int]:

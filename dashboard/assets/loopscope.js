@@ -27,7 +27,7 @@
       if (property.endsWith(".clickData")) step = event.value.points[0].x;
       else if (property.startsWith("step-input")) step = typed === "" ? null : typed;
       else if (property.startsWith("step-back")) step = Math.max(first, (selected ?? newest) - 1);
-      else if (property.startsWith("step-on")) step = selected === null || selected >= newest ? null : selected + 1;
+      else if (property.startsWith("step-on")) step = (selected ?? newest) >= newest ? null : selected + 1;
       else if (property.startsWith("latest")) step = null;
       else if (property.startsWith("{")) step = JSON.parse(property.slice(0, property.lastIndexOf("."))).step;
       const chosen = step === null || !Number.isFinite(Number(step)) ? null : Math.min(newest, Math.max(first, Math.round(step)));
@@ -70,9 +70,9 @@
     zoom(changes, reset, view) {
       const event = trigger();
       if (!event || !event.value) return dash.no_update;
-      if (event.prop_id === "reset-zoom.n_clicks") return view === null ? dash.no_update : null;
+      if (event.prop_id === "reset-zoom.n_clicks") return view ? null : dash.no_update;
       const change = event.value;
-      if (change["xaxis.autorange"]) return view === null ? dash.no_update : null;
+      if (change["xaxis.autorange"]) return view ? null : dash.no_update;
       const range = change["xaxis.range"] || [change["xaxis.range[0]"], change["xaxis.range[1]"]];
       if (range[0] === undefined || range[1] === undefined) return dash.no_update;
       const next = range.map(Number);

@@ -181,6 +181,7 @@
       const name = control.querySelector(".ls-control-name");
       if (name) for (const part of control.querySelectorAll("[role=slider], input[type=number]")) part.setAttribute("aria-label", name.textContent);
     }
+    for (const preset of document.querySelectorAll(".ls-preset")) preset.setAttribute("aria-pressed", preset.classList.contains("ls-chosen"));
     for (const field of document.querySelectorAll("input[aria-hidden=true]:not([tabindex='-1'])")) field.tabIndex = -1;
   };
   setInterval(describe, 1000);

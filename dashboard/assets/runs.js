@@ -39,7 +39,7 @@
     return element("span", { className: "ls-verdicts" }, ...parts);
   };
   const gates = { pass: ["stable", "✓"], fail: ["error", "✕"], error: ["unknown", "?"] };
-  cells.LsGate = (props) => (gates[props.value] ? badge(...gates[props.value], props.value, props.data.gate_sentence) : "");
+  cells.LsGate = (props) => (gates[props.value] ? badge(...gates[props.value], props.value, `${props.data.gate_sentence} By the ${props.data.rules}.`) : "");
   cells.LsState = (props) => (props.value === "reading" ? "" : badge(props.value, props.value === "unreadable" ? "✕" : "●", props.value));
   cells.LsSpark = (props) => {
     const values = props.value || [], finite = values.filter((v) => v !== null);

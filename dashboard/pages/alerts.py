@@ -18,6 +18,7 @@ from .runs import current_table
 POLL_MS: Final = 2000
 LISTED: Final = 300
 SEEN: Final = "seen"
+LABELS: Final = {"error": "errors", "warning": "warnings", "note": "notes", SEEN: "acknowledged too"}
 _CLOCK = Clock("alerts-poll", ("rows",))
 _CHOICES: Final = (*ORDER, SEEN)
 
@@ -25,9 +26,8 @@ _CHOICES: Final = (*ORDER, SEEN)
 def layout(show: str = "", **_: Any) -> html.Div:
     """Return the page with the kinds of alerts that the address names, or the errors and warnings not seen yet."""
     chosen = [one for one in show.split(",") if one in _CHOICES] or ["error", "warning"]
-    labels = {"error": "errors", "warning": "warnings", "note": "notes", SEEN: "acknowledged too"}
     choice = dcc.Checklist(
-        id="alerts-show", options=[{"label": labels[one], "value": one} for one in _CHOICES], value=chosen
+        id="alerts-show", options=[{"label": LABELS[one], "value": one} for one in _CHOICES], value=chosen
     )
     body, version = _body(chosen)
     return html.Div(
@@ -51,19 +51,30 @@ def _body(chosen: list[str]) -> tuple[list[Any], str]:
     alerts = listed(table.rows(), table.details("alerts"))
     seen = _seen({alert.run_id for alert in alerts})
     wanted = [one for one in alerts if one.severity in chosen and (SEEN in chosen or one.key not in seen[one.run_id])]
-    known = f"{len(alerts):,} in all"
+    kinds = _kinds(chosen)
+    hidden = f"{len(alerts) - len(wanted):,} more are hidden by the choice above"
     if not wanted:
         reading = " Some runs are still being read." if table.reading else ""
-        words = (
-            f"Nothing of this kind; {known}.{reading}" if alerts else f"No rule fired and nothing happened.{reading}"
-        )
+        words = f"No {kinds}; {hidden}.{reading}" if alerts else f"No rule fired and nothing happened.{reading}"
         return [html.P(words)], words
     rows = [_row(one, one.key in seen[one.run_id]) for one in wanted[:LISTED]]
-    count = f"{len(wanted):,} of this kind, {known}" + (f"; the first {LISTED}" if len(wanted) > LISTED else "") + "."
+    first = f"; the first {LISTED} are listed" if len(wanted) > LISTED else ""
+    count = f"{len(wanted):,} {kinds}{first}" + (f"; {hidden}." if len(alerts) > len(wanted) else ", all there are.")
     head = ("severity", "what", "message", "run", "step", "before the loss", "seen")
     version = str(hash((tuple(wanted), tuple(sorted((run, *keys) for run, keys in seen.items())))))
     grid = html.Div(components.rows_table(head, rows), className="ls-alerts")
     return [html.P(count, className="ls-dim"), grid], version
+
+
+def _kinds(chosen: list[str]) -> str:
+    """Say what is listed.
+
+    >>> _kinds(["error", "warning"]), _kinds(["note", "seen"])
+    ('errors and warnings not acknowledged yet', 'notes, acknowledged or not')
+    """
+    kinds = [LABELS[one] for one in ORDER if one in chosen] or ["alerts of no kind"]
+    words = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
+    return words + (", acknowledged or not" if SEEN in chosen else " not acknowledged yet")
 
 
 def _seen(run_ids: set[str]) -> dict[str, set[str]]:

@@ -27,6 +27,10 @@ PLOTS_LIMIT: Final = 6
 OFFERED: Final = 7  # runs that still lie over each other in one plot
 HEIGHT: Final = 290
 LEGEND: Final = 14  # pixels of legend for each run, where the window is narrow
+BREACH: Final = (
+    'First breach: the step since which a run\'s verdict holds, as its sentence says it ("Unstable since step …"). '
+    "Aligned by it, runs that fail are laid over each other from where each began to; runs that do not are left out."
+)
 _CLOCK = Clock("compare-poll", ("plots",))
 
 
@@ -56,6 +60,7 @@ def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
                 ],
                 className="ls-choices ls-controls ls-compare",
             ),
+            html.P(BREACH, className="ls-dim ls-hint"),
             html.Div(html.P("reading…", className="ls-dim"), id="compare-body"),
             dcc.Store(id="compare-asked", data=asked),
             dcc.Store(id="compare-version", data=""),
@@ -75,7 +80,9 @@ def _opened(run_ids: list[str]) -> tuple[list[tuple[Entry, OpenRun]], list[str]]
             faults.append(f"{shown(run_id, 80)}: not among the runs served here.")
             continue
         try:
-            there.append((entry, current_index().open(entry)))
+            held = current_index().open(entry)
+            held.story(wait=False)  # a long run is drawn before it is judged
+            there.append((entry, held))
         except RunFileError as error:
             faults.append(components.sentence(str(error)))
     return there, faults
@@ -144,9 +151,8 @@ def register(app: Dash) -> None:
         run_ids = [str(one) for one in (given or ticked or ())]
         axis, what = axis if axis in compare.AXES else "step", [str(one) for one in what or ()]
         there, faults = _opened(run_ids)
-        for _, held in there:
-            held.story()
-        version = str(hash((axis, *what, *faults, *[(entry.id, held.version) for entry, held in there])))
+        known = [(entry.id, held.version, held.judged) for entry, held in there]
+        version = str(hash((axis, *what, *faults, *known)))
         if version == before:
             return [*[no_update] * 6, asked]
         options = dict.fromkeys([*compare.quantities([held for _, held in there]), *what])

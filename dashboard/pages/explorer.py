@@ -71,7 +71,8 @@ def layout(**asked: Any) -> html.Div:
     sandbox = sandbox_of(asked)
     shown, schemes = _shown(sandbox), _schemes(sandbox)
     presets = [
-        html.Button(name, id=_preset_id(name), className="ls-preset", title=PRESETS[name][1]) for name in PRESETS
+        html.Button(name, id=_preset_id(name), className=kind, title=PRESETS[name][1])
+        for name, kind in zip(PRESETS, _preset_classes(sandbox), strict=True)
     ]
     plots = [_plot(name, shown[name]) for name in _PLOTS]
     side_by_side = html.Section(
@@ -116,6 +117,11 @@ def layout(**asked: Any) -> html.Div:
 def _preset_id(name: str) -> str:
     """Return the id of a preset's button."""
     return "explorer-preset-" + name.lower().replace(" ", "-").replace(",", "")
+
+
+def _preset_classes(sandbox: Sandbox) -> list[str]:
+    """Return the classes of the presets' buttons: the one whose settings these are is marked."""
+    return ["ls-preset ls-chosen" if chosen == sandbox else "ls-preset" for chosen, _ in PRESETS.values()]
 
 
 def _page_class(sandbox: Sandbox) -> str:
@@ -304,6 +310,7 @@ def register(app: Dash) -> None:
         Output("explorer-verdict", "className"),
         Output("explorer-page", "className"),
         Output("explorer-query", "data"),
+        *[Output(_preset_id(name), "className") for name in PRESETS],
         *[Input(f"explorer-{name}", "value") for name in NAMES],
         prevent_initial_call=True,
     )
@@ -314,7 +321,8 @@ def register(app: Dash) -> None:
         unseen: list[Any] = [no_update] * (len(SCHEMES) + 1)
         beside = [*_schemes(sandbox).values(), _rules_table(sandbox)] if sandbox.kind == "parcae" else unseen
         verdict = [shown["verdict"], shown["tone"]]
-        return [*[shown[name] for name in _PLOTS], *beside, *verdict, _page_class(sandbox), query(sandbox)]
+        kept = [_page_class(sandbox), query(sandbox), *_preset_classes(sandbox)]
+        return [*[shown[name] for name in _PLOTS], *beside, *verdict, *kept]
 
     @app.callback(
         *[Output(f"explorer-{name}", "value") for name in NAMES],

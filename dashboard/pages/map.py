@@ -17,7 +17,7 @@ from ..boundary import Boundary
 from ..frame import graph_config
 from ..panel import summary
 from ..polling import Clock
-from ..run_map import FIRST, RADII, Place, Survival, edges, label, places, quantities, quantity, survival
+from ..run_map import FIRST, RADII, Cell, Place, Survival, edges, label, places, quantities, quantity, survival
 from ..text import number
 from . import Page
 from .runs import current_table
@@ -119,26 +119,36 @@ def _survival(told: Survival, words: list[str]) -> list[Any]:
     parts += [html.P([html.I("▲", className="ls-glyph"), one], className="ls-unstable") for one in words]
     if told.rates:
         rows = [
-            (name, *[_ended(*cell) for cell in line])
-            for name, line in zip(told.architectures, told.counts, strict=True)
+            (name, *[_ended(cell) for cell in line]) for name, line in zip(told.architectures, told.cells, strict=True)
         ]
         meaning = (
-            f"Counts over seeds. Converged: at the end the mean loss over {WINDOW} steps is finite, and not more than "
-            f"{RISE:.0%} above its lowest. A loop can be unstable while the loss has come back: such a cell says both."
+            f"Each cell counts the runs that ended, as a rule one for each seed. Converged is about the loss alone: "
+            f"at the end its mean over {WINDOW} steps is finite, and not more than {RISE:.0%} above its lowest. A "
+            "loop can be unstable while its loss has come back: such a cell says both."
         )
         head = ("architecture", *[f"lr {rate:g}" for rate in told.rates])
         parts += [html.P(meaning, className="ls-dim"), components.rows_table(head, rows, wide=True)]
     return [html.Section(parts, className="ls-card")]
 
 
-def _ended(good: int, count: int, unstable: int) -> Any:
-    """Return one cell: how many runs converged, and how many of them all are unstable."""
-    if not count:
+def _ended(cell: Cell) -> Any:
+    """Return one cell, which makes one statement; below it which seeds did not converge, and what the gate says."""
+    if not cell.count:
         return "–"
-    if unstable:
-        return components.badge("unstable", "▲", f"{unstable} of {count} unstable, loss of {good} converged")
-    kind, glyph = ("stable", "✓") if good == count else ("unstable", "✗") if not good else ("marginal", "◆")
-    return components.badge(kind, glyph, f"{good} of {count} converged")
+    whole, none = cell.converged == cell.count, not cell.converged
+    kind, glyph = ("stable", "✓") if whole else ("unstable", "✗") if none else ("marginal", "◆")
+    below = [
+        f"not {'seed' if len(cell.lost_seeds) == 1 else 'seeds'} {', '.join(f'{seed:g}' for seed in cell.lost_seeds)}"
+        if cell.lost_seeds and not none
+        else "",
+        f"{cell.failing} fail the gate" if cell.failing > 1 else "1 fails the gate" if cell.failing else "",
+    ]
+    words = f"{cell.converged} of {cell.count} converged"
+    if cell.unstable:
+        kind, glyph = "unstable", "▲"
+        words = f"{cell.unstable} of {cell.count} unstable, loss of {cell.converged} converged"
+    said = components.badge(kind, glyph, words)
+    return [said, *[html.Div(words, className="ls-dim") for words in below if words]]
 
 
 def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection[str]) -> list[Any]:

@@ -38,6 +38,7 @@ PENDING_MS: Final = 400  # between two looks for a verdict that is being made
 # the training that it follows may run on the same machine.
 DRAWING_REST: Final = 10
 SPEED_STEPS: Final = 100
+REASON: Final = 120  # letters of why a run ended that the strip has room for; the rest is one click away
 
 _CLOCK = Clock("run-poll", ("plots", "details", "words"))
 _PANEL = {"type": "panel", "name": ALL}
@@ -91,8 +92,8 @@ def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
     return html.Div(
         [
             dcc.Store(id="run-id", data=entry.id),
-            dcc.Store(id="selected", data=ask.selected),
-            dcc.Store(id="view", data=None),
+            _store("selected", ask.selected),
+            _store("view", None),
             dcc.Store(id="tab", data=tab.name),
             dcc.Store(id="batch", data=ask.batch),
             dcc.Store(id="against", data=ask.against),
@@ -109,6 +110,11 @@ def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
         ],
         className="ls-run-page",
     )
+
+
+def _store(name: str, value: Any) -> dcc.Store:
+    """Return a store that sets nothing off when the page comes: Dash takes a null in one for news."""
+    return dcc.Store(id=name) if value is None else dcc.Store(id=name, data=value)
 
 
 def _bounds(held: OpenRun) -> list[int]:
@@ -130,11 +136,15 @@ def strip(held: OpenRun) -> list[Any]:
     if end.lost_from is not None:
         facts.append(f"loop not recorded from step {end.lost_from:,} on: {shown(end.lost_reason, 80)}")
     if end.state == "interrupted":
-        facts.append(f"interrupted: {shown(end.reason, 120)}")
+        facts.append(f"interrupted: {shown(end.reason, REASON)}")
     again = command(run.info, resume=True) if end.state == "interrupted" else ""
+    cut = end.state == "interrupted" and len(shown(end.reason)) > REASON
     resume: list[Any] = []
-    if again:
-        resume = [html.Details([html.Summary("how to resume"), html.Code(again)], className="ls-resume")]
+    if again or cut:
+        words = [word for word, there in (("why it ended", cut), ("how to resume", again)) if there]
+        whole = [html.P(shown(end.reason))] if cut else []
+        code = [html.Code(again)] if again else []
+        resume = [html.Details([html.Summary(", ".join(words)), *whole, *code], className="ls-resume")]
     facts_line = html.Span(" · ".join(facts), className="ls-dim")
     return [*components.verdict(held.story(wait=False)), html.Div([*chips, facts_line, *resume], className="ls-chips")]
 
@@ -262,11 +272,10 @@ def _register_follow(app: Dash) -> None:
         """Look for new rows; everything else follows from a new version, and without one nothing is due."""
         try:
             held = _held(run_id)
+            held.story(wait=False)
         except RunFileError as error:
             broken = components.problem("This run cannot be read any more", str(error))
             return no_update, no_update, True, broken, no_update, components.state_badge("unreadable"), *[no_update] * 4
-        if not held.judged:
-            held.story()
         news = f"{held.version} {held.judged}"
         if news == version:
             return *[no_update] * 7, *[asked] * 3

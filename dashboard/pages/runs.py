@@ -16,9 +16,10 @@ from flask import current_app
 
 from .. import components
 from ..colours import REGIME_COLOURS
-from ..index import current_index
+from ..index import RunIndex, current_index
 from ..polling import Clock
 from ..row_cells import Row
+from ..rule_choice import BUILT_IN, choice_for
 from ..summary import RunTable, default_cache
 from . import Page
 
@@ -123,12 +124,20 @@ def layout(**_: Any) -> html.Div:
         className="ls-table",
         style=_style(len(rows)),
     )
-    hint = html.P(f"Search understands {QUERY_HELP}.", className="ls-dim ls-hint")
+    hint = html.P(f"Search understands {QUERY_HELP}. {gate_words(table.index)}", className="ls-dim ls-hint")
     stores = [
         dcc.Store(id="runs-serial", data=serial),
         *[dcc.Store(id=f"runs-{kept}") for kept in ("change", "ready", "done")],
     ]
     return html.Div([toolbar, grid, hint, *stores, *_CLOCK.parts(READING_MS if table.reading else POLL_MS)])
+
+
+def gate_words(index: RunIndex) -> str:
+    """Say by whose rules the column of the gate is."""
+    folders = {entry.path.parent for entry in index.entries() if not entry.fault}
+    words = sorted({choice_for(folder).rules()[1] for folder in folders}) or [BUILT_IN]
+    by = words[0] if len(words) == 1 else "rules of each run's project: point at it to see which"
+    return f"The gate is what loopscope check says, by the {by}."
 
 
 def _style(count: int) -> dict[str, str]:

@@ -55,18 +55,18 @@ def _opened(flight: Flight, ask: Ask) -> list[Any]:
         *[name for name in _FIRST if name in names],
         *[name for name in names if name not in (*_FIRST, "step", "time")],
     ]
-    rows = [
-        (
-            f"{step.step:,}{' ◀ alert' if step.step == flight.alert_step else ''}",
-            *[number(step.scalars.get(name, math.nan)) for name in names],
-            _loops(step),
-            ", ".join(f"{value & (2**64 - 1):016x}" for value in np.ravel(step.batch_hash)[:2].tolist())
-            if step.batch_hash is not None
-            else "–",
-        )
-        for step in near
+    rows: list[tuple[Any, ...]] = [
+        (shown(name), *[number(step.scalars.get(name, math.nan)) for step in near])
+        for name in names
+        if not all(math.isnan(step.scalars.get(name, math.nan)) for step in near)
     ]
-    table = components.rows_table(("step", *map(shown, names), "‖h‖ by loop", "batch"), rows, wide=True)
+    rows += [
+        (words, *[norms[at] if norms else "–" for norms in map(_loops, near)])
+        for at, words in enumerate(("‖h‖ after the first loop", "‖h‖ half way", "‖h‖ after the last loop"))
+    ]
+    rows.append(("batch", *map(_batch, near)))
+    head = [f"{step.step:,}{' ▲ alert' if step.step == flight.alert_step else ''}" for step in near]
+    table = components.rows_table(("step", *head), rows, wide=True)
     before = next((step.step for step in reversed(flight.steps) if step.step < flight.alert_step), flight.alert_step)
     again = command(ask.held.run.info, resume=True)
     code = f"loopscope.probes.read_flight(run)[{flight.number}].steps"
@@ -81,11 +81,19 @@ def _opened(flight: Flight, ask: Ask) -> list[Any]:
     ]
 
 
-def _loops(step: FlightStep) -> str:
-    """Return the state norms of a step's loops in short."""
+def _loops(step: FlightStep) -> list[str]:
+    """Return the state norms of a step's first, middle and last loop; nothing where none was recorded."""
     if step.loops is None or not len(step.loops):
+        return []
+    return [number(float(value), 3) for value in step.loops[[0, len(step.loops) // 2, -1], 0]]
+
+
+def _batch(step: FlightStep) -> Any:
+    """Return the hash of a step's batch, cut: two that begin alike are the same; all of it shows on pointing."""
+    if step.batch_hash is None:
         return "–"
-    return " → ".join(number(float(value), 3) for value in step.loops[[0, len(step.loops) // 2, -1], 0])
+    whole = ", ".join(f"{value & (2**64 - 1):016x}" for value in np.ravel(step.batch_hash)[:2].tolist())
+    return html.Span(f"{whole[:6]}…", title=whole)
 
 
 def _parameters(flight: Flight, at: int) -> list[Any]:

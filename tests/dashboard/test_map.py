@@ -10,7 +10,7 @@ from loopscope.dashboard import run_map as values
 from loopscope.dashboard.boundary import boundary
 from loopscope.dashboard.map_figures import BAND, plane
 from loopscope.dashboard.pages import map as map_page
-from loopscope.dashboard.run_map import Place, converged, edges, numbers_of, places, quantities, survival
+from loopscope.dashboard.run_map import Cell, Place, converged, edges, numbers_of, places, quantities, survival
 
 
 def row(name: str, **cells) -> dict:
@@ -59,13 +59,16 @@ def test_runs_without_a_number_are_left_out_and_addition_is_marginal_by_design()
 
 
 def test_seeds_are_counted_by_architecture_and_learning_rate():
-    rows = [row(f"p{i}", lr=0.1, norm="pre") for i in range(3)] + [
-        row("c", lr=0.2, injection="concatenation", verdict="unstable")
+    rows = [row(f"p{i}", lr=0.1, norm="pre", seed=i) for i in range(3)] + [
+        row("c", lr=0.2, injection="concatenation", verdict="unstable", gate="fail")
     ]
     numbers = {"p0": {"converged": 1.0}, "p1": {"converged": 0.0}, "p2": {}, "c": {"converged": 0.0}}
     told = survival(rows, numbers)
     assert told.architectures == ["concatenation", "parcae, pre norm"] and told.rates == [0.1, 0.2]
-    assert told.counts == [[(0, 0, 0), (0, 1, 1)], [(1, 2, 0), (0, 0, 0)]]
+    assert told.cells == [
+        [Cell(), Cell(count=1, unstable=1, failing=1)],
+        [Cell(count=2, converged=1, lost_seeds=(1.0,)), Cell()],
+    ]
 
 
 def test_the_figure_tells_regimes_apart_by_glyph_and_takes_names_as_text():
@@ -138,6 +141,7 @@ def test_the_band_of_a_boundary_is_named_once():
      (1, 3, 2, "2 of 3 unstable, loss of 1 converged"), (0, 2, 0, "0 of 2 converged")],
 )  # fmt: skip
 def test_a_cell_makes_one_statement(good, count, unstable, said):
-    cell = map_page._ended(good, count, unstable)
+    cell, *below = map_page._ended(Cell(count, good, unstable, unstable, tuple(range(count - good))))
+    assert ("fail" in str(below)) == (unstable > 0) and ("not seed" in str(below)) == (0 < good < count)
     assert cell.className.startswith("ls-badge") and said in str(cell)
     assert ("ls-unstable" in cell.className) == (unstable > 0 or good == 0)

@@ -1,5 +1,8 @@
 """No single step is lost at full zoom-out; rows taken in piece by piece are those taken in at once."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -141,3 +144,46 @@ def test_a_run_that_went_back_is_taken_in_anew(tmp_path):
         track = held.tracks.track("loss")
         assert track.steps.tolist() == list(range(200)) and set(track.values[100:]) == {7.0}
         held.close()
+
+
+class Million:
+    """What a reader says of 10⁶ steps of nine loops: nothing but one spike, one NaN, and one lost state."""
+
+    names = ("step", "loss", "nonfinite", "last_state_norm", "last_residual_norm")
+    generation, ranks, variables, probe_steps, events = 0, {}, (), np.empty(0, np.int64), ()
+
+    def __init__(self, spike: int, nan: int, lost: int) -> None:
+        self.columns = {"step": np.arange(1e6), "loss": np.full(10**6, 3.0), "nonfinite": np.zeros(10**6)}
+        self.columns["loss"][[spike, nan]] = 50.0, np.nan
+        self.columns["nonfinite"][nan] = 1
+        self.lost = lost
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def loops(self, name: str, rows: slice) -> np.ndarray:
+        loops = np.full((rows.stop - rows.start, 9), {"tokens": 8.0}.get(name, 1.0), np.float32)
+        if name == "state_norm" and rows.start <= self.lost < rows.stop:
+            loops[self.lost - rows.start, 8] = np.inf
+        return loops
+
+
+@pytest.mark.parametrize(
+    ("spike", "nan", "lost"), [(333_333, 500_001, 666_667), (0, 999_999, 64), (999_999, 0, 999_999)]
+)
+def test_one_step_of_a_million_is_seen_at_full_zoom_out(spike, nan, lost):
+    run = Million(spike, nan, lost)
+    held = SimpleNamespace(run=run, tracks=Tracks(run), drawing=lambda name: nullcontext())
+    ask = Ask(held, batch="training")
+    loss = {trace.name: trace for trace in drawn(PANELS["loss"], ask).data}
+    line, crosses = loss["loss"], loss["loss not finite"]
+    assert line.x[np.argmax(line.y)] == spike and line.y.max() == 50 and len(line.x) <= 2 * POINTS
+    assert list(crosses.x) == [nan] and crosses.mode == "markers"
+    state = {trace.name: trace for trace in drawn(PANELS["state"], ask).data}
+    assert list(state["‖h<sub>T</sub>‖ not finite"].x) == [lost]
+    heat, red = drawn(PANELS["heat-state"], ask).data
+    ((loop, column),) = np.argwhere(red.z == 1)  # one cell, of the last loop
+    assert loop == 8 and abs(red.x[column] - lost) <= 1e6 / COLUMNS and heat.z.shape[1] <= COLUMNS

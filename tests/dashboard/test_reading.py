@@ -1,5 +1,6 @@
 """Helpers that read rows: the same rows, whatever becomes of the helper."""
 
+import os
 import time
 
 import pytest
@@ -19,15 +20,17 @@ def helper():
 
 def test_a_helper_says_what_this_process_would_say(helper, tmp_path, write_run):
     path = write_run(tmp_path / "<a> \udcff.h5", steps=40)
-    assert helper.cells(path) == read_once(path, cells_of)
-    assert helper.cells(tmp_path / "none.h5") is None
-    assert helper.cells(path) is not None  # it goes on after a run that cannot be read
+    read = helper.read(path)
+    assert read is not None and read.cells == read_once(path, cells_of)
+    assert read.story == read_once(path, lambda held: held.story())
+    assert helper.read(tmp_path / "none.h5") is None
+    assert helper.read(path) == read  # it goes on after a run that cannot be read
 
 
 def test_a_helper_that_died_is_nobody(helper, tmp_path, write_run):
     helper._process.kill()
     helper._process.wait()
-    assert helper.cells(write_run(tmp_path / "a.h5", steps=5)) is None
+    assert helper.read(write_run(tmp_path / "a.h5", steps=5)) is None
 
 
 def test_many_runs_are_read_with_helpers_and_each_once(tmp_path, write_run, monkeypatch):
@@ -36,8 +39,8 @@ def test_many_runs_are_read_with_helpers_and_each_once(tmp_path, write_run, monk
     (tmp_path / "foreign.h5").write_bytes(b"nothing")
     monkeypatch.setattr(summary, "helpers_for", lambda waiting: int(waiting > 3))
     asked = []
-    cells = Helper.cells
-    monkeypatch.setattr(Helper, "cells", lambda self, path: asked.append(path) or cells(self, path))
+    read = Helper.read
+    monkeypatch.setattr(Helper, "read", lambda self, path: asked.append(path) or read(self, path))
     table = RunTable(RunIndex([tmp_path]))
     table.rows()
     for _ in range(600):
@@ -52,3 +55,24 @@ def test_many_runs_are_read_with_helpers_and_each_once(tmp_path, write_run, monk
 
 def test_few_runs_need_no_helper():
     assert reading.helpers_for(reading.WORTH - 1) == 0
+
+
+def test_a_long_run_is_read_once_for_its_row_and_its_page_and_again_when_it_changed(tmp_path, write_run, monkeypatch):
+    monkeypatch.setattr(summary, "LONG_BYTES", 0)
+    path = write_run(tmp_path / "a.h5", steps=40)
+    index = RunIndex([tmp_path])
+    asked = []
+    read = Helper.read
+    monkeypatch.setattr(Helper, "read", lambda self, path: asked.append(path) or read(self, path))
+    try:
+        (row,) = RunTable(index).read_all()
+        known = index.long_runs.read(path, live=False)
+        assert len(asked) == 1 and row["verdict"] == known.story.verdict == "stable"
+        path.unlink()
+        write_run(path, steps=60, end=1.4)
+        assert index.long_runs.read(path, live=True) is known  # of a run that is being written, a little old will do
+        index.long_runs._helper._process.kill()  # whatever becomes of the helper
+        os.utime(path)
+        assert index.long_runs.read(path, live=False).story.verdict == "unstable"
+    finally:
+        index.close()
