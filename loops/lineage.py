@@ -433,9 +433,37 @@ def _variable(flow: _Flow, name: str, output: str, track: _Track, sharing: list[
         if not extra or _is_chain(flow, made):
             return Variable(name=name, output=output, argument=argument, first=0 if argument is not None else 1)
     elif argument is not None:
-        return Variable(name=name, output=output, argument=argument)
+        turns, of = _turns(flow, calls, made, track, sharing, argument)
+        return Variable(name=name, output=output, argument=argument, turns=turns, of=of)
     every = _period_of(made, track)
     return None if every is None else Variable(name=name, output=output, turns=every[0], of=every[1], first=1)
+
+
+def _turns(
+    flow: _Flow, calls: list[Event], made: list[int], track: _Track, sharing: list[_Track], argument: int | str
+) -> tuple[tuple[int, ...], int]:
+    """Return which calls of a module update a variable, of how many each, its inner updates among them.
+
+    A call goes on with the variable whose last value it receives; one that receives none begins a variable. Nothing
+    where there is no rule.
+    """
+    last: dict[int, int] = {}  # the newest value of each chain, and where the chain ends
+    chain: list[int] = []
+    for call, key in zip(calls, made, strict=True):
+        value = call.places.get(argument)
+        before = None if value is None else flow.key(value)
+        number = next((n for n, held in last.items() if held == before), len(last))
+        chain.append(number)
+        last[number] = key
+    own = next((n for n, key in last.items() if key == track.keys[-1]), None)
+    if own is None:
+        own = next((n for n, key in zip(chain, made, strict=True) if key in track.keys), None)
+    if own is None or len(last) != len(sharing):
+        return (), 1
+    for period in range(2, len(made) // 2 + 1):
+        if len(made) % period == 0 and all(chain[i] == chain[i - period] for i in range(period, len(made))):
+            return tuple(i for i in range(period) if chain[i] == own), period
+    return (), 1
 
 
 def _period_of(made: list[int], track: _Track) -> tuple[tuple[int, ...], int] | None:

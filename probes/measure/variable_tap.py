@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .sums import LoopSums
 
 STATE: Final = "state"
+COPIED: Final = "copied"
+"""A state as a compiled graph hands it over: a copy, so that nothing tells whose value a module received."""
 MARK: Final = "mark"
 
 
@@ -72,8 +74,9 @@ class VariableTap(LoopTap):
         # Memory of a compiled graph may be used again before the forward is over.
         compiling = torch.compiler.is_dynamo_compiling()
         states = [state] if before is None else [state, before]
-        self._pass_on(STATE, _as_they_are, [s.detach().clone() if compiling else s for s in states], None,
-                      self._names.index(name))  # fmt: skip
+        place, number = COPIED if compiling else STATE, self._names.index(name)
+        states = [s.detach().clone() for s in states] if compiling else states
+        self._pass_on(place, _as_they_are, states, None, number)
 
     def _marked(self, number: int, state: Tensor, given: Tensor | None) -> None:
         if self._target is not None:
@@ -117,9 +120,9 @@ class VariableTap(LoopTap):
         if sums is self.sums and looking():
             return
         given: Tensor | None = None
-        if place == STATE:
+        if place in (STATE, COPIED):
             before = seen[1] if len(seen) > 1 else None
-            variable = self._roles.of(self._names[number], before)
+            variable = self._roles.of(self._names[number], before, copied=place == COPIED)
             if variable is None:
                 return
             self._roles.hold(variable, seen[0])
