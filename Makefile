@@ -18,7 +18,9 @@ help:
 demo: $(VENV)/.runtime
 	@$(BIN)/loopscope demo $(if $(filter 0 no,$(SERVE)),--no-serve)
 
-test: lint types unit
+# Types are checked beside the tests: mypy takes minutes of one core in a fresh clone.
+test: lint
+	@$(MAKE) --no-print-directory -j2 types unit
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from ..gate.formats import Format, default_format, render, target, write_reports
 from ..gate.github import publish
 from ..gate.result import GateResult
 from ..gate.trends import DRAWN, with_trends
+from ..gate.where import checkout
 from ..runfile.commit import commit_of
 from ..runfile.layout import Severity
 from .output import complain, say, show_traceback
@@ -80,7 +81,24 @@ def check(
         baseline=None if asked.update_baseline else asked.baseline,
         on_failure=(lambda path, error: show_traceback(error)) if debug else None,
     )
-    result = replace(result, commit=_commit(os.environ))
+    result = show(result, output, reports)
+    if asked.update_baseline and asked.baseline is not None:
+        _learn(asked.baseline, result)
+    return result.exit_code
+
+
+def show(result: GateResult, output: Format | None, reports: Sequence[str] = ()) -> GateResult:
+    """Print what the gate says, write the reports, and hand a job of GitHub its summary and outputs.
+
+    Args:
+        result: What the gate decided.
+        output: What is printed; by default what suits where the gate runs.
+        reports: Files to write besides.
+
+    Returns:
+        The result with the commit that is checked out, and all else that a report shows.
+    """
+    result = replace(result, commit=_commit(os.environ), root=checkout(os.environ, Path.cwd()))
     shown = output or default_format(os.environ)
     if DRAWN & {shown, *(target(report)[0] for report in reports)}:
         result = with_trends(result)
@@ -88,9 +106,7 @@ def check(
     say(render(result, shown))
     if shown == "github":
         publish(result, os.environ, written[0] if written else None)
-    if asked.update_baseline and asked.baseline is not None:
-        _learn(asked.baseline, result)
-    return result.exit_code
+    return result
 
 
 def _learn(baseline: Path, result: GateResult) -> None:

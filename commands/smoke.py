@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..gate.check import check_runs
-from ..gate.formats import Format, default_format, render
+from ..gate.formats import Format
 from ..gate.result import NOTHING
 from ..probes.import_hook import MODEL, ORDER, site_folder
 from ..runfile.layout import NotARun, RunFileError, Severity
 from ..runfile.open import open_run
 from ..runfile.rank_names import rank_files
 from ..runfile.text import plain
-from .output import complain, say
+from .check import show
+from .output import complain
 from .rules import rule_file
 
 _NOT_STARTED: Final = 127
@@ -94,7 +95,7 @@ def smoke(
     if not told.attached:
         return NOTHING
     result = check_runs([out], rules_file=rule_file(rules), fail_on=fail_on)
-    say(render(result, output or default_format(os.environ)))
+    show(result, output)
     if not told.stopped and not problems:
         complain(f"the command ended by itself after {told.steps} of {steps} steps")
     return result.exit_code or (NOTHING if problems else 0)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flask import current_app
 
+from ..runfile.foreign.folders import logs_among
 from ..runfile.layout import RunFileError
 from ..runfile.rank_names import rank_files, rank_of, run_path
 from ..runfile.ranks.companions import belongs, separate_runs
@@ -28,6 +29,7 @@ from .text import shown
 CONFIG_KEY = "LOOPSCOPE_INDEX"
 RESCAN_SECONDS = 1.0
 RESCAN_REST = 20.0  # a folder that takes long to search is searched again only after this many times as long
+MOST_NAMES = 20_000  # files of a folder without run files that are looked at for logs
 KEPT_OPEN = 24  # finished runs kept open for a quick return to their page; live ones are always kept
 KEPT_BYTES = 600 << 20  # over all open runs: the finished ones looked at longest ago are closed above it
 
@@ -50,9 +52,9 @@ class RunIndex:
     """The runs under some paths, found again as they appear, each opened once.
 
     Args:
-        paths: Run files, and folders whose ``*.h5`` files at any depth are runs. A file that does not exist yet is
-            listed once it does. Links that lead out of a folder are not followed. The files of a run's further ranks
-            belong to its entry.
+        paths: Run files, and folders whose ``*.h5`` files at any depth are runs; of a folder without any, the logs of
+            other tools are. A file that does not exist yet is listed once it does. Links that lead out of a folder are
+            not followed. The files of a run's further ranks belong to its entry.
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
@@ -137,6 +139,8 @@ def _scan(root: Path) -> list[Entry]:
     broken: list[Entry] = []
     for path, fault in _candidates(root):
         faults[path] = fault or _fault(path, home)
+    if not any(path.suffix == ".h5" for path in faults):
+        faults |= {log: _fault(log, home, log=True) for log in _logs(root)}
     others: dict[Path, list[Path]] = {}
     for path, fault in faults.items():
         if rank_of(path) and not fault and belongs(path):
@@ -157,8 +161,19 @@ def _candidates(root: Path) -> Iterator[tuple[Path, str]]:
         yield Path(os.fsdecode(error.filename)), f"this folder cannot be read: {error.strerror}"
 
 
-def _fault(path: Path, home: str | None) -> str:
-    """Say why a path cannot be a run file, without opening it; a pipe would wait for ever."""
+def _logs(root: Path) -> list[Path]:
+    """Return the logs of other tools under a folder; hidden folders are left out, and names beyond a limit."""
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        if len(files) > MOST_NAMES:
+            break
+    return logs_among(files[:MOST_NAMES])
+
+
+def _fault(path: Path, home: str | None, *, log: bool = False) -> str:
+    """Say why a path cannot be a run file or a log, without opening it; a pipe would wait for ever."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -166,7 +181,7 @@ def _fault(path: Path, home: str | None) -> str:
             return f"cannot be looked at: {error.strerror}"
         loop = error.errno == errno.ELOOP
         return "a link that leads to itself" if loop else "a link that leads to nothing"
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode) and not (log and stat.S_ISDIR(mode)):
         kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
         kind = next((name for test, name in kinds if test(mode)), "a device")
         return f"{kind}, not a file"
@@ -176,8 +191,11 @@ def _fault(path: Path, home: str | None) -> str:
 
 
 def _relative(path: Path, root: Path) -> str:
-    """Return the name of a file under a folder that was given."""
-    return path.relative_to(root).with_suffix("").as_posix()
+    """Return the name of a file, or of a folder that is a log, under a folder that was given."""
+    if path == root:
+        return root.absolute().name
+    name = path.relative_to(root)
+    return (name.with_suffix("") if path.suffix == ".h5" else name).as_posix()
 
 
 def _entry(path: Path, name: str, others: tuple[Path, ...], fault: str = "") -> Entry:

@@ -29,6 +29,7 @@ from .paths import expand
 from .result import GateResult, RunCheck
 from .settings import settings_of
 from .verdicts import Verdicts
+from .where import loop_code
 
 __all__ = ["GateResult", "RunCheck", "check_runs"]
 
@@ -118,6 +119,7 @@ class _Judge:
             diagnosis,
             configuration=settings_of(run.info),
             commit=commit[:64] if isinstance(commit, str) else "",
+            code=loop_code(run.info),
         )
 
 

@@ -16,8 +16,7 @@ from typing import Any, Final, Literal
 
 from ..rules.diagnosis import diagnose
 from ..rules.rule_files import load_rules
-from ..runfile.foreign.recognise import BY_ENDING, TRAINER_STATE
-from ..runfile.foreign.tensorboard import MARK
+from ..runfile.foreign.folders import logs_among
 from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
 from ..runfile.rank_names import rank_of
@@ -94,12 +93,12 @@ def examine(folder: Path) -> Report:
     names = list(_files(folder))
     left_out = f"more than {MOST_FILES:,} files; name a smaller folder" if len(names) >= MOST_FILES else ""
     recorded = [path for path in names if path.suffix == ".h5" and not rank_of(path)]
-    logs = list(dict.fromkeys(log for path in names if (log := _log(path)) is not None))
+    logs = logs_among(names)
     if len(recorded) + len(logs) > MOST_JUDGED:
         left_out = left_out or f"{len(recorded) + len(logs)} runs and logs, of which {MOST_JUDGED} were opened"
     items = [_recording(path) for path in [*recorded, *logs][:MOST_JUDGED]]
     scripts = [item for path in names if path.suffix == ".py" and (item := _script(path, folder)) is not None]
-    return Report([item for item in items if item is not None] + scripts[:MOST_SCRIPTS], left_out)
+    return Report([*items, *scripts[:MOST_SCRIPTS]], left_out)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -117,17 +116,8 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(home, name)
 
 
-def _log(path: Path) -> Path | None:
-    """Return the log that a file is or belongs to."""
-    if path.name == TRAINER_STATE or path.suffix in (".csv", ".tsv", ".jsonl", ".ndjson", ".wandb"):
-        return path
-    if MARK in path.name:
-        return path.parent  # all event files of a folder are one run
-    return path if path.suffix in BY_ENDING and path.suffix != ".json" else None
-
-
-def _recording(path: Path) -> Item | None:
-    """Return what can be said of a run file or a log; None of a table that is no log at all."""
+def _recording(path: Path) -> Item:
+    """Return what can be said of a run file or a log."""
     kind: Kind = "run" if path.suffix == ".h5" else "log"
     if kind == "log" and path.is_file() and path.stat().st_size > _LOG_BYTES:
         return Item(kind, str(path), "log", problem=f"larger than {_LOG_BYTES >> 20} MiB; check it by name")
@@ -136,8 +126,6 @@ def _recording(path: Path) -> Item | None:
             diagnosis = diagnose(run, load_rules())
             steps, log = len(run), run.log
     except RunFileError as error:
-        if path.suffix in (".csv", ".tsv", ".jsonl", ".ndjson") and "no loss under a known name" in str(error):
-            return None  # data, most likely
         return Item(kind, str(path), "cannot be read", problem=str(error).removeprefix(f"{path}: "))
     reasons: dict[str, list[str]] = {}
     for each in diagnosis.judgements:

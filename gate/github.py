@@ -9,6 +9,7 @@ Not covered: code scanning; that takes the SARIF format.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from ..rules.rule_files import SEVERITIES
 from ..runfile.text import plain
 from .markdown import as_markdown
 from .result import GateResult, RunCheck
+from .where import Spot
 
 log = logging.getLogger("loopscope")
 
@@ -33,9 +35,8 @@ def as_annotations(result: GateResult) -> str:
         if run.diagnosis is None:
             all_of["error"].append(_command("error", "loopscope: unreadable run", run.error))
             continue
-        for finding in run.diagnosis.findings:
-            title = f"loopscope {finding.rule} {finding.name}"
-            all_of[finding.severity].append(_command(COMMANDS[finding.severity], title, _message(run, finding)))
+        for finding in run.by_weight:
+            all_of[finding.severity].append(_annotation(result, run, finding))
     lines = []
     for severity, commands in all_of.items():
         # The last place says how many more there are.
@@ -43,7 +44,8 @@ def as_annotations(result: GateResult) -> str:
         lines += shown
         if more := len(commands) - len(shown):
             lines.append(_command(COMMANDS[severity], "loopscope", f"{more} more of this severity: see the summary"))
-    lines.append(f"loopscope: {result.verdict}, {len(result.runs)} runs{result.limits}")
+    count = "1 run" if len(result.runs) == 1 else f"{len(result.runs)} runs"
+    lines.append(f"loopscope: {result.verdict}, {count}{result.limits}")
     return "\n".join(lines)
 
 
@@ -57,12 +59,27 @@ def publish(result: GateResult, environment: Mapping[str, str], report: Path | N
     """
     if summary := environment.get("GITHUB_STEP_SUMMARY"):
         written = Path(summary).stat().st_size if Path(summary).exists() else 0
-        _append(Path(summary), as_markdown(result, max(LARGEST_SUMMARY - written - 4096, 1000)))
+        room = max(LARGEST_SUMMARY - written - 4096, 1000)
+        _append(Path(summary), as_markdown(result, room, artifacts_of(environment)))
     if output := environment.get("GITHUB_OUTPUT"):
         lines = [f"verdict={result.verdict}", f"exit-code={result.exit_code}"]
         if report is not None:
             lines.append(f"report={plain(report)}")
         _append(Path(output), "\n".join(lines) + "\n")
+
+
+def artifacts_of(environment: Mapping[str, str]) -> str:
+    """Return the address of what a job of GitHub Actions uploads; empty where the environment does not say it.
+
+    >>> artifacts_of({"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "me/nets", "GITHUB_RUN_ID": "7"})
+    'https://github.com/me/nets/actions/runs/7#artifacts'
+    >>> artifacts_of({"GITHUB_REPOSITORY": "me/nets"})
+    ''
+    """
+    names = ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
+    server, repository, number = (environment.get(name, "") for name in names)
+    known = re.fullmatch(r"https?://[\w.:-]+", server) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository)
+    return f"{server}/{repository}/actions/runs/{number}#artifacts" if known and number.isdecimal() else ""
 
 
 def _append(path: Path, text: str) -> None:
@@ -74,17 +91,27 @@ def _append(path: Path, text: str) -> None:
         log.warning("loopscope: %s could not be written: %s", path, error)
 
 
-def _message(run: RunCheck, finding: Finding) -> str:
-    """Return the text of an annotation."""
-    remedy = f" Try: {finding.remedy}" if finding.remedy else ""
-    return f"{run.path}, step {finding.step}: {finding.message}.{remedy}"
+def _annotation(result: GateResult, run: RunCheck, finding: Finding) -> str:
+    """Return the command for a finding, at the line that it is about where there is one."""
+    where = result.where(run, finding)
+    parts = [f"{run.path}, step {finding.step}: {finding.message.removesuffix('.')}."]
+    parts += [f"{where[0].upper()}{where[1:]}."] if where else []
+    parts += [f"Try: {finding.remedy}"] if finding.remedy else []
+    title = f"loopscope {finding.rule} {finding.name}"
+    return _command(COMMANDS[finding.severity], title, " ".join(parts), result.spot(run, finding))
 
 
-def _command(kind: str, title: str, message: str) -> str:
+def _command(kind: str, title: str, message: str, spot: Spot | None = None) -> str:
     r"""Return one workflow command, its values escaped as GitHub wants them.
 
-    >>> print(_command("error", "a, b: c", "100 % of\nit"))
-    ::error title=a%2C b%3A c::100 %25 of\nit
+    >>> print(_command("error", "a, b: c", "100 % of\nit", Spot("a b.py", 3)))
+    ::error file=a b.py,line=3,title=a%2C b%3A c::100 %25 of\nit
     """
-    title = plain(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
-    return f"::{kind} title={title}::{plain(message).replace('%', '%25')}"
+    values = {"title": title} if spot is None else {"file": spot.file, "line": str(spot.line), "title": title}
+    words = ",".join(f"{name}={_escaped(value)}" for name, value in values.items())
+    return f"::{kind} {words}::{plain(message).replace('%', '%25')}"
+
+
+def _escaped(value: str) -> str:
+    """Return the value of a property of a workflow command."""
+    return plain(value).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")

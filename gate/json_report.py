@@ -12,7 +12,8 @@ from .result import GateResult, RunCheck
 
 VERSION: Final = 2
 """2 added tool, rules_file, commit, at_step, baseline, comparison; of runs scope, commit, configuration; of findings
-loss_step and lead. Nothing of version 1 is gone."""
+loss_step and lead. Nothing of version 1 is gone. ``loop_code`` of runs came later, and older reports of version 2
+lack it."""
 
 
 def as_json(result: GateResult) -> str:
@@ -48,7 +49,10 @@ def _run(run: RunCheck, result: GateResult) -> dict[str, Any]:
     ``outcome`` is what the gate decided of this run, ``verdict`` the regime that its recording shows.
     """
     head = {"path": str(run.path), "outcome": run.verdict(result.fail_on), "exit_code": run.exit_code(result.fail_on),
-            "commit": run.commit or None, "configuration": dict(run.configuration)}  # fmt: skip
+            "commit": run.commit or None, "configuration": dict(run.configuration),
+            "loop_code": {"body": run.code.body or None, "a_bar_parameters": list(run.code.a_bar_parameters),
+                          "file": run.code.file or None, "line": run.code.line or None,
+                          "holds_loop": run.code.holds_loop}}  # fmt: skip
     if run.diagnosis is not None:
         return {**head, **run.diagnosis.as_dict(), "error": None}
     unknown = dict.fromkeys(("lti", "loop", "trajectory"), "unknown")

@@ -47,10 +47,10 @@ def _suite(run: RunCheck, result: GateResult) -> TestSuite:
             suite.add_testcase(_case(run, name, outcome))
     for name, findings in by_rule.items():
         serious = [each for each in findings if SEVERITIES.index(each.severity) >= limit]
-        outcomes = [_outcome(each) for each in serious]
+        outcomes = [_outcome(each, result.where(run, each)) for each in serious]
         case = _case(run, name, outcomes)
         if lesser := [each for each in findings if each not in serious]:
-            case.system_out = "\n".join(_text(each) for each in lesser)
+            case.system_out = "\n".join(_text(each, result.where(run, each)) for each in lesser)
         suite.add_testcase(case)
     return suite
 
@@ -63,16 +63,17 @@ def _case(run: RunCheck, name: str, outcome: Sequence[FinalResult]) -> TestCase:
     return case
 
 
-def _outcome(finding: Finding) -> Error | Failure:
+def _outcome(finding: Finding, where: str) -> Error | Failure:
     """Return what a finding is in the words of JUnit."""
     kind = Error if finding.gap else Failure
     outcome = kind(plain(finding.message), finding.severity)
-    outcome.text = _text(finding)
+    outcome.text = _text(finding, where)
     return outcome
 
 
-def _text(finding: Finding) -> str:
-    """Return a finding with its remedy."""
+def _text(finding: Finding, where: str) -> str:
+    """Return a finding with where to look and its remedy."""
     lines = [f"{finding.rule} {finding.name} [{finding.severity}] step {finding.step}: {finding.message}"]
+    lines += [f"where: {where}"] if where else []
     lines += [f"try: {finding.remedy}"] if finding.remedy else []
     return "\n".join(plain(line) for line in lines)

@@ -25,14 +25,17 @@ LARGEST: Final = 900_000  # characters; GitHub takes a summary up to 1 MiB
 MOST_FINDINGS: Final = 50  # shown of one run
 
 
-def as_markdown(result: GateResult, largest: int = LARGEST) -> str:
+def as_markdown(result: GateResult, largest: int = LARGEST, artifacts: str = "") -> str:
     """Return the result as Markdown.
 
     Args:
         result: What the gate decided.
         largest: Bytes at most; what does not fit is counted in the last line, the runs that failed come first.
+        artifacts: Address of what the job uploads; empty without.
     """
     lines = [*_head(result), ""]
+    if artifacts:
+        lines += [f"[Runs and reports that this job uploads]({artifacts})", ""]
     size = sum(len(line.encode()) + 1 for line in lines)
     order = sorted(result.runs, key=lambda run: run.verdict(result.fail_on) == "pass")  # stable: else as given
     for number, run in enumerate(order):
@@ -84,18 +87,12 @@ def _row(run: RunCheck, result: GateResult) -> str:
     if run.diagnosis is None:
         return f"| {symbol} | {escape(run.path)} | unreadable | | | | {escape(run.error)} |"
     diagnosis = run.diagnosis
-    breach = _decides(diagnosis)
+    breach = next((each for each in run.by_weight if each.severity != "note"), None)
     first = f"{breach.rule} {escape(breach.name)}, step {breach.step}" if breach else "no error, no warning"
-    radius = "" if diagnosis.radius != diagnosis.radius else f"{diagnosis.radius:.3f}"
+    radius = "" if math.isnan(diagnosis.radius) else f"{diagnosis.radius:.4g}"
     trend = f"`{run.trends['loss']}`" if run.trends.get("loss", "").strip() else ""
     verdict = f"{diagnosis.verdict}{run.limits}"
     return f"| {symbol} | {escape(run.path)} | {verdict} | {diagnosis.steps} | {radius} | {trend} | {first} |"
-
-
-def _decides(diagnosis: Diagnosis) -> Finding | None:
-    """Return the finding that says most of a run: the first error, without one the first warning."""
-    errors = [finding for finding in diagnosis.findings if finding.severity == "error"]
-    return min(errors, key=lambda finding: finding.step) if errors else diagnosis.first_breach
 
 
 def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
@@ -113,20 +110,25 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
     yield ""
     if result.replay:
         yield from _of_replay(diagnosis)
-    for finding in diagnosis.findings[:MOST_FINDINGS]:
-        yield from _of_finding(finding)
+    for finding in run.by_weight[:MOST_FINDINGS]:
+        yield from _of_finding(finding, result.where(run, finding))
     if len(diagnosis.findings) > MOST_FINDINGS:
         yield f"- *and {len(diagnosis.findings) - MOST_FINDINGS} more findings*"
-    unjudged = [each for each in diagnosis.judgements if each.state == "no data"]
-    for each in unjudged:
-        yield f"- not judged: {each.rule} {escape(each.name)}: {escape(each.reason)}"
+    unjudged: dict[str, list[str]] = {}
+    for each in diagnosis.judgements:
+        if each.state == "no data":
+            unjudged.setdefault(each.reason, []).append(each.rule)
+    for reason, rules in unjudged.items():
+        yield f"- not judged: {escape(', '.join(rules))} ({escape(reason)})"
 
 
-def _of_finding(finding: Finding) -> Iterator[str]:
+def _of_finding(finding: Finding, where: str) -> Iterator[str]:
     """Yield the lines of one finding."""
     pending = f" *(pending, {finding.held} of {finding.hold} steps)*" if finding.state == "pending" else ""
     head = f"{SEVERITY_SYMBOLS[finding.severity]} **{finding.rule} {escape(finding.name)}** [{finding.severity}]"
     yield f"- {head} step {finding.step}{pending}: {escape(finding.message)}"
+    if where:
+        yield f"  <br>where: {escape(where)}"
     if finding.remedy:
         yield f"  <br>try: {escape(finding.remedy)}"
 

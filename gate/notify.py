@@ -123,7 +123,9 @@ def services(environment: Mapping[str, str]) -> Send | None:
     except ImportError:
         raise ModuleNotFoundError(f"{VARIABLE} needs the package apprise: pip install 'loopscope[notify]'") from None
     logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its log shows URLs
-    target: Any = apprise.Apprise()
+    asset: Any = apprise.AppriseAsset()
+    asset.http_redirects = False  # a message that is sent on has not arrived, and may arrive anywhere
+    target: Any = apprise.Apprise(asset=asset)
     for number, url in enumerate(urls, 1):
         if not target.add(url):
             kind = url.partition("://")[0] if "://" in url else "no scheme"

@@ -1,7 +1,8 @@
 """The runs that a command line means: files, folders of them, and patterns that no shell has expanded.
 
 A path that is there is taken as it is, whatever letters it has. A folder stands for the run files in it at any depth,
-hidden ones and links to folders left out. What stands for nothing stays in the list, so that its check says so.
+hidden ones and links to folders left out; one without any for the logs of other tools in it. What stands for nothing
+stays in the list, so that its check says so.
 
 Not covered: whether a file is a run.
 """
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final
+
+from ..runfile.foreign.folders import logs_among
 
 MOST_RUNS: Final = 100_000
 _PATTERN: Final = frozenset("*?[")
@@ -47,13 +50,15 @@ def _of_word(path: Path) -> Iterator[Path]:
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
-    """Yield the run files of a folder; the folder itself where it has none: its check says so, or reads it as a log."""
-    some = False
+    """Yield the run files of a folder, without any its logs, and the folder itself where it has neither."""
+    some, others = False, list[Path]()
     for home, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.endswith(".h5") and not name.startswith("."):
                 some = True
                 yield Path(home, name)
+            elif len(others) < MOST_RUNS and not name.startswith("."):
+                others.append(Path(home, name))
     if not some:
-        yield folder
+        yield from logs_among(others) or [folder]

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding, Outcome, outcome, serious
-from ..rules.rule_files import Rule
+from ..rules.rule_files import SEVERITIES, Rule
 from ..runfile.layout import Severity
 from .compare import Comparison
+from .where import UNKNOWN, LoopCode, Spot, spot, words
 
 PASSED: Final = 0
 FAILED: Final = 1
@@ -41,6 +42,7 @@ class RunCheck:
         trends: Sparklines of its main series by name, for reports that have no pictures.
         configuration: The settings that it was started with, by dotted names.
         commit: The commit that it was trained from; empty where its file does not say.
+        code: What its file says of the code of its loop.
     """
 
     path: Path
@@ -50,10 +52,17 @@ class RunCheck:
     trends: Mapping[str, str] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     commit: str = ""
+    code: LoopCode = UNKNOWN
 
     def at_or_above(self, fail_on: Severity) -> list[Finding]:
         """Return the findings whose severity fails a run."""
         return [] if self.diagnosis is None else serious(self.diagnosis.findings, fail_on)
+
+    @property
+    def by_weight(self) -> list[Finding]:
+        """The findings, the most serious first; of those alike what fired before what is missing, then by step."""
+        findings = [] if self.diagnosis is None else self.diagnosis.findings
+        return sorted(findings, key=lambda each: (-SEVERITIES.index(each.severity), each.gap, each.step))
 
     def exit_code(self, fail_on: Severity) -> int:
         """Return the exit code that this file alone would give."""
@@ -86,6 +95,7 @@ class GateResult:
         replay: Whether it was asked when each rule would have fired.
         baseline: The baseline that the runs were compared with.
         commit: The commit that was checked out where the gate ran; empty where it is not known.
+        root: The root of that checkout; None: nobody asked where in it a finding is.
     """
 
     runs: list[RunCheck]
@@ -98,12 +108,21 @@ class GateResult:
     replay: bool = False
     baseline: Path | None = None
     commit: str = ""
+    root: Path | None = None
 
     @property
     def exit_code(self) -> int:
         """0, or the most serious of the runs' codes: internal (3), unreadable (4), not judged (5), a rule fired (1)."""
         codes = {run.exit_code(self.fail_on) for run in self.runs}
         return next((code for code in MOST_SERIOUS_FIRST if code in codes), PASSED)
+
+    def spot(self, run: RunCheck, finding: Finding) -> Spot | None:
+        """Return the line of the checkout that a finding is about; None where there is none."""
+        return spot(finding, run.code, self.rules, self.rules_file, self.baseline, self.root)
+
+    def where(self, run: RunCheck, finding: Finding) -> str:
+        """Return in words where to look for the cause of a finding; empty where that is not known."""
+        return words(finding, run.code, self.rules)
 
     @property
     def verdict(self) -> Verdict:

@@ -32,14 +32,13 @@ def as_sarif(result: GateResult) -> str:
     rules = {rule.id: _rule(rule) for rule in result.rules}
     results: list[dict[str, Any]] = []
     problems: list[dict[str, Any]] = []
-    by_id = {rule.id: rule for rule in result.rules}
     for run in result.runs:
         if run.diagnosis is None:
             problems.append({"level": "error", "message": {"text": plain(run.error)}})
             continue
         for finding in run.diagnosis.findings:
             rules.setdefault(finding.rule, {"id": finding.rule, "name": plain(finding.name)})
-            results.append(_result(run, finding, by_id.get(finding.rule), result.rules_file))
+            results.append(_result(run, finding, result))
     results.sort(key=lambda each: list(LEVELS).index(each["level"]), reverse=True)
     driver = {"name": "loopscope", "version": __version__, "rules": list(rules.values())}
     log = {
@@ -74,19 +73,21 @@ def _rule(rule: Rule) -> dict[str, Any]:
     return described
 
 
-def _result(run: RunCheck, finding: Finding, rule: Rule | None, rules_file: Path | None) -> dict[str, Any]:
+def _result(run: RunCheck, finding: Finding, result: GateResult) -> dict[str, Any]:
     """Return one finding."""
-    where: dict[str, Any] = {"artifactLocation": {"uri": _uri(run.path)}}
-    place = rule.place if rule is not None else None
-    if rules_file is not None and place is not None and Path(place.file) == rules_file:
-        region = {"startLine": place.line, "startColumn": place.column}
-        where = {"artifactLocation": {"uri": _uri(rules_file)}, "region": region}
-    remedy = f" Try: {finding.remedy}." if finding.remedy else ""
+    physical: dict[str, Any] = {"artifactLocation": {"uri": _uri(run.path)}}
+    if (spot := result.spot(run, finding)) is not None:
+        region = {"startLine": spot.line} | ({"startColumn": spot.column} if spot.column else {})
+        physical = {"artifactLocation": {"uri": _uri(Path(spot.file))}, "region": region}
+    where = result.where(run, finding)
+    said = f"{run.path}, step {finding.step}: {finding.message.removesuffix('.')}."
+    said += f" Where: {where}." if where else ""
+    said += f" Try: {finding.remedy}." if finding.remedy else ""
     return {
         "ruleId": plain(finding.rule),
         "level": LEVELS[finding.severity],
-        "message": {"text": plain(f"{run.path}, step {finding.step}: {finding.message}.{remedy}")},
-        "locations": [{"physicalLocation": where}],
+        "message": {"text": plain(said)},
+        "locations": [{"physicalLocation": physical}],
         "partialFingerprints": {"loopscope/v1": fingerprint(run, finding)},
     }
 

@@ -41,7 +41,7 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
     if not math.isnan(diagnosis.risk.value):
         yield plain(f"{INDENT}{diagnosis.risk.sentence}")
     for finding in diagnosis.findings:
-        yield from _of_finding(finding)
+        yield from _of_finding(finding, result.where(run, finding))
     yield from _not_judged(diagnosis)
 
 
@@ -51,9 +51,11 @@ def _steps(diagnosis: Diagnosis) -> str:
     return steps if diagnosis.ending.state == "finished" else f"{steps}, {diagnosis.ending.state}"
 
 
-def _of_finding(finding: Finding) -> Iterator[str]:
+def _of_finding(finding: Finding, where: str) -> Iterator[str]:
     """Yield the lines of a finding."""
     yield plain(f"{INDENT}{finding.rule} {finding.name} [{finding.severity}] step {finding.step}: {finding.message}")
+    if where:
+        yield plain(f"{INDENT}{INDENT}where: {where}")
     if finding.remedy:
         yield plain(f"{INDENT}{INDENT}try: {finding.remedy}")
 

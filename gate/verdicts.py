@@ -30,6 +30,7 @@ from ..runfile.ending import Ending
 from ..runfile.rank_names import rank_files
 from ..runfile.reader import Run
 from .result import RunCheck
+from .where import LoopCode
 
 LARGEST: Final = 1 << 20  # bytes of a verdict
 _KEY_BYTES: Final = 32
@@ -68,7 +69,9 @@ class Verdicts:
             if not same:
                 return None
             diagnosis = _diagnosis(content["diagnosis"])
-            return RunCheck(path, diagnosis, configuration=content["configuration"], commit=content["commit"])
+            code = LoopCode(**{**content["code"], "a_bar_parameters": tuple(content["code"]["a_bar_parameters"])})
+            about = {"configuration": content["configuration"], "commit": content["commit"], "code": code}
+            return RunCheck(path, diagnosis, **about)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
@@ -82,7 +85,7 @@ class Verdicts:
             stamp = self._stamp(run.path)
             if stamp != self._looked_for.get(run.path):  # it changed while it was judged
                 return
-            about = {"configuration": dict(check.configuration), "commit": check.commit}
+            about = {"configuration": dict(check.configuration), "commit": check.commit, "code": check.code}
             body = json.dumps({"stamp": stamp, "diagnosis": diagnosis, **about}, default=_fields)
             beside = _beside(run.path)
             part = beside.with_name(f"{beside.name}.{os.getpid()}")

@@ -24,7 +24,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -35,6 +35,8 @@ from .looped import LoopedTransformer
 from .packed import PackedText
 from .presets import preset, recipe
 from .train_config import TrainConfig
+
+LARGEST: Final = 1 << 20  # bytes of a configuration
 
 STANDARD_LIBRARY = "standard-library"
 _TABLES = ("model", "data", "train")
@@ -153,9 +155,8 @@ def load_run_config(path: str | os.PathLike[str]) -> RunConfig:
         ValueError: Not TOML, an unknown key or table, or a value out of range; the message names file and key.
         OSError: The file cannot be read.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    read = read_toml(path)
     try:
-        read = tomllib.loads(text)
         for name, value in read.items():
             if name not in ("preset", "seed", *_TABLES):
                 raise ValueError(
@@ -166,6 +167,23 @@ def load_run_config(path: str | os.PathLike[str]) -> RunConfig:
         return RunConfig(**read)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file of the user's, of limited size and depth.
+
+    Raises:
+        ValueError: It is no TOML; the message names the file.
+        OSError: It cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path}: larger than {LARGEST >> 20} MiB; this is no configuration")
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as TOML: {error}") from error
 
 
 def _open(source: str, sequence_length: int, seed: int) -> Data:

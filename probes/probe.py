@@ -410,7 +410,7 @@ class Probe:
         """Begin to watch a loop that training has shown, with the forward that showed it."""
         try:
             self._begin(site)
-            self._recorder.learn(self._step, site_info(site))
+            self._recorder.learn(self._step, site_info(self._own, site))
             self._notices.say(self._step, "loop_found", f"a loop, {site.found}: {in_words(site)}", severity="note")
             assert self._watch is not None and self._call is not None
             self._watch.take_first(*self._call, self._step)

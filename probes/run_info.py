@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from ..loops.site import LoopSite
 from ..runfile.commit import commit_of
 from ..runfile.rank_names import rank_of
+from .loop_code import loop_code
 from .measure.internals import norms_of
 from .measure.sharded import own_part
 from .schedule import Preset
@@ -55,7 +56,7 @@ def run_info(model: nn.Module, site: LoopSite | None, preset: Preset, config: Ma
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameter_names": list(_with_norm(model)),
         "parameter_dtype": _parameter_dtype(model),
-        **site_info(site),
+        **site_info(model, site),
         "preset": preset.name,
         "config": dict(config),
         "command": without_secrets(sys.argv),
@@ -68,7 +69,7 @@ def run_info(model: nn.Module, site: LoopSite | None, preset: Preset, config: Ma
     }
 
 
-def site_info(site: LoopSite | None) -> dict[str, Any]:
+def site_info(model: nn.Module, site: LoopSite | None) -> dict[str, Any]:
     """Return what is true of a run because of where its loop is; None: that is not known yet."""
     a_bar = site.a_bar() if site is not None and site.a_bar is not None else None
     structure = {0: "scaled identity", 1: "diagonal", 2: "dense"}
@@ -78,6 +79,7 @@ def site_info(site: LoopSite | None) -> dict[str, Any]:
         "a_bar_structure": None if a_bar is None else structure[a_bar.ndim],
         # A fixed A̅ is marginal (or not) by design; only a learned one can become unstable in training.
         "a_bar_learned": None if a_bar is None else a_bar.requires_grad,
+        **loop_code(model, site, a_bar),
     }
 
 

@@ -42,7 +42,7 @@ FALLEN: Final = 0.85
 """Where the loss has been this part of its start, the run began untrained. Before, or where a trained model goes on
 under a new file, how deep the loss has been says nothing."""
 SIGNALS: Final = {
-    "growth": "each late loop of the fixed batch multiplies step and state by {x:.2f}",
+    "growth": "each late loop multiplies what goes through it by {x:.2f}",
     "radius": "ρ(A̅) is {x:.2f}",
     "readout": "the read-out matrix has grown {x:.1f}-fold since the start",
     "injection": "the matrices of the injection have grown {x:.1f}-fold since the start",
@@ -344,7 +344,7 @@ class RunRisk:
             parts.append(Part(BROKEN, x, x / whole, said))
         parts.sort(key=lambda part: -part.logits)
         why = "; ".join(f"{part.said} ({part.share:.0%})" for part in parts) or "nothing speaks for it"
-        known = "" if basis == "loop" else " (from the loss alone: no fixed batch is recorded)"
+        known = "" if basis == "loop" else " (from the loss alone: nothing that the risk reads of the loop is recorded)"
         return Risk(self._value, basis, step, tuple(parts), f"Risk {self._value:.2f} of being lost{known}: {why}.")
 
     def _said(self, term: Term) -> str:

@@ -44,11 +44,13 @@ KNOWN_NAMES: Final = frozenset(
 )
 """What a rule can read of every run, besides the user's own numbers and the loops of `PER_LOOP`."""
 
-_LINEAR_PART: Final = frozenset({"a_bar_radius", "a_bar_norm", "a_bar_radius_error", "b_bar_norm", "injection_norm"})
+OF_THE_LINEAR_PART: Final = frozenset(
+    {"a_bar_radius", "a_bar_norm", "a_bar_radius_error", "b_bar_norm", "injection_norm"}
+)
 _FULL_LOOP: Final = frozenset(
     {"jacobian_radius", "jacobian_norm", "lyapunov_max", "lyapunov_error", "c_out_gain", "full_loop_seconds"}
 )
-OF_THE_LOOP: Final = _LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED, "input_norm", "c_out_norm"}
+OF_THE_LOOP: Final = OF_THE_LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED, "input_norm", "c_out_norm"}
 """Series that say something about the stability of the loop; that it ran so many times is none."""
 _OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"}) | HALTING
 """Numbers that a trainer may give and a loop may have."""
@@ -349,11 +351,11 @@ def _never(run: Run, name: str) -> Missing:
     """Return why a series was never recorded."""
     if run.log and name not in _OPTIONAL:
         return Missing("not applicable", NO_LOOP)
-    if name in _LINEAR_PART and run.info.get("a_bar_learned") is None:
+    if name in OF_THE_LINEAR_PART and run.info.get("a_bar_learned") is None:
         return Missing("not applicable", "the loop has no known A̅")
     if name in _FULL_LOOP:
         if "full_loop_seconds" not in run.names or not np.isfinite(run["full_loop_seconds"]).any():
-            return Missing("not applicable", "the full loop was not measured; the preset inspect measures it")
+            return Missing("not applicable", _not_measured(run))
         if name == "c_out_gain":
             return Missing("not applicable", "the loop has no known read-out")
         return Missing("no data", f"the full loop was measured and never gave {name}")
@@ -364,6 +366,12 @@ def _never(run: Run, name: str) -> Missing:
     if name in _OPTIONAL:
         return Missing("not applicable", f"{name} was never recorded")
     return Missing("no data", f"{name} was never recorded")
+
+
+def _not_measured(run: Run) -> str:
+    """Return why the full loop was never measured: what the probe said of it, else that nobody asked for it."""
+    said = next((event.message for event in run.events if event.kind == "full_loop"), "")
+    return said or "the full loop was not measured; the preset inspect measures it"
 
 
 def _no_pass(run: Run, name: str) -> Missing:

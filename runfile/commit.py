@@ -20,12 +20,22 @@ def commit_of(folder: Path) -> str:
     ''
     """
     try:
-        for above in (folder.resolve(), *folder.resolve().parents):
-            if (above / ".git").exists():
-                return _of(above / ".git")
+        root = root_of(folder)
+        return "" if root is None else _of(root / ".git")
     except (OSError, ValueError):
         return ""
-    return ""
+
+
+def root_of(folder: Path) -> Path | None:
+    """Return the root of the repository around a folder; None where there is none.
+
+    >>> root_of(Path("/"))
+    """
+    try:
+        here = folder.resolve()
+        return next((above for above in (here, *here.parents) if (above / ".git").exists()), None)
+    except OSError:
+        return None
 
 
 def _of(git: Path) -> str:

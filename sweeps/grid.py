@@ -29,14 +29,12 @@ import math
 import os
 import random
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Final
 
 from ..models.config import LoopedConfig
-from ..models.run_config import DATA_FIELDS, RunConfig
+from ..models.run_config import DATA_FIELDS, RunConfig, read_toml
 from ..models.train_config import TrainConfig
 
 _TABLES: Final = ("model", "data", "train")
@@ -78,9 +76,9 @@ def load_sweep(path: str | os.PathLike[str]) -> tuple[Cell, ...]:
             message names the file and the key.
         OSError: The file cannot be read.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    read = read_toml(path)
     try:
-        return cells(tomllib.loads(text))
+        return cells(read)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 

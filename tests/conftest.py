@@ -15,9 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from loopscope.models import build
 from loopscope.models.looped import LoopedTransformer
 from torch import Tensor, nn
+
+# Hypothesis fails a test whose examples take long to draw, which says something of how busy the machine is.
+settings.register_profile("loopscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loopscope")
 
 
 @pytest.fixture(autouse=True)

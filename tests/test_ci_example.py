@@ -43,11 +43,13 @@ def environment(folder: Path) -> dict[str, str]:
 def test_the_workflow_passes_parcae_and_fails_concatenation(change: str, code: int, tmp_path: Path) -> None:
     project = shutil.copytree(PROJECT, tmp_path / "project")
     train, check = commands(change)
-    where = {"cwd": project, "env": environment(tmp_path), "shell": True, "capture_output": True, "text": True}
+    job = environment(tmp_path) | {"GITHUB_WORKSPACE": str(project)}
+    where = {"cwd": project, "env": job, "shell": True, "capture_output": True, "text": True}
     assert subprocess.run(train, **where).returncode == 0  # type: ignore[call-overload]
     done = subprocess.run(check, **where)  # type: ignore[call-overload]
     assert done.returncode == code, done.stdout
-    assert ("::error title=loopscope LS020" in done.stdout) == bool(code)
+    attach = (project / "train.py").read_text().split("loopscope.attach")[0].count("\n") + 1  # the loop is not its own
+    assert (f"::error file=train.py,line={attach},title=loopscope LS020" in done.stdout) == bool(code)
     summary, output = (tmp_path / "summary.md").read_text(), (tmp_path / "output").read_text()
     assert f"loopscope: {'fail' if code else 'pass'}" in summary and "runs/ci.h5" in summary
     assert f"verdict={'fail' if code else 'pass'}" in output and "report=report.md" in output

@@ -96,7 +96,10 @@ class LoopJacobian:
 
     def __init__(self, step: Step, state: Tensor) -> None:
         if state.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"state: expected float32 or float64, found {state.dtype}")
+            raise ValueError(
+                f"state: expected float32 or float64, found {state.dtype}, which rounds too much for derivatives; "
+                "train in float32 for a few steps, or linearise a checkpoint in float32"
+            )
         self.step = step
         self.state = state.detach()
         with torch.enable_grad():

@@ -22,15 +22,29 @@ def read_delimited(path: Path) -> LogTable:
         LogError: It is none; the message names the line.
     """
     lines = _text(path).splitlines()
-    head = next((line for line in lines if line.strip()), "")
-    if not head or len(head) > _LONGEST:
+    names, separator = head_of(lines)
+    if not names:
         raise LogError(f"{plain(path)}: expected a first line with the names of the columns")
-    separator = max(",;\t", key=head.count)
-    names = [name.strip() for name in next(csv.reader([head], delimiter=separator))]
     chosen = choose(path, names)
     if len(set(names)) < len(names) and any(names.count(name) > 1 for name in chosen.values()):
         raise LogError(f"{plain(path)}: a column is there twice: {', '.join(plain(n[:60]) for n in chosen.values())}")
     return table(path, "CSV", _records(path, lines, separator, names, set(chosen.values())), chosen)
+
+
+def head_of(lines: list[str]) -> tuple[list[str], str]:
+    """Return the names of the columns and what separates them; no names where the first line has none.
+
+    Raises:
+        csv.Error: The line is none that a table begins with.
+
+    >>> head_of(["", "step; loss", "0; 2.5"])
+    (['step', 'loss'], ';')
+    """
+    head = next((line for line in lines if line.strip()), "")
+    separator = max(",;\t", key=head.count)
+    if not head or len(head) > _LONGEST:
+        return [], separator
+    return [name.strip() for name in next(csv.reader([head], delimiter=separator))], separator
 
 
 def _text(path: Path) -> str:

@@ -94,13 +94,18 @@ def _of_records(path: Path, kind: str, records: list[Record]) -> LogTable:
 
 def _record(where: str, entry: Mapping[str, Any]) -> Record:
     """Return the numbers of an object, a text in the place of one as it is: it is refused where it is wanted."""
+    return Record(where, {name: value for name, value in flat(entry).items() if value is not None})
+
+
+def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers and texts of an object by dotted path, two levels deep; None for anything else."""
     values: dict[str, Any] = {}
     for name, value in entry.items():
         if isinstance(value, dict):
             values.update({f"{name}/{inner}": _number(each) for inner, each in value.items()})
         else:
             values[name] = _number(value)
-    return Record(where, {name: value for name, value in values.items() if value is not None})
+    return values
 
 
 def _number(value: Any) -> Any:

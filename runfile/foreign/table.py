@@ -51,6 +51,10 @@ class LogError(RunFileError):
     """A log cannot be read; the message names the file, the line, and what to do."""
 
 
+class NoLoss(LogError):
+    """A log has no loss under a known name: it may be no log of a training at all."""
+
+
 class Record(NamedTuple):
     """Some numbers of a log, and where they stand."""
 
@@ -100,7 +104,8 @@ def choose(path: Path, names: Iterable[str]) -> dict[str, str]:
     """Return which names of a log are which column of ours.
 
     Raises:
-        LogError: There is no loss, or two that could be it with equal right.
+        NoLoss: There is no loss.
+        LogError: Two could be it with equal right.
     """
     spelt: dict[str, list[str]] = {}
     known = list(dict.fromkeys(names))
@@ -127,7 +132,7 @@ def choose(path: Path, names: Iterable[str]) -> dict[str, str]:
     if "loss" not in chosen:
         has = ", ".join(plain(name[:60]) for name in known[:12]) or "nothing"
         more = f" and {len(known) - 12} more" if len(known) > 12 else ""
-        raise LogError(f"{plain(path)}: no loss under a known name; it has {has}{more}; name one of them loss")
+        raise NoLoss(f"{plain(path)}: no loss under a known name; it has {has}{more}; name one of them loss")
     return chosen
 
 

@@ -186,3 +186,22 @@ def test_broken_runs_raise_one_line(runs):
     with pytest.raises(RunFileError) as caught:
         index.open(broken)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_run_files_shows_its_logs(tmp_path, write_run):
+    table = "step,loss\n" + "".join(f"{step},{2.5 - 0.01 * step}\n" for step in range(30))
+    for name in ("logs/a/train.csv", "logs/v1.2/events.out.tfevents.1.host", "logs/prices.csv", "secret.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(table if "prices" not in name else "day,price\n0,1\n")
+    (tmp_path / "logs" / "out.csv").symlink_to(tmp_path / "secret.csv")
+    index = RunIndex([tmp_path / "logs"])
+    assert names(index) == ["a/train.csv", "out.csv", "v1.2"]
+    csv, out, events = index.entries()
+    assert index.open(csv).run.log == "CSV" and len(index.open(csv).run) == 30
+    assert "leads out of this folder" in out.fault
+    with pytest.raises(RunFileError):  # no event file, for all its name
+        index.open(events)
+    assert names(RunIndex([tmp_path / "logs" / "v1.2"])) == ["v1.2"]
+    write_run(tmp_path / "logs" / "run.h5", steps=3)
+    assert names(index) == ["run"]
+    index.close()

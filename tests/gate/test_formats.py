@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -14,7 +15,7 @@ import pytest
 from junitparser import JUnitXml
 from loopscope.gate.check import check_runs
 from loopscope.gate.formats import FORMATS, render, target, write_reports
-from loopscope.gate.github import LARGEST_SUMMARY, publish
+from loopscope.gate.github import LARGEST_SUMMARY, artifacts_of, publish
 from loopscope.gate.markdown import as_markdown
 from loopscope.gate.result import GateResult, RunCheck
 from loopscope.gate.sparkline import sparkline
@@ -39,8 +40,9 @@ HOSTILE = [
 
 
 def finding(number: int = 0, severity: str = "error", text: str = "too large", **more: object) -> Finding:
+    step = more.pop("step", number)
     return Finding(
-        f"LS{number:03d}", "some-rule", severity, number, 0, 2.0, math.inf, text, text, 1, **more  # type: ignore[arg-type]
+        f"LS{number:03d}", "some-rule", severity, step, 0, 2.0, math.inf, text, text, 1, **more  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -138,10 +140,12 @@ def test_the_summary_of_a_job_stays_within_its_limit_and_begins_with_the_verdict
 ) -> None:
     summary, output = tmp_path / "summary", tmp_path / "output"
     summary.write_text("x" * (LARGEST_SUMMARY // 2))
-    environment = {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(output)}
+    job = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "me/nets", "GITHUB_RUN_ID": "7"}
+    environment = {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(output), **job}
     publish(many, environment, Path("report.html"))
     assert summary.stat().st_size < LARGEST_SUMMARY
     assert "❌ loopscope: fail" in summary.read_text() and "▁" in summary.read_text()
+    assert "(https://github.com/me/nets/actions/runs/7#artifacts)" in summary.read_text()
     assert output.read_text().splitlines() == ["verdict=fail", "exit-code=1", "report=report.html"]
     small = as_markdown(many, 5000)
     assert len(small.encode()) <= 5000 + 4000 and "more runs are left out" in small  # the table of runs is always there
@@ -190,3 +194,45 @@ def test_text_of_any_format_fits_a_terminal_that_knows_ascii_only(many: GateResu
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
     out.write(render(many, "text"))
     out.flush()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"GITHUB_RUN_ID": "7)[x](http://evil.example"},
+        {"GITHUB_REPOSITORY": "me/nets) <script>"},
+        {"GITHUB_SERVER_URL": "javascript:alert(1)"},
+        {"GITHUB_RUN_ID": ""},
+    ],
+)
+def test_an_address_that_is_none_is_not_linked(odd: dict[str, str]) -> None:
+    job = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "me/nets", "GITHUB_RUN_ID": "7"}
+    assert artifacts_of(job) and not artifacts_of(job | odd)
+
+
+def test_what_fired_comes_before_what_is_missing_and_is_the_reason_in_the_table() -> None:
+    findings = [finding(4, gap=True), finding(90, "warning"), finding(20, step=13), finding(1, "note")]
+    text = as_markdown(result_of(run_check(findings)))
+    assert "| LS020 some-rule, step 13 |" in text.splitlines()[4]
+    assert re.findall(r"\*\*(LS\d+)", text) == ["LS020", "LS004", "LS090", "LS001"]
+    lines = render(result_of(run_check(findings)), "github").splitlines()
+    assert [re.search(r"LS\d+", line)[0] for line in lines[:-1]] == ["LS020", "LS004", "LS090", "LS001"]
+    assert lines[-1] == "loopscope: fail, 1 run"
+
+
+def test_rules_without_data_are_one_line_for_each_reason() -> None:
+    why = ["loss ended | at 3"] * 8 + ["x"]
+    judged = [Judgement(f"LS01{number}", "r", "error", "no data", 0, said) for number, said in enumerate(why)]
+    run = run_check([])
+    run = replace(run, diagnosis=replace(run.diagnosis, judgements=judged))
+    missing = [line for line in as_markdown(result_of(run)).splitlines() if line.startswith("- not judged")]
+    assert missing == [
+        "- not judged: LS010, LS011, LS012, LS013, LS014, LS015, LS016, LS017 (loss ended \\| at 3)",
+        "- not judged: LS018 (x)",
+    ]
+
+
+def test_a_radius_of_many_digits_is_short() -> None:
+    run = run_check([])
+    run = replace(run, diagnosis=replace(run.diagnosis, radius=886859185.914))
+    assert "| 8.869e+08 |" in as_markdown(result_of(run))

@@ -76,14 +76,15 @@ def test_the_doctor_says_what_can_be_judged_what_not_and_what_would_change_that(
     (tmp_path / "train.py").write_text("loss.backward()\noptimizer.step()\n")
     (tmp_path / "watched.py").write_text("import loopscope\nloss.backward()\noptimizer.step()\n")
     (tmp_path / "data.csv").write_text("text,label\na,1\n")
-    (tmp_path / "broken.jsonl").write_text("x\ny\n")
+    (tmp_path / "broken.jsonl").write_text('{"step": 0, "loss": 2.5}\nno more\n{}\n')
+    (tmp_path / "words.jsonl").write_text("x\ny\n")
     assert doctor(tmp_path) == 0
     said = capsys.readouterr().out
     assert "runs.h5  run file, 60 steps, finished: loop and loss" in said
     assert "healthy.csv  CSV log, 200 steps: loss only" in said and "(no loop in this log)" in said
     assert "loopscope.attach(model" in said and "probe.step(loss=loss)" in said
     assert "loopscope smoke --steps 200 -- python train.py" in said and "watched.py" not in said
-    assert "data.csv" not in said and "broken.jsonl  cannot be read" in said
+    assert "data.csv" not in said and "words.jsonl" not in said and "broken.jsonl  cannot be read" in said
     assert "can be judged: 1 with their loop, 1 by their loss only" in said
     doctor(tmp_path, as_json=True)
     assert json.loads(capsys.readouterr().out)["judgeable"] == 2

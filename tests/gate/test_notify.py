@@ -54,11 +54,19 @@ class Service(http.server.BaseHTTPRequestHandler):
         Service.bodies.append(json.loads(body))
         if Service.behaviour == "slow":
             time.sleep(3)
-        if Service.behaviour == "redirect":
+        if Service.behaviour in ("302", "307"):
+            self.send_response(int(Service.behaviour))
+            self.send_header("Location", "/elsewhere")
+        elif Service.behaviour == "redirect":
             self.send_response(302)
             self.send_header("Location", "file:///etc/passwd")
         else:
             self.send_response({"ok": 200, "500": 500, "slow": 200}[Service.behaviour])
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        Service.bodies.append({"title": "sent on"})
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
@@ -94,6 +102,18 @@ def test_a_service_that_misbehaves_costs_the_watcher_nothing(
     refused = behaviour in ("500", "redirect", "down")
     assert ("refused" in caplog.text) == refused
     assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("behaviour", ["302", "307"])
+def test_a_redirect_is_a_refusal_and_nothing_is_sent_on(behaviour: str, webhook: str) -> None:
+    pytest.importorskip("apprise")
+    Service.behaviour = behaviour
+    send = services({"LOOPSCOPE_NOTIFY": webhook})
+    assert send is not None and not send("title", "text", "failure")
+    assert len(Service.bodies) == 1
+    send = services({"LOOPSCOPE_NOTIFY": f"{webhook}?redirect=yes"})  # whoever trusts it can say so
+    assert send is not None and send("title", "text", "failure") == (behaviour == "302")
+    assert len(Service.bodies) > 2
 
 
 def test_a_queue_that_is_full_drops_and_counts() -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from loopscope.models.run_config import RunConfig, load_run_config
+from loopscope.sweeps.grid import load_sweep
 
 FILE = """
 preset = "demo"
@@ -76,3 +77,22 @@ def test_text_and_model_must_fit(tmp_path):
         RunConfig(data={"sequence_length": 64}).open_data()
     with pytest.raises(ValueError, match="vocab_size: standard-library has 256 tokens, the model 100"):
         RunConfig(model={"vocab_size": 100}).open_data()
+
+
+@pytest.mark.parametrize("load", [load_run_config, load_sweep])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a = " + b"[" * 200_000, "cannot be read as TOML"),
+        (b"# " + b"x" * (1 << 20), "larger than 1 MiB"),
+        (b"seed = " + b"9" * 5000, "cannot be read as TOML"),
+        (b'preset = "\xff"', "cannot be read as TOML"),
+        (b"seed =", "cannot be read as TOML"),
+    ],
+    ids=["deep", "large", "long", "bytes", "broken"],
+)
+def test_a_hostile_configuration_is_refused_in_one_line(content, says, load, tmp_path):
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(ValueError, match=says) as refused:
+        load(tmp_path / "a.toml")
+    assert len(str(refused.value).splitlines()) == 1 and "a.toml" in str(refused.value)

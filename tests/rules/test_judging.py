@@ -3,6 +3,8 @@ import pytest
 from loopscope.probes import open_run
 from loopscope.rules.judging import evaluate, judge
 from loopscope.rules.rule_files import RuleError, load_rules
+from loopscope.runfile.layout import Event
+from loopscope.runfile.writer import RunWriter
 
 
 def wavy(steps):
@@ -199,3 +201,16 @@ def test_a_run_says_the_same_however_many_rows_are_looked_at_together(
         monkeypatch.setattr("loopscope.rules.series.ROWS_AT_ONCE", at_once)
         assert str(judge(run, rules)) == str(together)
     assert {"X1", "X2", "X3", "X4", "X5", "X6", "LS010"} <= {each.rule for each in together.findings}
+
+
+@pytest.mark.parametrize("said", ["", "the full loop is not measured in this run: found torch.bfloat16"])
+def test_a_full_loop_that_could_not_be_measured_says_why(said, tmp_path):
+    with RunWriter.create(tmp_path / "a.h5", info={"a_bar_learned": None}) as writer:
+        for step in range(30):
+            writer.append_step({"step": float(step), "loss": 2.0 + step % 3, "depth": 4.0, "nonfinite": 0.0})
+        if said:
+            writer.append_event(Event(0, 0.0, "full_loop", "warning", message=said))
+    with open_run(tmp_path / "a.h5") as run:
+        judged = {each.rule: each for each in judge(run, load_rules()).judgements}
+    assert judged["LS040"].state == "not applicable"
+    assert judged["LS040"].reason == (said or "the full loop was not measured; the preset inspect measures it")
