@@ -52,5 +52,5 @@ def exits_said(run: Run, rows: slice) -> str:
         return ""
     largest = sorted(leaving[np.argsort(-shares[leaving], kind="stable")][:MOST_SHOWN].tolist())
     mean = float(shares @ np.arange(len(shares)))
-    parts = ", ".join(f"{loops} loops {100 * shares[loops]:.0f} %" for loops in largest)
+    parts = ", ".join(f"{n} {'loop' if n == 1 else 'loops'} {100 * shares[n]:.0f} %" for n in largest)
     return f"Tokens run {mean:.1f} loops in the mean: {parts}"

@@ -93,7 +93,7 @@ def test_the_histogram_of_exits(tmp_path: Path) -> None:
     with loopscope.open_run(path) as run:
         assert exit_shares(run).tolist() == [0.0, 0.25, 0.25, 0.0, 0.5]
         said = loopscope.diagnose(run).summary
-    assert "Tokens run 2.8 loops in the mean: 1 loops 25 %, 2 loops 25 %, 4 loops 50 %" in said
+    assert "Tokens run 2.8 loops in the mean: 1 loop 25 %, 2 loops 25 %, 4 loops 50 %" in said
 
 
 def test_no_histogram_where_tokens_wait_or_all_run_alike(tmp_path: Path) -> None:
