@@ -76,6 +76,19 @@ def lineage_loops(root: Event) -> list[LineageLoop]:
     uses, labels = _repeated_uses(flow, named)
     if not 2 <= len(uses) <= LONGEST:
         return []
+    loops = _loops(flow, uses, labels)
+    if len(loops) == 1:
+        return loops
+    # A learned first value is used in the first pass only, and makes that pass look like another one.
+    count = Counter(labels)
+    often = [i for i, label in enumerate(labels) if 2 * count[label] > max(count.values())]
+    without = _loops(flow, [uses[i] for i in often], [labels[i] for i in often])
+    whole = len(without) == 1 and all(each.variable is not None for each in without[0].carried)
+    return without if whole else loops
+
+
+def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
+    """Return the loops of a forward, given its repeated uses of parameters and their labels."""
     loops = []
     for start, period, count in _stretches(labels):
         passes = [uses[start + k * period : start + (k + 1) * period] for k in range(count)]
@@ -340,7 +353,7 @@ def _variable(flow: Flow, name: str, output: str, track: _Track, sharing: list[_
     elif argument is not None:
         turns, of = _turns(flow, calls, made, track, sharing, argument)
         return Variable(name=name, output=output, argument=argument, turns=turns, of=of)
-    every = _period_of(made, track)
+    every = _period_of(_own_calls(flow, made, track, sharing))
     return None if every is None else Variable(name=name, output=output, turns=every[0], of=every[1], first=1)
 
 
@@ -371,13 +384,28 @@ def _turns(
     return (), 1
 
 
-def _period_of(made: list[int], track: _Track) -> tuple[tuple[int, ...], int] | None:
-    """Return which calls of a module make a variable, of how many each; None where there is no rule."""
-    own = [key in track.keys for key in made]
+def _own_calls(flow: Flow, made: list[int], track: _Track, sharing: list[_Track]) -> list[bool]:
+    """Return which calls of a module make a variable, its inner updates among them.
+
+    A value that is no variable's at the end of a pass, and that the next call alone reads, is one of the next call's.
+    """
+    roles = [next((n for n, other in enumerate(sharing) if key in other.keys), -1) for key in made]
+    for i in range(len(made) - 2, -1, -1):
+        if roles[i] < 0 and max(flow.read_at.get(made[i], [-1])) <= flow.made[made[i + 1]]:
+            roles[i] = roles[i + 1]
+    return [role >= 0 and sharing[role] is track for role in roles]
+
+
+def _period_of(own: list[bool]) -> tuple[tuple[int, ...], int] | None:
+    """Return which calls of a module make a variable, of how many each; None where there is no rule.
+
+    >>> _period_of([False, True, False, True]), _period_of([True, False, False, True, True, True])
+    (((1,), 2), None)
+    """
     mine = [i for i, is_own in enumerate(own) if is_own]
     known = max(mine, default=0) + 1
     for period in range(1, known - min(mine, default=0)):
-        if all(own[i] == own[i - period] for i in range(period, known)) and len(made) % period == 0:
+        if all(own[i] == own[i - period] for i in range(period, known)) and len(own) % period == 0:
             return tuple(i for i in range(period) if own[i]), period
     return None
 
