@@ -6,13 +6,14 @@ SERVE ?= 1
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types unit gpu clean help
+.PHONY: demo test lint types unit gpu evidence clean help
 
 help:
 	@echo 'make demo            train nine small looped models, print the verdicts, serve the dashboard'
 	@echo 'make demo SERVE=0    the same without the dashboard'
 	@echo 'make test            lint, types and all tests'
 	@echo 'make gpu             what needs a CUDA device, in nine minutes; writes docs/gpu.md'
+	@echo 'make evidence        every study of docs/evidence.md, from nothing; goes on after a kill'
 	@echo 'make clean           remove the virtual environment and caches'
 
 demo: $(VENV)/.runtime
@@ -38,6 +39,10 @@ unit: $(VENV)/.test
 # PARCAE=/path/to/a/checkout measures the authors' code as well.
 gpu: $(VENV)/.test
 	$(BIN)/python benchmarks/gpu.py
+
+# What is finished in runs/evidence is kept. ACCEPT=1 makes what was measured what docs/ shows.
+evidence: $(VENV)/.test
+	$(BIN)/python examples/studies/everything.py runs/evidence $(if $(ACCEPT),--accept)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "loopscope needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'

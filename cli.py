@@ -205,13 +205,14 @@ def dash(
 
 @app.command(epilog="Example: loopscope report runs/a.h5 -o a.html")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run files, or folders of them, as a sweep's.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The HTML file to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the file where there is one.")] = False,
 ) -> None:
     """Write one self-contained HTML file about runs, to attach to a pull request or a paper.
 
-    For one run everything that explains its verdict, for several a comparison. It needs no network and no server.
+    For one run everything that explains its verdict, for several a comparison, and the map of a sweep with its
+    boundary. It needs no network and no server.
     """
     from .commands.report import write_report
 

@@ -6,15 +6,22 @@ the same rules as ever, in three parts: the alert itself, the rules about the lo
 is called the cause where it takes all of that away and no other change does; other random draws are tried too, so that
 what was chance is not given a cause.
 
+A cause takes its whole effect with it. Some changes weaken whatever happens, as half the learning rate does, and bring
+a jump of the loss below a rule's limit without removing it. So a loss that jumped counts as well again only where
+hardly anything of the jump is left: at most `LEFT_OVER` of it.
+
 Not covered: causes that need two things at once, and causes that act before the first step that is run again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..rules.expression import parse
 from ..rules.findings import Finding
@@ -26,6 +33,8 @@ from .replayable import PLACEBO, Change, Replayable, first_difference
 
 AFTER: Final = 80  # steps that are run again after the alert
 BEFORE: Final = 200  # steps before it that are asked for, so that the rules have their baselines
+LEFT_OVER: Final = 0.15  # of a jump of the loss where its cause is taken away: what the noise of a loss comes to
+ONSET, CALM = 8, 20  # steps up to an alert in which a fault may have begun, and those before that it is compared with
 
 Part = Literal["alert", "explosion", "loss"]
 PARTS: Final[tuple[Part, ...]] = ("alert", "explosion", "loss")
@@ -45,6 +54,7 @@ class Outcome:
         bad: Which parts went wrong: the alert, the explosion of the loop, the loss.
         rules: Ids of the rules that fired in the window.
         last_loss: Mean loss of the last ten steps, nats.
+        jump: How far the loss rose around the alert, nats; see `jump_of`.
     """
 
     change: str
@@ -52,6 +62,7 @@ class Outcome:
     bad: frozenset[Part]
     rules: tuple[str, ...]
     last_loss: float
+    jump: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +149,7 @@ def explain(
                     f"the recorded steps could not be run again as they were ({differs}), so that nothing can be "
                     "concluded; use the same machine, device, number of threads and versions"
                 )
-            return _outcome(replay, change, about, symptom, rules), start
+            return _outcome(replay, change, about, symptom, rules, step), start
 
     unchanged, start = outcome(0, "")
     if "alert" not in unchanged.bad:
@@ -146,7 +157,9 @@ def explain(
             f"{rule} did not fire again in steps {start} to {stop - 1}: it needs more steps before it than were run; "
             "keep older checkpoints (train.keep_checkpoints = 0)"
         )
-    outcomes = tuple(outcome(number, change)[0] for number, change in enumerate(again.changes, start=1))
+    outcomes = tuple(
+        with_what_is_left(unchanged, outcome(number, change)[0]) for number, change in enumerate(again.changes, start=1)
+    )
     cause, verdict = conclude(unchanged, outcomes)
     return Explanation(rule, step, start, stop, unchanged, outcomes, cause, verdict)
 
@@ -179,6 +192,36 @@ def conclude(unchanged: Outcome, outcomes: Sequence[Outcome]) -> tuple[str, str]
     return only.change, f"cause: with {words}, {went} {'are' if len(unchanged.bad) > 1 else 'is'} gone; {rest}"
 
 
+def jump_of(loss: NDArray[np.float64], steps: NDArray[np.int64], alert: int) -> float:
+    """Return how far the loss rose above anything of the `CALM` steps before a fault can have begun, nats; at least 0.
+
+    Args:
+        loss: Of every step, nats; what is not a number has risen without end.
+        steps: Their numbers.
+        alert: Step of the alert; the fault has begun at most `ONSET` steps before it.
+
+    >>> jump_of(np.array([3.1, 3.0, 3.2, 5.2, 3.0]), np.arange(10, 15), 14 + ONSET - 2)
+    2.0
+    """
+    first = alert - ONSET + 1
+    values = np.where(np.isnan(loss), np.inf, loss)
+    before, after = values[(steps < first) & (steps >= first - CALM)], values[steps >= first]
+    calm = before[np.isfinite(before)]
+    return float(max(after.max() - calm.max(), 0.0)) if len(calm) and len(after) else 0.0
+
+
+def with_what_is_left(unchanged: Outcome, outcome: Outcome) -> Outcome:
+    """Return an outcome, its loss bad too where too much of a jump is left for its cause to have been removed.
+
+    >>> before = Outcome("", Change("nothing"), frozenset({"alert", "loss"}), ("LS010",), 5.0, jump=4.0)
+    >>> with_what_is_left(before, Outcome("rate", Change("half the rate"), frozenset(), (), 3.0, jump=1.0)).bad
+    frozenset({'loss'})
+    """
+    if "loss" not in unchanged.bad or outcome.jump <= LEFT_OVER * unchanged.jump:
+        return outcome
+    return replace(outcome, bad=outcome.bad | {"loss"})
+
+
 def chosen_alert(run: Run, rules: Sequence[Rule], at: int | None) -> Finding:
     """Return the finding to be explained: the first error, or the first warning, or what fired at a step."""
     fired = [each for each in judge(run, rules).findings if each.severity != "note" and each.state == "fired"]
@@ -203,7 +246,7 @@ def symptom_of(finding: Finding, rule: Rule) -> Rule:
     return Rule("symptom", rule.name, quantity, rule.severity, hold=rule.hold)
 
 
-def _outcome(replay: Run, change: str, about: Change, symptom: Rule, rules: Sequence[Rule]) -> Outcome:
+def _outcome(replay: Run, change: str, about: Change, symptom: Rule, rules: Sequence[Rule], step: int) -> Outcome:
     """Read off a replay what went wrong in it."""
     about_loss = {each.id: _is_about_loss(each) for each in rules}
     findings = [each for each in judge(replay, [*rules, symptom]).findings if each.severity != "note"]
@@ -212,8 +255,11 @@ def _outcome(replay: Run, change: str, about: Change, symptom: Rule, rules: Sequ
     for each in fired:
         if each.severity == "error" or about_loss[each.rule]:
             bad.add("loss" if about_loss[each.rule] else "explosion")
-    loss = replay["loss"][-10:]
-    return Outcome(change, about, frozenset(bad), tuple(dict.fromkeys(each.rule for each in fired)), float(loss.mean()))
+    loss = replay["loss"]
+    names = tuple(dict.fromkeys(each.rule for each in fired))
+    return Outcome(
+        change, about, frozenset(bad), names, float(loss[-10:].mean()), jump_of(loss, np.asarray(replay["step"]), step)
+    )
 
 
 def _is_about_loss(rule: Rule) -> bool:
@@ -235,4 +281,5 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
         "bad": [part for part in PARTS if part in outcome.bad],
         "rules": list(outcome.rules),
         "last_loss": loss if abs(loss) < float("inf") else None,
+        "loss_jump": outcome.jump if outcome.jump < float("inf") else None,
     }

@@ -26,10 +26,10 @@ from ..models.run_config import RunConfig
 from ..models.train import Observer, Training
 from ..probes.probe import Probe, attach
 from ..runfile.run import Run
+from .experiment import ONSET
 from .replayable import Change
 
 HELD_RADIUS: Final = 0.95  # what ρ(A̅) is held at
-SUSPECTS: Final = 8  # batches up to the alert that are replaced
 FRESH: Final = 10**9  # added to a batch's number: a batch that the run never sees
 OTHER_DRAWS: Final = 7919  # added to the seed of depths and initial states
 
@@ -113,7 +113,7 @@ class TrainedRun:
     def _changes(self, alert: int) -> tuple[dict[str, Intervention], dict[str, Change]]:
         """Return what can be changed in this run, and what that is in words."""
         looped, train = self._config.looped, self._config.train_config()
-        first = max(alert - SUSPECTS + 1, 0)
+        first = max(alert - ONSET + 1, 0)
         choices: dict[str, tuple[bool, str, Intervention]] = {
             "a_bar_radius": (
                 looped.injection == "concatenation",

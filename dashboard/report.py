@@ -17,7 +17,7 @@ import plotly
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from . import figures
+from . import figures, map_figures
 from .colours import REGIME_GLYPHS, css_variables
 from .components import REGIME_LABELS, SEVERITY_GLYPHS, sentence
 from .figures import of
@@ -25,6 +25,8 @@ from .frame import graph_config
 from .opened import OpenRun
 from .panel import Ask, drawn
 from .panels import PANELS
+from .row_cells import cells_of
+from .run_map import FIRST, Cell, edges, in_words, label, places, survival
 from .settings import command, table
 from .story import Story
 from .text import number, shown
@@ -225,6 +227,7 @@ def _comparison(page: _Page, opened: Sequence[OpenRun]) -> None:
     rows = [_row(held) for held in runs]
     page.table(("run", "injection", "norm", "lr", "seed", "last loss", "ρ(A̅)", "verdict"), rows,
                [_judged(held).verdict for held in runs])  # fmt: skip
+    _map(page, runs)
     drawn_runs = runs[:OVERLAID]
     if len(runs) > OVERLAID:
         page.add("p", f"The {OVERLAID} worst are drawn.", "dim")
@@ -247,6 +250,34 @@ def _comparison(page: _Page, opened: Sequence[OpenRun]) -> None:
         chart.update_layout(legend={"y": -0.25, "yanchor": "top"}, margin={"b": 90})
         page.figure(title, "", chart, 380)
     _differences(page, runs)
+
+
+def _map(page: _Page, runs: Sequence[OpenRun]) -> None:
+    """Add the map of a sweep: ρ(A̅) over the learning rate, where architectures begin to fail, and what survived."""
+    rows: list[dict[str, Any]] = [
+        cells_of(held) | {"id": str(at), "name": shown(held.run.path.stem), "href": ""} for at, held in enumerate(runs)
+    ]
+    numbers = {row["id"]: row["numbers"] for row in rows}
+    x, y = FIRST
+    placed = places(rows, numbers, x, y)
+    if len({one.x for one in placed}) < 2:
+        return
+    page.add("h2", "Learning rate × architecture")
+    boundaries = edges(placed)
+    chart = map_figures.plane(placed, label(x), label(y), boundaries, radius=True)
+    page.figure("Map", " ".join(in_words(one, x) for one in boundaries), chart, 460)
+    told = survival(rows, numbers)
+    lines = [
+        (name, *[_survived(cell) for cell in cells]) for name, cells in zip(told.architectures, told.cells, strict=True)
+    ]
+    page.table(("runs whose loss converged", *[f"lr {rate:g}" for rate in told.rates]), lines)
+
+
+def _survived(cell: Cell) -> str:
+    """Return one cell of the table of what survived."""
+    if not cell.count:
+        return "–"
+    return f"{cell.converged} of {cell.count}" + (f", {cell.unstable} unstable" if cell.unstable else "")
 
 
 def _dash(i: int) -> str:

@@ -18,7 +18,7 @@ from ..runfile.layout import PROBE_DERIVED
 from .boundary import Boundary, boundaries
 from .opened import OpenRun
 from .settings import flat
-from .text import shown
+from .text import number, shown
 
 Row = Mapping[str, Any]
 
@@ -154,6 +154,32 @@ def edges(placed: Sequence[Place]) -> list[Boundary]:
     return boundaries(
         [one.architecture for one in told], [one.x for one in told], [one.regime == "unstable" for one in told]
     )
+
+
+def in_words(one: Boundary, x: str) -> str:
+    """Say between which values tried an architecture begins to fail, and how sure that is."""
+    if one.stable < one.unstable:
+        seen = f"becomes unstable between {number(one.stable)} (stable) and {number(one.unstable)} (unstable)"
+    elif math.isnan(one.stable):
+        seen = f"has unstable runs at every value, from {number(one.unstable)} on"
+    else:
+        seen = f"is unstable at {number(one.unstable)} and stable at {number(one.stable)}: no sharp boundary"
+    beyond = "below all that was tried" if one.at == -math.inf else "beyond all that was tried"
+    at = number(one.at, 2) if math.isfinite(one.at) else beyond
+    runs = f"{label(x)}; {one.runs} runs at {one.values} values"
+    return f"{one.architecture} {seen}; estimate {at}, {_interval(one)} ({runs})."
+
+
+def _interval(one: Boundary) -> str:
+    """Say where nine tenths of the estimates lie, as far as the values tried tell."""
+    low, high = number(one.low, 2), number(one.high, 2)
+    if math.isfinite(one.low) and math.isfinite(one.high):
+        return f"nine tenths of the estimates lie between {low} and {high}"
+    if math.isfinite(one.high):
+        return f"95 % of the estimates lie below {high}"
+    if math.isfinite(one.low):
+        return f"95 % of the estimates lie above {low}"
+    return "and these runs do not say how far from it the boundary may lie"
 
 
 def quantities(rows: Iterable[Row], numbers: Mapping[str, Mapping[str, float]]) -> list[str]:

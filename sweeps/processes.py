@@ -22,7 +22,7 @@ from .engine import Train
 from .grid import Cell
 
 ATTEMPTS: Final = 3
-SECONDS: Final = 0.3  # between looks
+SECONDS: Final = 2.0  # between looks at runs that go on; the end of one is seen at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def run_sweep(
         board: The sweep; its folder is made where it is missing.
         engine: Where cells are trained.
         train: Trains one of them.
-        on_progress: Told how far the sweep is, about three times a second.
+        on_progress: Told how far the sweep is, every two seconds or so.
 
     Raises:
         ValueError: A run file in the folder is of another sweep; nothing has been trained then.

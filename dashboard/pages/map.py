@@ -3,7 +3,6 @@
 Not covered: which numbers runs have (`run_map`), how they are drawn (`map_figures`).
 """
 
-import math
 from collections.abc import Collection
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -13,11 +12,23 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 
 from ...rules.lead import RISE, WINDOW
 from .. import components, map_figures
-from ..boundary import Boundary
 from ..frame import graph_config
 from ..panel import summary
 from ..polling import Clock
-from ..run_map import FIRST, RADII, Cell, Place, Survival, edges, label, places, quantities, quantity, survival
+from ..run_map import (
+    FIRST,
+    RADII,
+    Cell,
+    Place,
+    Survival,
+    edges,
+    in_words,
+    label,
+    places,
+    quantities,
+    quantity,
+    survival,
+)
 from ..text import number
 from . import Page
 from .runs import current_table
@@ -77,38 +88,12 @@ def _drawn(x: str, y: str, brushed: Collection[str] = ()) -> tuple[go.Figure, li
     boundaries = edges(placed)
     chart = map_figures.plane(placed, label(x), label(y), boundaries, radius=quantity(y) in RADII)
     chart.update_layout(
-        meta={"summary": f"Map of runs. {summary(chart)}. {' '.join(_words(one, x) for one in boundaries)}"}
+        meta={"summary": f"Map of runs. {summary(chart)}. {' '.join(in_words(one, x) for one in boundaries)}"}
     )
     told = survival(rows, numbers)
-    words = [_words(one, x) for one in boundaries]
+    words = [in_words(one, x) for one in boundaries]
     version = str(hash((x, y, tuple(placed), str(told))))
     return chart, _survival(told, words), _listed(placed, len(rows), x, y, brushed), version
-
-
-def _words(one: Boundary, x: str) -> str:
-    """Say between which values tried an architecture begins to fail, and how sure that is."""
-    if one.stable < one.unstable:
-        seen = f"becomes unstable between {number(one.stable)} (stable) and {number(one.unstable)} (unstable)"
-    elif math.isnan(one.stable):
-        seen = f"has unstable runs at every value, from {number(one.unstable)} on"
-    else:
-        seen = f"is unstable at {number(one.unstable)} and stable at {number(one.stable)}: no sharp boundary"
-    beyond = "below all that was tried" if one.at == -math.inf else "beyond all that was tried"
-    at = number(one.at, 2) if math.isfinite(one.at) else beyond
-    runs = f"{label(x)}; {one.runs} runs at {one.values} values"
-    return f"{one.architecture} {seen}; estimate {at}, {_interval(one)} ({runs})."
-
-
-def _interval(one: Boundary) -> str:
-    """Say where nine tenths of the estimates lie, as far as the values tried tell."""
-    low, high = number(one.low, 2), number(one.high, 2)
-    if math.isfinite(one.low) and math.isfinite(one.high):
-        return f"nine tenths of the estimates lie between {low} and {high}"
-    if math.isfinite(one.high):
-        return f"95 % of the estimates lie below {high}"
-    if math.isfinite(one.low):
-        return f"95 % of the estimates lie above {low}"
-    return "and these runs do not say how far from it the boundary may lie"
 
 
 def _survival(told: Survival, words: list[str]) -> list[Any]:

@@ -1,60 +1,93 @@
 """The causal test: is ρ(A̅) the cause of the divergence, or its companion?
 
-    python examples/studies/held_radius.py      # five seeds, each with and without a clamp; about a minute
+    python examples/studies/held_radius.py runs/evidence      # 15 runs beside those of learning_rates.toml
 
-Pre-norm concatenation at the hot rate 0.05, 200 steps. Beside each run stands its twin, equal in every draw, in which
-ρ(A̅) is scaled back to 0.95 after every step of the optimizer. Nothing else differs.
+Pre-norm concatenation. Beside each run stands its twin, equal in every draw, in which ρ(A̅) is scaled back to 0.95 after
+every step of the optimizer. Nothing else differs.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-import torch
+import loopscope
 from loopscope.causes.trained import ChangedTraining, hold_radius
-from loopscope.dynamics import spectral_radius
 from loopscope.models.run_config import RunConfig
-from loopscope.models.train import NullObserver
+from loopscope.runfile.layout import RunFileError
+from study import (
+    COLOURS,
+    LOG_TICKS,
+    Result,
+    add_dots,
+    alone,
+    chosen,
+    learning_rate_runs,
+    mean,
+    panels,
+    pieces,
+    rates,
+    recording,
+    share,
+    table,
+)
 
-STEPS = 200
-LOOPS = 16
-
-
-@torch.no_grad()
-def state_after(model: torch.nn.Module, tokens: torch.Tensor) -> float:
-    """Return the mean norm of the state after `LOOPS` loops."""
-    states: list[torch.Tensor] = []
-    handle = model.read_out.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
-    torch.manual_seed(0)
-    model.eval()(tokens, num_loops=LOOPS)
-    handle.remove()
-    return float(states[0].double().norm(dim=-1).mean())
-
-
-def trained(seed: int, hold: bool) -> tuple[float, float, float]:
-    """Train one run; return the mean loss of the last ten steps, ρ(A̅) and the state norm at its end."""
-    model_fields = {"injection": "concatenation", "norm": "pre"}
-    config = RunConfig(preset="demo", seed=seed, model=model_fields, train={"lr": 0.05, "steps": STEPS})
-    model, data = config.build_model(), config.open_data()
-    updates = [hold_radius] if hold else []
-    training = ChangedTraining(model, data, config, NullObserver(), updates)
-    losses = []
-    for _ in range(STEPS):
-        training.advance()
-        losses.append(float(training.loss))
-    radius = float(spectral_radius(model.injection.a_bar().detach().double().numpy()))
-    return math.fsum(losses[-10:]) / 10, radius, state_after(model, next(data.held_out(4))[:, :-1])
+NAME = "concatenation, pre-norm"
+COOLEST = 0.01  # the rates below it harm nothing
 
 
-def main() -> None:
-    """Print both tables side by side."""
-    print("| seed | loss | ρ(A̅) | ‖h‖ after 16 loops | loss, held | ρ(A̅), held | ‖h‖, held |")
-    print("|---" * 7 + "|")
-    for seed in range(5):
-        free, held = trained(seed, hold=False), trained(seed, hold=True)
-        cells = [f"{loss:.2f} | {radius:.2f} | {state:.3g}" for loss, radius, state in (free, held)]
-        print(f"| {seed} | {cells[0]} | {cells[1]} |", flush=True)
+def train_held(config: dict, out: str) -> bool:
+    """Train a run with ρ(A̅) held, unless its file is there and whole."""
+    path = Path(out)
+    run = RunConfig(**{name: config[name] for name in ("preset", "seed", "model", "data", "train")})
+    steps = run.train_config().steps
+    try:
+        if len(loopscope.open_run(path)) == steps:
+            return True
+    except (RunFileError, OSError):
+        pass
+    model, data = run.build_model(), run.open_data()
+    with loopscope.attach(model, path, preset="watch", config=run.describe(), overwrite=True) as probe:
+        training = ChangedTraining(model, data, run, probe, [hold_radius])
+        for _ in range(steps):
+            training.advance()
+    return True
+
+
+def study(folder: Path, jobs: int = 0) -> Result:
+    runs = [each for each in chosen(learning_rate_runs(folder, jobs), NAME) if each.lr >= COOLEST]
+    place = folder / "held_radius"
+    twins = {Path(each.run.path).stem: place / Path(each.run.path).name for each in runs}
+    items = {Path(each.run.path).stem: (each.config, str(twins[Path(each.run.path).stem])) for each in runs}
+    pieces(place, train_held, items, jobs, "runs with ρ(A̅) held")
+    result, rows = Result(), []
+    chart = panels(["state after 16 loops", "loss of the last ten steps, nats"], ["free", "free"], legend=3)
+    for lr, colour in zip(rates(runs), COLOURS[1:], strict=True):
+        free = chosen(runs, NAME, lr)
+        held = [recording(twins[Path(each.run.path).stem]) for each in free]
+        for column, number in ((1, "state"), (2, "loss")):
+            x, y = ([getattr(each, number)() for each in side] for side in (free, held))
+            add_dots(chart, column, x, y, f"lr {lr:g}", colour, size=7)
+        for words, side in (("free", free), ("held", held)):
+            numbers = {
+                "ρ(A̅)": mean([float(each.run["a_bar_radius"][-1]) for each in side]),
+                "log₁₀ ‖h‖ after 16 loops": mean([math.log10(each.state()) for each in side]),
+                "last loss, nats": mean([each.loss() for each in side]),
+                "lost by its state": share(sum(each.lost() == "state" for each in side), len(side)),
+                "lost": share(sum(bool(each.lost()) for each in side), len(side)),
+            }
+            result.numbers |= {f"lr {lr:g}, {words}: {what}": number for what, number in numbers.items()}
+            rows.append([f"{lr:g}", words, *(number.text() for number in numbers.values())])
+        gained = mean([a.loss() - b.loss() for a, b in zip(free, held, strict=True)])
+        result.numbers[f"lr {lr:g}: loss of a run less that of its twin, nats"] = gained
+        rows.append([f"{lr:g}", "difference", "", "", gained.text(".3f"), "", ""])
+    chart.update_xaxes(type="log", tickfont_size=LOG_TICKS, exponentformat="power", col=1)
+    chart.update_yaxes(type="log", tickfont_size=LOG_TICKS, exponentformat="power", col=1)
+    chart.update_yaxes(title_text="ρ(A̅) held", col=1)
+    result.figures["held_radius"] = chart
+    result.tables["held_radius"] = table(["lr", "ρ(A̅)", *numbers], rows)
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    alone(study, __doc__)

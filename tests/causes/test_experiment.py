@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from loopscope.causes.experiment import Outcome, ReplayError, conclude, explain
+from loopscope.causes.experiment import (
+    ONSET,
+    Outcome,
+    ReplayError,
+    conclude,
+    explain,
+    jump_of,
+    with_what_is_left,
+)
 from loopscope.causes.replayable import Change, first_difference
 from loopscope.causes.trained import TrainedRun, hold_radius
+from loopscope.commands.explain import explain as explain_command
+from loopscope.commands.training import train_run
 from loopscope.dynamics import spectral_radius
 from loopscope.models import build
+from loopscope.models.run_config import RunConfig
 from loopscope.probes import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +62,45 @@ def test_another_model_is_no_cause_of_a_loss_that_jumped() -> None:
     jumped = outcome("", "alert", "loss")
     assert conclude(jumped, [outcome("sandwich", another_model=True), outcome("b", "alert")])[0] == ""
     assert conclude(UNCHANGED, [outcome("sandwich", another_model=True), outcome("b", "alert")])[0] == "sandwich"
+
+
+def test_a_change_that_only_weakens_a_jump_is_no_cause() -> None:
+    """Half the rate halves a burst of updates too: the rule is silent, a quarter of the jump is there."""
+    before = replace(outcome("", "alert", "loss"), jump=4.0)
+    halved, removed = replace(outcome("rate"), jump=1.0), replace(outcome("batch"), jump=0.1)
+    assert conclude(before, [with_what_is_left(before, halved), outcome("b", "alert", "loss")])[0] == ""
+    both = [with_what_is_left(before, each) for each in (halved, removed)]
+    assert conclude(before, both)[0] == "batch"  # what only weakens it does not stand beside its cause either
+
+
+@pytest.mark.parametrize(
+    ("loss", "jump"),
+    [
+        ([3.0] * 20 + [3.0, 7.0, 5.0], 4.0),
+        ([3.0] * 20 + [2.9, 2.8, 2.7], 0.0),  # below what it was
+        ([3.0] * 20 + [3.0, float("nan"), 3.0], float("inf")),
+        ([3.0, 9.0] * 10 + [9.0, 9.5, 9.0], 0.5),  # no more than such a noisy loss does anyway
+        ([5.0, 5.0, 5.0], 0.0),  # nothing before it to compare with
+    ],
+)
+def test_a_jump_is_what_rises_above_the_calm_before(loss: list[float], jump: float) -> None:
+    steps = np.arange(len(loss)) + 100
+    first = 120 if len(loss) > 3 else 100
+    assert jump_of(np.array(loss), steps, first + ONSET - 1) == jump
+
+
+def test_a_run_is_explained_from_a_checkpoint_that_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("loopscope.causes.experiment.BEFORE", 8)
+    hot = {"steps": 20, "lr": 0.1, "warmup_steps": 2, "checkpoint_every": 5, "keep_checkpoints": 0}
+    config = RunConfig(model={"injection": "concatenation"}, train=hot)
+    path = tmp_path / "run.h5"
+    train_run(path, config, device="cpu")
+    explain_command(path, at=13, after=4, out=None, rules=None, device="cpu", as_json=False)
+    said = capsys.readouterr().out
+    assert "steps 5 to 17 run again, equal bit for bit" in said
+    assert "cause: with ρ(A̅) held at 0.95" in said
 
 
 def test_the_radius_is_held_and_nothing_else_is_touched() -> None:

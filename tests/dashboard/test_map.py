@@ -119,7 +119,7 @@ def test_the_page_shows_runs_and_the_table_and_sends_no_details_with_the_rows(cl
 )
 def test_the_boundary_is_said_in_one_sound_sentence(tried, failed, said):
     one = boundary("a", tried, [bool(bad) for bad in failed], log=True)
-    words = map_page._words(one, "setting.lr")
+    words = values.in_words(one, "setting.lr")
     assert said in words and words.endswith(f"{len(tried)} runs at {len(set(tried))} values).")
     assert "lie between below" not in words and "inf" not in words and "nan" not in words and "–" not in words
 

@@ -36,7 +36,7 @@ def test_a_comparison_has_the_worst_first_and_a_line_a_run(tmp_path, write_run):
     document = report_html([good, bad])
     body = document.split("<body>")[1]
     assert body.index("bad") < body.index("good") and "Configuration that differs" in body
-    assert [trace["name"] for trace in figures(document)[0]["data"]] == ["bad", "good"]
+    assert [trace["name"] for trace in figures(document)[1]["data"]] == ["bad", "good"]  # after the map
 
 
 def test_nothing_is_loaded_and_nothing_is_said_of_this_machine(tmp_path, write_run):
@@ -80,3 +80,15 @@ def test_the_recorded_runs_are_small_and_tell_the_story_and_nothing_of_a_machine
                    "concatenation-lr0.03": "unstable", "concatenation-lr0.05": "unstable"}  # fmt: skip
     assert told["parcae-lr0.05"][0] == "stable" and told["addition-lr0.05"][0] == "marginal"
     assert told["concatenation-lr0.05"][1] is not None  # the loss shows it, long after
+
+
+def test_a_report_on_the_folder_of_a_sweep_shows_its_map_and_its_boundary(tmp_path):
+    told = write_report([example_runs()], tmp_path / "a.html")
+    document = (tmp_path / "a.html").read_text(encoding="utf-8")
+    count = len(list(example_runs().glob("*.h5")))
+    assert f"{count} runs" in told and f"{count} runs compared" in document
+    assert "concatenation, pre norm becomes unstable between 0.01 (stable) and 0.03 (unstable)" in document
+    assert "<th>lr 0.05</th>" in document
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no run file"):
+        write_report([tmp_path / "empty"], tmp_path / "b.html")

@@ -26,15 +26,15 @@ preset = "demo"
 steps = {steps}
 checkpoint_every = 5
 [grid]
-injection = ["concatenation", "parcae"]
+injection = [{injections}]
 lr = [0.01]
 seed = [0, 1]
 """
 
 
-def write_grid(folder: Path, steps: int = 12) -> Path:
+def write_grid(folder: Path, steps: int = 12, injections: str = '"concatenation", "parcae"') -> Path:
     path = folder / "grid.toml"
-    path.write_text(GRID.format(steps=steps))
+    path.write_text(GRID.format(steps=steps, injections=injections))
     return path
 
 
@@ -98,8 +98,8 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(trained: tuple[Path, Path, s
 
 def test_the_folder_of_another_sweep_is_refused(trained: tuple[Path, Path, str], tmp_path: Path) -> None:
     _, out, _ = trained
-    other = tmp_path / "grid.toml"
-    other.write_text(GRID.format(steps=12).replace("checkpoint_every = 5", "batch_size = 3"))
+    other = write_grid(tmp_path)
+    other.write_text(other.read_text().replace("checkpoint_every = 5", "batch_size = 3"))
     done = subprocess.run(command(other, out), capture_output=True, text=True)
     assert done.returncode == 2 and "train.batch_size is 8 in the file and 3 in the sweep" in done.stderr
 
@@ -179,9 +179,13 @@ def test_a_task_of_a_job_array_trains_its_cell_alone(tmp_path: Path) -> None:
 
 def test_ray_gives_the_numbers_of_processes(trained: tuple[Path, Path, str], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the optional package ray is not installed")
-    grid, out, _ = trained
+    grid = write_grid(
+        tmp_path, injections='"parcae"'
+    )  # one run for each of two workers: it is starting them that costs
     subprocess.run(command(grid, tmp_path / "out", "--engine", "ray"), capture_output=True, check=True)
-    assert losses(tmp_path / "out") == losses(out)
+    by_ray, by_processes = losses(tmp_path / "out"), losses(trained[1])
+    assert list(by_ray) == [f"parcae-lr0.01-seed{seed}.h5" for seed in (0, 1)]
+    assert by_ray == {name: by_processes[name] for name in by_ray}
 
 
 HOT = """
