@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from ...loops.site import LoopSite
     from .sums import LoopSums
 
-STATE: Final = "state"
-COPIED: Final = "copied"
+STATE: Final[Spot] = "state"
+COPIED: Final[Spot] = "copied"
 """A state as a compiled graph hands it over: a copy, so that nothing tells whose value a module received."""
-MARK: Final = "mark"
+MARK: Final[Spot] = "mark"
 
 
 class VariableTap(LoopTap):
@@ -74,7 +74,8 @@ class VariableTap(LoopTap):
         # Memory of a compiled graph may be used again before the forward is over.
         compiling = torch.compiler.is_dynamo_compiling()
         states = [state] if before is None else [state, before]
-        place, number = COPIED if compiling else STATE, self._names.index(name)
+        place: Spot = COPIED if compiling else STATE
+        number = self._names.index(name)
         states = [s.detach().clone() for s in states] if compiling else states
         self._pass_on(place, _as_they_are, states, None, number)
 
