@@ -83,7 +83,7 @@ class LoopWatch:
         self._distrusted = False  # A̅ of sharded parameters that the injection does not act like
         self._compiled_before = graphs_compiled() > 0
         self._loops_seen = False
-        self.explained: int | None = None  # a step without a loop whose reason was told
+        self.explained: int | None = None  # a step without loops whose reason the log tells
 
     def remove(self) -> None:
         """Take all hooks off the model."""
