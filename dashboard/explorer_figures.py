@@ -83,8 +83,8 @@ def _logarithmic(chart: go.Figure, values: Floats) -> go.Figure:
     else:
         chart.update_yaxes(rangemode="tozero")
     if drawn.size < values.size and not (values[values > 0] <= TALLEST).all():
-        note(chart, f"norms above {TALLEST:.0e} are left out".replace("e+", "e"))
-    loops = len(values) - 1  # else marks at 0 make the axis begin at -1
+        note(chart, f"norms above {TALLEST:.0e} are left out".replace("e+", "e"), right=True)  # it grows to the right
+    loops = len(chart.data[0].x) - 1  # else marks at 0 make the axis begin at -1
     return chart.update_layout(hovermode="x unified", xaxis_range=[-0.02 * loops, 1.02 * loops])
 
 

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from . import colours
 from .downsample import View
-from .frame import empty, figure, log_ticks, note, over_steps
+from .frame import MARKS_SHOWN, empty, figure, log_ticks, mark_broken, note, over_steps
 from .tracks import NOTHING, Picture
 
 Array = NDArray[np.float64]
 
-EVENTS_SHOWN = 400
 LANES = ("error", "warning", "note")
 SHAPES = {"error": "triangle-up", "warning": "diamond", "note": "circle"}
 LOG_FROM, LOG_BELOW = 2.0, 0.2  # a gain outside these is drawn on a logarithmic axis
@@ -95,25 +94,6 @@ def log_axis(chart: go.Figure, values: Array) -> go.Figure:
     return chart
 
 
-def _add_broken(chart: go.Figure, steps: Array, what: str) -> None:
-    """Mark the steps whose number was not finite along the top, whatever the values are."""
-    if steps.size == 0:
-        return
-    shown = steps if len(steps) <= EVENTS_SHOWN else steps[np.linspace(0, len(steps) - 1, EVENTS_SHOWN).astype(int)]
-    chart.add_trace(
-        go.Scatter(
-            x=shown,
-            y=np.full(shown.size, 0.97),
-            yaxis="y2",
-            name=f"{what} not finite",
-            mode="markers",
-            marker={"color": colours.REGIME_COLOURS["unstable"], "symbol": "x", "size": 8},
-            hovertemplate="NaN or infinite",
-        )
-    )
-    chart.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
-
-
 def lines(
     tracks: Sequence[Track], *, y: str, nothing: str, remedy: str = "", log: bool = False, view: View = None,
     selected: float | None = None, span: View = None, edges: tuple[float, float] | None = None, revision: str = "",
@@ -138,8 +118,6 @@ def lines(
     chart = figure(x="step", y=y, revision=revision)
     for track in there:
         chart.add_trace(_line(track))
-    for track in there:
-        _add_broken(chart, track.picture.broken, track.name)
     if log:
         log_axis(chart, _all_values(there))
     if edges is not None:
@@ -147,6 +125,7 @@ def lines(
         low, high = float(values.min(initial=edges[0])), float(values.max(initial=edges[1]))
         room = max(0.08 * (high - low), edges[1] - edges[0])
         _add_bands(chart, low - room, high + room, edges, log=False)
+    _mark_all_broken(chart, there)
     chart.update_layout(hovermode="x unified")
     return over_steps(chart, view, selected, span)
 
@@ -175,7 +154,6 @@ def gain(
     chart = figure(x="step", y="factor per loop", revision=revision)
     for track in there:
         chart.add_trace(_line(track))
-        _add_broken(chart, track.picture.broken, track.name)
     values = _all_values(there)
     low, high = float(values.min(initial=1.0)), float(values.max(initial=1.0))
     log = high > LOG_FROM or low < LOG_BELOW
@@ -186,8 +164,15 @@ def gain(
     else:
         bottom, top = min(0.8, low - 0.05), max(1.2, high * 1.05)
     _add_bands(chart, bottom, top, (1 - tolerance, 1 + tolerance), log)
+    _mark_all_broken(chart, there)
     chart.update_layout(hovermode="x unified")
     return over_steps(chart, view, selected, span)
+
+
+def _mark_all_broken(chart: go.Figure, tracks: Sequence[Track]) -> None:
+    """Mark of every line where it was not finite; last, when its own axis is ready."""
+    for track in tracks:
+        mark_broken(chart, track.picture.broken, f"{track.name} not finite")
 
 
 def _add_bands(chart: go.Figure, bottom: float, top: float, edges: tuple[float, float], log: bool) -> None:
@@ -241,7 +226,7 @@ def events(
     """Draw all events of training, in lanes by severity: errors on top, flights as brackets at the bottom.
 
     Args:
-        marks: The events; of those in view, at most `EVENTS_SHOWN` a lane are drawn, spread over the range.
+        marks: The events; of those in view, at most `MARKS_SHOWN` a lane are drawn, spread over the range.
         flights: The steps that are kept at full detail.
         span: First and last step of the run.
         view: Visible range of steps, or None for everything.
@@ -282,17 +267,17 @@ def events(
 
 
 def _spread(marks: Sequence[Mark]) -> Sequence[Mark]:
-    """Return at most `EVENTS_SHOWN` marks, the first and the last among them."""
-    if len(marks) <= EVENTS_SHOWN:
+    """Return at most `MARKS_SHOWN` marks, the first and the last among them."""
+    if len(marks) <= MARKS_SHOWN:
         return marks
-    return [marks[i] for i in np.linspace(0, len(marks) - 1, EVENTS_SHOWN).astype(int)]
+    return [marks[i] for i in np.linspace(0, len(marks) - 1, MARKS_SHOWN).astype(int)]
 
 
 def _add_flights(chart: go.Figure, flights: Sequence[Stretch]) -> None:
     """Draw the steps of every flight as a bracket."""
     x: list[float | None] = []
     text: list[str] = []
-    for flight in flights[-EVENTS_SHOWN:]:
+    for flight in flights[-MARKS_SHOWN:]:
         x += [flight.first, flight.last, None]
         text += [flight.text, flight.text, ""]
     chart.add_trace(

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from .colours import GRID, INK
+from .colours import GRID, INK, REGIME_COLOURS
 from .downsample import View
 
 # `showSendToCloud`, `plotlyServerURL`: plotly.js 4 otherwise offers a "Share chart" button that leaves the machine.
@@ -29,6 +29,7 @@ _CONFIG: Final[dict[str, Any]] = {
 
 LEFT: Final = 62  # pixels left and right of every plot
 RIGHT: Final = 16
+MARKS_SHOWN: Final = 400  # of one kind: more are closer than a pixel or two
 LINE: Final = 20  # pixels that a line of text takes above a plot
 
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
@@ -248,23 +249,45 @@ def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     return [float(f"{one:.3g}") for one in at], [f"{one:g}".replace("e-0", "e-").replace("e+0", "e") for one in at]
 
 
-def note(chart: go.Figure, text: str) -> go.Figure:
-    """Write a remark into the lower left corner of the plot, where lines seldom are."""
-    return _write(chart, text, x=0.01, y=0.01, size=11, align="left")
+def mark_broken(chart: go.Figure, steps: Any, name: str) -> None:
+    """Mark steps whose number was not finite along the top of a plot, whatever its vertical axis is.
+
+    Call it when that axis is ready: the crosses have an axis of their own, which a change of all axes would move.
+
+    Args:
+        chart: A figure over steps.
+        steps: The steps ``(n,)``, increasing; of more than `MARKS_SHOWN` some are left out.
+        name: What the crosses are called.
+    """
+    if not len(steps):
+        return
+    few = len(steps) <= MARKS_SHOWN
+    shown = steps if few else steps[np.linspace(0, len(steps) - 1, MARKS_SHOWN).astype(int)]
+    chart.add_trace(
+        go.Scatter(
+            x=shown,
+            y=np.full(len(shown), 0.97),
+            yaxis="y2",
+            name=name,
+            mode="markers",
+            marker={"color": REGIME_COLOURS["unstable"], "symbol": "x", "size": 8},
+            hovertemplate="NaN or infinite",
+        )
+    )
+    own = {"type": "linear", "overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
+    chart.update_layout(yaxis2=own)
+
+
+def note(chart: go.Figure, text: str, *, right: bool = False) -> go.Figure:
+    """Write a remark into a lower corner of the plot, where lines seldom are: the left one, or the right one."""
+    place = {"x": 0.99, "xanchor": "right"} if right else {"x": 0.01}
+    return _write(chart, text, y=0.01, size=11, align="left", **place)
 
 
 def _write(chart: go.Figure, text: str, *, size: int, **place: Any) -> go.Figure:
     """Write text whose lower left corner is at a place of the plot, counted in its width and height."""
-    return chart.add_annotation(
-        text=text,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="bottom",
-        showarrow=False,
-        font={"size": size},
-        **place,
-    )
+    where = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    return chart.add_annotation(text=text, showarrow=False, font={"size": size}, **(where | place))
 
 
 def empty(reason: str, *, remedy: str = "") -> go.Figure:

@@ -16,7 +16,7 @@ from plotly.colors import sample_colorscale
 
 from . import colours
 from .downsample import COLUMNS, Columns, View, columns
-from .frame import LINE, empty, figure, headroom, over_steps
+from .frame import LINE, empty, figure, headroom, mark_broken, over_steps
 
 Array = NDArray[np.float64]
 
@@ -29,6 +29,7 @@ NAME_LENGTH: Final = 14  # letters of a name that a phone has room for
 TICKS: Final = 3  # of a colour bar, which is short on a phone
 PANE_GAP: Final = 0.04  # between sequences, as a share of the width
 STEP_NORM: Final = "‖h<sub>t+1</sub> − h<sub>t</sub>‖"
+LOST: Final = "lost"  # crosses above the cells that are not finite
 STUDY: Final = 'The preset "study" measures it: attach(…, preset="study").'
 
 
@@ -68,7 +69,14 @@ def loop_heatmap(
             hovertemplate=f"{where}<br>{symbol} = %{{z:.3f}}",
         )
         chart.add_trace(cells)
+    mark_broken(chart, _broken_steps(shown), LOST)
     return over_steps(chart, view, selected, span)
+
+
+def _broken_steps(shown: Columns) -> Array:
+    """Return the columns in which something was not finite: one red cell among ten thousand is easily overlooked."""
+    steps: Array = shown.steps[np.isinf(shown.values).any(axis=1)]
+    return steps
 
 
 def gradient_heatmap(
@@ -131,7 +139,9 @@ def block_heatmap(
     over_steps(chart, view, selected, span)
     named = names[:: -(-len(names) // NAMES_SHOWN)]
     chart.update_yaxes(title=None, type="category", tickvals=named, ticktext=[_short(name) for name in named])
-    return chart.update_yaxes(tickfont={"size": 9})
+    chart.update_yaxes(tickfont={"size": 9})
+    mark_broken(chart, _broken_steps(shown), LOST)
+    return chart
 
 
 def token_map(step: float | None, residual: Array, *, revision: str = "") -> go.Figure:

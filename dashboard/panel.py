@@ -129,6 +129,9 @@ def summary(chart: go.Figure) -> str:
         return " ".join(str(note.text).replace("<br>", " ") for note in chart.layout.annotations)
     said = []
     for trace in chart.data:
+        if trace.type == "scatter" and trace.yaxis == "y2":  # crosses have a place and no value
+            said.append(f"{trace.name}: {len(trace.x)}, first at step {trace.x[0]:,.0f}")
+            continue
         values = np.asarray(trace.y if trace.type == "scatter" else trace.z, dtype=object)
         number = [value for value in np.ravel(values) if isinstance(value, float | np.floating) and np.isfinite(value)]
         if number and trace.name:

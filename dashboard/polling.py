@@ -3,7 +3,9 @@
 Dash drops the answer to a callback that has been asked again meanwhile. Where reading or drawing takes longer than the
 time between two questions, every answer would be dropped, and a page would stand still for as long as its run is live.
 A clock here therefore skips its ticks until all that the last one set off is on the page. (Dash's own marks of what it
-waits for do not tell: with two questions on their way, the first answer clears the mark of both.)
+waits for do not tell: with two questions on their way, the first answer clears the mark of both.) What a reader asks
+for between two ticks is answered with the number of the earlier one, at times after the later one was answered: of each
+answer the latest number counts.
 
 Not covered: the questions themselves (the pages' callbacks).
 """
@@ -37,7 +39,8 @@ class Clock:
 
     def parts(self, interval: int, *, disabled: bool = False) -> list[Any]:
         """Return what a page has to hold: the interval, of so many milliseconds, and what was asked and answered."""
-        stores = [dcc.Store(id=f"{self.name}-{kept}", data=0) for kept in ("tick", *self.answers)]
+        kept = [f"{self.name}-{part}" for part in ("tick", *self.answers)]
+        stores = [dcc.Store(id=name, data=0) for name in (*kept, *self._latest())]
         return [dcc.Interval(id=self.name, interval=interval, disabled=disabled), *stores]
 
     def register(self, app: Dash) -> None:
@@ -47,6 +50,17 @@ class Clock:
             Output(f"{self.name}-tick", "data"),
             Input(self.name, "n_intervals"),
             self.asked,
-            *[State(f"{self.name}-{answer}", "data") for answer in self.answers],
+            *[State(name, "data") for name in self._latest()],
             prevent_initial_call=True,
         )
+        app.clientside_callback(
+            ClientsideFunction("loopscope", "latest"),
+            [Output(name, "data") for name in self._latest()],
+            [Input(f"{self.name}-{answer}", "data") for answer in self.answers],
+            [State(name, "data") for name in self._latest()],
+            prevent_initial_call=True,
+        )
+
+    def _latest(self) -> list[str]:
+        """Return where the latest number of every answer is kept."""
+        return [f"{self.name}-{answer}-latest" for answer in self.answers]

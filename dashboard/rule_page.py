@@ -143,7 +143,10 @@ def _part(node: SyntaxTreeNode) -> Any:
 def _picture(source: str, words: str) -> Any:
     """Return a picture of these pages; its words where it is elsewhere."""
     named = PICTURE.fullmatch(source)
-    return html.Img(src=f"/rule-pictures/{named[1]}", alt=words, className="ls-rule-picture") if named else words
+    if not named:
+        return words
+    picture = html.Img(src=f"/rule-pictures/{named[1]}", alt=words, className="ls-rule-picture")
+    return html.Span(picture, className="ls-scroll ls-rule-figure")  # on a phone its words would be too small
 
 
 def _link(target: str, words: list[Any]) -> Any:

@@ -147,7 +147,7 @@ def table(info: Mapping[str, Any]) -> dict[str, str]:
             value = f"{len(value)} entries: {', '.join(map(str, value[:4]))}, …"
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
-        entries[shown(name, 120)] = shown(value, 400)
+        entries[shown(name, 120)] = shown(value, 400) or "none"
     return entries
 
 

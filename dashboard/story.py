@@ -135,8 +135,9 @@ def _gate_words(findings: Sequence[Finding]) -> str:
         return "The gate passes: no error."
     deciding = [finding for finding in serious(findings) if finding.gap is (said == "error")]
     deciding.sort(key=lambda finding: (finding.step, finding.since))
-    since = (f" since step {each.since:,}" if said == "fail" else "" for each in deciding)
-    named = [f"{each.rule} {each.name}{when}" for each, when in zip(deciding[:NAMED], since, strict=False)]
+    # The step of the alarm, as in the list of findings: only the verdict has a "since", which lies before it.
+    when = (f" (alarm at step {each.step:,})" if said == "fail" else "" for each in deciding)
+    named = [f"{each.rule} {each.name}{words}" for each, words in zip(deciding[:NAMED], when, strict=False)]
     more = f" and {len(deciding) - NAMED} more" if len(deciding) > NAMED else ""
     head = "The gate fails" if said == "fail" else "The gate cannot judge it"
     return f"{head}: {', '.join(named)}{more}."

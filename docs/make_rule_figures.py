@@ -94,7 +94,7 @@ def cases() -> dict[str, Case]:
         "LS016": Case("depth", {"loss": loss(), "depth": np.where(late, 16.0, 8.0)}),
         "LS017": Case("loss", {"loss": np.where(late, 1.16 * loss(), loss())}),
         "LS018": Case("loss", {"loss": np.where(late, 1.16 * loss(), loss())}),
-        "LS019": Case("loss", {"loss": loss(700) + np.maximum(0, at(700) - 150) / 4000}),
+        "LS019": Case("loss", {"loss": loss(1200)}),
         "LS020": Case("a_bar_radius", {"loss": loss(), "a_bar_radius": radius}, radius + 0.02, limit=1),
         "LS021": Case("a_bar_radius", {"loss": loss(), "a_bar_radius": radius}, 0.7 * radius, limit=1),
         "LS022": Case("a_bar_radius", {"loss": loss(), "a_bar_radius": np.ones(STEPS)}, limit=1, learned=False),

@@ -41,9 +41,9 @@ def addresses(runs: dict[str, str]) -> dict[str, str]:
     return pages | {f"run-{tab}": f"/run/{runs[RUN]}?tab={tab}" for tab in all_tabs()}
 
 
-def picture(chrome: Browser, address: str, file: Path, *, width: int, scheme: str, whole: bool) -> None:
-    """Take one picture once everything on the page is drawn."""
-    context = chrome.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme)
+def pictures(chrome: Browser, address: str, files: dict[str, Path], *, width: int, whole: bool) -> None:
+    """Take a picture of a page in each of some themes, once everything on it is drawn."""
+    context = chrome.new_context(viewport={"width": width, "height": 860})
     page = context.new_page()
     page.set_default_timeout(180_000)
     page.goto(address)
@@ -51,7 +51,10 @@ def picture(chrome: Browser, address: str, file: Path, *, width: int, scheme: st
     page.wait_for_function(DRAWN)
     page.wait_for_function(READ)
     page.wait_for_timeout(600)
-    page.screenshot(path=file, full_page=whole)
+    for scheme, file in files.items():
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_timeout(400)  # until its colours have changed
+        page.screenshot(path=file, full_page=whole)
     context.close()
 
 
@@ -67,11 +70,11 @@ def main(folder: Path, few: bool) -> None:
         pages = {name: base + address for name, address in addresses(runs).items()}
         if few:
             for file, (scheme, name) in FEW.items():
-                picture(chrome, pages[name], folder / file, width=1160, scheme=scheme, whole=False)
+                pictures(chrome, pages[name], {scheme: folder / file}, width=1160, whole=False)
         else:
-            for name, scheme, width in itertools.product(pages, ("light", "dark"), (1280, 390)):
-                file = folder / f"{name}-{scheme}-{width}.png"
-                picture(chrome, pages[name], file, width=width, scheme=scheme, whole=True)
+            for name, width in itertools.product(pages, (1280, 390)):
+                files = {scheme: folder / f"{name}-{scheme}-{width}.png" for scheme in ("light", "dark")}
+                pictures(chrome, pages[name], files, width=width, whole=True)
         chrome.close()
     server.close()
 

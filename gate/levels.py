@@ -46,16 +46,17 @@ class Quantity:
 QUANTITIES: Final = (
     Quantity("loss", 0.03, "relative"),
     Quantity("grad_norm", 0.25, "log"),
-    Quantity("a_bar_radius", 0.03, "absolute"),
-    Quantity("residual_ratio", 0.03, "absolute"),
+    Quantity("a_bar_radius", 0.052, "absolute"),
+    Quantity("residual_ratio", 0.059, "absolute"),
     Quantity("growth_ratio", 0.03, "absolute"),
-    Quantity("last_state_norm", 0.25, "log"),
-    Quantity("last_residual_norm", 0.35, "log"),
+    Quantity("last_state_norm", 0.47, "log"),
+    Quantity("last_residual_norm", 0.81, "log"),
     Quantity("jacobian_radius", 0.05, "absolute"),
-    Quantity("lyapunov_max", 0.05, "absolute"),
+    Quantity("lyapunov_max", 0.058, "absolute"),
     Quantity("c_out_gain", 0.25, "log"),
 )
-"""What is compared, with what is taken as usual between seeds; set by hand, `docs/gate.md` has what was measured."""
+"""What is compared, with what is taken as usual between seeds: what was measured, or what was set by hand where the
+measured was less; `docs/gate.md` has both."""
 BY_NAME: Final = {quantity.name: quantity for quantity in QUANTITIES}
 
 

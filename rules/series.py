@@ -114,12 +114,12 @@ class _EveryRow:
     """A series with a place in every row, NaN where it has no value.
 
     >>> track = _EveryRow(np.array([np.nan, 1.0, np.nan, 2.0]))
-    >>> track.known(slice(0, 3)).tolist(), track.known(slice(2, 4)).tolist()
-    ([nan, 1.0, 1.0], [1.0, 2.0])
+    >>> track.known(slice(0, 3)).tolist(), track.known(slice(3, 4)).tolist()
+    ([nan, 1.0, 1.0], [2.0])
     """
 
     def __init__(self, values: Series) -> None:
-        self._values = values
+        self._values, self._last = values, math.nan
 
     def extent(self, steps: Series, whole: _Extent) -> _Extent:
         """Return where it has values, given the steps of all rows and what is true of a series with one in each."""
@@ -127,19 +127,12 @@ class _EveryRow:
         return whole if given.all() else _extent(steps[given])
 
     def known(self, rows: slice) -> Series:
-        """Return the value known last at each of some rows; NaN before the first."""
+        """Return the value known last at each of some rows, which follow those of the call before; NaN at first."""
         here = self._values[rows]
-        if not np.isnan(here).any():
-            return here
-        return carry(here, self._before(rows.start) if np.isnan(here[0]) else math.nan)
-
-    def _before(self, row: int) -> float:
-        """Return the last value before a row."""
-        for stop in range(row, 0, -ROWS_AT_ONCE):
-            values = self._values[max(0, stop - ROWS_AT_ONCE) : stop]
-            if len(given := np.flatnonzero(~np.isnan(values))):
-                return float(values[given[-1]])
-        return math.nan
+        if np.isnan(here).any():
+            here = carry(here, self._last)
+        self._last = float(here[-1]) if len(here) else self._last
+        return here
 
 
 class _NowAndThen:

@@ -14,6 +14,7 @@
   };
   const LOST_MS = 20_000; /* an answer that takes longer is taken for lost, as where the server was started anew */
   let asked_at = 0;
+  window.addEventListener("loopscope-back", () => (asked_at = 0)); /* what a server that ended owes will not come */
 
   Object.assign((dash.loopscope = dash.loopscope || {}), {
     /* A step chosen by a click, the field, its arrows, a finding or "newest"; null follows the newest step. */
@@ -85,6 +86,12 @@
       if (due && Date.now() - asked_at < LOST_MS) return dash.no_update;
       asked_at = Date.now();
       return count;
+    },
+
+    /* Of every answer the latest number, first what has come, then what is known. */
+    latest(...numbers) {
+      const half = numbers.length / 2;
+      return numbers.slice(0, half).map((number, i) => Math.max(number || 0, numbers[half + i] || 0));
     },
 
     /* The bar: which page is shown, and how many runs are ticked. */

@@ -88,31 +88,38 @@
       { format: button.dataset.take, ...size, scale: button.dataset.take === "png" ? 2 : 1, filename: `${run}-${button.dataset.panel}` });
   };
 
+  /* Play: every step is shown before the next one is asked for, since Dash drops an answer that is overtaken. */
+  const FRAMES = 60, FRAME_MS = 300, LOST_MS = 5000;
+  const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+  const next_drawn = () => {
+    const graph = document.querySelector(".ls-at .js-plotly-plot");
+    return graph ? Promise.race([new Promise((done) => graph.once("plotly_afterplot", done)), wait(LOST_MS)]) : Promise.resolve();
+  };
   let playing = null;
-  const play = (button) => {
-    const stop = () => {
-      clearInterval(playing);
-      playing = null;
-      button.textContent = "▶ play through training";
-    };
-    if (playing) return stop();
-    const [first, last] = graphs().length ? graphs()[0]._fullLayout.xaxis.range : [0, 1];
-    let frame = 0;
-    const FRAMES = 60;
-    playing = setInterval(() => {
+  const play = async () => {
+    const mine = playing ? null : {};
+    playing = mine;
+    const say = () => {
       const now = document.getElementById("play");
-      if (!now || frame > FRAMES) return stop();
-      now.textContent = "■ stop";
+      if (now) now.textContent = playing ? "■ stop" : "▶ play through training";
+    };
+    say();
+    if (!mine) return;
+    const [first, last] = graphs().length ? graphs()[0]._fullLayout.xaxis.range : [0, 1];
+    for (let frame = 0; frame <= FRAMES && playing === mine && document.getElementById("play"); frame += 1) {
       const step = Math.max(0, Math.round(first + ((last - first) * frame) / FRAMES));
+      const drawn = next_drawn();
       window.dash_clientside.set_props("selected", { data: step });
       window.dash_clientside.set_props("step-input", { value: step });
-      frame += 1;
-    }, 300);
+      await Promise.all([drawn, wait(FRAME_MS)]);
+    }
+    if (playing === mine) playing = null;
+    say();
   };
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest && event.target.closest("[data-take], #play");
-    if (button) button.id === "play" ? play(button) : take(button);
+    if (button) button.id === "play" ? play() : take(button);
     /* Not for the click with which plotly saves a picture. */
     if (event.isTrusted) for (const about of document.querySelectorAll("details.ls-about[open]")) if (!about.contains(event.target)) about.open = false;
     const csv = event.target.closest && event.target.closest('a[href^="/csv/"]');

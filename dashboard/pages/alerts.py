@@ -60,7 +60,7 @@ def _body(chosen: list[str]) -> tuple[list[Any], str]:
     rows = [_row(one, one.key in seen[one.run_id]) for one in wanted[:LISTED]]
     first = f"; the first {LISTED} are listed" if len(wanted) > LISTED else ""
     count = f"{len(wanted):,} {kinds}{first}" + (f"; {hidden}." if len(alerts) > len(wanted) else ", all there are.")
-    head = ("severity", "what", "message", "run", "step", "before the loss", "seen")
+    head = ("severity", "what", "message", "run", "step", "lead over the loss", "seen")
     version = str(hash((tuple(wanted), tuple(sorted((run, *keys) for run, keys in seen.items())))))
     grid = html.Div(components.rows_table(head, rows), className="ls-alerts")
     return [html.P(count, className="ls-dim"), grid], version

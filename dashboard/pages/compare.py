@@ -29,7 +29,7 @@ HEIGHT: Final = 290
 LEGEND: Final = 14  # pixels of legend for each run, where the window is narrow
 BREACH: Final = (
     'First breach: the step since which a run\'s verdict holds, as its sentence says it ("Unstable since step …"). '
-    "Aligned by it, runs that fail are laid over each other from where each began to; runs that do not are left out."
+    "Aligned by it, each run counts its steps from there; runs without a breach are left out."
 )
 _CLOCK = Clock("compare-poll", ("plots",))
 

@@ -248,7 +248,8 @@ def _shown(sandbox: Sandbox) -> dict[str, Any]:
                 tolerance=LTI_TOLERANCE,
                 revision="explorer",
                 subtitle=f"{len(explored.eigenvalues)} eigenvalues of A̅"
-                + (", × full loop" if explored.full.size else ""),
+                + (", × full loop" if explored.full.size else "")
+                + (" · contours: log₁₀ of a change of A̅" if sandbox.contours else ""),
                 full=explored.full,
                 landscape=partial(landscape, explored.system) if sandbox.contours else None,
             ),

@@ -378,15 +378,19 @@ def _register_plots(app: Dash) -> None:
             return no_update, asked
         if have.get("anew") or have.get("zoomed"):
             return {"whole": True}, no_update
-        return _tails(have.get("panels"), run_id, batch), no_update
+        try:
+            return _tails(have.get("panels"), run_id, batch), no_update
+        except RunFileError:  # gone since the clock asked: it says so at its next tick, which this answer lets through
+            return no_update, asked
 
 
 def _tails(have: Any, run_id: str, batch: str) -> Any:
-    """Return what is new in the panels that a page has; nothing where the run has gone."""
-    try:
-        ask = _ask(run_id, None, None, batch, "")
-    except RunFileError:
-        return no_update
+    """Return what is new in the panels that a page has.
+
+    Raises:
+        RunFileError: The run has gone or cannot be read any more.
+    """
+    ask = _ask(run_id, None, None, batch, "")
     known = have if isinstance(have, dict) else {}
     ask.held.time_anew()
     panels = {name: lines for name, lines in known.items() if name in PANELS and isinstance(lines, dict)}

@@ -56,7 +56,7 @@ def _opened(flight: Flight, ask: Ask) -> list[Any]:
         *[name for name in names if name not in (*_FIRST, "step", "time")],
     ]
     rows: list[tuple[Any, ...]] = [
-        (shown(name), *[number(step.scalars.get(name, math.nan)) for step in near])
+        (shown(name), *[_value(step.scalars.get(name, math.nan)) for step in near])
         for name in names
         if not all(math.isnan(step.scalars.get(name, math.nan)) for step in near)
     ]
@@ -79,6 +79,15 @@ def _opened(flight: Flight, ask: Ask) -> list[Any]:
         html.P(how, className="ls-dim"),
         *_parameters(flight, at),
     ]
+
+
+def _value(value: float) -> str:
+    """Return a number of a row; counts, as of tokens, with all their digits.
+
+    >>> _value(36864.0), _value(0.16754), _value(1e12)
+    ('36,864', '0.1675', '1e+12')
+    """
+    return f"{value:,.0f}" if abs(value) < 1e9 and float(value).is_integer() else number(value)
 
 
 def _loops(step: FlightStep) -> list[str]:

@@ -36,12 +36,18 @@ def words(ask: Ask) -> list[Any]:
         rows.append((symbol, shown, f"{step:,}", meaning))
     if not rows:
         return [html.P("No number of the linear part or of the full loop was recorded.", className="ls-dim")]
-    play: Any = html.Button("▶ play through training", id="play", className="ls-link")
+    head: list[Any] = [html.H2("At the cursor")]
     if ask.revision and ask.at is not None and (ask.held.array_steps(A_BAR).size or ask.held.spectra()[0].size):
-        away = dcc.Link("open A̅ in the explorer", href=f"/explorer?kind=run&run={ask.revision}&at={ask.at:.0f}")
-        play = html.Span([away, " · ", play], className="ls-dim")
+        head.append(dcc.Link("open A̅ in the explorer", href=f"/explorer?kind=run&run={ask.revision}&at={ask.at:.0f}"))
     table = components.rows_table(("number", "value", "step", "meaning"), rows)
-    return [html.Section([html.Header([html.H2("At the cursor"), play]), table], className="ls-card")]
+    return [html.Section([html.Header(head), table], className="ls-card")]
+
+
+def head(ask: Ask) -> list[Any]:
+    """Return the button that goes through training; it stays while what it plays is drawn anew."""
+    if not ask.held.spectra()[0].size:
+        return []
+    return [html.Div(html.Button("▶ play through training", id="play", className="ls-link"), className="ls-choices")]
 
 
 def at_or_before(ask: Ask, name: str) -> tuple[int, float]:
@@ -59,4 +65,4 @@ def at_or_before(ask: Ask, name: str) -> tuple[int, float]:
     return 0, math.nan
 
 
-TAB = Tab("spectrum", "Spectrum", 30, ("spectrum", "norms", "exponent"), words)
+TAB = Tab("spectrum", "Spectrum", 30, ("spectrum", "norms", "exponent"), words, head=head)

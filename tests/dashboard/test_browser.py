@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,8 @@ def test_an_empty_plot_is_one_line_until_there_is_something_to_draw(screen, tmp_
 def test_rows_are_links_and_going_back_restores_the_table(screen, runs):
     shown = screen(runs)
     page = shown.open("/?q=concat")
+    again = []
+    page.on("request", lambda one: '"type":"panel' in (one.post_data or "") and again.append(one.post_data[:200]))
     page.locator("a.ls-run").first.click()
     page.wait_for_url(re.compile(r"/run/concatenation-[0-9a-f]{8}$"))
     shown.drawn()
@@ -204,6 +207,20 @@ def test_rows_are_links_and_going_back_restores_the_table(screen, runs):
     page.go_back()
     sync_api.expect(page.locator(".ag-row")).to_have_count(1, timeout=PATIENCE)
     assert "q=concat" in page.url
+    assert again == []  # the plots came with the page: none of them is asked for or drawn twice
+
+
+def test_the_library_of_plots_comes_ahead_so_that_the_next_page_moves_little(screen, runs):
+    shown = screen(runs)
+    moved = []
+    page = shown.open()
+    page.wait_for_function("window.Plotly !== undefined")  # without any plot on the page
+    protocol = page.context.new_cdp_session(page)
+    protocol.send("Network.enable")
+    protocol.on("Network.loadingFinished", lambda event: moved.append(event["encodedDataLength"]))
+    page.locator("a.ls-run", has_text="concatenation").click()
+    page.wait_for_selector("#panel-events .main-svg")
+    assert sum(moved) < 150_000
 
 
 def test_ticks_are_counted_and_survive_going_to_a_run_and_back(screen, runs):
@@ -293,17 +310,18 @@ def test_zoom_is_shared_and_kept_while_a_live_run_grows(screen, tmp_path, elsewh
     training.tell("150")
     page.wait_for_function(f"{shown.points('loss')} === 150")  # it grew on screen without any action
     box = page.locator("#panel-loss .nsewdrag").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.5)
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.2)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5, steps=5)
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.8, steps=5)
     page.mouse.up()
+    tall = "document.querySelector('#panel-loss .js-plotly-plot')._fullLayout.yaxis.range.map((v) => v.toFixed(3))"
     span = "document.querySelector('#panel-gain .js-plotly-plot')._fullLayout.xaxis.range.map(Math.round)"
     page.wait_for_function(f"({span})[1] < 100")
-    before = page.evaluate(span)
+    before, height = page.evaluate(span), page.evaluate(tall)
     training.tell("200")
     page.wait_for_function("document.querySelector('#verdict').innerText.includes('200 steps')")
     page.wait_for_timeout(500)
-    assert page.evaluate(span) == before
+    assert page.evaluate(span) == before and page.evaluate(tall) == height  # in both directions
     page.locator("#reset-zoom").click()
     page.wait_for_function(f"({span})[1] > 190")
     training.tell("end")
@@ -342,6 +360,8 @@ def test_an_answer_that_never_comes_does_not_stop_the_clock(screen, runs):
         try { return [...found, tick(3, 1, 1, 0)]; } finally { Date.now = now; }
     }""")
     assert (passed, skipped, late) == (1, True, 3)
+    # An answer to what a reader asked for before the last tick, that comes after the answer to that tick:
+    assert page.evaluate("dash_clientside.loopscope.latest(3, 5, 4, 4)") == [4, 5]
 
 
 def test_a_page_lives_through_the_end_of_its_server_and_its_return(chromium, tmp_path, elsewhere):
@@ -484,6 +504,7 @@ def test_play_goes_through_training(screen, runs):
     sync_api.expect(button).to_have_text("▶ play through training", timeout=PATIENCE)
     newest, *played = page.evaluate("window.steps")
     assert newest == 190 and played == sorted(played) and played[0] < 190  # forwards
+    assert max(later - step for step, later in pairwise(played)) <= 20  # none was overtaken
     stopped = page.url
     page.wait_for_timeout(1000)
     assert page.url == stopped

@@ -190,3 +190,25 @@ def test_a_normal_stand_in_has_the_eigenvalues_it_was_given():
     assert np.abs(matrix @ matrix.T - matrix.T @ matrix).max() < 1e-12
     found = np.linalg.eigvals(matrix)
     assert all(np.abs(found - value).min() < 1e-12 for value in [*values, 0.1 - 0.2j]) and len(found) == 6
+
+
+def test_the_axes_of_loops_begin_at_0_and_end_with_the_loops():
+    sandbox = Sandbox(kind="concatenation", norm=3.0, skew=1.6, loops=24, gain=0.5)
+    explored = explore(sandbox)
+    for chart in (
+        explorer_figures.powers(explored.powers, explored.lower, explored.upper),
+        explorer_figures.states(explored.alone, explored.blocked),
+    ):
+        low, high = chart.layout.xaxis.range
+        assert -1 < low < 0 and 24 < high < 25
+
+
+def test_the_preset_whose_settings_are_shown_is_marked_and_no_other(client, tmp_path):
+    served = client(tmp_path)
+    for name, (sandbox, _) in PRESETS.items():
+        values = {f"explorer-{field}.value": getattr(sandbox, field) for field in page.NAMES}
+        shown = served.fire("explorer-verdict.children", values)
+        marked = [one for one in PRESETS if "ls-chosen" in shown[page._preset_id(one)]["className"]]
+        assert marked == [name]
+    changed = served.fire("explorer-verdict.children", values | {"explorer-delta.value": 1.7})
+    assert not [one for one in PRESETS if "ls-chosen" in changed[page._preset_id(one)]["className"]]

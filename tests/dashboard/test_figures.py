@@ -94,7 +94,7 @@ def test_thousands_of_events_are_cut_and_the_cut_is_said():
     marks = [Mark(step, "spike", "warning") for step in range(5000)]
     chart = figures.events(marks, [], span=(0, 4999))
     shown = traces(chart)["warning"].x
-    assert len(shown) == figures.EVENTS_SHOWN and (shown[0], shown[-1]) == (0, 4999)
+    assert len(shown) == figures.MARKS_SHOWN and (shown[0], shown[-1]) == (0, 4999)
     assert "4,600 more events" in text(chart)
     assert "more events" not in text(figures.events(marks, [], view=(100, 150), span=(0, 4999)))
 

@@ -24,7 +24,8 @@ def test_heatmap_is_logarithmic_and_shows_explosions_in_their_own_colour():
     residual[80:, 2] = np.inf
     residual[:, 3] = np.nan
     chart = residual_heatmap(STEPS, residual)
-    power, broken = chart.data
+    power, broken, above = chart.data
+    assert list(above.x) == list(STEPS[80:]) and above.yaxis == "y2"  # a cross above every column with red in it
     assert np.nanmax(power.z) == np.nanmin(power.z) == 1
     assert np.isnan(power.z[3]).all() and np.isnan(power.z[2, 80:]).all()
     assert np.flatnonzero(broken.z[2] == 1).tolist() == list(range(80, 100))

@@ -41,6 +41,14 @@ def find(component, identifier: str | dict):
     return None
 
 
+def every(component) -> list[dict]:
+    """Return every component in a part of a page, in order."""
+    if isinstance(component, dict):
+        inner = [one for value in component.values() for one in every(value)]
+        return [component, *inner] if "type" in component and "props" in component else inner
+    return [one for child in component for one in every(child)] if isinstance(component, list) else []
+
+
 def shown(client, name: str, query: str = "") -> dict:
     return client.page(f"/run/{run_id(client, name)}{query}")["_pages_content"]["children"]
 
@@ -413,3 +421,11 @@ def test_the_parts_of_the_risk_are_on_the_page(client):
     assert risk.parts and "What the risk is made of" in body
     for part in risk.parts:
         assert part.said in body and f"{part.share:.0%}" in body
+
+
+def test_the_verdict_is_a_live_region_that_holds_nothing_which_changes_by_the_second(client, runs):
+    strip = find(shown(client(runs), "concatenation"), "verdict")
+    said = [one["props"] for one in every(strip) if one["props"].get("role") == "status"]
+    assert len(said) == 1 and "Unstable since" in words(said[0]) and "steps/s" not in words(said[0])
+    glyph = next(one for one in every(strip) if one["type"] == "I")  # a second sign beside the colour
+    assert glyph["props"]["children"] == "▲"

@@ -182,8 +182,12 @@ def test_one_step_of_a_million_is_seen_at_full_zoom_out(spike, nan, lost):
     line, crosses = loss["loss"], loss["loss not finite"]
     assert line.x[np.argmax(line.y)] == spike and line.y.max() == 50 and len(line.x) <= 2 * POINTS
     assert list(crosses.x) == [nan] and crosses.mode == "markers"
-    state = {trace.name: trace for trace in drawn(PANELS["state"], ask).data}
+    chart = drawn(PANELS["state"], ask)
+    state = {trace.name: trace for trace in chart.data}
     assert list(state["‖h<sub>T</sub>‖ not finite"].x) == [lost]
-    heat, red = drawn(PANELS["heat-state"], ask).data
+    top = chart.layout.yaxis2  # of the crosses: at the top, though the lines have a logarithmic axis
+    assert chart.layout.yaxis.type == "log" and (top.type, top.range) == ("linear", (0, 1))
+    heat, red, above = drawn(PANELS["heat-state"], ask).data
+    assert len(above.x) == 1 and abs(above.x[0] - lost) <= 1e6 / COLUMNS and list(above.y) == [0.97]
     ((loop, column),) = np.argwhere(red.z == 1)  # one cell, of the last loop
     assert loop == 8 and abs(red.x[column] - lost) <= 1e6 / COLUMNS and heat.z.shape[1] <= COLUMNS

@@ -163,7 +163,7 @@ def test_a_number_that_dips_below_its_limit_is_above_it_since_before():
 @pytest.mark.parametrize(
     ("severity", "gap", "gate", "said"),
     [
-        ("error", False, "fail", "The gate fails: X1 late since step 4."),
+        ("error", False, "fail", "The gate fails: X1 late (alarm at step 9)."),
         ("error", True, "error", "The gate cannot judge it: X1 late."),
         ("warning", False, "pass", "The gate passes: no error."),
     ],
@@ -181,7 +181,8 @@ def test_a_stable_run_is_not_to_be_counted_on_where_the_gate_fails(write_run, tm
 
 def test_of_many_errors_some_are_named_and_the_rest_is_counted():
     errors = [Finding(f"X{i}", "x", "error", 9 - i, i, 0.0, 0.0, "", "", 1) for i in range(5)]
-    assert _gate_words(errors) == "The gate fails: X4 x since step 4, X3 x since step 3, X2 x since step 2 and 2 more."
+    named = ", ".join(f"X{i} x (alarm at step {9 - i})" for i in (4, 3, 2))
+    assert _gate_words(errors) == f"The gate fails: {named} and 2 more."
 
 
 def test_a_run_is_judged_while_another_thread_takes_in_that_it_was_resumed(training, tmp_path, monkeypatch):
