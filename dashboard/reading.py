@@ -18,11 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from ..runfile.layout import RunFileError
 from ..runfile.rank_names import rank_files
 from .opened import OpenRun
 from .row_cells import Row, cells_of
 from .rule_choice import choice_for
 from .story import Story
+from .text import shown
 
 WORTH: Final = 24
 """So many runs that wait to be read are worth the start of a helper, which takes about a second."""
@@ -106,6 +108,7 @@ class LongRuns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._helper: Helper | None = None
+        self._closed = False
         self._kept: dict[Path, tuple[Stamp, Reading, float]] = {}
 
     def read(self, path: Path, *, live: bool) -> Reading:
@@ -116,7 +119,7 @@ class LongRuns:
             live: Whether the run is being written: then the verdict may be a little older than the last row.
 
         Raises:
-            RunFileError: The file is no run, is damaged, or has gone.
+            RunFileError: The file is no run, is damaged, or has gone; or nobody is served any more.
         """
         with self._lock:
             stamp = stamp_of([path, *rank_files(path).values()])
@@ -125,7 +128,10 @@ class LongRuns:
             if kept and (kept[0] == stamp or (live and time.monotonic() < kept[2])):
                 return kept[1]
             began = time.monotonic()
-            read = self._asked(path) or read_whole(path)
+            read = self._asked(path)
+            if read is None and self._closed:
+                raise RunFileError(f"{shown(path)}: not read, since the dashboard ends")
+            read = read or read_whole(path)
             now = time.monotonic()
             self._kept.pop(path, None)
             self._kept[path] = stamp, read, now + REST * (now - began)
@@ -140,6 +146,8 @@ class LongRuns:
             if read is not None:
                 return read
         self._end()
+        if self._closed:
+            return None
         try:
             self._helper = Helper(patience=0)  # a person waits for the verdict
         except OSError:
@@ -153,7 +161,8 @@ class LongRuns:
         self._helper = None
 
     def close(self) -> None:
-        """End the helper, whatever it is at."""
+        """End the helper, whatever it is at, and start no other."""
+        self._closed = True
         helper = self._helper
         if helper is not None:
             helper.close()

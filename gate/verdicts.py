@@ -2,19 +2,24 @@
 
 A verdict lies in ``.a.h5.verdict.json`` beside ``a.h5`` and counts only for the same file, of the same size and times
 of change, judged by the same rules and the same source of loopscope. It is signed with a key in this user's cache
-folder that nobody else can read: a verdict that came with a file from elsewhere, whatever it says, is not believed. The
-files are safe to delete, and where none can be written the run is judged as if there were none.
+folder: a verdict that came with a file from elsewhere, whatever it says, is not believed. A key counts only where it is
+a file of this user that nobody else can read or write, because whoever knows it can sign. The folder of a run may be
+open to others: what lies there is read only where it is a small file, and never written through a link. The files are
+safe to delete, and where none can be written the run is judged as if there were none.
 
-Not covered: live and interrupted runs, and runs of several ranks, whose files change apart from each other.
+Not covered: live and interrupted runs, and runs of several ranks, whose files change apart from each other. Who runs
+code as this user can sign verdicts, and could as well change the rules or the tool.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
 import os
 import secrets
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -57,10 +62,8 @@ class Verdicts:
             return None
         try:
             self._looked_for[path] = self._stamp(path)
-            beside = _beside(path)
-            if beside.stat().st_size > LARGEST:
-                return None
-            kept = json.loads(beside.read_text(encoding="utf-8"))
+            content, _ = _read(_beside(path), LARGEST)
+            kept = json.loads(content)
             body, signature = kept["body"], kept["signature"]
             if not hmac.compare_digest(signature, _signature(key, body)):
                 return None
@@ -88,8 +91,8 @@ class Verdicts:
             about = {"configuration": dict(check.configuration), "commit": check.commit, "code": check.code}
             body = json.dumps({"stamp": stamp, "diagnosis": diagnosis, **about}, default=_fields)
             beside = _beside(run.path)
-            part = beside.with_name(f"{beside.name}.{os.getpid()}")
-            part.write_text(json.dumps({"body": body, "signature": _signature(key, body)}), encoding="utf-8")
+            part = beside.with_name(f"{beside.name}.{secrets.token_hex(8)}")
+            _write_new(part, json.dumps({"body": body, "signature": _signature(key, body)}).encode(), 0o640)
             part.replace(beside)
 
     def _stamp(self, path: Path) -> list[Any]:
@@ -128,12 +131,27 @@ def _key() -> bytes | None:
     with suppress(OSError, RuntimeError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileExistsError):
-            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(made, "wb") as file:
-                file.write(secrets.token_bytes(_KEY_BYTES))
-        key = path.read_bytes()
-        return key if len(key) == _KEY_BYTES else None
+            _write_new(path, secrets.token_bytes(_KEY_BYTES), 0o600)
+        key, status = _read(path, _KEY_BYTES)
+        own = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        return key if own and len(key) == _KEY_BYTES else None
     return None
+
+
+def _read(path: Path, largest: int) -> tuple[bytes, os.stat_result]:
+    """Return what a file holds and what the system says of it; raise ``OSError`` for a link, a pipe or a large file."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > largest:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return file.read(largest), status
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that is not there yet, not even as a link."""
+    made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    with os.fdopen(made, "wb") as file:
+        file.write(content)
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runfile.reader import Run
-from .spikes import Floats, median_of_rows
+from .spikes import Floats, middle_of_rows
 
 WINDOW: Final = 16  # rows of which a level is the median, and rows before the first risk
 STRIDE: Final = 4  # rows between two risks
@@ -265,8 +265,10 @@ class RunRisk:
         self._levels |= dict(zip(counts[marks].tolist(), level[marks].tolist(), strict=True))
         enough = counts >= WINDOW
         at, level = drawn_at[enough], level[enough]
-        half, of_half = np.unique(milestones(counts[enough]), return_inverse=True)
-        before = np.array([self._levels[count] for count in half.tolist()]).reshape(-1, len(COMPARED))[of_half]
+        half = milestones(counts[enough])
+        changes = np.flatnonzero(np.diff(half, prepend=-1))
+        before = np.array([self._levels[count] for count in half[changes].tolist()]).reshape(-1, len(COMPARED))
+        before = np.repeat(before, np.diff(changes, append=len(half)), axis=0)
         known = {name: values[at] for name, values in carried.items()}
         for name in GROWN:
             if math.isnan(self._first[name]) and len(recorded := np.flatnonzero(~np.isnan(given[name]))):
@@ -397,7 +399,7 @@ def risk_of(drawn: Mapping[str, Floats]) -> Floats:
 def log(values: Floats) -> Floats:
     """Return natural logarithms, NaN of what has none."""
     with np.errstate(all="ignore"):
-        return np.where(values > 0, np.log(np.where(values > 0, values, 1.0)), np.nan)
+        return np.where(values > 0, np.log(values), np.nan)
 
 
 def log_ratio(above: Floats, below: Floats) -> Floats:
@@ -430,8 +432,9 @@ def carry(values: Floats, before: float = math.nan) -> Floats:
 
 def levels(of: Floats) -> Floats:
     """Return the median of each row; NaN where a value of it is not known."""
+    ordered = np.sort(of, axis=1)  # NaN comes last
     with np.errstate(invalid="ignore"):
-        return np.where(np.isnan(of).any(axis=1), np.nan, median_of_rows(of))
+        return np.where(np.isnan(ordered[:, -1]), np.nan, middle_of_rows(ordered))
 
 
 def _levels_up_to(values: Floats, back: NDArray[np.int64], counts: NDArray[np.int64]) -> Floats:

@@ -37,7 +37,11 @@ SECONDS: Final = "seconds"
 _MADE_OF: Final = dict.fromkeys((*DERIVED, RISK), "loss") | {
     "lr_zero": "lr", "scaler_settling": "nonfinite", SECONDS: "time", "depth_change": "depth"
 }  # fmt: skip
-KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS, RISK})
+HALTING: Final = frozenset({"halt_logit", "halt_target"})
+"""Numbers that a trainer gives of a halting gate: the mean of its logit, and of what the logit is trained towards."""
+KNOWN_NAMES: Final = frozenset(
+    {*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, *HALTING, SECONDS, RISK}
+)
 """What a rule can read of every run, besides the user's own numbers and the loops of `PER_LOOP`."""
 
 OF_THE_LINEAR_PART: Final = frozenset(
@@ -48,7 +52,7 @@ _FULL_LOOP: Final = frozenset(
 )
 OF_THE_LOOP: Final = OF_THE_LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED, "input_norm", "c_out_norm"}
 """Series that say something about the stability of the loop; that it ran so many times is none."""
-_OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
+_OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"}) | HALTING
 """Numbers that a trainer may give and a loop may have."""
 NO_LOOP: Final = "no loop in this log"
 """Why a rule about the loop is not applicable to a log of another tool."""
@@ -114,12 +118,12 @@ class _EveryRow:
     """A series with a place in every row, NaN where it has no value.
 
     >>> track = _EveryRow(np.array([np.nan, 1.0, np.nan, 2.0]))
-    >>> track.known(slice(0, 3)).tolist(), track.known(slice(2, 4)).tolist()
-    ([nan, 1.0, 1.0], [1.0, 2.0])
+    >>> track.known(slice(0, 3)).tolist(), track.known(slice(3, 4)).tolist()
+    ([nan, 1.0, 1.0], [2.0])
     """
 
     def __init__(self, values: Series) -> None:
-        self._values = values
+        self._values, self._last = values, math.nan
 
     def extent(self, steps: Series, whole: _Extent) -> _Extent:
         """Return where it has values, given the steps of all rows and what is true of a series with one in each."""
@@ -127,19 +131,12 @@ class _EveryRow:
         return whole if given.all() else _extent(steps[given])
 
     def known(self, rows: slice) -> Series:
-        """Return the value known last at each of some rows; NaN before the first."""
+        """Return the value known last at each of some rows, which follow those of the call before; NaN at first."""
         here = self._values[rows]
-        if not np.isnan(here).any():
-            return here
-        return carry(here, self._before(rows.start) if np.isnan(here[0]) else math.nan)
-
-    def _before(self, row: int) -> float:
-        """Return the last value before a row."""
-        for stop in range(row, 0, -ROWS_AT_ONCE):
-            values = self._values[max(0, stop - ROWS_AT_ONCE) : stop]
-            if len(given := np.flatnonzero(~np.isnan(values))):
-                return float(values[given[-1]])
-        return math.nan
+        if np.isnan(here).any():
+            here = carry(here, self._last)
+        self._last = float(here[-1]) if len(here) else self._last
+        return here
 
 
 class _NowAndThen:

@@ -125,8 +125,8 @@ class SpikeScore:
         expected, slope, recent, spread = _resistant_line(windows, since)
         lines = np.maximum(expected[:, None] + slope[:, None] * np.arange(BLOCK), recent[:, None])
         scores: Floats = (known[WINDOW:].reshape(count, BLOCK) - lines) / spread[:, None]
-        spiking = (scores >= SPIKE).any(axis=1)
-        return scores[: int(np.argmax(spiking)) + 1 if spiking.any() else count].reshape(-1)
+        spiking = np.flatnonzero(scores >= SPIKE)
+        return scores[: int(spiking[0]) // BLOCK + 1 if len(spiking) else count].reshape(-1)
 
     def _take_blocks(self, values: Floats, scores: Floats) -> None:
         """Count the losses of whole blocks, of which only the last may hold spikes."""
@@ -190,8 +190,13 @@ def median_of_rows(values: Floats) -> Floats:
 
     Short rows are sorted several times as fast as the two numbers in their middle are found.
     """
-    ordered, half = np.sort(values, axis=1), values.shape[1] // 2
-    middle: Floats = ordered[:, half] if values.shape[1] % 2 else 0.5 * (ordered[:, half - 1] + ordered[:, half])
+    return middle_of_rows(np.sort(values, axis=1))
+
+
+def middle_of_rows(ordered: Floats) -> Floats:
+    """Return the median of each row of numbers in order."""
+    half = ordered.shape[1] // 2
+    middle: Floats = ordered[:, half] if ordered.shape[1] % 2 else 0.5 * (ordered[:, half - 1] + ordered[:, half])
     return middle
 
 

@@ -2,30 +2,27 @@
 
 A window of N steps at step s is made of the rows whose step lies in (s − N, s]; rows without a value are left out. It
 says nothing before the series is known for N steps. ``ratio`` and ``delta`` compare with the value N steps ago. Two
-functions remember more than a window: ``ewma`` is an exponential mean with the weight 2 / (N + 1) for each step, and
-``cusum`` adds up by how much the series is above a level K, and never falls below 0.
+functions remember more than a window (``recursive``): ``ewma`` is an exponential mean with the weight 2 / (N + 1) for
+each step, and ``cusum`` adds up by how much the series is above a level K, and never falls below 0.
 
 Rows come many at a time or one at a time, and the numbers are the same bit for bit: what a row gives depends on the
 rows of its window alone, in an order that is counted from that row back. What a window keeps is bounded by its length,
 and goes to JSON and back (`Memory.state`).
 
 Not covered: windows in seconds. A row that was not recorded is not made up.
-
-Sources: Roberts, Technometrics 1 (1959) 239 (EWMA); Page, Biometrika 41 (1954) 100 (CUSUM).
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable
-from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .grammar import Window, WindowName
+from .recursive import CumulativeSum, ExponentialMean
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -47,9 +44,9 @@ class Memory(Protocol):
 def memory(window: Window) -> Memory:
     """Return what a window of an expression needs to remember, at the start of a run."""
     if window.function == "cusum":
-        return _CumulativeSum(window.parameter)
+        return CumulativeSum(window.parameter)
     if window.function == "ewma":
-        return _ExponentialMean(int(window.parameter))
+        return ExponentialMean(int(window.parameter))
     return _Last(window.function, int(window.parameter))
 
 
@@ -233,82 +230,3 @@ def _medians(values: Floats, first: Rows, rows: Rows) -> Floats:
         count = len(ordered)
         numbers.append(0.5 * (ordered[(count - 1) // 2] + ordered[count // 2]) if count else math.nan)
     return np.array(numbers) + 0.0  # of 0 and -0, which are equal, either may be in the middle
-
-
-class _ExponentialMean:
-    """An exponential mean; a value that is not finite is left out.
-
-    >>> _ExponentialMean(3).update(np.arange(4.0), np.array([0.0, 0.0, 1.0, 1.0])).tolist()
-    [nan, nan, 0.5, 0.75]
-    """
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self._keep = 1.0 - 2.0 / (length + 1.0)  # weight of what was before, for each step
-        self._since = self._last = self._level = math.nan
-
-    def update(self, steps: Floats, values: Floats) -> Floats:
-        """Take rows and return the mean at each."""
-        given = np.flatnonzero(np.isfinite(values))
-        if not len(given):
-            return np.where(steps - self._since >= self._length - 1, self._level, np.nan)
-        ages = np.diff(steps[given], prepend=self._last)
-        inside, mean = values[given].tolist(), self._level
-        if math.isnan(self._last):
-            self._since, mean, ages[0] = float(steps[given[0]]), inside[0], 1.0
-        means = [mean]
-        edges = [0, *(np.flatnonzero(np.diff(ages)) + 1).tolist(), len(ages)]
-        for first, end in pairwise(edges):  # from row to row the weight stays as it is
-            approach = _towards(1.0 - self._keep ** float(ages[first]))
-            means += [*accumulate(inside[first:end], approach, initial=means[-1])][1:]
-        numbers = np.repeat(np.array(means), np.diff(given, prepend=0, append=len(values)))
-        self._level, self._last = float(numbers[-1]), float(steps[given[-1]])
-        return np.where(steps - self._since >= self._length - 1, numbers, np.nan)
-
-    def state(self) -> dict[str, Any]:
-        """Return what is remembered."""
-        return {"numbers": [repr(each) for each in (self._since, self._last, self._level)]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Remember what `state` gave."""
-        self._since, self._last, self._level = (float(each) for each in state["numbers"])
-
-
-def _towards(weight: float) -> Callable[[float, float], float]:
-    """Return what moves a mean towards a value."""
-    return lambda mean, value: mean + weight * (value - mean)
-
-
-class _CumulativeSum:
-    """By how much a series has been above a level, added up; a value that is not finite is left out.
-
-    >>> _CumulativeSum(1.0).update(np.arange(4.0), np.array([1.5, 3.0, 0.0, -9.0])).tolist()
-    [0.5, 2.5, 1.5, 0.0]
-    """
-
-    def __init__(self, level: float) -> None:
-        self._level = level
-        self._sum = math.nan
-
-    def update(self, steps: Floats, values: Floats) -> Floats:
-        """Take rows and return the sum at each."""
-        level, given = self._level, np.flatnonzero(np.isfinite(values))
-        if not len(given):
-            return np.full(len(values), self._sum)
-
-        def add(total: float, value: float) -> float:
-            total = total + value - level
-            return 0.0 if total < 0.0 else total
-
-        start = self._sum if self._sum == self._sum else 0.0
-        sums = np.array(list(accumulate(values[given].tolist(), add, initial=start)))
-        sums[0], self._sum = self._sum, float(sums[-1])
-        return np.repeat(sums, np.diff(given, prepend=0, append=len(values)))
-
-    def state(self) -> dict[str, Any]:
-        """Return what is remembered."""
-        return {"numbers": [repr(self._sum)]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Remember what `state` gave."""
-        (self._sum,) = (float(each) for each in state["numbers"])

@@ -161,30 +161,46 @@ class FileSource:
 
     def at_loop(self, name: str, loop: int, rows: Rows = slice(None)) -> Series:
         """Return a number of one loop at some visible steps, a negative ``loop`` counted from the last row."""
-        flat = self._per_loop("loops", name, self._ends())
-        start, end = self._spans(rows)
-        at = end + loop if loop < 0 else start + loop
-        ran = (at >= start) & (at < end)
-        values = np.full(len(at), np.nan)
-        values[ran] = flat[at[ran]]
-        return values
+        return self._at(name, [loop], rows, self._tables.column("loops", LOOP_COLUMNS.index(name)))[0]
 
     def at_loops(self, name: str, loops: Sequence[int]) -> list[Series]:
         """Return a number of some loops of every visible step; of a finished run it is read for this and not kept."""
         length, kept = self._tables.commit.lengths["loops"], self._tables.is_kept("loops", LOOP_COLUMNS.index(name))
         if kept or not self._tables.commit.finished or length <= _LOOPS_AT_ONCE:
-            return [self.at_loop(name, loop) for loop in loops]
-        start, end = self._spans()
+            return self._at(name, loops, slice(None), self._tables.column("loops", LOOP_COLUMNS.index(name)))
+        return self._at(name, loops, slice(None))
+
+    def _at(self, name: str, loops: Sequence[int], rows: Rows, flat: NDArray[Any] | None = None) -> list[Series]:
+        """Return a number of some loops at some visible steps, from a column or, without one, read piece by piece.
+
+        A norm of a loop that ran and was not finite is infinite, as in `_per_loop`.
+        """
+        start, end = self._spans(rows)
         wanted = [end + loop if loop < 0 else start + loop for loop in loops]
-        ran = [(at >= start) & (at < end) for at in wanted]
-        values = [np.full(len(self), np.nan) for _ in loops]
-        for first in range(0, length, _LOOPS_AT_ONCE):
-            last = min(first + _LOOPS_AT_ONCE, length)
-            flat = self._stretch(name, first, last)
-            for at, inside, each in zip(wanted, ran, values, strict=True):
-                rows = slice(*np.searchsorted(at, [first, last]).tolist())
-                here = inside[rows]
-                each[rows][here] = flat[at[rows][here] - first]
+        ran = [np.flatnonzero((at >= start) & (at < end)) for at in wanted]
+        picked = self._pick(name, [at[here] for at, here in zip(wanted, ran, strict=True)], flat)
+        for at, here, values in zip(wanted, ran, picked, strict=True):
+            if name in ("state_norm", "residual_norm"):
+                gone = np.isnan(values) & (at[here] != start[here])
+                gone &= (at[here] != end[here] - 1) | (name == "state_norm")
+                if gone.any():
+                    values[gone] = np.where(self._pick("tokens", [at[here[gone]]])[0] > 0, math.inf, math.nan)
+        return [_spread(values, here, len(start)) for values, here in zip(picked, ran, strict=True)]
+
+    def _pick(self, name: str, wanted: Sequence[Index], flat: NDArray[Any] | None = None) -> list[NDArray[Any]]:
+        """Return a per-loop number at rows of the table of loops, in rising order, from a column or piece by piece."""
+        if flat is not None:
+            return [flat[at] for at in wanted]
+        if (picked := self._tables.pick("loops", LOOP_COLUMNS.index(name), wanted)) is not None:
+            return picked
+        values = [np.empty(len(at), np.float32) for at in wanted]
+        for first in range(0, self._tables.commit.lengths["loops"], _LOOPS_AT_ONCE):
+            last = min(first + _LOOPS_AT_ONCE, self._tables.commit.lengths["loops"])
+            here = [slice(*np.searchsorted(at, [first, last]).tolist()) for at in wanted]
+            if any(inside.start < inside.stop for inside in here):
+                piece = self._column_of(name, slice(first, last))
+                for at, inside, each in zip(wanted, here, values, strict=True):
+                    each[inside] = piece[at[inside] - first]
         return values
 
     def last(self, name: str, back: int) -> Series:
@@ -369,6 +385,15 @@ class FileSource:
         """Read a per-loop number of some rows of the loops."""
         column = LOOP_COLUMNS.index(name)
         return self._tables.read_columns("loops", rows, [column])[column]
+
+
+def _spread(values: NDArray[Any], rows: Index, length: int) -> Series:
+    """Return values at some of so many rows, NaN at the others."""
+    if len(rows) == length:
+        return values.astype(np.float64)
+    spread = np.full(length, np.nan)
+    spread[rows] = values
+    return spread
 
 
 def _as_info(said: NDArray[Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Not covered: what the columns mean and which rows are superseded (`file_source`)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .disk import handle as handles
+from .disk.chunks import can_pick, pick
 from .disk.contract import text
 from .disk.handle import Handle
 from .disk.integrity import READ_ERRORS, damaged, one_line, read_info
@@ -175,6 +176,17 @@ class Tables:
         if any(len(part) != rows.stop - rows.start for part in values.values()):
             raise self._too_short(table)
         return values
+
+    def pick(self, table: str, column: int, wanted: Sequence[Index]) -> list[NDArray[Any]] | None:
+        """Return a column at some committed rows in rising order, of which nothing is kept; None where all is read."""
+        handle = self._open()
+        dataset = self.guard(lambda: handle.table(table))
+        if not handle.sealed or not self.guard(lambda: can_pick(dataset)):
+            return None
+        if self.guard(lambda: dataset.shape[0]) < self.commit.lengths[table]:
+            raise self._too_short(table)
+        picked: list[NDArray[Any]] = self.guard(lambda: pick(dataset, column, wanted))
+        return picked
 
     def _renewed(self, handle: Handle, table: str) -> Any:
         """Return a table as it is on the disk now, with all rows of the newest commit that was read.

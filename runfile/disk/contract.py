@@ -18,7 +18,7 @@ import numpy as np
 from h5py import h5a, h5d, h5l, h5o, h5s, h5t
 
 from ..layout import COMMIT_COLUMNS, MAX_EIGENVALUES, table_shapes, tables_of
-from .skeleton import FILTER_IDS, LARGEST_CHUNK, MOST_COLUMNS
+from .skeleton import FILTER_IDS, LARGEST_CHUNK, MOST_COLUMNS, Shapes
 
 _COMMIT_WIDTHS: Final = (12, 14, len(COMMIT_COLUMNS))  # of versions 1 and 2, and of this one
 _LONGEST_TEXT: Final = 8 << 20  # bytes of an attribute: the description of the largest models takes a hundredth of that
@@ -32,28 +32,34 @@ class Broken(OSError):
     """A file that does not keep to the documented form; the message says where."""
 
 
-def check_tables(file: h5py.File, size: int, as_written: bool) -> dict[str, h5d.DatasetID]:
-    """Return every table, opened; raise `Broken` unless each is as documented.
+def check_tables(file: h5py.File, size: int, seen: Shapes) -> None:
+    """Raise `Broken` unless every table is as documented.
 
     Args:
         file: The open file, whose format name has been checked.
         size: Bytes of the file on the disk.
-        as_written: Whether `skeleton` has seen that every table there is has the type, the storage and the filters that
-            the writer gives it. Then only their widths are left to ask for.
+        seen: The shapes of its tables, where `skeleton` has seen that every table there is has the type, the storage
+            and the filters that the writer gives it. Then only their widths are left to ask for, and HDF5 is not asked.
     """
-    check = _width if as_written else _check_table
-    commit = check(file, "commit", size)
-    width = int(commit.shape[1])
+
+    def shape_of(name: str) -> tuple[int, ...]:
+        if seen and name not in seen:
+            raise Broken(f"table {name} is missing")
+        if not seen:
+            return _check_table(file, name, size)
+        _check_shape(name, seen[name])
+        return seen[name]
+
+    width = shape_of("commit")[1]
     if width not in _COMMIT_WIDTHS:
         raise Broken(f"rows of commit have {width} numbers")
-    tables = {name: check(file, name, size) for name in tables_of(width)}
-    columns, names = tables["steps"].shape[1], tables["columns"].shape[0]
+    shapes = {name: shape_of(name) for name in tables_of(width)}
+    columns, names = shapes["steps"][1], shapes["columns"][0]
     if columns != names:
         raise Broken(f"steps has {columns} columns and columns {names} names")
     eigenvalues = whole_number(file, "eigenvalues")
-    if not 1 <= eigenvalues <= MAX_EIGENVALUES or tables["spectra"].shape[1] != 2 + 2 * eigenvalues:
+    if not 1 <= eigenvalues <= MAX_EIGENVALUES or shapes["spectra"][1] != 2 + 2 * eigenvalues:
         raise Broken("spectra has another width than the attribute eigenvalues says")
-    return tables | {"commit": commit}
 
 
 def check_compression(name: str, rows: int, row_bytes: int, stored: int) -> None:
@@ -70,7 +76,9 @@ def text(file: h5py.File, name: str) -> str:
         raise Broken(f"attribute {name} is no string")
     if not kind.is_variable_str() and kind.get_size() > _LONGEST_TEXT:
         raise Broken(f"attribute {name} is too long")
-    said = file.attrs[name]
+    value = np.empty((), kind.dtype)
+    attribute.read(value)
+    said: Any = value[()]
     words = said if isinstance(said, str) else bytes(said).decode("utf-8", "replace")
     if len(words) > _LONGEST_TEXT:
         raise Broken(f"attribute {name} is too long")
@@ -79,9 +87,12 @@ def text(file: h5py.File, name: str) -> str:
 
 def whole_number(file: h5py.File, name: str) -> int:
     """Return a root attribute that is a whole number."""
-    if not isinstance(_attribute(file, name).get_type(), h5t.TypeIntegerID):
+    attribute = _attribute(file, name)
+    if not isinstance(attribute.get_type(), h5t.TypeIntegerID):
         raise Broken(f"attribute {name} is no whole number")
-    return int(file.attrs[name])
+    value = np.empty((), np.int64)
+    attribute.read(value)
+    return int(value)
 
 
 def _attribute(file: h5py.File, name: str) -> Any:
@@ -92,15 +103,6 @@ def _attribute(file: h5py.File, name: str) -> Any:
     if attribute.get_space().get_simple_extent_type() != h5s.SCALAR or attribute.get_type().committed():
         raise Broken(f"attribute {name} is no single value")
     return attribute
-
-
-def _width(file: h5py.File, name: str, size: int) -> h5d.DatasetID:
-    """Return one table of a file as written, opened; raise `Broken` unless it is there and has its width."""
-    if name.encode() not in file.id:
-        raise Broken(f"table {name} is missing")
-    dataset = h5d.open(file.id, name.encode())
-    _check_shape(name, dataset.shape)
-    return dataset
 
 
 def _check_shape(name: str, shape: tuple[int, ...]) -> None:
@@ -114,8 +116,8 @@ def _check_shape(name: str, shape: tuple[int, ...]) -> None:
         raise Broken(f"table columns has {shape[0]} names")
 
 
-def _check_table(file: h5py.File, name: str, size: int) -> h5d.DatasetID:
-    """Return one table, opened; raise `Broken` unless it is as documented."""
+def _check_table(file: h5py.File, name: str, size: int) -> tuple[int, ...]:
+    """Return the shape of one table; raise `Broken` unless all else about it is as documented."""
     encoded = name.encode()
     if encoded not in file.id:
         raise Broken(f"table {name} is missing")
@@ -135,19 +137,19 @@ def _check_table(file: h5py.File, name: str, size: int) -> h5d.DatasetID:
     kind = dataset.get_type()
     if kind.committed() or not _same(kind, dtype):
         raise Broken(f"table {name} is of another type")
-    shape = dataset.shape
+    shape: tuple[int, ...] = dataset.shape
     _check_shape(name, shape)
     if layout == h5d.CONTIGUOUS:
         if math.prod(shape) * dtype.itemsize > size:
             raise Broken(f"table {name} claims {shape[0]} rows in a file of {size} bytes")
-        return dataset
+        return shape
     chunk = creation.get_chunk()
     blocks = math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
     if math.prod(chunk) * dtype.itemsize > LARGEST_CHUNK:
         raise Broken(f"table {name} has chunks of {math.prod(chunk) * dtype.itemsize} bytes")
     if blocks * _ENTRY > size and blocks > 1:
         raise Broken(f"table {name} claims {shape[0]} rows in a file of {size} bytes")
-    return dataset
+    return shape
 
 
 def _same(kind: Any, dtype: np.dtype[Any]) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import h5py
-from h5py import h5d, h5f, h5p
+from h5py import h5f, h5p
 
 from ..layout import Commit, DamagedRun, RunFileError, RunInUse
 from .integrity import (
@@ -32,9 +32,12 @@ from .integrity import (
     inspect,
     last_commit,
     one_line,
+    open_sealed,
+    table_of,
     tables_in,
 )
 from .lease import is_held
+from .skeleton import NOT_SEEN
 from .superblock import Superblock, open_clean
 from .trial import screen, stamp
 
@@ -81,6 +84,7 @@ class Handle:
     path: Path
     key: Key
     writing: bool = False
+    sealed: bool = False  # nobody writes into it any more
     published: int = 0  # commit rows a writer in this process has published
     users: int = 1
     datasets: dict[str, Any] = field(default_factory=dict)
@@ -90,13 +94,13 @@ class Handle:
         if self.file is None:
             raise RunFileError(f"{self.path}: the file was closed; open it again")
         if name not in self.datasets:
-            self.datasets[name] = h5py.Dataset(h5d.open(self.file.id, name.encode()))  # cheaper than file[name]
+            self.datasets[name] = table_of(self.file, name)
         return self.datasets[name]
 
     def renewed(self, name: str) -> Any:
         """Return the dataset of a table as it is on disk now."""
         dataset = self.table(name)
-        if not self.writing:
+        if not self.writing and not self.sealed:
             dataset.refresh()
         return dataset
 
@@ -142,7 +146,8 @@ def acquire(path: Path) -> Handle:
         if handle is not None and handle.file is not None:
             handle.users += 1
             return handle
-        handle = Handle(_open_reading(path), path, key)
+        file = _open_reading(path)
+        handle = Handle(file, path, key, sealed=not file.swmr_mode)
         _HANDLES[key] = handle
         return handle
 
@@ -235,13 +240,15 @@ def create_file(path: Path) -> h5py.File:
 def _open_reading(path: Path) -> h5py.File:
     """Open a file for SWMR reading, after making sure that it is a whole run."""
     inspected: tuple[int, ...] = ()  # stamp of the file that was looked at
-    screened: Key | None = None  # key of a live one that is as written
+    seen, screened = NOT_SEEN, None  # of a live one: what was seen of its structure, and its key
     for attempts_left in (2, 1, 0):
+        check_hdf5(path)
         if is_held(path):  # being written: only its writer knows what is whole
-            check_hdf5(path)
-            screened = file_key(path) if screen(path) else None
+            screened, seen = file_key(path), screen(path)
             break
         try:
+            if (sealed := open_sealed(path)) is not None:
+                return sealed
             inspected = inspect(path)
             break
         except DamagedRun:  # perhaps a writer has just started or finished
@@ -256,7 +263,7 @@ def _open_reading(path: Path) -> h5py.File:
         _drop_hdf5_lock(file)
         status = os.fstat(file.id.get_vfd_handle())
         if stamp(status) != inspected:  # another file than the one that was looked at
-            check_format(path, file, as_written=screened == (status.st_dev, status.st_ino))
+            check_format(path, file, seen if screened == (status.st_dev, status.st_ino) else NOT_SEEN)
     except BaseException:
         file.close()
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import stat
 from array import array
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..layout import FORMAT, VERSION, Commit, DamagedRun, NotARun, RunFileError, tables_of
 from .contract import Broken, check_compression, check_tables, text, whole_number
+from .skeleton import NOT_SEEN, Shapes
 from .superblock import SIGNATURE, Superblock, open_clean
 from .trial import screen, stamp
 
@@ -64,10 +66,11 @@ def inspect(path: Path) -> tuple[int, ...]:
     """
     check_hdf5(path)
     looked_at = stamp(path.stat())
-    as_written = screen(path)
+    seen = screen(path)
     try:
         with open_clean(path) as file:
-            _check_extents(path, check_format(path, file, as_written=as_written))
+            check_format(path, file, seen)
+            _check_extents(path, file)
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None
     if Superblock.read(path) is None:
@@ -75,14 +78,49 @@ def inspect(path: Path) -> tuple[int, ...]:
     return looked_at
 
 
-def check_format(path: Path, file: h5py.File, *, as_written: bool = False) -> dict[str, h5d.DatasetID]:
-    """Return the tables of an open file.
+def open_sealed(path: Path) -> h5py.File | None:
+    """Return a sealed file, open, if it is a whole run whose structure is as written; None of every other file.
 
-    Raises unless it names our format and a version we know, and every table is a plain one of its shape. Of a file
-    whose structure was seen to be ``as_written`` (`trial.screen`), no more is asked than that leaves open.
+    Nobody writes into a sealed file: a resume puts another one in its place. So it is opened only once, and without
+    SWMR mode, in which HDF5 would look at it again before each reading.
+
+    Raises:
+        DamagedRun: Its tables or committed rows are missing.
+        RunFileError: It is of a newer version, or what `check_format` says of it.
+    """
+    looked_at, seen, block = stamp(path.stat()), screen(path), Superblock.read(path)
+    if not seen or block is None or block.flags or block.end_of_file != path.stat().st_size:
+        return None
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except READ_ERRORS as error:
+        raise damaged(path, one_line(error)) from None
+    try:
+        if stamp(os.fstat(file.id.get_vfd_handle())) == looked_at:
+            check_format(path, file, seen)
+            if text(file, "layout") == "sealed":
+                _check_extents(path, file)
+                return file
+    except READ_ERRORS as error:
+        file.close()
+        raise damaged(path, one_line(error)) from None
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+def check_format(path: Path, file: h5py.File, seen: Shapes = NOT_SEEN) -> None:
+    """Raise unless an open file names our format and a version we know, and every table is a plain one of its shape.
+
+    Args:
+        path: The file.
+        file: The same, open.
+        seen: What `trial.screen` saw of it; then no more is asked than that leaves open.
     """
     try:
-        ours = "format" in file.attrs and text(file, "format") == FORMAT
+        ours = text(file, "format") == FORMAT
     except Broken:
         ours = False
     except READ_ERRORS as error:
@@ -97,7 +135,7 @@ def check_format(path: Path, file: h5py.File, *, as_written: bool = False) -> di
             )
         if version < 1:
             raise Broken(f"its format version is {version}")
-        return check_tables(file, path.stat().st_size, as_written)
+        check_tables(file, path.stat().st_size, seen)
     except READ_ERRORS as error:
         raise damaged(path, one_line(error)) from None
 
@@ -110,6 +148,11 @@ def read_info(file: h5py.File) -> dict[str, Any]:
 def tables_in(file: h5py.File) -> tuple[str, ...]:
     """Return the names of the tables that the version of an open file has, ``commit`` not among them."""
     return tables_of(int(file["commit"].shape[-1]))
+
+
+def table_of(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a table of a file, opened: ``file[name]`` does the same, and takes twice as long."""
+    return h5py.Dataset(h5d.open(file.id, name.encode()))
 
 
 def damaged(path: Path, what: str) -> DamagedRun:
@@ -129,17 +172,17 @@ def last_commit(table: Any, end: int) -> tuple[Commit | None, int]:
     return None, 0
 
 
-def _check_extents(path: Path, tables: dict[str, h5d.DatasetID]) -> None:
+def _check_extents(path: Path, file: h5py.File) -> None:
     """Raise where committed rows lie beyond the end of the file, which HDF5 would read as zeros, or claim too much."""
     size = path.stat().st_size
-    commits = h5py.Dataset(tables["commit"])
+    commits = table_of(file, "commit")
     newest, at = last_commit(commits, readable_rows(commits, size))
     if newest is None or not commits_whole(commits, at):
         raise damaged(path, "commit rows are missing")
     for table, needed in newest.lengths.items():
-        if not needed or table not in tables:  # nothing was committed, or the file is too old to have the table
+        if not needed:  # nothing was committed, or the file is too old to have the table
             continue
-        dataset = h5py.Dataset(tables[table])
+        dataset = table_of(file, table)
         whole = readable_rows(dataset, size)
         if not 0 <= needed <= whole:
             raise damaged(path, f"cut off, table {table} holds {whole} of {needed} rows")
@@ -180,8 +223,8 @@ def readable_rows(dataset: Any, size: int) -> int:
 
 def _before_a_gap(blocks: NDArray[np.int64], across: int) -> int:
     """Return how many blocks, from the first on, are there without a gap, each ``across`` times."""
-    if across == 1 and np.array_equal(blocks, np.arange(len(blocks))):  # as written, in order
-        return len(blocks)
+    if np.array_equal(blocks, np.arange(len(blocks)) // across):  # as written, in order
+        return len(blocks) // across
     blocks, chunks = np.unique(blocks, return_counts=True)
     blocks = blocks[chunks >= across]
     return int(np.searchsorted(blocks - np.arange(len(blocks)), 0, side="right"))

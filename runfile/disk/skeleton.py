@@ -20,7 +20,7 @@ import functools
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -56,14 +56,21 @@ class _Message(NamedTuple):
     body: bytes
 
 
-def as_written(path: Path) -> bool:
-    """Return whether the structure of a file is the one that our writer makes; about a millisecond."""
+Shapes = Mapping[str, tuple[int, ...]]
+NOT_SEEN: Final[Shapes] = {}
+"""Of a file that is not as written."""
+
+
+def as_written(path: Path) -> Shapes:
+    """Return the shapes of the tables of a file whose structure is the one that our writer makes, else nothing.
+
+    Costs about half a millisecond.
+    """
     try:
         with path.open("rb") as stream:
-            _File(stream.fileno()).check()
+            return _File(stream.fileno()).check()
     except (_Odd, OSError, struct.error, IndexError):
-        return False
-    return True
+        return NOT_SEEN
 
 
 def _require(condition: bool) -> None:
@@ -80,8 +87,8 @@ class _File:
         self._size = os.fstat(fd).st_size
         self._strings: list[bytes] = []
 
-    def check(self) -> None:
-        """Raise `_Odd` unless everything is as written."""
+    def check(self) -> Shapes:
+        """Return the shapes of the tables; raise `_Odd` unless everything is as written."""
         head = self._read(0, 48)
         _require(head[:11] == SIGNATURE + b"\x03\x08\x08")
         base, extension, _, root = struct.unpack_from("<4Q", head, 12)
@@ -100,6 +107,7 @@ class _File:
         _require({"commit", "columns", "steps"} <= shapes.keys())
         _require(shapes["steps"][1:] == shapes["columns"])
         self._heap_of_strings()
+        return shapes
 
     def _read(self, at: int, count: int) -> bytes:
         """Return bytes of the file, all of them."""

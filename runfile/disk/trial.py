@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from ..layout import DamagedRun, NotARun, RunFileError, RunInUse
 from .lease import is_held
-from .skeleton import as_written
+from .skeleton import NOT_SEEN, Shapes, as_written
 
 CHILD: Final = "loopscope.runfile.examine"
 _SECONDS: Final = 15.0  # of processor time, for the smallest file
@@ -28,7 +28,7 @@ _PATIENCE: Final = 4  # seconds on the clock for each of these: a busy machine i
 _BYTES_A_SECOND: Final = 2 << 20  # that a child reads at least
 _KINDS: Final = {kind.__name__: kind for kind in (RunFileError, DamagedRun, NotARun, RunInUse)}
 _KEPT_AT_MOST: Final = 4096
-_verdicts: dict[tuple[int, ...], RunFileError | bool] = {}
+_verdicts: dict[tuple[int, ...], RunFileError | Shapes] = {}
 _inside = False
 
 
@@ -53,27 +53,27 @@ def needs_trial(path: Path) -> bool:
     return not _inside and not _recognised(path)
 
 
-def _recognised(path: Path) -> bool:
-    """Return whether a file is as our writer makes it."""
-    if as_written(path):
-        return True
+def _recognised(path: Path) -> Shapes:
+    """Return the shapes of the tables of a file that is as our writer makes it, else nothing."""
+    shapes = as_written(path)
     for _ in range(5):  # perhaps its writer was changing what was just read
-        if not is_held(path):
+        if shapes or not is_held(path):
             break
         time.sleep(0.01)
-        if as_written(path):
-            return True
-    return False
+        shapes = as_written(path)
+    return shapes
 
 
-def screen(path: Path) -> bool:
-    """Return whether a file is as our writer makes it; another one is read in a process of its own first.
+def screen(path: Path) -> Shapes:
+    """Return the shapes of the tables of a file that is as our writer makes it.
+
+    Of another one nothing; it is read in a process of its own first.
 
     Raises:
         RunFileError: What reading it raised there.
     """
     if _inside:
-        return False
+        return NOT_SEEN
     key = stamp(path.stat())
     if key not in _verdicts:
         if len(_verdicts) >= _KEPT_AT_MOST:

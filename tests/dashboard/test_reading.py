@@ -9,6 +9,7 @@ from loopscope.dashboard.index import RunIndex
 from loopscope.dashboard.reading import Helper
 from loopscope.dashboard.row_cells import cells_of, read_once
 from loopscope.dashboard.summary import RunTable
+from loopscope.runfile.layout import RunFileError
 
 
 @pytest.fixture
@@ -76,3 +77,7 @@ def test_a_long_run_is_read_once_for_its_row_and_its_page_and_again_when_it_chan
         assert index.long_runs.read(path, live=False).story.verdict == "unstable"
     finally:
         index.close()
+    os.utime(path)
+    with pytest.raises(RunFileError, match="the dashboard ends"):  # and no helper is started for nobody
+        index.long_runs.read(path, live=False)
+    assert index.long_runs._helper is None

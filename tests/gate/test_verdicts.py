@@ -130,3 +130,38 @@ def test_a_verdict_on_a_file_that_changed_while_it_was_judged_is_not_kept(write_
     assert check_runs([path]).exit_code == 1
     assert check_runs([path]).exit_code == 0 and judged == ["run.h5", "run.h5"]
     assert check_runs([path]).exit_code == 0 and judged == ["run.h5", "run.h5"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a device", "link to a verdict", "large"])
+def test_what_lies_in_the_place_of_a_verdict_is_not_waited_for_or_followed(write_run, judged, tmp_path, kind):
+    path = write_run(loss=wavy(60), a_bar_radius=1.2)
+    check_runs([path])
+    beside = path.with_name(".run.h5.verdict.json")
+    elsewhere = tmp_path / "verdict"
+    beside.rename(elsewhere)
+    if kind == "pipe":
+        os.mkfifo(beside)
+    elif kind == "large":
+        with beside.open("wb") as file:
+            file.truncate(verdicts.LARGEST + 1)
+    else:
+        beside.symlink_to("/dev/zero" if kind == "link to a device" else elsewhere)
+    assert check_runs([path]).exit_code == 1 and judged == ["run.h5", "run.h5"]
+    assert beside.is_file() and not beside.is_symlink()  # the new verdict took its place
+
+
+@pytest.mark.parametrize("kind", ["open to others", "link", "short"])
+def test_a_key_that_others_may_know_signs_nothing(write_run, judged, tmp_path, kind):
+    path = write_run(loss=wavy(60), a_bar_radius=1.2)
+    folder = tmp_path / "cache" / "loopscope"
+    folder.mkdir(parents=True)
+    key = folder / "verdict-key"
+    if kind == "link":
+        (tmp_path / "known").write_bytes(b"k" * 32)
+        (tmp_path / "known").chmod(0o600)
+        key.symlink_to(tmp_path / "known")
+    else:
+        key.write_bytes(b"k" * (32 if kind == "open to others" else 31))
+        key.chmod(0o644 if kind == "open to others" else 0o600)
+    assert check_runs([path]).exit_code == check_runs([path]).exit_code == 1
+    assert judged == ["run.h5", "run.h5"] and not path.with_name(".run.h5.verdict.json").exists()

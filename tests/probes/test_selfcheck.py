@@ -1,8 +1,6 @@
 """The self-check passes where nothing is wrong and names what is."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,6 +22,8 @@ from loopscope.probes.measure import reduction as reduction_module
 from loopscope.probes.measure import tap as tap_module
 from loopscope.probes.selfcheck import selfcheck
 from torch import nn
+
+from ..warm import run
 
 
 def batch_of(step):
@@ -169,8 +169,7 @@ def test_models_that_act_are_not_the_same_where_a_look_leaves_a_trace(broken, ki
 
 
 def test_the_command_reports_and_exits_with_zero():
-    command = [sys.executable, "-m", "loopscope.cli", "selfcheck", "--device", "cpu", "--precision", "bf16", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run("selfcheck", "--device", "cpu", "--precision", "bf16", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["passed"] is True

@@ -1,0 +1,70 @@
+"""Picks numbers out of the compressed chunks of one column: of a run of millions of loops, those of some loops.
+
+Where one number in nine is wanted, most of what HDF5 does behind decompressing, putting bytes in order and copying, is
+done for numbers that nobody looks at. A sealed file holds every column in chunks of its own, shuffled (all first bytes
+of its numbers, then all second ones, and so on) and packed by gzip, whose check value is compared here as HDF5 does.
+
+Not covered: files that are not sealed, and other filters; `can_pick` tells.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5z
+from numpy.typing import NDArray
+
+from ..ragged import Index
+
+
+def can_pick(dataset: h5py.Dataset) -> bool:
+    """Return whether every column of a table lies in chunks of its own, shuffled and then packed by gzip."""
+    if dataset.chunks is None or dataset.chunks[1:] != (1,):
+        return False
+    creation = dataset.id.get_create_plist()
+    filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
+    return filters == [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]
+
+
+def pick(dataset: h5py.Dataset, column: int, wanted: Sequence[Index]) -> list[NDArray[Any]]:
+    """Return the numbers of a column at some rows, for each of several lists of rows.
+
+    Args:
+        dataset: A table of which `can_pick` is true.
+        column: Which column.
+        wanted: Rows of the table, in rising order.
+
+    Raises:
+        OSError: A chunk cannot be unpacked, or holds another number of bytes than it should.
+    """
+    rows, length = dataset.chunks[0], dataset.shape[0]
+    values = [np.empty(len(at), dataset.dtype) for at in wanted]
+    for first in range(0, length, rows):
+        here = [slice(*np.searchsorted(at, [first, first + rows]).tolist()) for at in wanted]
+        if any(inside.start < inside.stop for inside in here):
+            planes = _unpacked(dataset, first, column)
+            for at, inside, each in zip(wanted, here, values, strict=True):
+                numbers = np.ascontiguousarray(planes.take(at[inside] - first, axis=1).T)
+                each[inside] = numbers.view(dataset.dtype)[:, 0]
+    return values
+
+
+def _unpacked(dataset: h5py.Dataset, first: int, column: int) -> NDArray[np.uint8]:
+    """Return the bytes of one chunk, ``(bytes of a number, rows)``."""
+    skipped, packed = dataset.id.read_direct_chunk((first, column))
+    size, rows = dataset.dtype.itemsize, dataset.chunks[0]
+    if skipped:  # a filter that failed when this chunk was written: HDF5 knows what to do
+        numbers: NDArray[Any] = dataset[first : first + rows, column]
+        return numbers.view(np.uint8).reshape(-1, size).T
+    unpack = zlib.decompressobj()
+    try:
+        content = unpack.decompress(packed, size * rows + 1)
+    except zlib.error as error:
+        raise OSError(f"a chunk cannot be unpacked: {error}") from None
+    if not unpack.eof or len(content) != size * rows:
+        raise OSError("a chunk holds another number of bytes than it should")
+    return np.frombuffer(content, np.uint8).reshape(size, rows)
