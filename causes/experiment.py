@@ -15,6 +15,7 @@ Not covered: causes that need two things at once, and causes that act before the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ AFTER: Final = 80  # steps that are run again after the alert
 BEFORE: Final = 200  # steps before it that are asked for, so that the rules have their baselines
 LEFT_OVER: Final = 0.15  # of a jump of the loss where its cause is taken away: what the noise of a loss comes to
 ONSET, CALM = 8, 20  # steps up to an alert in which a fault may have begun, and those before that it is compared with
+
+LIMIT: Final = re.compile(r"(\w+) (>=|>) [\d.]+(?= and |$)")  # at the beginning of a rule: one number against another
 
 Part = Literal["alert", "explosion", "loss"]
 PARTS: Final[tuple[Part, ...]] = ("alert", "explosion", "loss")
@@ -153,9 +156,10 @@ def explain(
 
     unchanged, start = outcome(0, "")
     if "alert" not in unchanged.bad:
+        older = ", or keep older checkpoints (train.keep_checkpoints = 0)" if start else ""
         raise ReplayError(
-            f"{rule} did not fire again in steps {start} to {stop - 1}: it needs more steps before it than were run; "
-            "keep older checkpoints (train.keep_checkpoints = 0)"
+            f"{rule} did not fire again in steps {start} to {stop - 1}: it needs more steps than were run; give it "
+            f"more after the alert (--after){older}"
         )
     outcomes = tuple(
         with_what_is_left(unchanged, outcome(number, change)[0]) for number, change in enumerate(again.changes, start=1)
@@ -236,13 +240,20 @@ def chosen_alert(run: Run, rules: Sequence[Rule], at: int | None) -> Finding:
 
 
 def symptom_of(finding: Finding, rule: Rule) -> Rule:
-    """Return the rule cut down to the quantity it names first, at the same limit.
+    """Return what is looked for in the replays of an alert: a rule that begins with a limit on one number is cut to it.
 
     A change of the architecture may keep a rule from firing by one of its other conditions (blocks that hold what the
-    injection amplifies) while what it warns of is still there.
+    injection amplifies) while what it warns of is still there. A rule that begins otherwise, with a sum over steps or
+    with a number of one loop, is looked for as it is.
+
+    >>> rules = {rule.id: rule for rule in load_rules()}
+    >>> [LIMIT.match(rules[name].expr.text) is not None for name in ("LS020", "LS018", "LS033")]
+    [True, False, False]
     """
-    name = min(rule.expr.names, key=rule.expr.offset_of)
-    quantity = parse(f"{name} >= {finding.threshold!r}")
+    limit = LIMIT.match(rule.expr.text)
+    if limit is None:
+        return replace(rule, id="symptom")
+    quantity = parse(f"{limit[1]} {limit[2]} {finding.threshold!r}")
     return Rule("symptom", rule.name, quantity, rule.severity, hold=rule.hold)
 
 

@@ -106,6 +106,9 @@ def cases() -> dict[str, Case]:
         "LS032": Case("last_state_norm", {"loss": loss()}, loops=lambda step: loop(0.7, grown(step - 80, 15))),
         "LS033": Case("residual_norm[-1]", {"loss": loss()}, loops=lambda step: loop(0.8 + step / 300)),
         "LS034": Case("tokens[1]", {"loss": loss()}, loops=halting),
+        "LS035": Case("tokens[-2]", {"loss": loss(320)}, loops=unused),
+        "LS036": Case("halt_logit", {"loss": loss(), "halt_logit": ramp(0, -12), "halt_target": 0 * at()}, limit=-6),
+        "LS037": Case("halt_logit", {"loss": loss(), "halt_logit": ramp(0, -20)}, limit=-12),
         "LS040": Case(
             "lyapunov_max",
             {
@@ -137,6 +140,12 @@ def stuck(growth: float) -> dict[str, Array]:
 def grown(steps: int, time: float) -> float:
     """Return how much something has grown since it began to."""
     return math.exp(max(0, steps) / time)
+
+
+def unused(step: int) -> Array:
+    """Return loops in which half of the tokens leave before the end, until none does any more."""
+    last = 128.0 if step < 220 else 256.0
+    return loop(0.7, tokens=np.array([256.0] * 11 + [last, 256.0]))
 
 
 def halting(step: int) -> Array:

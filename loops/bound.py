@@ -9,6 +9,7 @@ Not covered: compiled models (use the module before ``torch.compile``) and loops
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -22,7 +23,9 @@ from .find import find_site
 from .hooks import LoopHooks, state_in
 from .neutral import Look, on_the_side, start_streams
 from .rerun import BoundLoop, KeepsGradients, ReachedError, Repeats, Step, no_recomputation
-from .site import LoopSite, LoopSiteError, Place, Variable, argument, unwrap, with_argument
+from .site import BY_HAND, LoopSite, LoopSiteError, Place, Variable, argument, unwrap, with_argument
+
+MOST_APART = 1e-3  # relative difference from which on a loop is not the one that was run
 
 
 @contextmanager
@@ -120,6 +123,7 @@ class _Interception:
         if not self.seen:
             raise LoopSiteError(f"module {self.site.body!r} was not called by this input: is it the loop's?")
         (state, e), self.loops = self.seen[0], len(self.seen)
+        self._check()
         modules = dict(self.model.named_modules())
         return BoundLoop(
             step=self._step(None),
@@ -130,6 +134,51 @@ class _Interception:
             sublayers={name: modules[name] for name in self.site.sublayers},
             site=self.site,
         )
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Raise unless one loop gives the state that followed, and a site given by hand names what it says it names.
+
+        Nothing can be compared where the forward runs one loop and nothing sets more.
+        """
+        depth = 2 if self.site.sets_depth else 1
+        passed = self.seen if depth == 1 else self._passed(depth)
+        by_hand = self.site.found == BY_HAND
+        if by_hand and depth == 2 and len(passed) != depth:
+            setting = self.site.depth_argument or self.site.depth_attribute
+            raise LoopSiteError(
+                f"{setting!r} does not set the depth: at {depth} the loop runs {len(passed)} times; leave it out of "
+                "the site, or name what does"
+            )
+        if len(passed) < 2:
+            return
+        (before, e), (after, other) = passed[-2:]
+        if by_hand and e is not None and other is not None and not _is_close(e, other):
+            raise LoopSiteError(
+                f"{self.site.body!r} receives another tensor at {self.site.input_argument!r} in every loop, so that is "
+                "not the input of the loop: leave input_argument out of the site, or name the one that stays"
+            )
+        given = self._step(None)(before)
+        alike = given.shape == after.shape
+        if not alike or not _is_close(given, after):
+            apart = float((given - after).norm() / after.norm().clamp(min=1e-12)) if alike else math.nan
+            how = f"{100 * apart:.2g} % apart" if alike else f"shapes {_shape(given)} and {_shape(after)}"
+            raise LoopSiteError(
+                f"what {self.site.after!r} receives is not the state that {self.site.body!r} receives in the next loop "
+                f"({how}): something lies between the loop and {self.site.after!r}, or before "
+                f"{self.site.body!r}, or the loop differs from pass to pass; it can be watched but not linearised. "
+                "Name the module that receives the state itself as after, or every tensor that the loop carries where "
+                "it gets its new value: h = loopscope.mark(h, 'h')"
+            )
+
+    def _passed(self, depth: int) -> list[tuple[Tensor, Tensor | None]]:
+        """Return state and input of every loop of a forward at this depth."""
+        kept, self.seen, self.loops = (self.seen, self.loops), [], 0
+        try:
+            self._forward(depth)
+            return self.seen
+        finally:
+            self.seen, self.loops = kept
 
     def _step(self, e: Tensor | None) -> Step:
         """Return one loop with the given input bound; the model's own when None."""
@@ -177,12 +226,12 @@ class _Interception:
         finally:
             self.final = None
 
-    def _forward(self) -> Any:
-        """Run the model once, at depth 1 where its depth can be set; each run begins as the first one did."""
+    def _forward(self, depth: int = 1) -> Any:
+        """Run the model once, at this depth where its depth can be set; each run begins as the first one did."""
         self.calls = 0
         start_streams(self.model, self.seed)  # h_0 is the same in every run
         with nullcontext() if self.repeats is None else self.repeats:
-            return self.call.run_at(self.model, self.site, 1)
+            return self.call.run_at(self.model, self.site, depth)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the state and the input that the body receives, or put others in their place."""
@@ -232,6 +281,17 @@ class _Interception:
             return None
         whole = args[0]
         return (type(whole)((self.final, *whole[1:])) if type(whole) in (tuple, list) else self.final, *args[1:])
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are the same but for rounding; what is not finite is not compared."""
+    apart = float((one.double() - other.double()).norm())
+    return not apart > MOST_APART * float(other.double().norm().clamp(min=1e-12))
+
+
+def _shape(tensor: Tensor) -> str:
+    """Return a shape as it is written in messages."""
+    return "x".join(map(str, tensor.shape))
 
 
 def _logits(output: Any) -> Tensor | None:

@@ -48,12 +48,16 @@ class Call:
 
     @classmethod
     def of(cls, model: nn.Module, given: Input) -> Call:
-        """Turn a user's example into a call: a tensor is the first argument, a tuple and a mapping are all of them."""
+        """Turn a user's example into a call.
+
+        A tensor is the first argument. A tuple and a mapping are all arguments, where the forward takes them as such;
+        where it does not, as ``forward(batch)``, they are the first argument too.
+        """
         if isinstance(given, Call):
             return given
-        if isinstance(given, Mapping):
+        if isinstance(given, Mapping) and _binds(model, (), dict(given)):
             return cls((), dict(given))
-        if isinstance(given, tuple):
+        if isinstance(given, tuple) and _binds(model, given, {}):
             return cls(given, {})
         first = next(iter(inspect.signature(model.forward).parameters.values()), None)
         if first is not None and first.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -125,6 +129,21 @@ class Call:
         """Return the same call with every tensor changed."""
         args: tuple[Any, ...] = tuple(_changed(value, change) for value in self.args)
         return Call(args, {name: _changed(value, change) for name, value in self.kwargs.items()})
+
+
+def _binds(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[Any, Any]) -> bool:
+    """Return whether a forward takes these arguments; nothing is run.
+
+    >>> _binds(nn.Linear(3, 2), (), {"input": 0}), _binds(nn.Linear(3, 2), (), {"inputs": 0})
+    (True, False)
+    """
+    if not all(isinstance(name, str) for name in kwargs):
+        return False
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 @contextmanager

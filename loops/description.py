@@ -6,12 +6,13 @@ Not covered: how the loop behaves; that is ``linearize`` for a live model and ``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..dynamics.estimate import Estimate
 from ..dynamics.linear.lti import LTISystem
-from .call import Input
+from .call import Call, Input
 from .discovery import Level, find_levels, site_call
 from .find import find_site
 from .least_squares import LinearEstimate, estimate_linear_part, visit
@@ -92,15 +93,16 @@ class LoopDescription:
         return "\n".join(lines)
 
 
-def describe(model: nn.Module, tokens: Input | None = None, *, site: LoopSite | None = None) -> LoopDescription:
+def describe(model: nn.Module, /, *args: Any, site: LoopSite | None = None, **kwargs: Any) -> LoopDescription:
     """Where is the loop of this model, how was it found, and what of its linear part can be read?
 
     Costs up to four forwards on the side (`visit`, and what finding the loop takes); the model stays as it was.
 
     Args:
         model: Any model, bare or inside DDP or ``torch.compile`` wrappers.
-        tokens: Input for the forwards, a tensor, or all arguments of the model as a tuple or a mapping; default:
-            ``(2, 16)`` random tokens.
+        args: The model's arguments as a call of it has them: ``describe(model, carry, batch)``; default: ``(2, 16)``
+            random tokens. A tuple or a mapping alone may hold all arguments instead.
+        kwargs: Those by name: ``describe(model, carry=carry, batch=batch)``.
         site: Where the loop is, to have a site of your own checked.
 
     Returns:
@@ -122,6 +124,9 @@ def describe(model: nn.Module, tokens: Input | None = None, *, site: LoopSite | 
     """
     inner = unwrap(model)
     name = type(inner).__name__
+    tokens: Input | None = None
+    if args or kwargs:
+        tokens = Call.of(inner, args[0]) if len(args) == 1 and not kwargs else Call(args, kwargs)
     example = example_tokens(inner) if tokens is None else tokens
     try:
         located = find_site(inner, site, example)

@@ -434,6 +434,13 @@ def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[Line
     """Return what was seen, what is missing, and what to write."""
     name = type(model).__name__
     by_hand = "site=LoopSite(body='<first module of the loop>', after='<first module after the loop>')"
+    if not levels and loops:
+        lines = [f"{name}: parameters are used on what they made, by no module that returns the state itself:"]
+        for number, loop in enumerate(loops, 1):
+            lines.append(f"  {number}. {loop.passes} passes")
+            lines += [f"     {line}" for line in _carried_lines(loop.carried)]
+        lines.append(f"Where it gets its new value in every pass, {OF_ITS_OWN}")
+        return "\n".join(lines)
     if not levels:
         return (
             f"{name} does not state where its loop is, and one forward in evaluation mode shows none: no module runs "

@@ -8,23 +8,22 @@ module makes several of these in turn, a call updates the variable whose last va
 Not covered: loops of compiled or scripted modules, whose functions are not seen; their calls count as one function.
 """
 
-# Indices: i functions (`_Flow.events`); u uses among them; k passes.
+# Indices: i functions (`Flow.events`); u uses among them; k passes.
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from .periods import FOLDED, SAME
+from .flow import MARK, Flow, ancestry, flow_of, uses_of
 from .site import Variable
 from .states import Passes
-from .trace import Event, Line, Value
+from .trace import Event, Line
 
-MARK = "mark "  # how the name of a function begins that is a mark
 LONGEST = 4000  # uses of parameters that are looked at
 _UNRETURNED = 1000  # how deep a value lies that no module returns
 
@@ -65,37 +64,31 @@ class LineageLoop:
     line: Line | None
 
 
-@dataclass(slots=True)
-class _Flow:
-    """A forward as functions in order, with the value numbers that they read and write."""
-
-    events: list[Event] = field(default_factory=list)
-    owners: list[tuple[Event, ...]] = field(default_factory=list)  # the module calls that a function is in
-    reads: list[list[int]] = field(default_factory=list)
-    writes: list[list[int]] = field(default_factory=list)
-    made: dict[int, int] = field(default_factory=dict)
-    read_at: dict[int, list[int]] = field(default_factory=dict)
-    values: dict[int, Value] = field(default_factory=dict)
-    same: dict[int, int] = field(default_factory=dict)
-
-    def key(self, value: Value) -> int:
-        """Return the identity of a value's numbers: the same for copies, casts and views of the same shape."""
-        key = id(value)
-        while key in self.same:
-            key = self.same[key]
-        return key
-
-
 def lineage_loops(root: Event) -> list[LineageLoop]:
     """Return the loops of a forward, in running order.
 
     Args:
         root: The model's own call, from `trace`.
     """
-    flow = _flow(root)
-    uses, labels = _repeated_uses(flow)
+    flow = flow_of(root)
+    flow.behind, named = ancestry(flow)
+    flow.bit = {i: 1 << number for number, i in enumerate(uses_of(flow))}
+    uses, labels = _repeated_uses(flow, named)
     if not 2 <= len(uses) <= LONGEST:
         return []
+    loops = _loops(flow, uses, labels)
+    if len(loops) == 1:
+        return loops
+    # A learned first value is used in the first pass only, and makes that pass look like another one.
+    count = Counter(labels)
+    often = [i for i, label in enumerate(labels) if 2 * count[label] > max(count.values())]
+    without = _loops(flow, [uses[i] for i in often], [labels[i] for i in often])
+    whole = len(without) == 1 and all(each.variable is not None for each in without[0].carried)
+    return without if whole else loops
+
+
+def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
+    """Return the loops of a forward, given its repeated uses of parameters and their labels."""
     loops = []
     for start, period, count in _stretches(labels):
         passes = [uses[start + k * period : start + (k + 1) * period] for k in range(count)]
@@ -110,8 +103,8 @@ def marked_variables(root: Event) -> tuple[tuple[Variable, ...], int]:
 
     A first mark is on the value before the loop, unless parameters that make the next value have made it too.
     """
-    flow = _flow(root)
-    behind, labels = _ancestry(flow)
+    flow = flow_of(root)
+    behind, labels = ancestry(flow)
     marks: dict[str, list[int]] = {}
     order: list[str] = []
     for event in root.walk():
@@ -146,53 +139,14 @@ def _bits(number: int) -> Iterator[int]:
         number ^= low
 
 
-def _flow(root: Event) -> _Flow:
-    """Write a forward down as functions."""
-    flow = _Flow()
+def _repeated_uses(flow: Flow, labels: list[Hashable]) -> tuple[list[int], list[int]]:
+    """Return the functions that use parameters on what the same parameters made before or after, and their labels.
 
-    def visit(event: Event, owners: tuple[Event, ...]) -> None:
-        for child in event.children:
-            if child.module is not None and any(e.module is None for e in child.walk()):
-                visit(child, (*owners, child))
-            else:
-                add(child, (*owners, child) if child.module is not None else owners)
-
-    def add(event: Event, owners: tuple[Event, ...]) -> None:
-        if _hands_on(event):
-            if event.writes[0] is not event.reads[0]:
-                flow.same[id(event.writes[0])] = id(event.reads[0])
-                flow.values.setdefault(id(event.reads[0]), event.reads[0])
-            return
-        i = len(flow.events)
-        flow.events.append(event)
-        flow.owners.append(owners)
-        flow.reads.append([flow.key(value) for value in event.reads if value.weights is None])
-        flow.writes.append([flow.key(value) for value in event.writes])
-        for key, value in zip(flow.writes[-1], event.writes, strict=True):
-            flow.made.setdefault(key, i)
-            flow.values.setdefault(key, value)
-        for key in flow.reads[-1]:
-            flow.read_at.setdefault(key, []).append(i)
-
-    visit(Event("", None, {}, [], children=[root]), ())
-    return flow
-
-
-def _hands_on(event: Event) -> bool:
-    """Return whether a function hands on its input's numbers, one token's channels together."""
-    if event.module is not None or not event.reads or not event.writes:
-        return False
-    if event.name.startswith(MARK):
-        return True
-    given, made = event.reads[0], event.writes[0]
-    folded = event.name in FOLDED and given.shape[-1:] == made.shape[-1:] and given.numel() == made.numel()
-    return folded or (event.name in SAME and given.shape == made.shape)
-
-
-def _repeated_uses(flow: _Flow) -> tuple[list[int], list[int]]:
-    """Return the functions that use parameters on what the same parameters made before or after, and their labels."""
-    behind, labels = _ancestry(flow)
-    label_of = dict(zip(_uses(flow), labels, strict=True))
+    Args:
+        flow: The forward, its ancestry worked out.
+        labels: Of every use.
+    """
+    behind, label_of = flow.behind, dict(zip(uses_of(flow), labels, strict=True))
     before: dict[Hashable, int] = {}
     recurrent: set[Hashable] = set()
     for number, (i, label) in enumerate(label_of.items()):
@@ -205,34 +159,6 @@ def _repeated_uses(flow: _Flow) -> tuple[list[int], list[int]]:
     numbers: dict[Hashable, int] = {}
     uses = [i for i, label in label_of.items() if label in recurrent]
     return uses, [numbers.setdefault(label_of[i], len(numbers)) for i in uses]
-
-
-def _uses(flow: _Flow) -> list[int]:
-    """Return the functions that use parameters on data."""
-    return [i for i in range(len(flow.events)) if flow.reads[i] and _weights_of(flow.events[i])]
-
-
-def _weights_of(event: Event) -> frozenset[Hashable]:
-    """Return the parameters that a function uses."""
-    if event.module is not None and event.learns:
-        return frozenset({event.name})
-    return frozenset(value.weights for value in event.reads if value.weights is not None)
-
-
-def _ancestry(flow: _Flow) -> tuple[dict[int, int], list[Hashable]]:
-    """Return of every value the uses of parameters that it depends on, as bits, and the label of every use."""
-    behind: dict[int, int] = {}
-    labels: list[Hashable] = []
-    for i, event in enumerate(flow.events):
-        bits = 0
-        for key in flow.reads[i]:
-            bits |= behind.get(key, 0)
-        if (weights := _weights_of(event)) and flow.reads[i]:
-            bits |= 1 << len(labels)
-            labels.append((event.name, weights))
-        for key in flow.writes[i]:
-            behind[key] = behind.get(key, 0) | bits
-    return behind, labels
 
 
 def _stretches(labels: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -258,7 +184,7 @@ def _stretches(labels: Sequence[int]) -> list[tuple[int, int, int]]:
     return [*_stretches(labels[:start]), (start, period, count), *rest]
 
 
-def _loop(flow: _Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop | None:
+def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop | None:
     """Return the loop of these passes; None where it carries nothing.
 
     Args:
@@ -268,7 +194,10 @@ def _loop(flow: _Flow, passes: list[list[int]], *, returned: bool) -> LineageLoo
             where the fewest values are alive.
     """
     bounds = [uses[0] for uses in passes]
-    span = range(bounds[0], passes[-1][-1] + 1)
+    own = 0
+    for i in (i for uses in passes for i in uses):
+        own |= flow.bit[i]
+    span = _Span(bounds[0], passes[-1][-1] + 1, own)
     cuts = [_cut(flow, span, one[-1], other[0], returned) for one, other in pairwise(passes)]
     live = [sorted(_live(flow, span, cut), key=lambda key: flow.made[key]) for cut in cuts]
     inner = live[len(live) // 2 :] or live
@@ -283,12 +212,27 @@ def _loop(flow: _Flow, passes: list[list[int]], *, returned: bool) -> LineageLoo
     return LineageLoop(_passes(tracks, len(bounds)), names, tuple(_carried(flow, tracks)), body)
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The functions of a loop.
+
+    Args:
+        start: The first one.
+        stop: Behind the last one.
+        uses: Its uses of parameters, as bits.
+    """
+
+    start: int
+    stop: int
+    uses: int
+
+
 def _passes(tracks: list[_Track], blocks: int) -> int:
     """Return how often all variables were updated; in the last pass some may be no longer alive."""
     return min([len(track.blocks) for track in tracks], default=blocks) if len(tracks) > 1 else blocks
 
 
-def _cut(flow: _Flow, span: range, low: int, high: int, returned: bool) -> int:
+def _cut(flow: Flow, span: _Span, low: int, high: int, returned: bool) -> int:
     """Return where between two uses the fewest values are alive, returned by the outermost modules."""
     depth: dict[int, int] = {}
     for owners in flow.owners:
@@ -305,13 +249,17 @@ def _cut(flow: _Flow, span: range, low: int, high: int, returned: bool) -> int:
     return min(range(low + 1, high + 1), key=cost)
 
 
-def _live(flow: _Flow, span: range, at: int) -> list[int]:
-    """Return the values made in the loop before ``at`` that the loop reads from there on."""
+def _live(flow: Flow, span: _Span, at: int) -> list[int]:
+    """Return the values made in the loop before ``at`` that the loop reads from there on.
+
+    What no use of the loop's parameters made is no state: an input that a pass works out anew, say.
+    """
     keys = dict.fromkeys(key for i in range(span.start, at) for key in flow.writes[i] if flow.made[key] == i)
-    return [key for key in keys if any(at <= i < span.stop for i in flow.read_at.get(key, ())) and _is_wide(flow, key)]
+    read = [key for key in keys if any(at <= i < span.stop for i in flow.read_at.get(key, ()))]
+    return [key for key in read if _is_wide(flow, key) and flow.behind.get(key, 0) & span.uses]
 
 
-def _is_wide(flow: _Flow, key: int) -> bool:
+def _is_wide(flow: Flow, key: int) -> bool:
     """Return whether a value can be a state: real numbers with channels."""
     value = flow.values[key]
     return value.is_floating_point() and value.ndim >= 2 and value.shape[-1] > 1
@@ -325,7 +273,7 @@ class _Track:
     keys: list[int]
 
 
-def _tracks(flow: _Flow, live: list[list[int]]) -> list[_Track]:
+def _tracks(flow: Flow, live: list[list[int]]) -> list[_Track]:
     """Follow what is carried from block to block: what is born takes the place of what dies, where the shapes agree."""
     tracks: list[_Track] = []
     holding: dict[int, _Track] = {}
@@ -351,7 +299,7 @@ def _tracks(flow: _Flow, live: list[list[int]]) -> list[_Track]:
     return [track for track in tracks if len(track.keys) > 1 or steady < 2]
 
 
-def _without_history(flow: _Flow, tracks: list[_Track]) -> list[_Track]:
+def _without_history(flow: Flow, tracks: list[_Track]) -> list[_Track]:
     """Return the variables, where a loop that goes on from its last few states is not taken for several.
 
     There one place makes all of them, each takes the turn of the oldest, and none is handed back to where it was made.
@@ -371,13 +319,13 @@ def _without_history(flow: _Flow, tracks: list[_Track]) -> list[_Track]:
     return [_Track(sorted(keys), [keys[block] for block in sorted(keys)])]
 
 
-def _maker(flow: _Flow, key: int) -> tuple[Hashable, ...]:
+def _maker(flow: Flow, key: int) -> tuple[Hashable, ...]:
     """Return what made a value: the function and the modules that it ran in."""
     i = flow.made[key]
     return (flow.events[i].name, *(event.name for event in flow.owners[i]))
 
 
-def _carried(flow: _Flow, tracks: list[_Track]) -> Iterator[Carried]:
+def _carried(flow: Flow, tracks: list[_Track]) -> Iterator[Carried]:
     """Yield what a loop carries and where it is seen."""
     outputs = [_returner(flow, track.keys) for track in tracks]
     taken: Counter[str] = Counter()
@@ -393,7 +341,7 @@ def _carried(flow: _Flow, tracks: list[_Track]) -> Iterator[Carried]:
         yield Carried(name, tuple(flow.values[track.keys[-1]].shape), variable, _line_of(flow, last, output), spelt)
 
 
-def _variable(flow: _Flow, name: str, output: str, track: _Track, sharing: list[_Track]) -> Variable | None:
+def _variable(flow: Flow, name: str, output: str, track: _Track, sharing: list[_Track]) -> Variable | None:
     """Return where a variable is seen that a module returns."""
     calls = [call for call in _calls(flow) if call.name == output and call.writes]
     made = [flow.key(call.writes[0]) for call in calls]
@@ -403,27 +351,71 @@ def _variable(flow: _Flow, name: str, output: str, track: _Track, sharing: list[
         if not extra or _is_chain(flow, made):
             return Variable(name=name, output=output, argument=argument, first=0 if argument is not None else 1)
     elif argument is not None:
-        return Variable(name=name, output=output, argument=argument)
-    every = _period_of(made, track)
+        turns, of = _turns(flow, calls, made, track, sharing, argument)
+        return Variable(name=name, output=output, argument=argument, turns=turns, of=of)
+    every = _period_of(_own_calls(flow, made, track, sharing))
     return None if every is None else Variable(name=name, output=output, turns=every[0], of=every[1], first=1)
 
 
-def _period_of(made: list[int], track: _Track) -> tuple[tuple[int, ...], int] | None:
-    """Return which calls of a module make a variable, of how many each; None where there is no rule."""
-    own = [key in track.keys for key in made]
-    known = max((i for i, mine in enumerate(own) if mine), default=0) + 1
-    for period in range(1, known // 2 + 1):
-        if all(own[i] == own[i - period] for i in range(period, known)) and len(made) % period == 0:
+def _turns(
+    flow: Flow, calls: list[Event], made: list[int], track: _Track, sharing: list[_Track], argument: int | str
+) -> tuple[tuple[int, ...], int]:
+    """Return which calls of a module update a variable, of how many each, its inner updates among them.
+
+    A call goes on with the variable whose last value it receives; one that receives none begins a variable. Nothing
+    where there is no rule.
+    """
+    last: dict[int, int] = {}  # the newest value of each chain, and where the chain ends
+    chain: list[int] = []
+    for call, key in zip(calls, made, strict=True):
+        value = call.places.get(argument)
+        before = None if value is None else flow.key(value)
+        number = next((n for n, held in last.items() if held == before), len(last))
+        chain.append(number)
+        last[number] = key
+    own = next((n for n, key in last.items() if key == track.keys[-1]), None)
+    if own is None:
+        own = next((n for n, key in zip(chain, made, strict=True) if key in track.keys), None)
+    if own is None or len(last) != len(sharing):
+        return (), 1
+    for period in range(2, len(made) // 2 + 1):
+        if len(made) % period == 0 and all(chain[i] == chain[i - period] for i in range(period, len(made))):
+            return tuple(i for i in range(period) if chain[i] == own), period
+    return (), 1
+
+
+def _own_calls(flow: Flow, made: list[int], track: _Track, sharing: list[_Track]) -> list[bool]:
+    """Return which calls of a module make a variable, its inner updates among them.
+
+    A value that is no variable's at the end of a pass, and that the next call alone reads, is one of the next call's.
+    """
+    roles = [next((n for n, other in enumerate(sharing) if key in other.keys), -1) for key in made]
+    for i in range(len(made) - 2, -1, -1):
+        if roles[i] < 0 and max(flow.read_at.get(made[i], [-1])) <= flow.made[made[i + 1]]:
+            roles[i] = roles[i + 1]
+    return [role >= 0 and sharing[role] is track for role in roles]
+
+
+def _period_of(own: list[bool]) -> tuple[tuple[int, ...], int] | None:
+    """Return which calls of a module make a variable, of how many each; None where there is no rule.
+
+    >>> _period_of([False, True, False, True]), _period_of([True, False, False, True, True, True])
+    (((1,), 2), None)
+    """
+    mine = [i for i, is_own in enumerate(own) if is_own]
+    known = max(mine, default=0) + 1
+    for period in range(1, known - min(mine, default=0)):
+        if all(own[i] == own[i - period] for i in range(period, known)) and len(own) % period == 0:
             return tuple(i for i in range(period) if own[i]), period
     return None
 
 
-def _is_chain(flow: _Flow, made: list[int]) -> bool:
+def _is_chain(flow: Flow, made: list[int]) -> bool:
     """Return whether every value that a module makes is dead when the one after the next is made."""
     return all(max(flow.read_at.get(a, [-1])) <= flow.made[c] for a, c in zip(made, made[2:], strict=False))
 
 
-def _own_argument(flow: _Flow, calls: list[Event], made: list[int], track: _Track) -> int | str | None:
+def _own_argument(flow: Flow, calls: list[Event], made: list[int], track: _Track) -> int | str | None:
     """Return where a module receives the last value of the variable it updates, if it does every time."""
     mine = set(track.keys)
     places: set[int | str] | None = None
@@ -437,7 +429,7 @@ def _own_argument(flow: _Flow, calls: list[Event], made: list[int], track: _Trac
     return min(places, key=str) if places else None
 
 
-def _returner(flow: _Flow, keys: list[int]) -> str | None:
+def _returner(flow: Flow, keys: list[int]) -> str | None:
     """Return the outermost module that returns all of these values, and one at a time."""
     names: set[str] | None = None
     for key in keys:
@@ -446,7 +438,7 @@ def _returner(flow: _Flow, keys: list[int]) -> str | None:
     return min(names, key=lambda name: (name.count("."), len(name))) if names else None
 
 
-def _calls(flow: _Flow) -> list[Event]:
+def _calls(flow: Flow) -> list[Event]:
     """Return the calls of modules, in the order in which they end."""
     ended: dict[int, Event] = {}
     for owners in flow.owners:
@@ -456,7 +448,7 @@ def _calls(flow: _Flow) -> list[Event]:
     return list(ended.values())
 
 
-def _name(flow: _Flow, keys: list[int], output: str | None) -> str:
+def _name(flow: Flow, keys: list[int], output: str | None) -> str:
     """Return what the user's code calls a variable, in the code that runs the loop."""
     names: Counter[str] = Counter()
     for key in keys:
@@ -468,7 +460,7 @@ def _name(flow: _Flow, keys: list[int], output: str | None) -> str:
     return names.most_common(1)[0][0] if names else "h"
 
 
-def _line_of(flow: _Flow, i: int, output: str | None) -> Line | None:
+def _line_of(flow: Flow, i: int, output: str | None) -> Line | None:
     """Return where a value is made: where the module that returns it is called, else the function itself."""
     for event in flow.owners[i]:
         if event.name == output:
@@ -476,6 +468,6 @@ def _line_of(flow: _Flow, i: int, output: str | None) -> Line | None:
     return flow.events[i].line
 
 
-def _call_at(flow: _Flow, i: int) -> Line | None:
+def _call_at(flow: Flow, i: int) -> Line | None:
     """Return where the module is called in which a function runs."""
     return flow.owners[i][-1].line if flow.owners[i] else flow.events[i].line

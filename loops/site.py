@@ -55,7 +55,7 @@ class Variable:
         argument: Where that module receives the value before. It gives the first value, and tells two variables apart
             that one module updates in turn. None where the module does not receive the value itself.
         turns: Which calls of the module update this variable, of every ``of`` calls; for a module with several roles
-            that ``argument`` cannot tell apart. Empty: all of them.
+            where ``argument`` cannot tell them apart, as in a compiled graph. Empty: all of them.
         of: Calls of the module after which its turns begin again.
         first: 0 where the first value seen in a forward is the one that goes into the loop, 1 where a pass made it.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .hooks import Hook, state_in
 from .marked import MarkWatcher
-from .site import LoopSite, Variable, argument
+from .site import LoopSite, Place, Variable, argument
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -62,19 +62,28 @@ class Roles:
         self._held: dict[int, Tensor] = {}
         self._calls = dict.fromkeys(self._of, 0)
 
-    def of(self, module: str, before: Tensor | None) -> int | None:
-        """Return the number of the variable that this call updates; None where it updates none."""
+    def of(self, module: str, before: Tensor | None, *, copied: bool = False) -> int | None:
+        """Return the number of the variable that this call updates; None where it updates none.
+
+        Args:
+            module: Its name.
+            before: What it received as the value before; None where no variable of it says where.
+            copied: Whether ``before`` is a copy, as in a compiled graph, so that it is no value that was held.
+        """
         call, numbers = self._calls[module], self._of[module]
         self._calls[module] = call + 1
-        by_turn = [n for n in numbers if (turns := self._variables[n].turns) and call % self._variables[n].of in turns]
-        if any(self._variables[n].turns for n in numbers):
-            return by_turn[0] if by_turn else None
-        if len(numbers) == 1 or before is None:
-            return numbers[0] if len(numbers) == 1 else None
-        for number in numbers:
-            if is_same(before, self._held.get(number)):
-                return number
-        return next((number for number in numbers if number not in self._held), None)
+        if len(numbers) == 1 and not self._variables[numbers[0]].turns:
+            return numbers[0]
+        told = [n for n in numbers if self._variables[n].argument is not None]
+        if before is not None and not copied:
+            for number in told:
+                if is_same(before, self._held.get(number)):
+                    return number
+            if told == numbers and (unseen := [n for n in numbers if n not in self._held]):
+                return unseen[0]
+        in_turn = [n for n in numbers if (turns := self._variables[n].turns) and call % self._variables[n].of in turns]
+        others = [n for n in numbers if not self._variables[n].turns]
+        return in_turn[0] if in_turn else others[0] if len(others) == 1 else None
 
     def hold(self, number: int, state: Tensor) -> None:
         """Take note of the value that a variable has now."""
@@ -145,7 +154,10 @@ class StateHooks:
         modules = dict(model.named_modules())
         self._handles: list[RemovableHandle] = []
         self._watcher: MarkWatcher | None = None
-        places = {v.output: v.argument for v in site.variables if v.output is not None}
+        places: dict[str, Place | None] = {}
+        for variable in site.variables:
+            if variable.output is not None and places.get(variable.output) is None:
+                places[variable.output] = variable.argument
         for name, place in places.items():
 
             def leave(

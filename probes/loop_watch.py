@@ -83,6 +83,7 @@ class LoopWatch:
         self._distrusted = False  # A̅ of sharded parameters that the injection does not act like
         self._compiled_before = graphs_compiled() > 0
         self._loops_seen = False
+        self.explained: int | None = None  # a step without loops whose reason the log tells
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -138,7 +139,7 @@ class LoopWatch:
         if self._full_loop is not None and self._preset.full_loop(step):
             full_loop = self._full_loop.measure(self.batch.call, step)
             self._notices.pass_on(full_loop.event)
-        if self.tap.enabled and not len(sums.counts):
+        if self.tap.enabled and not len(sums.counts) and step != self.explained:
             self._say_empty(step)
         self._loops_seen |= len(sums.counts) > 0
         rows = sums.device_rows()

@@ -417,6 +417,7 @@ class Probe:
             if timeline is not None and timeline.lost:
                 message = f"the loop of the forward that showed it is not recorded: {timeline.lost}"
                 self._notices.say(self._step, "state_missing", message, severity="note")
+                self._watch.explained = self._step
             elif timeline is not None:
                 self._watch.tap.replay(timeline.moments)
         except Exception as error:

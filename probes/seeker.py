@@ -106,7 +106,7 @@ class Seeker:
         if self._done or not (changed or self._forwards & (self._forwards - 1) == 0):
             return
         if self._compiled or _is_compiled(module):
-            self._look_aside(args, kwargs)
+            self._look_aside(module, args, kwargs)
             return
         self._timeline = Timeline()
         self._recorder = Recorder(self._model, self._see)
@@ -151,7 +151,7 @@ class Seeker:
         timeline.check()
         self._on_loop(site, timeline)
 
-    def _look_aside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _look_aside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run a part of the batch on the side, where compiled parts run as they were written."""
         from ..loops.discovery import discover
 
@@ -161,7 +161,11 @@ class Seeker:
             self._waits(str(error))
             return
         self.stop()
-        self._on_loop(site, None)
+        entered: Timeline | None = None
+        if module is self._model:  # the forward under way is recorded too: its own hooks are being called already
+            entered = Timeline()
+            entered.add(Moment("enter", "", module, args, kwargs, None))
+        self._on_loop(site, entered)
 
     def _abandon(self) -> None:
         """Let go of a forward that was broken off."""

@@ -48,7 +48,8 @@ def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list
     if not rows or not (np.isfinite(run["loss"]).any() or (run["nonfinite"] > 0).any() or (run["depth"] > 0).any()):
         said = "rows were recorded, but neither a loss nor a single loop" if rows else "no step was recorded"
         return [*gaps, gap("LS000", "no-data", f"{said}, so nothing can be said", _CALL_STEP, end.last_step or 0)]
-    return [*gaps, *_of_loops(run, end), *_of_dropped_rows(run), *_of_missing_steps(run), *_of_unchecked_a_bar(run)]
+    gaps += [*_of_loops(run, end), *_of_depths(run), *_of_dropped_rows(run), *_of_missing_steps(run)]
+    return [*gaps, *_of_unchecked_a_bar(run)]
 
 
 def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
@@ -188,15 +189,46 @@ def _of_loops(run: Run, end: Ending) -> list[Finding]:
         awaited = any(event.kind == "loop_awaited" for event in run.events)
         remedy = _MARK if awaited else _TRAINING_MODE
         return [gap("LS004", "no-loops", "no loop was recorded in any step", remedy, int(steps[-1]))]
-    last = int(watched[-1])
-    pauses = np.diff(watched, prepend=-1)
+    # A probe that waited for a loop has judged what there was to judge: none ran before.
+    waited = any(event.kind == "loop_awaited" for event in run.events)
+    first, last = int(watched[0]) if waited else 0, int(watched[-1])
+    pauses = np.diff(watched, prepend=first - 1)
     if end.lost_from is None and len(steps) - 1 - last > max(SHORTEST_PAUSE, 3 * int(pauses.max())):
         said = f"no loop was recorded after step {steps[last]:.0f} of {steps[-1]:.0f}"
         return [gap("LS004", "loops-end", said, _TRAINING_MODE, int(steps[last]))]
-    if 2 * len(watched) < len(steps) and pauses.max() > SHORTEST_PAUSE:
-        said = f"loops were recorded in {len(watched)} of {len(steps)} steps only"
+    if 2 * len(watched) < len(steps) - first and pauses.max() > SHORTEST_PAUSE:
+        said = f"loops were recorded in {len(watched)} of {len(steps) - first} steps only"
         return [gap("LS004", "few-loops", said, _TRAINING_MODE, int(steps[-1]))]
+    if first > SHORTEST_PAUSE:
+        said = f"the loop is recorded from step {steps[first]:.0f} on; no forward showed one before"
+        at, nan = int(steps[first]), math.nan
+        return [Finding("LS004", "loop-begins-late", "note", at, at, nan, nan, said, _MARK, 1)]
     return []
+
+
+def _of_depths(run: Run) -> list[Finding]:
+    """Return that ranks ran other depths than each other in one step."""
+    steps, ranks = run["step"], run.ranks
+    if len(ranks) < 2:
+        return []
+    depths = np.full((len(ranks), len(steps)), np.nan)
+    for row, rank in zip(depths, ranks.values(), strict=True):
+        at = np.searchsorted(steps, rank["step"])
+        known = at < len(steps)
+        row[at[known]] = rank["depth"][known]
+    differ = np.fmin.reduce(depths) < np.fmax.reduce(depths)
+    if not differ.any():
+        return []
+    first = int(np.argmax(differ))
+    shown = ", ".join(f"rank {n} {depth:g}" for n, depth in zip(ranks, depths[:4, first], strict=False))
+    more = ", …" if len(ranks) > 4 else ""
+    count = int(np.count_nonzero(differ))
+    said = (
+        f"ranks ran different depths in {count} of {len(steps)} steps, first at step {steps[first]:.0f}: {shown}{more}"
+    )
+    remedy = "nothing to do where every rank samples its own depth; otherwise give all ranks the same one"
+    at_step, nan = int(steps[first]), math.nan
+    return [Finding("LS002", "ranks-differ-in-depth", "note", at_step, at_step, nan, nan, said, remedy, 1)]
 
 
 def _of_dropped_rows(run: Run) -> list[Finding]:

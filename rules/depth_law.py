@@ -1,8 +1,9 @@
 """When a training begins to run its loop to other depths than before: a change of the law that depths are drawn from.
 
 A depth is *odd* where it lies outside of the last `REFERENCE` usual ones by more than a quarter of their range; of a
-run at one fixed depth, any other depth is. The law has *changed* where `ODD` of the last `RECENT` depths were odd. The
-losses of odd steps say little of the training: a deeper or shallower loop has another loss.
+run at one fixed depth, any other depth is. The law has *changed* where `ODD` of the last `RECENT` depths were odd, and
+where a loop begins to run after `WARM_UP` steps without one. The losses of odd steps say little of the training: a
+deeper or shallower loop has another loss.
 
 Not covered: a law that changes slowly. The usual depths follow it, and no event tells of it.
 """
@@ -43,11 +44,18 @@ class DepthLaw:
         self._usual: deque[float] = deque(maxlen=REFERENCE)
         self._recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)  # depths, and whether each was odd
         self._odd = 0  # of the recent ones
+        self._without = 0  # rows before the first with a loop
 
     def update(self, depth: float) -> int:
         """Return whether the depth of a step is `USUAL`, `IS_ODD`, or the one at which the law has `CHANGED`."""
         if math.isnan(depth):
+            self._without += not self._usual
             return USUAL
+        if self._without >= WARM_UP:
+            self._without = 0
+            self._usual.append(depth)
+            self._recent.append((depth, False))
+            return CHANGED
         odd = False
         if len(self._usual) >= WARM_UP:
             low, high = min(self._usual), max(self._usual)
@@ -74,6 +82,10 @@ class DepthLaw:
         given = values[known]
         said = np.zeros(len(given), dtype=np.int8)
         at, count = 0, _FEWEST_AT_ONCE
+        if not self._usual:
+            self._without += int(known[0]) if len(known) else len(values)
+            if len(known) and self._without >= WARM_UP:
+                said[0], at = self.update(float(given[0])), 1
         while at < len(given):
             ahead = given[at : at + count]
             odd = self._odd_ahead(ahead)

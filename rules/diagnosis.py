@@ -117,7 +117,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
         seen = read_regimes(run)
         about += [*unjudged(judged.judgements), *unseen_loop(rules, judged.judgements, seen.verdict)]
     about += unstable_end(run, seen.verdict, seen.sentence, [*about, *judged.findings])
-    ranks = [finding.message for finding in about if finding.rule == "LS002"]
+    ranks = [each.message for each in about if each.rule == "LS002" and each.name != "ranks-differ-in-depth"]
     return Diagnosis(
         regimes=seen.regimes,
         verdict=seen.verdict,

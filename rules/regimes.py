@@ -22,6 +22,7 @@ from ..dynamics.regime import Regime
 from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
+from .exits import exits_said
 from .expression import Series
 from .variables import per_pass, variables_of
 
@@ -66,7 +67,8 @@ def read_regimes(run: Run) -> RunRegimes:
         said.append(f"Full loop {seen.regimes['loop']}: {shown} per loop{disagree}")
     attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
     laws = variable_laws(run)
-    parts = [*said, law.sentence, attracting, seen.sentence, variables_said(run, laws)]
+    recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
+    parts = [*said, law.sentence, attracting, seen.sentence, variables_said(run, laws), exits_said(run, recent)]
     sentence = ". ".join(part.rstrip(".") for part in parts if part) + "."
     return RunRegimes(seen.regimes, seen.verdict, radius, sentence, laws)
 

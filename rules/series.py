@@ -37,7 +37,11 @@ SECONDS: Final = "seconds"
 _MADE_OF: Final = dict.fromkeys((*DERIVED, RISK), "loss") | {
     "lr_zero": "lr", "scaler_settling": "nonfinite", SECONDS: "time", "depth_change": "depth"
 }  # fmt: skip
-KNOWN_NAMES: Final = frozenset({*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, SECONDS, RISK})
+HALTING: Final = frozenset({"halt_logit", "halt_target"})
+"""Numbers that a trainer gives of a halting gate: the mean of its logit, and of what the logit is trained towards."""
+KNOWN_NAMES: Final = frozenset(
+    {*STEP_COLUMNS, *STEP_DERIVED, *PROBE_DERIVED, *CONSTANTS, *LOSS_DERIVED, *HALTING, SECONDS, RISK}
+)
 """What a rule can read of every run, besides the user's own numbers and the loops of `PER_LOOP`."""
 
 OF_THE_LINEAR_PART: Final = frozenset(
@@ -48,7 +52,7 @@ _FULL_LOOP: Final = frozenset(
 )
 OF_THE_LOOP: Final = OF_THE_LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED, "input_norm", "c_out_norm"}
 """Series that say something about the stability of the loop; that it ran so many times is none."""
-_OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
+_OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"}) | HALTING
 """Numbers that a trainer may give and a loop may have."""
 NO_LOOP: Final = "no loop in this log"
 """Why a rule about the loop is not applicable to a log of another tool."""

@@ -2,9 +2,10 @@
 
     python examples/studies/depth_sampling.py runs/evidence      # 20 runs beside those of learning_rates.toml
 
-Written down beforehand. A *spike* is an event ``loss_spike`` of the run file. The residual of a step is the norm of
-the last update of its loop; a *jump* of it is a residual of more than twice the median of the 20 steps before. A
-spike comes *with* a jump where one is at most two steps away.
+Written down before the runs with a depth for each sequence were made. A *spike* is an event ``loss_spike`` of the run
+file. The residual of a step is the norm of the last update of its loop; a *jump* of it is a residual of more than ten
+times the median of the 20 steps before, which shallow steps alone do not reach. A spike comes *with* a jump where one
+is at most two steps away.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from study import (
 
 SAMPLINGS = ("per-batch", "per-sequence")
 BEFORE, NEAR = 20, 2  # steps
+TIMES = 10
 
 
 def spikes(each: Recording) -> np.ndarray:
@@ -40,11 +42,11 @@ def spikes(each: Recording) -> np.ndarray:
 
 
 def jumps(each: Recording) -> np.ndarray:
-    """Return the steps whose residual is more than twice the median of those before."""
+    """Return the steps whose residual is more than `TIMES` the median of those before."""
     residual = each.run["last_residual_norm"]
     level = [np.nanmedian(residual[at - BEFORE : at]) for at in range(BEFORE, len(residual))]
     with np.errstate(invalid="ignore"):
-        return np.flatnonzero(residual[BEFORE:] > 2 * np.array(level)) + BEFORE
+        return np.flatnonzero(residual[BEFORE:] > TIMES * np.array(level)) + BEFORE
 
 
 def study(folder: Path, jobs: int = 0) -> Result:

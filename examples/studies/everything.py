@@ -21,7 +21,7 @@ from pathlib import Path
 
 from study import HERE, Interval, Result, write
 
-# In an order in which runs are trained before others read them, with the processor seconds each takes when all is new.
+# Runs are trained before others read them. Beside each study stand the processor seconds it takes, about.
 STUDIES = {
     "learning_rates": 560,
     "table1": 15,

@@ -67,6 +67,8 @@ class Interval:
         >>> Interval(0.5, 0.25, 0.75).text()
         '0.50 (0.25 to 0.75)'
         """
+        if math.isnan(self.value):
+            return "–"
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
     def agrees(self, other: Interval) -> bool:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _TAPS: WeakValueDictionary[int, LoopTap] = WeakValueDictionary()
 _KEYS = count()
 TRAINS, HAS_GRADIENTS = 1, 2  # what the beginning of a forward says of it
-Spot = Literal["begin", "loop", "inner", "leave", "passed", "finish", "end", "state", "mark"]
+Spot = Literal["begin", "loop", "inner", "leave", "passed", "finish", "end", "state", "copied", "mark"]
 """Where in a forward a hook is, in the words that a compiled graph passes on; `LoopTap.see` says which is which."""
 
 AROUND: tuple[Spot, ...] = ("begin", "end", "inner", "passed")  # those that show no state

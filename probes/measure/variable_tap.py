@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from ...loops.site import LoopSite
     from .sums import LoopSums
 
-STATE: Final = "state"
-MARK: Final = "mark"
+STATE: Final[Spot] = "state"
+COPIED: Final[Spot] = "copied"
+"""A state as a compiled graph hands it over: a copy, so that nothing tells whose value a module received."""
+MARK: Final[Spot] = "mark"
 
 
 class VariableTap(LoopTap):
@@ -72,8 +74,10 @@ class VariableTap(LoopTap):
         # Memory of a compiled graph may be used again before the forward is over.
         compiling = torch.compiler.is_dynamo_compiling()
         states = [state] if before is None else [state, before]
-        self._pass_on(STATE, _as_they_are, [s.detach().clone() if compiling else s for s in states], None,
-                      self._names.index(name))  # fmt: skip
+        place: Spot = COPIED if compiling else STATE
+        number = self._names.index(name)
+        states = [s.detach().clone() for s in states] if compiling else states
+        self._pass_on(place, _as_they_are, states, None, number)
 
     def _marked(self, number: int, state: Tensor, given: Tensor | None) -> None:
         if self._target is not None:
@@ -84,7 +88,8 @@ class VariableTap(LoopTap):
     ) -> None:
         """Take in that a module was left."""
         if kind == "leave" and name in self._names:
-            place = next(v.argument for v in self._site.variables if v.output == name)
+            places = [v.argument for v in self._site.variables if v.output == name and v.argument is not None]
+            place = places[0] if places else None
             self._returned(name, None if place is None else argument(args, kwargs, place), state_in(output))
 
     def _replay_mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
@@ -116,13 +121,14 @@ class VariableTap(LoopTap):
         if sums is self.sums and looking():
             return
         given: Tensor | None = None
-        if place == STATE:
+        if place in (STATE, COPIED):
             before = seen[1] if len(seen) > 1 else None
-            variable = self._roles.of(self._names[number], before)
+            variable = self._roles.of(self._names[number], before, copied=place == COPIED)
             if variable is None:
                 return
             self._roles.hold(variable, seen[0])
-            if before is not None and not self._active.sums[variable].loop:
+            receives = self._site.variables[variable].argument is not None
+            if receives and before is not None and not self._active.sums[variable].loop:
                 self._add_first(sums, variable, before)
         else:
             variable, given = number, seen[1] if len(seen) > 1 else None

@@ -18,6 +18,7 @@ from loopscope.causes.experiment import (
     conclude,
     explain,
     jump_of,
+    symptom_of,
     with_what_is_left,
 )
 from loopscope.causes.replayable import Change, first_difference
@@ -28,6 +29,8 @@ from loopscope.dynamics import spectral_radius
 from loopscope.models import build
 from loopscope.models.run_config import RunConfig
 from loopscope.probes import open_run
+from loopscope.rules.findings import Finding
+from loopscope.rules.rule_files import load_rules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,6 +104,19 @@ def test_a_run_is_explained_from_a_checkpoint_that_it_kept(
     said = capsys.readouterr().out
     assert "steps 5 to 17 run again, equal bit for bit" in said
     assert "cause: with ρ(A̅) held at 0.95" in said
+
+
+def test_a_rule_that_begins_with_no_limit_on_one_number_is_looked_for_as_it_is() -> None:
+    """The first name of ``cusum(loss_zscore)`` says nothing by itself, and that of one loop is no series of its own."""
+    cut = set()
+    for rule in load_rules():
+        finding = Finding(rule.id, rule.name, rule.severity, 5, 5, 1.0, 0.5, "", "", 1)
+        symptom = symptom_of(finding, rule)
+        if symptom.expr != rule.expr:
+            cut.add(rule.id)
+            assert symptom.expr.text.endswith((">= 0.5", "> 0.5"))
+        assert symptom.hold == rule.hold
+    assert {"LS010", "LS020"} <= cut and not {"LS017", "LS018", "LS033"} & cut
 
 
 def test_the_radius_is_held_and_nothing_else_is_touched() -> None:

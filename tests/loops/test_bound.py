@@ -384,3 +384,73 @@ def test_the_advice_of_a_refusal_followed_to_the_letter_works(kind: type[Called]
     with bound_loop(model, TOKENS, site=site) as loop:
         h = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(loop.step(h), model.loop(h, model.embed(TOKENS)))
+
+
+class BetweenLoopAndReadOut(nn.Module):
+    """A norm before the head, a second block, an input that changes, and an argument that sets no depth."""
+
+    def __init__(self, *, by_argument: bool = True) -> None:
+        super().__init__()
+        self.embed, self.first, self.second = nn.Embedding(16, D), nn.Linear(D, D), Block()
+        self.mix, self.final_norm, self.head = nn.Linear(D, D), nn.LayerNorm(D), nn.Linear(D, 16)
+        self.gate = nn.Bilinear(D, D, D)
+        self.by_argument = by_argument
+
+    def forward(self, tokens: Tensor, n_loops: int = LOOPS, scale: int = 1) -> Tensor:
+        e = self.embed(tokens)
+        h = torch.zeros_like(e) + 0.1
+        for t in range(n_loops if self.by_argument else LOOPS):
+            h = torch.tanh(self.first(h) + e)
+            h = self.second(self.gate(h, e * (1.0 + t)) + h)
+            self.mix(h.mean(1))
+        return self.head(self.final_norm(h) * scale)
+
+
+NOT_THE_STATE: dict[str, dict[str, Any]] = {
+    "a norm lies between the loop and after": {"body": "first", "after": "head"},
+    "body is in the middle of a pass": {"body": "second", "after": "final_norm"},
+    "what the state argument names is something else": {"body": "gate", "after": "final_norm", "state_argument": 1},
+    "after runs in every loop, on a mean": {"body": "first", "after": "mix"},
+}
+
+
+@pytest.mark.parametrize("sets_depth", [True, False])
+@pytest.mark.parametrize("name", NOT_THE_STATE)
+def test_a_site_by_hand_whose_map_is_not_the_loop_is_refused(name: str, sets_depth: bool) -> None:
+    torch.manual_seed(0)
+    model = BetweenLoopAndReadOut(by_argument=sets_depth)
+    depth = {"depth_argument": "n_loops"} if sets_depth else {}
+    site = LoopSite(**NOT_THE_STATE[name], **depth)
+    said = r"is not the state that '\w+' receives in the next loop"
+    with pytest.raises(LoopSiteError, match=said):
+        loopscope.linearize(model, TOKENS, num_loops=4, site=site)
+
+
+def test_the_same_model_is_linearised_where_after_receives_the_state() -> None:
+    torch.manual_seed(0)
+    site = LoopSite(body="first", after="final_norm", depth_argument="n_loops")
+    assert loopscope.linearize(BetweenLoopAndReadOut(), TOKENS, num_loops=4, site=site).loop is not None
+
+
+def test_an_input_that_changes_from_loop_to_loop_is_none() -> None:
+    torch.manual_seed(0)
+
+    class Changing(Looped):
+        def once(self, h: Tensor, e: Tensor) -> Tensor:
+            return self.block(self.inject(torch.cat([h, torch.tanh(h) + e], dim=-1)))
+
+    site = LoopSite(body="inject", after="head", state_argument=Part(0, 0, D), input_argument=Part(0, D, 2 * D))
+    with (
+        pytest.raises(LoopSiteError, match="so that is not the input of the loop"),
+        bound_loop(Changing(), TOKENS, site=site),
+    ):
+        pass
+
+
+def test_an_argument_that_does_not_set_the_depth_is_named() -> None:
+    site = LoopSite(body="first", after="final_norm", depth_argument="scale")
+    with (
+        pytest.raises(LoopSiteError, match="'scale' does not set the depth: at 2 the loop runs 4 times"),
+        bound_loop(BetweenLoopAndReadOut(), TOKENS, site=site),
+    ):
+        pass

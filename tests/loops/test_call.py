@@ -274,3 +274,27 @@ def test_depth_is_exchanged_however_it_was_given() -> None:
     expected = model(TOKENS, TOKENS, 5)
     for args, kwargs in (((TOKENS, TOKENS, 2), {}), ((TOKENS, TOKENS), {"n_loops": 2}), ((TOKENS, TOKENS), {})):
         assert torch.equal(Call(args, kwargs).run(model, n_loops=5), expected)
+
+
+class OfOneBatch(WithTargets):
+    """Takes a mapping as its one argument."""
+
+    def forward(self, batch: dict[str, Tensor], *, scale: float = 1.0) -> Tensor:
+        return scale * super().forward(batch["tokens"], batch["targets"])
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "kwargs"),
+    [
+        (WithTargets(), (TOKENS, TOKENS), {}),
+        (WithTargets(), (TOKENS,), {"targets": TOKENS}),
+        (WithTargets(), (), {"tokens": TOKENS, "targets": TOKENS}),
+        (WithTargets(), ({"tokens": TOKENS, "targets": TOKENS},), {}),
+        (WithTargets(), ((TOKENS, TOKENS),), {}),
+        (OfOneBatch(), ({"tokens": TOKENS, "targets": TOKENS},), {}),
+        (OfOneBatch(), ({"tokens": TOKENS, "targets": TOKENS},), {"scale": 2.0}),
+        (OfOneBatch(), (), {"batch": {"tokens": TOKENS, "targets": TOKENS}}),
+    ],
+)
+def test_describe_takes_a_call_as_it_is_made(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    assert loopscope.describe(model, *args, **kwargs).loops == 3

@@ -817,3 +817,27 @@ def test_the_advice_for_a_name_assigned_twice_in_a_pass_is_one_line_and_works(tm
     lines.insert(int(line), indent + call.replace("loopscope.", ""))
     site = find_site(model("\n".join(lines), "after"), example=tokens)
     assert [variable.name for variable in site.variables] == ["h"] and "mark" in site.found
+
+
+class SharedParts(nn.Module):
+    """A loop whose parts are shared, with norms of its own in every pass; no module returns the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16)
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(4))
+
+    def forward(self, tokens: torch.Tensor, mark: bool = False) -> torch.Tensor:
+        x = self.embed(tokens)
+        for norm in self.norms:
+            x = x + self.mix(norm(x))
+            x = loopscope.mark(x, "x") if mark else x
+        return self.head(x)
+
+
+def test_a_loop_that_no_module_returns_is_told_with_the_line_to_mark() -> None:
+    said = str(loopscope.describe(SharedParts()))
+    assert "parameters are used on what they made" in said and "no module runs twice" not in said
+    assert "x = loopscope.mark(x, 'x') behind test_discovery.py:" in said
+    described = loopscope.describe(SharedParts(), torch.arange(8).view(2, 4), mark=True)
+    assert described.loops == 4 and described.site is not None

@@ -60,3 +60,14 @@ def test_depths_of_one_law_are_hardly_ever_odd_and_never_a_change(law, odd):
 def test_a_law_that_changes_slowly_is_followed():
     depths = np.linspace(4, 32, 4000) + np.random.default_rng(0).random(4000)
     assert not (DepthLaw().update_many(depths) == CHANGED).any()
+
+
+@pytest.mark.parametrize(("silent", "seen"), [(0, False), (15, False), (16, True), (200, True)])
+def test_a_loop_that_begins_late_is_a_change(silent: int, seen: bool) -> None:
+    depths = [math.nan] * silent + [4.0] * 40
+    law = DepthLaw()
+    single = [law.update(depth) for depth in depths]
+    assert single == [USUAL] * silent + [CHANGED if seen else USUAL] + [USUAL] * 39
+    for cut in (0, silent // 2, silent, silent + 1):
+        law = DepthLaw()
+        assert np.concatenate([law.update_many(depths[:cut]), law.update_many(depths[cut:])]).tolist() == single

@@ -192,6 +192,72 @@ class OneNetworkTwoVariables(Noting):
         return Carry(z_H.detach(), z_L.detach(), carry.steps + 1), self.head(z_H) + self.halt(z_H[:, :1]).sum()
 
 
+class SeveralLowVariables(Noting):
+    """Low variables in a list, each made in turn from the sum of all, then the high one, by one network."""
+
+    def __init__(self, inner: int = 4) -> None:
+        super().__init__()
+        self.level, self.inner = Mix(), inner
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        z_H, z_L = self.note(0.1 + 0 * e, "z_H"), [0.1 * (i + 1) + 0 * e for i in range(self.inner)]
+        for _ in range(self.depth):
+            for i in range(self.inner):
+                z_L_sum = torch.stack(z_L).sum(0)
+                z_L[i] = self.note(self.level(z_L_sum, z_H + e), f"z_L_{i}")
+            z_L_sum = torch.stack(z_L).sum(0)
+            z_H = self.note(self.level(z_H, z_L_sum), "z_H")
+        return self.head(z_H)
+
+
+class LooksAhead(Noting):
+    """A loop in a module of its own that runs twice: the second time from its own detached end, for a target."""
+
+    class Inner(nn.Module):
+        def __init__(self, note: Callable[[Tensor, str], Tensor]) -> None:
+            super().__init__()
+            self.embed, self.low, self.high, self.note = nn.Embedding(V, D), Mix(), Mix(), note
+
+        def forward(self, carry: tuple[Tensor, Tensor], tokens: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            e = 2.0 * self.embed(tokens)
+            z_H, z_L = carry
+            for _ in range(2):
+                for _ in range(2):
+                    z_L = self.note(self.low(z_L, z_H + e), "z_L")
+                z_H = self.note(self.high(z_H, z_L), "z_H")
+            return (z_H.detach(), z_L.detach()), z_H
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = self.Inner(self.note)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.seen.clear()
+        start = torch.zeros(*tokens.shape, D)
+        carry, z = self.inner((start + 0.1, start - 0.1), tokens)
+        with torch.no_grad():
+            target = self.head(self.inner(carry, tokens)[1])
+        return self.head(z) - target
+
+
+class InputMadeAnew(Noting):
+    """Every pass works its input out again, through parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=4)
+        self.block, self.project = Mix(), nn.ModuleList(nn.Linear(D, D) for _ in range(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        h, given = self.note(torch.zeros_like(e)), self.project[0](e)
+        for t in range(self.depth):
+            following = self.project[(t + 1) % self.depth](e)  # there before the pass that reads it
+            h = self.note(self.block(h, given))
+            given = following
+        return self.head(h)
+
+
 class SingleVariable(Noting):
     def __init__(self) -> None:
         super().__init__()
@@ -558,6 +624,9 @@ CASES = [
     Case("TwoLevels", TwoLevels, ("z_H", "z_L")),
     Case("ThreeLevels", ThreeLevels, ("a", "b", "c")),
     Case("ManyVariables", ManyVariables, ("z_0", "z_1", "z_2")),
+    Case("SeveralLowVariables", SeveralLowVariables, ("z_L_0", "z_L_1", "z_L_2", "z_L_3", "z_H")),
+    Case("LooksAhead", LooksAhead, ("z_H", "z_L"), passes=4),
+    Case("InputMadeAnew", InputMadeAnew, passes=4),
     Case("Anderson", Anderson, ("fz",), passes=5),
     Case("Momentum", Momentum, passes=6),
     Case("Equilibrium", Equilibrium, ("z",), passes=5),

@@ -1,0 +1,130 @@
+"""Loops that are off at first, that grow, that are sampled or scheduled: what is recorded, and who is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import loopscope
+import numpy as np
+import pytest
+import torch
+from loopscope.runfile.writer import RunWriter
+from torch import Tensor, nn
+
+STEPS, SWITCH = 120, 60
+TOKENS = torch.arange(8).view(2, 4)
+
+
+class Scheduled(nn.Module):
+    """Runs its block as often as it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block, self.head, self.depth = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16), 1
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        for _ in range(self.depth):
+            h = torch.tanh(self.block(h))
+        return self.head(h)
+
+
+def train(path: Path, depths: Callable[[int], list[int]], *, steps: int = STEPS, jump: int = 10**9) -> None:
+    """Train; the loss that is given is 1 with some noise, and 3 from a step on."""
+    torch.manual_seed(0)
+    model, draw = Scheduled(), np.random.default_rng(0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with loopscope.attach(model, path) as probe:
+        for step in range(steps):
+            for depth in depths(step):
+                model.depth = depth
+                model(TOKENS).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step(loss=(3.0 if step >= jump else 1.0) + 0.02 * draw.standard_normal())
+
+
+def events_of(run: loopscope.Run, *kinds: str) -> list[tuple[str, int]]:
+    return [(event.kind, event.step) for event in run.events if event.kind in kinds]
+
+
+def test_a_loop_that_is_switched_on_later_is_awaited_and_found(tmp_path: Path) -> None:
+    train(tmp_path / "a.h5", lambda step: [1 if step < SWITCH else 4], jump=SWITCH + 1)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        depth, said = run["depth"], loopscope.diagnose(run)
+        told = events_of(run, "loop_awaited", "loop_found", "depth_changed", "loss_spike")
+    assert np.isnan(depth[:SWITCH]).all() and (depth[SWITCH + 1 :] == 4).all()  # the step that shows it may be missing
+    found = next(step for kind, step in told if kind == "loop_found")
+    assert found in (SWITCH, SWITCH + 1) and told[0] == ("loop_awaited", 0)
+    assert [step for kind, step in told if kind == "depth_changed"] == [found]
+    assert "loss_spike" not in dict(told)  # the loss of a loop is another loss
+    late = [f for f in said.findings if f.name == "loop-begins-late"]
+    assert len(late) == 1 and late[0].severity == "note"
+    assert not [f for f in said.findings if f.rule in ("LS010", "LS011", "LS012")]
+    assert not [f for f in said.findings if f.name in ("few-loops", "loops-end", "no-loops")]
+
+
+def test_most_of_a_run_may_lie_before_its_loop(tmp_path: Path) -> None:
+    train(tmp_path / "a.h5", lambda step: [1 if step < 90 else 3])
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        names = {finding.name for finding in loopscope.diagnose(run).findings}
+    assert "loop-begins-late" in names and "few-loops" not in names
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [([2], [5]), ([5], [2]), ([2, 2], [5, 5]), ([2], [16])], ids=["2 → 5", "5 → 2", "micro", "16"]
+)
+def test_a_change_of_depth_is_an_event_and_no_spike(tmp_path: Path, before: list[int], after: list[int]) -> None:
+    train(tmp_path / "a.h5", lambda step: before if step < SWITCH else after, jump=SWITCH)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        told = events_of(run, "depth_changed", "loss_spike")
+        said = loopscope.diagnose(run)
+        depth = run["depth"]
+    assert depth[SWITCH - 1 : SWITCH + 1].tolist() == [before[0], after[0]]
+    assert [kind for kind, _ in told] == ["depth_changed"] and SWITCH <= told[0][1] < SWITCH + 10
+    assert not [f for f in said.findings if f.rule in ("LS010", "LS011", "LS012", "LS017", "LS018")]
+
+
+def test_depths_that_are_sampled_are_one_law(tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    drawn = [[int(n) for n in 1 + draw.poisson(4, 2)] for _ in range(STEPS)]
+    train(tmp_path / "a.h5", lambda step: drawn[step])
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        assert events_of(run, "depth_changed", "loss_spike") == []
+        first = int(np.flatnonzero(~np.isnan(run["depth"]))[0])
+        assert first <= 2
+        assert run["depth"][first + 1 :].tolist() == [sum(pair) / 2 for pair in drawn[first + 1 :]]
+        assert run["depth_max"][first + 1 :].tolist() == [max(pair) for pair in drawn[first + 1 :]]
+
+
+def test_a_schedule_step_by_step_is_followed_without_an_alarm(tmp_path: Path) -> None:
+    train(tmp_path / "a.h5", lambda step: [2 + step // 20])
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        told = events_of(run, "depth_changed", "loss_spike")
+        assert run["depth"].tolist() == [2 + step // 20 for step in range(STEPS)]
+    assert {kind for kind, _ in told} == {"depth_changed"} and 3 <= len(told) <= 5
+
+
+def test_ranks_that_run_different_depths_are_told(tmp_path: Path) -> None:
+    with loopscope.open_run(write_ranks(tmp_path, [[4] * 30, [4] * 20 + [6] * 10])) as run:
+        told = [f for f in loopscope.diagnose(run).findings if f.name == "ranks-differ-in-depth"]
+    assert [(f.step, f.severity) for f in told] == [(20, "note")]
+    assert "in 10 of 30 steps, first at step 20: rank 0 4, rank 1 6" in told[0].message
+
+
+def test_ranks_of_one_depth_are_not(tmp_path: Path) -> None:
+    with loopscope.open_run(write_ranks(tmp_path, [[4] * 30, [4] * 30])) as run:
+        assert "ranks-differ-in-depth" not in {f.name for f in loopscope.diagnose(run).findings}
+
+
+def write_ranks(folder: Path, depths: list[list[int]]) -> Path:
+    """Write a run of several ranks with these depths."""
+    for rank, own in enumerate(depths):
+        info = {"rank": rank, "world_size": len(depths)}
+        path = folder / ("a.h5" if rank == 0 else f"a.rank{rank}.h5")
+        with RunWriter.create(path, info=info) as writer:
+            for step, depth in enumerate(own):
+                loops = np.ones((depth + 1, 4), np.float32)
+                writer.append_step({"step": step, "loss": 1.0 + 0.01 * step, "depth": depth}, loops)
+    return folder / "a.h5"

@@ -1,0 +1,103 @@
+"""Halting that stops being used, that always happens, and a gate that is driven to NaN: each is told before the end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import loopscope
+import numpy as np
+import torch
+from loopscope.rules.exits import exit_shares
+from loopscope.runfile.writer import RunWriter
+
+
+def rules_of(path: Path) -> dict[str, int]:
+    """The first step at which each rule about halting fired."""
+    with loopscope.open_run(path) as run:
+        findings = loopscope.diagnose(run).findings
+    return {f.rule: f.step for f in findings if f.rule in ("LS034", "LS035", "LS036", "LS037") and f.state == "fired"}
+
+
+def write(path: Path, rows: list[dict[str, float]], active: list[list[float]] | None = None) -> Path:
+    """Write steps of four loops, with the tokens that take part in each."""
+    loops = np.stack([1 + 0.5 ** np.arange(5.0), 0.5 ** np.arange(1.0, 6), np.ones(5), np.full(5, 64.0)], axis=1)
+    with RunWriter.create(path, info={}, scalars=("halt_logit", "halt_target")) as writer:
+        for step, row in enumerate(rows):
+            own = loops.astype(np.float32)
+            own[:, 3] = 64.0 if active is None else active[step]
+            writer.append_step({"step": step, "depth": 4.0} | row, own)
+    return path
+
+
+def losses(steps: int) -> list[dict[str, float]]:
+    draw = np.random.default_rng(0)
+    return [{"loss": 2.0 + 0.01 * float(draw.standard_normal())} for _ in range(steps)]
+
+
+def test_halting_that_stops_being_used(tmp_path: Path) -> None:
+    used, unused = [64, 48, 32, 16, 64], [64, 64, 64, 64, 64]
+    active = [used if step < 230 else unused for step in range(400)]
+    assert rules_of(write(tmp_path / "a.h5", losses(400), active)) == {"LS035": 280}
+
+
+def test_halting_that_is_used_or_never_was_is_no_alarm(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    shares = [[64.0, *sorted(draw.integers(8, 64, 3).tolist(), reverse=True), 64.0] for _ in range(400)]
+    assert rules_of(write(tmp_path / "a.h5", losses(400), shares)) == {}
+    assert rules_of(write(tmp_path / "b.h5", losses(400))) == {}
+
+
+def test_a_gate_with_targets_that_are_all_false_is_told_long_before_its_nan(tmp_path: Path) -> None:
+    """The public report: the step of a scale-invariant optimizer does not shrink as the gradient vanishes."""
+    logit, first, second, rows = torch.zeros(1, requires_grad=True), 0.0, 0.0, []
+    for _ in range(6000):
+        probability = torch.sigmoid(logit)
+        target = torch.zeros(1)
+        loss = -(target * probability.log() + (1 - target) * (1 - probability).log()).sum()
+        (gradient,) = torch.autograd.grad(loss, logit)
+        first, second = 0.9 * first + 0.1 * float(gradient), 0.95 * second + 0.05 * float(gradient) ** 2
+        rows.append({"loss": 2.0 + float(loss), "halt_logit": float(logit.detach()), "halt_target": 0.0})
+        if math.isnan(rows[-1]["loss"]):
+            break
+        with torch.no_grad():
+            logit -= 0.2 * math.atan2(first, math.sqrt(second))
+    assert math.isnan(rows[-1]["loss"])
+    fired = rules_of(write(tmp_path / "a.h5", rows))
+    assert fired.keys() == {"LS036", "LS037"}
+    assert all(0 < step < step_of_nan(rows) - 200 for step in fired.values()), (fired, len(rows))
+
+
+def step_of_nan(rows: list[dict[str, float]]) -> int:
+    return next(step for step, row in enumerate(rows) if math.isnan(row["loss"]))
+
+
+def test_false_targets_at_the_beginning_and_a_gate_that_works_are_no_alarm(tmp_path: Path) -> None:
+    draw = np.random.default_rng(2)
+    rows = losses(400)
+    for step, row in enumerate(rows):
+        solved = min(0.7, max(0.0, (step - 150) / 200))
+        row |= {"halt_target": solved, "halt_logit": -4 * math.exp(-solved * 3) + float(draw.standard_normal()) * 0.3}
+    assert rules_of(write(tmp_path / "a.h5", rows)) == {}
+
+
+def test_runs_without_a_gate_say_not_applicable(tmp_path: Path) -> None:
+    with loopscope.open_run(write(tmp_path / "a.h5", losses(100))) as run:
+        states = {j.rule: (j.state, j.reason) for j in loopscope.diagnose(run).judgements}
+    assert states["LS037"] == ("not applicable", "halt_logit was never recorded")
+    assert states["LS036"][0] == "not applicable"
+
+
+def test_the_histogram_of_exits(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", losses(40), [[64, 48, 32, 32, 64]] * 40)
+    with loopscope.open_run(path) as run:
+        assert exit_shares(run).tolist() == [0.0, 0.25, 0.25, 0.0, 0.5]
+        said = loopscope.diagnose(run).summary
+    assert "Tokens run 2.8 loops in the mean: 1 loop 25 %, 2 loops 25 %, 4 loops 50 %" in said
+
+
+def test_no_histogram_where_tokens_wait_or_all_run_alike(tmp_path: Path) -> None:
+    with loopscope.open_run(write(tmp_path / "a.h5", losses(40), [[16, 32, 64, 64, 64]] * 40)) as run:
+        assert len(exit_shares(run)) == 0 and "in the mean" not in loopscope.diagnose(run).summary
+    with loopscope.open_run(write(tmp_path / "b.h5", losses(40))) as run:
+        assert exit_shares(run).tolist() == [0, 0, 0, 0, 1] and "in the mean" not in loopscope.diagnose(run).summary
