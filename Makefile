@@ -1,4 +1,6 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Each builds its own virtual environment first.
+# Where Python is told to write no bytecode, every process of a test would compile our modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -6,16 +6,14 @@ Errors are one line on stderr that says what was wrong and what to do; ``--debug
 Exit codes: 0 passed · 1 a rule fired · 2 usage · 3 internal error · 4 unreadable run · 5 something was not judged.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: typer would compile every annotation of every command anew.
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 app = typer.Typer(
     name="loopscope",
