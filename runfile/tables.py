@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .disk import handle as handles
-from .disk.chunks import can_pick, pick
+from .disk.chunks import can_pick, pick, read_repeating
 from .disk.contract import text
 from .disk.handle import Handle
 from .disk.integrity import READ_ERRORS, damaged, one_line, read_info
@@ -172,6 +172,10 @@ class Tables:
     def read_columns(self, table: str, rows: slice, columns: list[int]) -> dict[int, NDArray[Any]]:
         """Read the first of some columns, and those of the others that come with it at no cost."""
         handle = self._open()
+        if handle.sealed and rows.start == 0 and rows.stop > _SHORT:
+            same = self.guard(lambda: _repeating(handle.table(table), columns[0], rows.stop))
+            if same is not None:
+                return {columns[0]: same}
         values: dict[int, NDArray[Any]] = self.guard(lambda: _columns(self._renewed(handle, table), rows, columns))
         if any(len(part) != rows.stop - rows.start for part in values.values()):
             raise self._too_short(table)
@@ -239,6 +243,12 @@ class Tables:
             raise damaged(self.path, "steps and loop_end have different lengths")
         if commit.lengths["events"] > _MOST_EVENTS:
             raise damaged(self.path, f"it claims {commit.lengths['events']} events")
+
+
+def _repeating(dataset: Any, column: int, length: int) -> NDArray[Any] | None:
+    """Return the first rows of a column whose first two chunks are the same; None for others, and where rows are gone."""
+    there = length <= dataset.shape[0] and column < dataset.shape[1]
+    return read_repeating(dataset, column, length) if there and can_pick(dataset) else None
 
 
 def _columns(dataset: Any, rows: slice, columns: list[int]) -> dict[int, NDArray[Any]]:

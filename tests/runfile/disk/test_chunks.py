@@ -7,7 +7,7 @@ import zlib
 import h5py
 import numpy as np
 import pytest
-from loopscope.runfile.disk.chunks import can_pick, pick
+from loopscope.runfile.disk.chunks import can_pick, pick, read_repeating
 
 ROWS, CHUNK = 1000, 64
 
@@ -64,6 +64,28 @@ def test_a_chunk_that_is_not_what_it_should_be_is_an_error(file, chunk):
     with pytest.raises(OSError):
         pick(dataset, 2, [np.array([CHUNK])])
     assert len(pick(dataset, 2, [np.array([0])])[0]) == 1  # the others are as they were
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8"])
+@pytest.mark.parametrize("same", [2 * CHUNK, 3 * CHUNK + 5, ROWS])
+def test_a_column_that_repeats_itself_is_what_hdf5_reads(file, dtype, same):
+    values = np.random.default_rng(0).normal(size=(ROWS, 3)).astype(dtype)
+    values[:same, 0], values[:same, 1] = np.nan, 3.0
+    dataset = file.create_dataset("t", data=values, compression="gzip", shuffle=True, chunks=(CHUNK, 1))
+    for length in (2 * CHUNK, ROWS - 7, ROWS):
+        for column in (0, 1):
+            read = read_repeating(dataset, column, length)
+            assert read.dtype == values.dtype and read.tobytes() == values[:length, column].tobytes()
+        assert read_repeating(dataset, 2, length) is None
+    assert read_repeating(dataset, 0, 2 * CHUNK - 1) is None
+
+
+def test_a_repeated_chunk_that_is_broken_is_an_error(file):
+    dataset, _ = table(file)
+    for first in (0, CHUNK):
+        dataset.id.write_direct_chunk((first, 0), zlib.compress(bytes(CHUNK * 4 - 1)))
+    with pytest.raises(OSError):
+        read_repeating(dataset, 0, ROWS)
 
 
 def test_a_chunk_whose_filters_were_skipped_is_read_as_hdf5_reads_it(tmp_path):
