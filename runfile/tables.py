@@ -246,7 +246,7 @@ class Tables:
 
 
 def _repeating(dataset: Any, column: int, length: int) -> NDArray[Any] | None:
-    """Return the first rows of a column whose first two chunks are the same; None for others, and where rows are gone."""
+    """Return the first rows of a column whose first two chunks are the same; None for others or where rows are gone."""
     there = length <= dataset.shape[0] and column < dataset.shape[1]
     return read_repeating(dataset, column, length) if there and can_pick(dataset) else None
 
