@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .cli_training import Device, trained
+from .cli_training import Device, demo, depth, linearize, tokenize, train, trained  # noqa: F401 - public here before
 
 app = typer.Typer(
     name="loopscope",
