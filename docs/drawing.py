@@ -115,7 +115,7 @@ def _settled(text: str, name: str) -> str:
     text = re.sub(r"\btrace[0-9a-f]{6}\b", "", text.replace(figure, name))
     for number, clip in enumerate(re.findall(r'id="clip([0-9a-f]{6})"', text)):
         text = text.replace(clip, f"{name}{number}")
-    return text
+    return re.sub(r"(?<![-\w])(?:fill-|stroke-)?opacity: 1;\s?", "", text)  # what every SVG has without a word
 
 
 def _decoded(address: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from loopscope.dashboard.colours import INK
 from study import (
     ARCHITECTURES,
     COLOURS,
@@ -60,8 +61,8 @@ def study(folder: Path, jobs: int = 0) -> Result:
     for column in (1, 2):
         chart.update_xaxes(type="log", tickfont_size=LOG_TICKS, col=column)
         chart.update_yaxes(type="log", tickfont_size=LOG_TICKS, col=column)
-        chart.add_hline(y=1.0, line={"width": 1, "dash": "dot", "color": COLOURS[-1]}, col=column)
-        chart.add_vline(x=1.0, line={"width": 1, "dash": "dot", "color": COLOURS[-1]}, col=column)
+        chart.add_hline(y=1.0, line={"width": 1, "dash": "dot", "color": INK}, col=column)
+        chart.add_vline(x=1.0, line={"width": 1, "dash": "dot", "color": INK}, col=column)
     result.figures["beyond_radius"] = chart
     head = ["architecture", "at the end", "runs", "full loop expands", "share", "state above 1e4"]
     result.tables["beyond_radius"] = table(head, rows)

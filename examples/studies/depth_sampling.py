@@ -55,7 +55,8 @@ def study(folder: Path, jobs: int = 0) -> Result:
     by_sampling = {"per-batch": learning_rate_runs(folder, jobs), "per-sequence": drawn}
     result = Result()
     shown = [(name, sampling) for name in ("concatenation, pre-norm", "Parcae, pre-norm") for sampling in SAMPLINGS]
-    chart = panels([f"{name.split(',')[0]}, {sampling}" for name, sampling in shown], ["step"] * 4, legend=2)
+    titles = [f"{name.split(',')[0]}, {sampling.removeprefix('per-')}" for name, sampling in shown]
+    chart = panels(titles, ["step"] * 4, legend=2)
     rows, together, alone_jumps, steps = [], [0, 0], 0, 0
     for column, (name, sampling) in enumerate(shown, start=1):
         for lr, colour in zip(hot, COLOURS[2:], strict=True):

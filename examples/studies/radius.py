@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from loopscope.dashboard.colours import INK
 from study import (
     ARCHITECTURES,
     COLOURS,
@@ -43,7 +44,7 @@ def study(folder: Path, jobs: int = 0) -> Result:
             of_cell = chosen(runs, name, lr)
             lines = [each.run["a_bar_radius"] for each in of_cell]
             add_band(chart, column, of_cell[0].run["step"], lines, f"lr {lr:g}", colour, legend=column == 1)
-        chart.add_hline(y=1.0, line={"width": 1, "dash": "dot", "color": COLOURS[-1]}, col=column)
+        chart.add_hline(y=1.0, line={"width": 1, "dash": "dot", "color": INK}, col=column)
     chart.update_yaxes(title_text="ρ(A̅)", col=1)
     result.figures["radius"] = chart
     rows = []

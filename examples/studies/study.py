@@ -27,7 +27,7 @@ import loopscope
 import numpy as np
 import plotly.graph_objects as go
 from loopscope.commands.sweep import sweep as train_sweep
-from loopscope.dashboard.colours import NORM, REGIME_COLOURS, tint
+from loopscope.dashboard.colours import FULL_LOOP, LOSS, NORM, RATIO, tint
 from loopscope.sweeps.processes import Processes, one_thread
 from loopscope.sweeps.sweep import failures
 from scipy.stats import t as student
@@ -42,7 +42,7 @@ LOG_TICKS, add_dots, panels = drawing.LOG_TICKS, drawing.add_dots, drawing.panel
 LARGEST_STATE = 1e4  # norm on the fixed batch after 16 loops, twice the training depth
 UNIGRAM = 3.15  # nats: the entropy of single bytes in this text
 LARGEST_FLOAT = 3e38  # where float32 ends; what left it is drawn and averaged there
-COLOURS = [REGIME_COLOURS["stable"], NORM, REGIME_COLOURS["marginal"], REGIME_COLOURS["unstable"]]
+COLOURS = [LOSS, NORM, FULL_LOOP, RATIO]  # of no regime: an architecture or a rate is none
 NAMES = {
     ("concatenation", "pre"): "concatenation, pre-norm",
     ("concatenation", "sandwich"): "concatenation, sandwich norm",
