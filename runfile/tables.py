@@ -74,10 +74,13 @@ class Tables:
         handle = self._handle
         if handle is not None and handle.file is not None:
             try:
-                if handles.file_key(self.path) == handle.key:
-                    return True
+                same = handles.file_key(self.path) == handle.key
             except RunFileError:  # deleted: go on with what is open
                 return False
+            if same and not handle.written_over():
+                return True
+            if same:
+                self.run_id = ""  # whatever is kept may be otherwise now, even of the same run
             handles.release(handle)
             self._handle = None
         self._open()

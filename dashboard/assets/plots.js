@@ -192,5 +192,9 @@
     for (const field of document.querySelectorAll("input[aria-hidden=true]:not([tabindex='-1'])")) field.tabIndex = -1;
   };
   setInterval(describe, 1000);
+  /* A picture that arrives may be wider than its place. */
+  document.addEventListener("load", (event) => {
+    if (event.target.tagName === "IMG") describe();
+  }, true);
   setInterval(mend, 300);
 })();

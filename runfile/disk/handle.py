@@ -84,7 +84,7 @@ class Handle:
     path: Path
     key: Key
     writing: bool = False
-    sealed: bool = False  # nobody writes into it any more
+    sealed: tuple[int, ...] = ()  # stamp of a file that nobody should write into any more
     published: int = 0  # commit rows a writer in this process has published
     users: int = 1
     datasets: dict[str, Any] = field(default_factory=dict)
@@ -103,6 +103,10 @@ class Handle:
         if not self.writing and not self.sealed:
             dataset.refresh()
         return dataset
+
+    def written_over(self) -> bool:
+        """Return whether somebody wrote into a sealed file after all, as ``cp`` does onto one that is there."""
+        return bool(self.sealed) and self.file is not None and _stamp_of(self.file) != self.sealed
 
     def last_commit(self) -> tuple[Commit | None, int]:
         """Return the newest commit on disk (published, where this process writes) and how many rows lead up to it."""
@@ -143,11 +147,13 @@ def acquire(path: Path) -> Handle:
     with LOCK:
         key = file_key(path)
         handle = _HANDLES.get(key)
-        if handle is not None and handle.file is not None:
+        if handle is not None and handle.written_over():
+            close(handle)
+        elif handle is not None and handle.file is not None:
             handle.users += 1
             return handle
         file = _open_reading(path)
-        handle = Handle(file, path, key, sealed=not file.swmr_mode)
+        handle = Handle(file, path, key, sealed=() if file.swmr_mode else _stamp_of(file))
         _HANDLES[key] = handle
         return handle
 
@@ -261,13 +267,18 @@ def _open_reading(path: Path) -> h5py.File:
         raise damaged(path, one_line(error)) from None
     try:
         _drop_hdf5_lock(file)
-        status = os.fstat(file.id.get_vfd_handle())
-        if stamp(status) != inspected:  # another file than the one that was looked at
-            check_format(path, file, seen if screened == (status.st_dev, status.st_ino) else NOT_SEEN)
+        opened = _stamp_of(file)
+        if opened != inspected:  # another file than the one that was looked at
+            check_format(path, file, seen if screened == opened[:2] else NOT_SEEN)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _stamp_of(file: h5py.File) -> tuple[int, ...]:
+    """Return what changes whenever an open file does."""
+    return stamp(os.fstat(file.id.get_vfd_handle()))
 
 
 def _patiently(attempt: Any) -> Any:
