@@ -395,7 +395,8 @@ def test_a_run_that_is_resumed_from_an_earlier_step_is_drawn_anew(screen, tmp_pa
     for step in range(40, 60):
         live.step(step)
     live.writer.flush()
-    page.wait_for_function(f"{shown.points('loss')} === 60")
+    # An answer that is lost while nobody writes the file is asked for again after 20 s.
+    page.wait_for_function(f"{shown.points('loss')} === 60", timeout=2 * PATIENCE)
 
 
 def test_a_live_plot_grows_at_its_end_and_is_drawn_once_per_look(screen, tmp_path, elsewhere):
