@@ -44,6 +44,7 @@ class Intervention:
         config: The configuration -> the changed one.
         batch: Number of a batch and the batch -> what is trained on instead.
         model: Done once to the model before the first step.
+        before: Done to the model before each step of the optimizers, with the number of the step.
         update: Done to the model after each step of the optimizers, with the number of the step.
         architecture: Whether another model is trained, so that checkpoints do not fit.
     """
@@ -51,6 +52,7 @@ class Intervention:
     config: Callable[[RunConfig], RunConfig] = lambda config: config
     batch: Callable[[Data, int, Tensor], Tensor] = lambda data, index, batch: batch
     model: Callable[[LoopedTransformer], None] = lambda model: None
+    before: Update = lambda model, step: None
     update: Update = lambda model, step: None
     architecture: bool = False
 
@@ -93,7 +95,7 @@ class TrainedRun:
             act.model(model)
         data = ChangedBatches(self._data, [act.batch for act in acts])
         self._probe = attach(model, out, preset=self._preset, config=config.describe(), overwrite=True)
-        self._training = ChangedTraining(model, data, config, self._probe, [act.update for act in acts])
+        self._training = ChangedTraining(model, data, config, self._probe, acts)
         usable = [] if any(act.architecture for act in acts) else [at for at in self._checkpoints if at <= step]
         if usable:
             self._training.restore(self._checkpoints[max(usable)], same=False)
@@ -139,8 +141,10 @@ class TrainedRun:
             ),
             "sandwich_norm": (
                 looped.norm == "pre",
-                "sandwich norm",
-                Intervention(config=lambda c: c.updated(model={"norm": "sandwich"}), architecture=True),
+                "sandwich norm in the loop",
+                Intervention(
+                    config=lambda c: c.updated(model={"norm": "sandwich"}), model=pre_norm_outside, architecture=True
+                ),
             ),
             "prelude_norm": (
                 not looped.prelude_norm,
@@ -186,6 +190,15 @@ def hold_radius(model: LoopedTransformer, step: int = 0) -> None:
     radius = float(np.abs(np.linalg.eigvals(a_bar.double().cpu().numpy())).max())
     if radius > HELD_RADIUS:
         injection.adapter.weight[:, : injection.width] *= HELD_RADIUS / radius
+
+
+def pre_norm_outside(model: LoopedTransformer) -> None:
+    """Take the second norms out of the blocks before and after the loop.
+
+    Those of the prelude would normalise the loop's input: that is what prelude norm does, and another change.
+    """
+    for block in (*model.prelude, *model.coda):
+        block.attention_post_norm = block.mlp_post_norm = nn.Identity()
 
 
 def precise_injection(model: LoopedTransformer) -> None:
@@ -252,16 +265,26 @@ class ChangedBatches:
 
 
 class ChangedTraining(Training):
-    """A training whose weights are changed after each step of the optimizers."""
+    """A training whose weights are changed around each step of the optimizers, in the order of the interventions.
+
+    What a fault does to the optimizers' step comes first, and never sees what a later intervention does to the weights.
+    """
 
     def __init__(
-        self, model: LoopedTransformer, data: Any, config: RunConfig, probe: Observer, updates: Sequence[Update]
+        self,
+        model: LoopedTransformer,
+        data: Any,
+        config: RunConfig,
+        probe: Observer,
+        interventions: Sequence[Intervention],
     ) -> None:
         super().__init__(model, data, replace(config.train_config(), checkpoint_every=0), probe)
-        self._updates = updates
+        self._interventions = interventions
 
     def update_weights(self) -> None:
-        """Let the optimizers use the gradients, then every intervention act."""
+        """Let the optimizers use the gradients, between what every intervention does before and after."""
+        for act in self._interventions:
+            act.before(self.model, self.step)
         super().update_weights()
-        for update in self._updates:
-            update(self.model, self.step)
+        for act in self._interventions:
+            act.update(self.model, self.step)

@@ -55,7 +55,11 @@ def as_text(result: Explanation, folder: Path) -> str:
     for each in rows:
         cells = "  ".join(f"{_cell(part in each.bad, part in result.unchanged.bad):>9}" for part in PARTS)
         lines.append(f"{each.about.words:<{wide}}  {cells}  {each.last_loss:9.3f}")
-    return "\n".join([*lines, "", result.verdict, f"replays: {plain(str(folder))}"])
+    lines += ["", result.verdict]
+    if result.other_alerts:
+        told = ", ".join(str(each) for each in result.other_alerts)
+        lines.append(f"other alerts of this run: {told}; --at STEP explains one of them")
+    return "\n".join([*lines, f"replays: {plain(str(folder))}"])
 
 
 def _cell(bad: bool, before: bool) -> str:
