@@ -166,7 +166,7 @@ def test_a_planted_rate_moves_nothing_but_the_step_of_the_optimizer(planted: Mod
     model = config.build_model()
     with torch.no_grad():
         model.injection.adapter.weight[:, :32] *= 4
-    before = model.injection.adapter.weight.clone()
+    before = model.injection.adapter.weight.detach().clone()
     acts = [planted.hot_injection(20), Intervention(update=hold_radius)]
     training = ChangedTraining(model, config.open_data(), config, NullObserver(), acts)
     for _ in range(3):
