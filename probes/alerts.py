@@ -84,6 +84,7 @@ class Alerts:
         *,
         measured: Mapping[str, float],
         variables: Sequence[NDArray[np.float32]] = (),
+        passes: NDArray[np.float32] | None = None,
     ) -> None:
         """Take the row of a step that was just written.
 
@@ -94,13 +95,15 @@ class Alerts:
             flight: What the flight recorder needs of the step and the row does not hold.
             measured: The part of ``values`` that was given or measured, which ought to be finite.
             variables: What every variable of the loop did, in their order, ``(updates + 1, 6)`` each.
+            passes: Their passes on the fixed batch, as ``VARIABLE_PASSES``, where they were measured.
         """
         step, time = int(values["step"]), values["time"]
         if self._past:
             self._replay(step)
         events = self._detector.update(step, time, measured, loops)
         known = {**values, **self._detector.derived, **derived_from_loops(loops)}
-        events += self._judged(lambda rules: rules.add(step, known, time=time, loops=loops, variables=variables))
+        row = {"time": time, "loops": loops, "variables": variables, "passes": passes}
+        events += self._judged(lambda rules: rules.add(step, known, **row))
         kept = None if flight is None else replace(flight, step=step, loops=loops, scalars=values)
         self._tell(writer, events, kept)
 

@@ -54,10 +54,13 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
     joint, read = _tried(run, rules)
     findings = [fired for trial in joint if (fired := trial.finding()) is not None]
     of_states = [rule for rule in rules if is_of_states(rule)]
+    of_variables: dict[str, Judgement] = {}
     for variable in variables_of(run):
-        own, _ = _tried(run, of_states, variable)
+        own, seen = _tried(run, of_states, variable)
         findings += [fired for trial in own if (fired := trial.finding()) is not None]
+        of_variables |= {each.rule: each for trial in own if (each := trial.judgement(seen)).state == "judged"}
     said = [trial.judgement(read) for trial in joint]
+    said = [each if each.state == "judged" else of_variables.get(each.rule, each) for each in said]
     return Judged(sorted(_without_repeats(findings), key=lambda finding: finding.step), said, read.risk())
 
 
