@@ -110,6 +110,9 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
         yield from _of_finding(finding, result.where(run, finding))
     if len(diagnosis.findings) > MOST_FINDINGS:
         yield f"- *and {len(diagnosis.findings) - MOST_FINDINGS} more findings*"
+    for each in diagnosis.judgements:
+        if each.state == "judged" and each.reason:
+            yield f"- judged: {each.rule} ({escape(each.reason)})"
     unjudged: dict[str, list[str]] = {}
     for each in diagnosis.judgements:
         if each.state == "no data":

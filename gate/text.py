@@ -85,7 +85,7 @@ def _not_judged(diagnosis: Diagnosis) -> Iterator[str]:
     lengths: dict[int, list[str]] = {}
     for each in diagnosis.judgements:
         if each.state == "judged":
-            lengths.setdefault(each.steps, []).append(each.rule)
+            lengths.setdefault(each.steps, []).append(each.rule + (f" ({each.reason})" if each.reason else ""))
     for steps, rules in sorted(lengths.items(), reverse=True):
         yield plain(f"{INDENT}judged on {steps} steps: {', '.join(rules)}")
     for state in ("not applicable", "no data"):
@@ -113,7 +113,8 @@ def _of_replay(diagnosis: Diagnosis) -> Iterator[str]:
 def _of_comparison(comparison: Comparison) -> Iterator[str]:
     """Yield the runs side by side: a row for each quantity, a mark where a run is odd."""
     yield f"COMPARED  {plain(comparison.sentence)}"
-    names = [f"{number + 1}: {path.name}" for number, path in enumerate(comparison.runs)]
+    names = [str(number) for number in range(1, len(comparison.runs) + 1)]
+    yield from (f"{INDENT}{number}: {plain(path)}" for number, path in zip(names, comparison.runs, strict=True))
     rows = []
     for row in comparison.rows:
         cells = (_cell(value, odd=abs(score) > 1) for value, score in zip(row.values, row.scores, strict=True))
