@@ -197,7 +197,8 @@ class _Trial:
 def _pending(rule: Rule, steps: Series, outcome: Outcome, since: float, variable: str) -> Finding:
     """Return that a rule's condition holds at the last row, and for how long."""
     held = finding(rule, steps, len(steps) - 1, outcome, since=since, variable=variable)
-    said = f"pending, holds for {held.held} of {rule.hold} steps where the recording ends: {held.message}"
+    steps_held = f"{held.held} of {rule.hold} steps" if held.held else f"the last step only, of {rule.hold}"
+    said = f"pending, holds for {steps_held} where the recording ends: {held.message}"
     return replace(held, severity="warning", state="pending", message=said)
 
 
