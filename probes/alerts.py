@@ -15,6 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,8 +104,8 @@ class Alerts:
         step, time = self._now = int(values["step"]), values["time"]
         events, derived = self._spikes(step, time, measured, loops)
         known = {**values, **derived, **derived_from_loops(loops)}
-        row = {"time": time, "loops": loops, "variables": variables, "passes": passes}
-        events += self._judged(lambda rules: rules.add(step, known, **row))
+        take = partial(LiveRules.add, step=step, values=known, time=time, loops=loops)
+        events += self._judged(lambda rules: take(rules, variables=variables, passes=passes))
         kept = None if flight is None else replace(flight, step=step, loops=loops, scalars=values)
         self._tell(writer, events, kept)
 
