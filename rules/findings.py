@@ -81,7 +81,7 @@ class Judgement:
         state: ``judged``; ``not applicable``, where the run has nothing of the kind; ``no data``, where it should have
             been judged, to the end of the run, and was not.
         steps: Rows at which its condition could be decided.
-        reason: Why it was not judged; empty when it was.
+        reason: Why it was not judged; where it was, what it was judged against, if that is more than its condition.
     """
 
     rule: str

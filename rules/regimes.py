@@ -24,7 +24,7 @@ from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
 from .exits import exits_said
 from .expression import Series
-from .variables import per_pass, variables_of
+from .variables import is_measured, per_pass, variables_of
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
 LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
@@ -140,7 +140,7 @@ def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     names = variables_of(run)
     if names and VARIABLE_PASSES in run.array_names:
         _, (*_, measured) = run.arrays(VARIABLE_PASSES, slice(-1, None))
-        if measured.ndim == 3 and measured.shape[0] == len(names) and measured.shape[1] > 1 and measured.shape[2] == 3:
+        if is_measured(measured, len(names)):
             return {name: classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=_round_off(run))
                     for name, rows in zip(names, measured.astype(np.float64), strict=True)}  # fmt: skip
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
