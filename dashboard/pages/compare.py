@@ -18,6 +18,7 @@ from ..index import Entry, current_index
 from ..opened import OpenRun
 from ..panel import summary
 from ..polling import Clock
+from ..run_map import SYMBOLS
 from ..text import shown
 from . import Page
 
@@ -45,7 +46,7 @@ def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
         value=by if by in compare.AXES else "step",
     )
     quantity = dcc.Dropdown(
-        id="compare-what", options=[{"label": name, "value": name} for name in chosen], value=chosen, multi=True
+        id="compare-what", options=[{"label": _named(name), "value": name} for name in chosen], value=chosen, multi=True
     )
     return html.Div(
         [
@@ -69,6 +70,16 @@ def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
             *_CLOCK.parts(POLL_MS),
         ]
     )
+
+
+def _named(quantity: str) -> str:
+    """Return the name of a number as people read it.
+
+    >>> _named("loss"), _named("a_bar_radius"), _named("mine")
+    ('loss, nats per token', 'ρ(A̅) a_bar_radius', 'mine')
+    """
+    words = f"{SYMBOLS[quantity]} {quantity}" if quantity in SYMBOLS else compare.UNITS.get(quantity, quantity)
+    return shown(words, 60)
 
 
 def _opened(run_ids: list[str]) -> tuple[list[tuple[Entry, OpenRun]], list[str]]:
@@ -117,13 +128,13 @@ def _plot(there: list[tuple[Entry, OpenRun]], axis: str, quantity: str) -> html.
             left_out.append(entry.name)
         else:
             lines.append(one)
-    chart = compare_figures.compared(lines, compare.AXES[axis], quantity)
+    chart = compare_figures.compared(lines, compare.AXES[axis], _named(quantity))
     chart.update_layout(meta={"summary": f"{shown(quantity, 60)}. {summary(chart)}"})
     height = chart.layout.height or HEIGHT + LEGEND * len(lines)
     graph = dcc.Graph(figure=chart, config=graph_config(), responsive=True, style={"height": height})
     why = "without a breach" if axis == "breach" else "without it"
     words = f"{why}: {', '.join(left_out)}" if left_out and lines else ""
-    head = html.Header([html.H2(shown(quantity, 60)), html.Span(words, className="ls-readout", title=words)])
+    head = html.Header([html.H2(_named(quantity)), html.Span(words, className="ls-readout", title=words)])
     return html.Section([head, graph], className="ls-panel")
 
 
@@ -158,7 +169,7 @@ def register(app: Dash) -> None:
         options = dict.fromkeys([*compare.quantities([held for _, held in there]), *what])
         query = "?" + urlencode({"runs": ",".join(run_ids), "by": axis, "what": ",".join(what)}, safe=",")
         count = f"{len(there)} runs" + ("" if len(run_ids) <= RUNS_LIMIT else f", the first of {len(run_ids)}")
-        choices = [{"label": shown(name, 60), "value": name} for name in options]
+        choices = [{"label": _named(name), "value": name} for name in options]
         report = components.report_link(report_address([entry.id for entry, _ in there]) if there else "")
         return [_body(there, faults, axis, what), count, report, choices, version, query, asked]
 

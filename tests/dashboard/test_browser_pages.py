@@ -117,7 +117,7 @@ def test_an_alert_is_acknowledged_and_leads_to_its_step(screen, runs):  # noqa: 
 def test_a_bar_of_a_run_goes_into_the_explorer_and_the_way_back_leads_to_its_step(screen, runs):  # noqa: F811
     shown = screen(runs)
     page = shown.run("concatenation", "?tab=spectrum&step=120")
-    page.get_by_role("link", name="open A̅ in the explorer").click()
+    page.get_by_role("link", name="open A̅ in the explorer, with its pseudospectra").click()
     page.wait_for_url(re.compile("/explorer.*kind=run"))
     verdict = page.locator("#explorer-verdict")
     sync_api.expect(verdict).to_contain_text("stands for it", timeout=PATIENCE)
