@@ -53,8 +53,9 @@ def plane(
     if radius:
         chart.add_hrect(1 - LTI_TOLERANCE, 1 + LTI_TOLERANCE, layer="below", line_width=0,
                         fillcolor=colours.tint(colours.REGIME_COLOURS["marginal"], 0.5))  # fmt: skip
-    for i, one in enumerate(boundaries):
-        _add_boundary(chart, one, DASHES[i % len(DASHES)], (min(p.x for p in placed), max(p.x for p in placed)), i)
+    span = min(one.x for one in placed), max(one.x for one in placed)
+    for i, one in enumerate(sorted(boundaries, key=lambda one: not np.isfinite(one.at))):
+        _add_boundary(chart, one, DASHES[i % len(DASHES)], span, i)
     return chart.update_layout(clickmode="event", dragmode="select", selectionrevision=f"{x} {y}", hoverdistance=14)
 
 
@@ -64,12 +65,14 @@ def _add_boundary(chart: go.Figure, one: Boundary, dash: str, span: tuple[float,
     reach = (span[0] / 2, span[1] * 2) if logarithmic else (2 * span[0] - span[1], 2 * span[1] - span[0])
     low, high, at = (min(max(value, reach[0]), reach[1]) for value in (one.low, one.high, one.at))
     # The ink of no regime: on the side of the stable runs the band would look like a verdict.
-    chart.add_shape(type="line", x0=at, x1=at, xref="x", y0=0, y1=1, yref="y domain", layer="below",
-                    line={"color": colours.INK, "width": 1.8, "dash": dash},
-                    name=f"edge of {plain(one.architecture, 40)}", showlegend=True)  # fmt: skip
+    name, known = f"edge of {plain(one.architecture, 40)}", bool(np.isfinite(one.at))
+    if known:
+        chart.add_shape(type="line", x0=at, x1=at, xref="x", y0=0, y1=1, yref="y domain", layer="below",
+                        line={"color": colours.INK, "width": 1.8, "dash": dash},
+                        name=name, showlegend=True)  # fmt: skip
     chart.add_shape(type="rect", x0=low, x1=high, xref="x", y0=0, y1=1, yref="y domain", layer="below",
-                    line={"width": 0}, fillcolor=colours.tint(colours.INK, 0.13),
-                    name=BAND, showlegend=not place)  # fmt: skip
+                    line={"width": 0}, fillcolor=colours.tint(colours.INK, 0.13), showlegend=not (known and place),
+                    name=BAND if known else f"{name}: here or beyond")  # fmt: skip
     padded = (min(span[0], low), max(span[1], high))
     if logarithmic:
         room = 0.06 * np.log10(padded[1] / padded[0]) + 0.02

@@ -19,7 +19,7 @@ from ..opened import OpenRun
 from ..panel import summary
 from ..polling import Clock
 from ..run_map import SYMBOLS
-from ..text import shown
+from ..text import middle_cut, shown
 from . import Page
 
 POLL_MS: Final = 3000
@@ -27,6 +27,7 @@ RUNS_LIMIT: Final = 60
 PLOTS_LIMIT: Final = 6
 OFFERED: Final = 7  # runs that still lie over each other in one plot
 HEIGHT: Final = 290
+LONGEST: Final = 24  # letters of a setting
 LEGEND: Final = 14  # pixels of legend for each run, where the window is narrow
 BREACH: Final = (
     'First breach: the step since which a run\'s verdict holds, as its sentence says it ("Unstable since step …"). '
@@ -82,6 +83,11 @@ def _named(quantity: str) -> str:
     return shown(words, 60)
 
 
+def _cut(value: str) -> Any:
+    """Return a setting as a cell; all of a long one, such as a commit, shows on pointing."""
+    return value if len(value) <= LONGEST else html.Span(middle_cut(value, LONGEST), title=value)
+
+
 def _opened(run_ids: list[str]) -> tuple[list[tuple[Entry, OpenRun]], list[str]]:
     """Return the runs that can be read, and a line for each that cannot."""
     there, faults = [], []
@@ -114,7 +120,9 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
     head: Any = ("setting", *[dcc.Link(entry.name, href=f"/run/{entry.id}") for entry, _ in there])
     grid: Any = html.P("Nothing differs.")
     if changed:
-        grid = components.rows_table(head, [(name, *values) for name, values in changed], wide=True)
+        grid = components.rows_table(
+            head, [(name, *[_cut(value) for value in values]) for name, values in changed], wide=True
+        )
     parts.append(html.Section([html.H2("What differs"), grid], className="ls-card"))
     return parts
 
@@ -128,14 +136,19 @@ def _plot(there: list[tuple[Entry, OpenRun]], axis: str, quantity: str) -> html.
             left_out.append(entry.name)
         else:
             lines.append(one)
+    if not lines:
+        none = "has a breach" if axis == "breach" else f"recorded it by {compare.AXES[axis]}"
+        said = html.P(f"None of these runs {none}.", className="ls-nothing")
+        return html.Section([html.Header(html.H2(_named(quantity))), said], className="ls-panel ls-empty")
     chart = compare_figures.compared(lines, compare.AXES[axis], _named(quantity))
     chart.update_layout(meta={"summary": f"{shown(quantity, 60)}. {summary(chart)}"})
     height = chart.layout.height or HEIGHT + LEGEND * len(lines)
     graph = dcc.Graph(figure=chart, config=graph_config(), responsive=True, style={"height": height})
     why = "without a breach" if axis == "breach" else "without it"
-    words = f"{why}: {', '.join(left_out)}" if left_out and lines else ""
+    words = f"{why}: {', '.join(left_out)}" if left_out else ""
     head = html.Header([html.H2(_named(quantity)), html.Span(words, className="ls-readout", title=words)])
-    return html.Section([head, graph], className="ls-panel")
+    scrolled = html.Div(graph, className="ls-scroll ls-multiples" if len(lines) >= compare_figures.MANY else None)
+    return html.Section([head, scrolled], className="ls-panel")
 
 
 def register(app: Dash) -> None:

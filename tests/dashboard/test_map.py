@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,6 +134,9 @@ def test_the_band_of_a_boundary_is_named_once():
     chart = plane(placed, "x", "y", edges(placed))
     named = [shape.name for shape in chart.layout.shapes if shape.showlegend]
     assert named == ["edge of a", BAND, "edge of b"] and not chart.layout.annotations
+    alone = [Place(str(x), "c", "/", "unstable" if x > 3 else "stable", False, x, 1.0, "c") for x in (1.0, 2.0, 4.0)]
+    beyond = [replace(one, at=math.inf) for one in edges(alone)]
+    assert [shape.name for shape in plane(alone, "x", "y", beyond).layout.shapes] == ["edge of c: here or beyond"]
     red = colours.REGIME_COLOURS["unstable"]
     assert not any(red in str(shape.line.color) for shape in chart.layout.shapes)  # no verdict of its own
 
