@@ -68,7 +68,8 @@ def read_regimes(run: Run) -> RunRegimes:
     attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
     laws = variable_laws(run)
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
-    parts = [*said, law.sentence, attracting, seen.sentence, variables_said(run, laws), exits_said(run, recent)]
+    of_training = "" if laws and law.kind == "unknown" else law.sentence  # too few passes, and more were measured
+    parts = [*said, of_training, attracting, seen.sentence, variables_said(run, laws), exits_said(run, recent)]
     sentence = ". ".join(part.rstrip(".") for part in parts if part) + "."
     return RunRegimes(seen.regimes, seen.verdict, radius, sentence, laws)
 
