@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
 
+from ..runfile.nested import flat
 from .text import shown, size
 
-DEPTH_LIMIT: Final = 6
 ENTRIES_LIMIT: Final = 2000
 _ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "injection": ("injection", "injection_type"),
@@ -118,19 +118,6 @@ def _number(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested settings under dotted names, to a limited depth.
-
-    >>> list(flat({"a": {"b": 1, "c": [2, 3]}, "d": "x"}))
-    [('a.b', 1), ('a.c', [2, 3]), ('d', 'x')]
-    """
-    if isinstance(value, dict) and value and depth < DEPTH_LIMIT:
-        for key, inner in value.items():
-            yield from flat(inner, f"{name}.{key}" if name else str(key), depth + 1)
-    elif name:
-        yield name, value
 
 
 def table(info: Mapping[str, Any]) -> dict[str, str]:
