@@ -19,7 +19,7 @@ from ..runfile.ending import STEPS_MISSING, Ending
 from ..runfile.layout import Event, Severity
 from ..runfile.ranks.companions import RANK_EVENTS
 from ..runfile.reader import Run
-from .findings import Finding, Judgement
+from .findings import Finding, Judgement, capitalised
 from .rule_files import Rule
 from .series import OF_THE_LOOP, SHORTEST_PAUSE
 
@@ -116,8 +116,7 @@ def gap(rule: str, name: str, message: str, remedy: str, step: int, severity: Se
 
 def sentence(text: str) -> str:
     """Return the text with a capital and a full stop."""
-    first = text[:1].upper() if text[:1].isascii() else text[:1]
-    return f"{first}{text[1:].rstrip('.')}."
+    return f"{capitalised(text).rstrip('.')}."
 
 
 _OFF: Final = {

@@ -218,3 +218,20 @@ def test_a_variable_whose_passes_were_not_measured_is_not_judged_on_them(tmp_pat
         judged = judge(run, shipped)
     assert next(j for j in judged.judgements if j.rule == "LS031").state != "judged"
     assert not [f for f in judged.findings if f.rule == "LS031"]
+
+
+def test_a_verdict_says_since_when_a_variable_does_not_settle(tmp_path: Path) -> None:
+    """It did not at first, then it did, and now it does not again: the last stretch counts."""
+    settles, fails = passes(0.7, 0.8), passes(0.7, 1.0)
+    write_measured(tmp_path / "a.h5", {0: fails, 20: settles, 40: fails, 60: fails}, [])
+    with open_run(tmp_path / "a.h5") as run:
+        said = diagnose(run, [])
+    assert said.variables["low"].kind in ("orbiting", "drifting")
+    assert f"By variable: high settles geometrically, low {said.variables['low'].words} since step 40." in said.summary
+
+
+@pytest.mark.parametrize(("at", "words"), [({0: 1.0, 60: 1.0}, " from the start"), ({0: 1.0, 60: 0.7}, "")])
+def test_a_variable_that_never_settled_did_not_from_the_start(tmp_path: Path, at: dict[int, float], words: str) -> None:
+    write_measured(tmp_path / "a.h5", {step: passes(0.5, ratio) for step, ratio in at.items()}, [])
+    with open_run(tmp_path / "a.h5") as run:
+        assert f"low {diagnose(run, []).variables['low'].words}{words}. " in diagnose(run, []).summary
