@@ -8,8 +8,10 @@ reading a run never imports torch.
 from __future__ import annotations
 
 import ast
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,32 @@ def names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], l
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(homes[name], package), name)
+        with no_collection():
+            value = getattr(import_module(homes[name], package), name)
         setattr(sys.modules[package], name, value)  # found at once the next time
         return value
 
     return get, lambda: sorted(homes), sorted(homes)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Return a block in which Python does not look for garbage.
+
+    Importing makes many objects and no garbage. Yet every few hundred new ones Python looks for garbage, now and then
+    among all objects there are: with torch loaded that takes as long as the imports themselves.
+
+    >>> import gc
+    >>> with no_collection():
+    ...     gc.isenabled()
+    False
+    >>> gc.isenabled()
+    True
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

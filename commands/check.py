@@ -17,7 +17,7 @@ from ..gate.trends import DRAWN, with_trends
 from ..gate.where import checkout
 from ..runfile.commit import commit_of
 from ..runfile.layout import Severity
-from .output import complain, say, show_traceback
+from .output import complain, say, say_verdicts, show_traceback
 from .rules import rule_file
 
 _COMMITS: Final = ("GITHUB_SHA", "CI_COMMIT_SHA", "BUILD_SOURCEVERSION")
@@ -103,7 +103,7 @@ def show(result: GateResult, output: Format | None, reports: Sequence[str] = ())
     if DRAWN & {shown, *(target(report)[0] for report in reports)}:
         result = with_trends(result)
     written = write_reports(result, reports)
-    say(render(result, shown))
+    (say_verdicts if shown == "text" else say)(render(result, shown))
     if shown == "github":
         publish(result, os.environ, written[0] if written else None)
     return result

@@ -16,6 +16,11 @@ from ..runfile.text import plain
 
 # Of the terminal's 256 colours those nearest to `dashboard.colours`.
 REGIME_STYLES: Final = {"stable": "dodger_blue1", "marginal": "orange3", "unstable": "red", "unknown": "dim"}
+_COLOURED: Final = {
+    r"(?m)^(      )?PASS\b": "stable",
+    r"\[warning\] ": "marginal",
+    r"(?m)^(      )?(FAIL|ERROR)\b|\[error\] ": "unstable",
+}
 
 
 def say(text: str) -> None:
@@ -27,6 +32,20 @@ def say(text: str) -> None:
     except OSError as error:
         _silence()
         complain(f"the output could not be written: {error.strerror}")
+
+
+def say_verdicts(text: str) -> None:
+    """Print the text of the gate: in a terminal with the verdicts and severities in their colours."""
+    if not sys.stdout.isatty():
+        say(text)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = Text(text)
+    for pattern, regime in _COLOURED.items():
+        shown.highlight_regex(pattern, f"bold {REGIME_STYLES[regime]}")
+    Console(highlight=False).print(shown, soft_wrap=True)
 
 
 def complain(message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from dash import dcc, html
 
-from ..rules.findings import Finding
+from ..rules.findings import Finding, capitalised
 from ..rules.risk import Risk
 from . import rule_page
 from .colours import REGIME_GLYPHS
@@ -47,14 +47,24 @@ def state_badge(state: str) -> html.Span:
 
 
 def sentence(text: str) -> str:
-    """Write a message as a sentence: a full stop last, and a capital first unless it starts with a symbol such as ρ.
+    """Write a message as a sentence: a full stop last, and a capital first unless it starts with a symbol or a name.
 
     >>> sentence("ρ(A̅) = 1.2"), sentence("loss spiked.")
     ('ρ(A̅) = 1.2.', 'Loss spiked.')
     """
     text = shown(text).strip()
-    first = text[:1].upper() if text[:1].isascii() else text[:1]
-    return first + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    return capitalised(text) + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def with_code(text: str) -> list[Any]:
+    """Return text in which what stands between backticks is code.
+
+    >>> with_code("run `loopscope check`, then stop")
+    ['run ', Code('loopscope check'), ', then stop']
+    """
+    pieces = shown(text).split("`")
+    whole = len(pieces) % 2 == 1  # else one of them has no partner
+    return [html.Code(one) if i % 2 else one for i, one in enumerate(pieces) if one] if whole else [shown(text)]
 
 
 def verdict(story: Story | None) -> list[Any]:
@@ -67,10 +77,11 @@ def verdict(story: Story | None) -> list[Any]:
     )
     by = html.Span(f" {story.rules[0].upper()}{story.rules[1:]}.", className="ls-dim")
     gate = html.P([gate_badge(story.gate), " ", shown(story.gate_sentence, 300), by], className="ls-gate")
+    own = [html.P(shown(story.variables, 300), className="ls-gate")] if story.variables else []
     if story.agree:
-        return [said, gate]
+        return [said, *own, gate]
     badges = [regime_badge(story.regimes[key], label) for key, label in REGIME_LABELS.items()]
-    return [said, gate, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
+    return [said, *own, gate, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
 
 
 def _announced(words: list[Any]) -> html.P:
@@ -111,7 +122,7 @@ def finding_card(finding: Finding, lead: int | None) -> html.Article:
         head.append(html.Span(text, className="ls-lead"))
     body: list[Any] = [html.Div(sentence(finding.message))]
     if finding.remedy:
-        body.append(html.Div(["Try: ", shown(finding.remedy)], className="ls-remedy"))
+        body.append(html.Div(["Try: ", *with_code(finding.remedy)], className="ls-remedy"))
     return html.Article([html.Header(head), *body], className=f"ls-finding ls-{finding.severity}")
 
 

@@ -108,7 +108,11 @@ class Panel:
 
 
 def drawn(panel: Panel, ask: Ask) -> go.Figure:
-    """Return the figure of a panel, or one that says why it cannot be drawn: one bad number costs one panel."""
+    """Return the figure of a panel, or one that says why it cannot be drawn: one bad number costs one panel.
+
+    Its ``meta`` has its summary, the generation of the run that it is of, and, where it is sent whole, its version.
+    """
+    generation = ask.held.run.generation  # before it is drawn: another thread may take in a resume meanwhile
     try:
         with ask.held.drawing(panel.name):
             chart = panel.draw(ask)
@@ -117,7 +121,8 @@ def drawn(panel: Panel, ask: Ask) -> go.Figure:
     except Exception as error:  # whatever a hostile file brings about costs its own panel, never the page
         logging.getLogger(__name__).warning("panel %s cannot be drawn", panel.name, exc_info=True)
         chart = empty(f"This cannot be drawn: {type(error).__name__}: {plain(error, 120)}")
-    meta = {**(chart.layout.meta or {}), "summary": f"{panel.title}. {summary(chart)}"}
+    said = {"summary": f"{panel.title}. {summary(chart)}", "generation": generation}
+    meta = {**(chart.layout.meta or {}), **said}
     if panel.whole:
         meta["version"] = hashlib.sha256(str(chart.to_plotly_json()["data"]).encode()).hexdigest()[:16]
     return chart.update_layout(meta=meta)

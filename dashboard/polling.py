@@ -26,12 +26,14 @@ class Clock:
     Attributes:
         tick: Input of the callback that asks; its value is the number of the tick.
         asked: State of the callbacks that answer: the number of the last tick that was let through.
+        latest: States, one for each answer: the number of the last tick that it has been given to.
     """
 
     def __init__(self, name: str, answers: tuple[str, ...]) -> None:
         self.name, self.answers = name, answers
         self.tick = Input(f"{name}-tick", "data")
         self.asked = State(f"{name}-tick", "data")
+        self.latest = [State(kept, "data") for kept in self._latest()]
 
     def answered(self, answer: str, **settings: Any) -> Output:
         """Return where one of the answers says that it has arrived; ``settings`` are those of an output."""
@@ -50,14 +52,14 @@ class Clock:
             Output(f"{self.name}-tick", "data"),
             Input(self.name, "n_intervals"),
             self.asked,
-            *[State(name, "data") for name in self._latest()],
+            *self.latest,
             prevent_initial_call=True,
         )
         app.clientside_callback(
             ClientsideFunction("loopscope", "latest"),
             [Output(name, "data") for name in self._latest()],
             [Input(f"{self.name}-{answer}", "data") for answer in self.answers],
-            [State(name, "data") for name in self._latest()],
+            self.latest,
             prevent_initial_call=True,
         )
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ..rules.lead import WINDOW, risen_steps
 from ..runfile.layout import PROBE_DERIVED
+from ..runfile.nested import flat
 from .boundary import Boundary, boundaries
 from .opened import OpenRun
-from .settings import flat
 from .text import number, shown
 
 Row = Mapping[str, Any]

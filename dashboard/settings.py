@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
 
+from ..runfile.nested import flat
 from .text import shown, size
 
-DEPTH_LIMIT: Final = 6
 ENTRIES_LIMIT: Final = 2000
 _ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "injection": ("injection", "injection_type"),
@@ -120,19 +121,6 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested settings under dotted names, to a limited depth.
-
-    >>> list(flat({"a": {"b": 1, "c": [2, 3]}, "d": "x"}))
-    [('a.b', 1), ('a.c', [2, 3]), ('d', 'x')]
-    """
-    if isinstance(value, dict) and value and depth < DEPTH_LIMIT:
-        for key, inner in value.items():
-            yield from flat(inner, f"{name}.{key}" if name else str(key), depth + 1)
-    elif name:
-        yield name, value
-
-
 def table(info: Mapping[str, Any]) -> dict[str, str]:
     """Return every setting of a run as text, by its dotted name.
 
@@ -143,7 +131,9 @@ def table(info: Mapping[str, Any]) -> dict[str, str]:
     for name, value in flat(dict(info)):
         if len(entries) >= ENTRIES_LIMIT:
             break
-        if isinstance(value, list) and len(value) > 8:
+        if name == "started" and (moment := _number(value)) is not None and 0 <= moment < 4e9:
+            value = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+        elif isinstance(value, list) and len(value) > 8:
             value = f"{len(value)} entries: {', '.join(map(str, value[:4]))}, …"
         elif isinstance(value, list):
             value = ", ".join(map(str, value))

@@ -19,6 +19,7 @@ from ..dynamics.regime import LTI_TOLERANCE
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding, Judgement, Outcome, outcome, serious
 from ..rules.lead import loss_shows
+from ..rules.regimes import laws_said
 from ..rules.risk import Risk
 from ..runfile.reader import Run
 from .rule_choice import BUILT_IN
@@ -48,6 +49,7 @@ class Story:
         gate_sentence: The same in one sentence, with the findings that decide it.
         risk: How likely the run is to be lost, and what speaks for it.
         rules: By whose rules it is judged: the built-in ones, or those of a file, with its path.
+        variables: What each variable of the loop does, and since when; empty where the loop carries one tensor.
     """
 
     verdict: str
@@ -63,6 +65,7 @@ class Story:
     gate_sentence: str
     risk: Risk
     rules: str
+    variables: str = ""
 
     @property
     def agree(self) -> bool:
@@ -108,6 +111,7 @@ def tell(run: Run, diagnosis: Diagnosis, settings: Settings, rules: str = BUILT_
         gate_sentence=_gate_words(diagnosis.findings),
         risk=diagnosis.risk,
         rules=rules,
+        variables=laws_said(run, diagnosis.variables),
     )
 
 

@@ -36,11 +36,13 @@ def tail(panel: Panel, ask: Ask, have: Have) -> dict[str, Any]:
         have: By the name of each line: the last step that the page has of it; minus one for none.
 
     Returns:
-        ``range`` of the steps, ``summary`` in words, and either ``traces``: name, ``x``, and ``y`` or ``z`` of what is
-        new, or, of a panel that is sent whole where it changed, its ``version``.
+        ``range`` of the steps, ``summary`` in words, ``generation`` of the run that it is of, and either ``traces``:
+        name, ``x``, and ``y`` or ``z`` of what is new, or, of a panel that is sent whole where it changed, its
+        ``version``.
     """
     first, newest = bounds(ask.held.run)
-    said: dict[str, Any] = {"range": list(whole_range((float(first), float(newest))))}
+    span = list(whole_range((float(first), float(newest))))
+    said: dict[str, Any] = {"range": span, "generation": ask.held.run.generation}
     if panel.whole:
         meta = drawn(panel, replace(ask, view=None)).layout.meta
         return said | {"version": meta["version"], "summary": meta["summary"]}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..rules.completeness import gap
-from ..rules.findings import Finding
+from ..rules.findings import Finding, Judgement
 from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
 from ..runfile.reader import Run
@@ -108,6 +108,15 @@ class Baseline:
             elif measured[name] < limit.low:
                 told.append(_finding(IMPROVED, "baseline-improved", name, measured[name], limit.low, limit, step))
         return told
+
+    def judgement(self, run: Run) -> Judgement | None:
+        """Return what a run was compared in; None where it was not compared."""
+        entry = self._entry_of(run)
+        if entry is None:
+            return None
+        count = f"{len(entry.runs)} run{'' if len(entry.runs) == 1 else 's'}"
+        said = f"{', '.join(entry.limits)}: against {count} of {self.path.name}"
+        return Judgement(REGRESSION, "baseline-regression", "error", "judged", len(run), said)
 
     def learn(self, runs: Sequence[Run], commit: str) -> list[Entry]:
         """Take runs in, in the place of earlier ones of the same configurations, and return what was learned.

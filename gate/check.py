@@ -113,6 +113,8 @@ class _Judge:
         diagnosis = diagnose(run, self.rules, min_steps=self.min_steps)
         if self.baseline is not None:
             diagnosis = with_findings(diagnosis, self.baseline.findings(run))
+            compared = self.baseline.judgement(run)
+            diagnosis = replace(diagnosis, judgements=[*diagnosis.judgements, *([compared] if compared else [])])
         commit = run.info.get("commit")
         return RunCheck(
             path,

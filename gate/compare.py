@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..rules.findings import Finding
+from ..runfile.nested import flat
 from ..runfile.reader import Run
 from .levels import BY_NAME, expected, levels
-from .settings import flat
 
 ODD_RUN: Final = "LS093"
 MOST_DIFFERENCES: Final = 20  # settings listed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ..rules.diagnosis import Diagnosis
@@ -33,11 +33,11 @@ def as_markdown(result: GateResult, largest: int = LARGEST, artifacts: str = "")
         largest: Bytes at most; what does not fit is counted in the last line, the runs that failed come first.
         artifacts: Address of what the job uploads; empty without.
     """
-    lines = [*_head(result), ""]
+    order = sorted(result.runs, key=lambda run: run.verdict(result.fail_on) == "pass")  # stable: else as given
+    lines = [*_head(result, order), ""]
     if artifacts:
         lines += [f"[Runs and reports that this job uploads]({artifacts})", ""]
     size = sum(len(line.encode()) + 1 for line in lines)
-    order = sorted(result.runs, key=lambda run: run.verdict(result.fail_on) == "pass")  # stable: else as given
     for number, run in enumerate(order):
         part = [*_of_run(run, result), ""]
         size += sum(len(line.encode()) + 1 for line in part)
@@ -60,15 +60,13 @@ def escape(text: object) -> str:
     return re.sub(r"\b(https?|ftp|www)([:.])", lambda m: f"{m[1]}&#{ord(m[2])};", shown)
 
 
-def _head(result: GateResult) -> Iterator[str]:
-    """Yield the verdict and a table of the runs."""
-    words = [run.verdict(result.fail_on) for run in result.runs]
-    counts = ", ".join(f"{words.count(word)} {said}" for word, said in _COUNTED.items() if word in words)
-    yield f"## {SYMBOLS[result.verdict]} loopscope: {result.verdict} ({counts or 'no runs'}){result.limits}"
+def _head(result: GateResult, order: Sequence[RunCheck]) -> Iterator[str]:
+    """Yield the verdict and a table of the runs in an order."""
+    yield f"## {SYMBOLS[result.verdict]} loopscope: {result.verdict} ({result.counted}){result.limits}"
     yield ""
     yield "| | run | verdict | steps | ρ(A̅) | loss | why |"
     yield "|---|---|---|---:|---:|---|---|"
-    for run in result.runs[:MOST_FINDINGS]:
+    for run in order[:MOST_FINDINGS]:
         yield _row(run, result)
     if len(result.runs) > MOST_FINDINGS:
         yield f"\n*and {len(result.runs) - MOST_FINDINGS} more runs*"
@@ -78,17 +76,15 @@ def _head(result: GateResult) -> Iterator[str]:
         yield from _of_comparison(result.comparison)
 
 
-_COUNTED: Final = {"fail": "failed", "error": "could not be judged", "pass": "passed"}
-
-
 def _row(run: RunCheck, result: GateResult) -> str:
     """Return the row of one run."""
     symbol = SYMBOLS[run.verdict(result.fail_on)]
     if run.diagnosis is None:
         return f"| {symbol} | {escape(run.path)} | unreadable | | | | {escape(run.error)} |"
     diagnosis = run.diagnosis
-    breach = next((each for each in run.by_weight if each.severity != "note"), None)
-    first = f"{breach.rule} {escape(breach.name)}, step {breach.step}" if breach else "no error, no warning"
+    first = "no error, no warning"
+    if run.reason is not None:
+        first = f"{run.reason.rule} {escape(run.reason.name)}, step {run.reason.step}"
     radius = "" if math.isnan(diagnosis.radius) else f"{diagnosis.radius:.4g}"
     trend = f"`{run.trends['loss']}`" if run.trends.get("loss", "").strip() else ""
     verdict = f"{diagnosis.verdict}{run.limits}"
@@ -114,6 +110,9 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
         yield from _of_finding(finding, result.where(run, finding))
     if len(diagnosis.findings) > MOST_FINDINGS:
         yield f"- *and {len(diagnosis.findings) - MOST_FINDINGS} more findings*"
+    for each in diagnosis.judgements:
+        if each.state == "judged" and each.reason:
+            yield f"- judged: {each.rule} ({escape(each.reason)})"
     unjudged: dict[str, list[str]] = {}
     for each in diagnosis.judgements:
         if each.state == "no data":

@@ -27,6 +27,7 @@ NOTHING: Final = 5
 MOST_SERIOUS_FIRST: Final = (INTERNAL, UNREADABLE, NOTHING, FAILED)
 
 Verdict = Outcome
+_COUNTED: Final[Mapping[Outcome, str]] = {"fail": "failed", "error": "could not be judged", "pass": "passed"}
 _CODES: Final[Mapping[Outcome, int]] = {"pass": PASSED, "fail": FAILED, "error": NOTHING}
 
 
@@ -63,6 +64,11 @@ class RunCheck:
         """The findings, the most serious first; of those alike what fired before what is missing, then by step."""
         findings = [] if self.diagnosis is None else self.diagnosis.findings
         return sorted(findings, key=lambda each: (-SEVERITIES.index(each.severity), each.gap, each.step))
+
+    @property
+    def reason(self) -> Finding | None:
+        """The first finding that a reader must see; None where there is neither an error nor a warning."""
+        return next((each for each in self.by_weight if each.severity != "note"), None)
 
     def exit_code(self, fail_on: Severity) -> int:
         """Return the exit code that this file alone would give."""
@@ -109,6 +115,13 @@ class GateResult:
     baseline: Path | None = None
     commit: str = ""
     root: Path | None = None
+
+    @property
+    def counted(self) -> str:
+        """How many runs have which verdict, in words."""
+        verdicts = [run.verdict(self.fail_on) for run in self.runs]
+        counts = [f"{verdicts.count(word)} {said}" for word, said in _COUNTED.items() if word in verdicts]
+        return ", ".join(counts) or "no runs"
 
     @property
     def exit_code(self) -> int:

@@ -7,27 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-DEEPEST: Final = 6
+from ..runfile.nested import flat
+
 MOST_SETTINGS: Final = 500
 LONGEST: Final = 500  # characters of a text
 OF_ONE_RUN: Final = ("seed", "out", "path", "device", "host", "name", "output_dir", "run_name", "resume", "overwrite")
 """Last words of settings that may differ between runs of one configuration."""
-
-
-def flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested settings under dotted names, to a limited depth.
-
-    >>> list(flat({"a": {"b": 1}, "d": "x"}))
-    [('a.b', 1), ('d', 'x')]
-    """
-    if isinstance(value, dict) and value and depth < DEEPEST:
-        for key, inner in value.items():
-            yield from flat(inner, f"{name}.{key}" if name else str(key), depth + 1)
-    elif name:
-        yield name, value
 
 
 def settings_of(info: Mapping[str, Any]) -> dict[str, Any]:

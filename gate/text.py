@@ -1,14 +1,16 @@
 """The gate's result for people: a line for each run, and below it what was found and what to try.
 
-Everything that comes from files and names is shown escaped, one line for each thing.
+Everything that comes from files and names is shown escaped, one line for each thing. Of several runs the last lines
+count the verdicts and name those that failed: they stand where the prompt comes back.
 
-Not covered: colours; a CI log shows none.
+Not covered: colours; a terminal gets them from the command.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding
@@ -17,14 +19,33 @@ from .compare import Comparison
 from .replay import alarms, sentence
 from .result import GateResult, RunCheck
 
-INDENT = " " * 6
+INDENT: Final = " " * 6
+MOST_NAMED: Final = 20  # runs that did not pass, in the last lines
 
 
 def as_text(result: GateResult) -> str:
     """Return the result as lines."""
-    lines = [line for run in result.runs for line in _of_run(run, result)]
+    lines: list[str] = []
+    before: list[str] = []
+    for run in result.runs:
+        lines += _of_run(run, result)
+        judged = [] if run.diagnosis is None else [*_not_judged(run.diagnosis)]
+        lines += judged if judged != before else [f"{INDENT}judged as the run above"] if judged else []
+        before = judged or before
     lines += [] if result.comparison is None else _of_comparison(result.comparison)
+    lines += _tally(result) if len(result.runs) > 1 else []
     return "\n".join(lines)
+
+
+def _tally(result: GateResult) -> Iterator[str]:
+    """Yield how many runs have which verdict, and which ones did not pass."""
+    yield f"{result.verdict.upper()}{result.limits}  {len(result.runs)} runs: {result.counted}"
+    not_passed = [run for run in result.runs if run.verdict(result.fail_on) != "pass"]
+    for run in not_passed[:MOST_NAMED]:
+        word, first = run.verdict(result.fail_on).upper(), run.reason
+        yield plain(f"{INDENT}{word}  {run.path}  {f'{first.rule} {first.name}, step {first.step}' if first else ''}")
+    if len(not_passed) > MOST_NAMED:
+        yield f"{INDENT}and {len(not_passed) - MOST_NAMED} more"
 
 
 def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
@@ -42,7 +63,6 @@ def _of_run(run: RunCheck, result: GateResult) -> Iterator[str]:
         yield plain(f"{INDENT}{diagnosis.risk.sentence}")
     for finding in diagnosis.findings:
         yield from _of_finding(finding, result.where(run, finding))
-    yield from _not_judged(diagnosis)
 
 
 def _steps(diagnosis: Diagnosis) -> str:
@@ -65,7 +85,7 @@ def _not_judged(diagnosis: Diagnosis) -> Iterator[str]:
     lengths: dict[int, list[str]] = {}
     for each in diagnosis.judgements:
         if each.state == "judged":
-            lengths.setdefault(each.steps, []).append(each.rule)
+            lengths.setdefault(each.steps, []).append(each.rule + (f" ({each.reason})" if each.reason else ""))
     for steps, rules in sorted(lengths.items(), reverse=True):
         yield plain(f"{INDENT}judged on {steps} steps: {', '.join(rules)}")
     for state in ("not applicable", "no data"):
@@ -93,7 +113,8 @@ def _of_replay(diagnosis: Diagnosis) -> Iterator[str]:
 def _of_comparison(comparison: Comparison) -> Iterator[str]:
     """Yield the runs side by side: a row for each quantity, a mark where a run is odd."""
     yield f"COMPARED  {plain(comparison.sentence)}"
-    names = [f"{number + 1}: {path.name}" for number, path in enumerate(comparison.runs)]
+    names = [str(number) for number in range(1, len(comparison.runs) + 1)]
+    yield from (f"{INDENT}{number}: {plain(path)}" for number, path in zip(names, comparison.runs, strict=True))
     rows = []
     for row in comparison.rows:
         cells = (_cell(value, odd=abs(score) > 1) for value, score in zip(row.values, row.scores, strict=True))

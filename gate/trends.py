@@ -24,6 +24,7 @@ from .result import GateResult
 from .sparkline import sparkline
 
 SERIES: Final = ("loss", "a_bar_radius", "last_state_norm")
+DECADES: Final = 3
 DRAWN: Final[frozenset[Format]] = frozenset({"markdown", "github"})
 
 
@@ -35,12 +36,17 @@ def with_trends(result: GateResult) -> GateResult:
 def _line(values: NDArray[np.float64]) -> str:
     """Return a series as a sparkline with its first and last number: each line has a scale of its own.
 
-    >>> _line(np.array([0.5, 1.0, 2.0]))
-    '▁▃█ 0.5 → 2'
+    What spans more than `DECADES` is drawn by its logarithm, or growth over the whole run would look like one peak.
+
+    >>> _line(np.array([0.5, 1.0, 2.0])), _line(np.array([1.0, 1e3, 1e6]))
+    ('▁▃█ 0.5 → 2', '▁▅█ 1 → 1e+06 (log scale)')
     """
-    drawn = sparkline(values)
+    drawn, scale = sparkline(values), ""
+    finite = values[np.isfinite(values)]
+    if len(finite) and finite.min() > 0 and finite.max() > 10.0**DECADES * finite.min():
+        drawn, scale = sparkline(np.log(np.maximum(values, finite.min()))), " (log scale)"
     given = values[~np.isnan(values)]
-    return f"{drawn} {given[0]:.3g} → {given[-1]:.3g}" if len(given) else drawn
+    return f"{drawn} {given[0]:.3g} → {given[-1]:.3g}{scale}" if len(given) else drawn
 
 
 def _of_run(path: Path, at_step: int | None) -> Mapping[str, str]:

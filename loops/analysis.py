@@ -8,6 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ def linearize(
     with _derivatives_of(model), bound_loop(model, tokens, site=site, seed=seed) as loop:
         parts = {name: getattr(loop.site, name) for name in ("a_bar", "b_bar", "c_out")}
         scale = OTHER_START * loop.state.norm(dim=-1, keepdim=True) / loop.state.shape[-1] ** 0.5
-        return linearize_loop(
+        result = linearize_loop(
             loop.step,
             loop.state,
             loops=num_loops,
@@ -84,6 +85,7 @@ def linearize(
             budget=budget,
             progress=progress,
         )
+        return replace(result, skipped={**result.skipped, "noise": loop.remark}) if loop.remark else result
 
 
 @contextmanager

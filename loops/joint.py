@@ -5,7 +5,8 @@ and where it is seen for the last time in the next pass, the value is caught. So
 enters it at no module of its own; two passes of a forward are enough, and the others are run as well.
 
 Whether the variables are all that the loop carries is tried out: from the state after one pass the function has to give
-the state after the next, wherever in the forward that is.
+the state after the next, wherever in the forward that is. A loop that draws random numbers in its passes is a map for
+given ones: then every pass is run with the same.
 
 Not covered: compiled models (use the module before ``torch.compile``).
 """
@@ -28,6 +29,7 @@ from .site import LoopSite, LoopSiteError
 from .states import Passes, Roles, StateHooks
 
 MOST_APART = 1e-3  # relative difference at which the variables are not all that the loop carries
+SAME_NOISE = "the same random numbers are drawn in every pass"
 
 
 @contextmanager
@@ -86,6 +88,7 @@ class _Joint:
         self._swap: dict[int, Tensor] = {}  # by the number of a sight
         self._catch: dict[int, int] = {}  # which variable is caught at which sight
         self._caught: dict[int, Tensor] = {}
+        self._ends_at: set[int] = set()  # sights behind which the random streams start again
         self._hooks = LoopHooks(model, site, begin=self._begin)
         self._states = StateHooks(model, site, returned=self._returned, marked=self._marked)
 
@@ -107,8 +110,15 @@ class _Joint:
             )
         states = self.states()
         self._from, self._to = ends[-2], ends[-1]
-        self._check(states)
-        return BoundLoop(self.step, None, None, states[0], None, {}, self.site, self._channels())
+        wrong, remark = self._why_no_map(states), ""
+        if wrong:
+            self._ends_at, remark = {max(end) for end in ends}, SAME_NOISE
+            with torch.no_grad():
+                self.run()
+            states = self.states()
+            if self._why_no_map(states):
+                raise LoopSiteError(wrong)
+        return BoundLoop(self.step, None, None, states[0], None, {}, self.site, self._channels(), remark)
 
     def step(self, h: Tensor) -> Tensor:
         """Run one pass from a joint state."""
@@ -152,19 +162,20 @@ class _Joint:
             last[variable] = at
         return [*ends, [last[number] for number in range(len(self.site.variables))]] if passes.whole else ends
 
-    def _check(self, states: list[Tensor]) -> None:
-        """Raise unless the function gives the next state from every pass before the last two."""
-        with torch.no_grad():
-            for one, other in pairwise(states[:-1]):
-                apart = float((self.step(one) - other).norm() / other.norm().clamp(min=1e-12))
-                if not apart <= MOST_APART:
-                    raise LoopSiteError(
-                        f"from the states after one pass the next pass of {type(self.model).__name__} does not give "
-                        f"those that followed ({100 * apart:.2g} % apart): the loop carries more than "
-                        f"{', '.join(v.name for v in self.site.variables)}, or differs from pass to pass; it can be "
-                        "watched but not linearised. If it carries more, name every tensor that it carries where that "
-                        "gets its new value: h = loopscope.mark(h, 'h')"
-                    )
+    @torch.no_grad()
+    def _why_no_map(self, states: list[Tensor]) -> str:
+        """Return why the function does not give the state that followed, after any pass before the last two."""
+        for one, other in pairwise(states[:-1]):
+            apart = float((self.step(one) - other).norm() / other.norm().clamp(min=1e-12))
+            if not apart <= MOST_APART:
+                return (
+                    f"from the states after one pass the next pass of {type(self.model).__name__} does not give "
+                    f"those that followed ({100 * apart:.2g} % apart): the loop carries more than "
+                    f"{', '.join(v.name for v in self.site.variables)}, or differs from pass to pass; it can be "
+                    "watched but not linearised. If it carries more, name every tensor that it carries where that "
+                    "gets its new value: h = loopscope.mark(h, 'h')"
+                )
+        return ""
 
     def _joined(self, values: list[Tensor]) -> Tensor:
         """Return variables as one state ``(B, S, D)``: side by side along their channels, or a row per sequence."""
@@ -220,6 +231,8 @@ class _Joint:
     def _sight(self, variable: int, state: Tensor, *, first: bool) -> Tensor | None:
         """Take note of a value, or put another one in its place; stop the forward where the last one is caught."""
         at, self._at = self._at, self._at + 1
+        if at in self._ends_at:
+            start_streams(self.model, self.seed)
         if not self._catch:
             self._seen.append((variable, state.detach().clone(), first))
             return None

@@ -43,6 +43,7 @@ class BoundLoop:
         sublayers: The modules of the body that carry the whole state, in running order.
         site: Where the loop is.
         variables: Which channels of the state each variable has, where the loop carries several.
+        remark: What a reader of its numbers should know; often nothing.
     """
 
     step: Step
@@ -53,6 +54,7 @@ class BoundLoop:
     sublayers: dict[str, nn.Module]
     site: LoopSite
     variables: dict[str, slice] = field(default_factory=dict)
+    remark: str = ""
 
 
 class KeepsGradients(TorchFunctionMode):

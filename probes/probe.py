@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from ..lazy import no_collection
 from ..loops.call import Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 
+@no_collection()
 def attach(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -74,7 +76,7 @@ def attach(
     on_alert: Callable[[Event], None] | None = None,
     stop_on: Sequence[str] = (),
 ) -> Probe:
-    """Attach a probe to a looped model and records its training to one HDF5 file.
+    """Attach a probe to a looped model and record its training to one HDF5 file.
 
     Args:
         model: The model to train, bare or inside DDP or ``torch.compile`` wrappers; attach before its first call. A
@@ -109,8 +111,7 @@ def attach(
         LoopSiteError: The loop cannot be located.
         FileExistsError: The file is there and neither ``resume`` nor ``overwrite`` was given.
         OSError: The file cannot be written.
-        RuleError: The rule file is not valid, or names a series that this run will not have, or ``stop_on`` names no
-            rule.
+        RuleError: The rule file is not valid, names a series that this run lacks, or ``stop_on`` names no rule.
         ValueError: A scalar has a name that is taken, or the model has lazy modules.
 
     Example:
@@ -301,8 +302,7 @@ class Probe:
     def flush(self) -> bool:
         """Wait until every step so far is in the file; call it before saving a checkpoint.
 
-        A checkpoint then never holds steps that the file does not have, whatever kills the run. Waits for copies from
-        the device, and ten seconds at most for the disk.
+        A checkpoint then never holds steps that the file lacks. Waits for the device, and ten seconds for the disk.
 
         Returns:
             Whether every step since the last call that returned True is in the file. Not on a full disk, say.

@@ -35,7 +35,7 @@ from ..rules.rule_files import Rule
 from ..runfile.arrays import info_bytes
 from ..runfile.ending import STEPS_MISSING
 from ..runfile.flights import FlightStep
-from ..runfile.layout import INFO_LATER, Event, Severity
+from ..runfile.layout import INFO_LATER, VARIABLE_PASSES, Event, Severity
 from ..runfile.ranks.companions import WORLD_SIZE, resumed_on
 from ..runfile.reader import Run
 from ..runfile.writer import RunWriter
@@ -446,7 +446,8 @@ class Recorder:
                 log.log(logging.WARNING if gap.severity == "warning" else logging.INFO, "loopscope: %s", gap.message)
         writer.append_step(given | extra, loops)
         self._mirrors.write(record.step, given | extra, loops)
-        self.alerts.add(writer, given | extra, loops, record.flight, measured=given, variables=variables)
+        passes = record.arrays.get(VARIABLE_PASSES)
+        self.alerts.add(writer, given | extra, loops, record.flight, measured=given, variables=variables, passes=passes)
 
     def _linear(self, writer: RunWriter, record: Record) -> dict[str, float]:
         """Return the norms and eigenvalues of the matrices that came with a record."""

@@ -19,7 +19,7 @@ from ..runfile.ending import STEPS_MISSING, Ending
 from ..runfile.layout import Event, Severity
 from ..runfile.ranks.companions import RANK_EVENTS
 from ..runfile.reader import Run
-from .findings import Finding, Judgement
+from .findings import Finding, Judgement, capitalised
 from .rule_files import Rule
 from .series import OF_THE_LOOP, SHORTEST_PAUSE
 
@@ -49,7 +49,7 @@ def completeness(run: Run, end: Ending, *, min_steps: int | None = None) -> list
         said = "rows were recorded, but neither a loss nor a single loop" if rows else "no step was recorded"
         return [*gaps, gap("LS000", "no-data", f"{said}, so nothing can be said", _CALL_STEP, end.last_step or 0)]
     gaps += [*_of_loops(run, end), *_of_depths(run), *_of_dropped_rows(run), *_of_missing_steps(run)]
-    return [*gaps, *_of_unchecked_a_bar(run)]
+    return [*gaps, *_of_what_was_off(run)]
 
 
 def unjudged(judgements: Sequence[Judgement]) -> list[Finding]:
@@ -116,10 +116,16 @@ def gap(rule: str, name: str, message: str, remedy: str, step: int, severity: Se
 
 def sentence(text: str) -> str:
     """Return the text with a capital and a full stop."""
-    first = text[:1].upper() if text[:1].isascii() else text[:1]
-    return f"{first}{text[1:].rstrip('.')}."
+    return f"{capitalised(text).rstrip('.')}."
 
 
+_OFF: Final = {
+    "a_bar_unchecked": "compare ρ(A̅) with `loopscope linearize`, which measures what the injection does",
+    "rules_off": "what fired is judged here all the same; the training's log has the traceback, please report it",
+    "spikes_off": "what fired is judged here all the same; the training's log has the traceback, please report it",
+    "flights_off": "the training's log has the traceback, please report it",
+}
+"""What to do where an event of this kind says that a part of the recording was off, or could not look."""
 _CALL_STEP: Final = (
     "check that probe.step() is called after every optimizer step and that the model runs in training mode"
 )
@@ -259,14 +265,14 @@ def _of_missing_steps(run: Run) -> list[Finding]:
     ]
 
 
-def _of_unchecked_a_bar(run: Run) -> list[Finding]:
-    """Return that rules about ρ(A̅) judge a matrix that nobody compared with what the loop does."""
-    remedy = "compare ρ(A̅) with `loopscope linearize`, which measures what the injection does"
+def _of_what_was_off(run: Run) -> list[Finding]:
+    """Return what was not looked at while the run was recorded, as its events say."""
     return [
-        Finding("LS004", "a-bar-unchecked", "note", e.step, e.step, math.nan, math.nan, sentence(e.message), remedy, 1)
+        Finding("LS004", e.kind.replace("_", "-"), "note", e.step, e.step, math.nan, math.nan, sentence(e.message),
+                _OFF[e.kind], 1)
         for e in run.events
-        if e.kind == "a_bar_unchecked"
-    ]
+        if e.kind in _OFF
+    ]  # fmt: skip
 
 
 def _of_a_rank(event: Event) -> Finding:

@@ -27,9 +27,11 @@ def exit_shares(run: Run, rows: slice = slice(None)) -> NDArray[np.float64]:
 
     Returns:
         ``(T + 1,)``: entry t is the share of tokens that run t loops; they add up to 1. Empty where no loop was
-        recorded, or where more tokens take part in a later loop than in the one before.
+        recorded, where more tokens take part in a later loop than in the one before, or their number is infinite.
     """
     tokens = run.loops("tokens", rows)
+    if np.isinf(tokens).any():
+        return np.empty(0)
     depth = np.count_nonzero(~np.isnan(tokens), axis=1) - 1  # of each step
     counts = np.zeros(int(max(depth.max(initial=0), 0)) + 1)
     for loops in np.unique(depth[depth > 0]):

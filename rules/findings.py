@@ -6,6 +6,7 @@ Not covered: how they come about (``judging``, ``completeness``), how they are s
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -81,7 +82,7 @@ class Judgement:
         state: ``judged``; ``not applicable``, where the run has nothing of the kind; ``no data``, where it should have
             been judged, to the end of the run, and was not.
         steps: Rows at which its condition could be decided.
-        reason: Why it was not judged; empty when it was.
+        reason: Why it was not judged; where it was, what it was judged against, if that is more than its condition.
     """
 
     rule: str
@@ -121,3 +122,12 @@ def outcome(findings: Iterable[Finding], fail_on: Severity = "error") -> Outcome
     if any(not finding.gap for finding in failing):
         return "fail"
     return "error" if failing else "pass"
+
+
+def capitalised(text: str) -> str:
+    """Return a sentence with a capital first, unless it begins with a symbol or a name from code.
+
+    >>> [capitalised(text) for text in ("the loss rises", "z_H: it orbits", "ρ(A̅) = 1.2")]
+    ['The loss rises', 'z_H: it orbits', 'ρ(A̅) = 1.2']
+    """
+    return text[:1].upper() + text[1:] if re.match(r"[a-z][a-z'-]*,?(\s|$)", text) else text

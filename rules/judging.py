@@ -54,10 +54,13 @@ def judge(run: Run, rules: Iterable[Rule]) -> Judged:
     joint, read = _tried(run, rules)
     findings = [fired for trial in joint if (fired := trial.finding()) is not None]
     of_states = [rule for rule in rules if is_of_states(rule)]
+    of_variables: dict[str, Judgement] = {}
     for variable in variables_of(run):
-        own, _ = _tried(run, of_states, variable)
+        own, seen = _tried(run, of_states, variable)
         findings += [fired for trial in own if (fired := trial.finding()) is not None]
+        of_variables |= {each.rule: each for trial in own if (each := trial.judgement(seen)).state == "judged"}
     said = [trial.judgement(read) for trial in joint]
+    said = [each if each.state == "judged" else of_variables.get(each.rule, each) for each in said]
     return Judged(sorted(_without_repeats(findings), key=lambda finding: finding.step), said, read.risk())
 
 
@@ -194,7 +197,8 @@ class _Trial:
 def _pending(rule: Rule, steps: Series, outcome: Outcome, since: float, variable: str) -> Finding:
     """Return that a rule's condition holds at the last row, and for how long."""
     held = finding(rule, steps, len(steps) - 1, outcome, since=since, variable=variable)
-    said = f"pending, holds for {held.held} of {rule.hold} steps where the recording ends: {held.message}"
+    steps_held = f"{held.held} of {rule.hold} steps" if held.held else f"the last step only, of {rule.hold}"
+    said = f"pending, holds for {steps_held} where the recording ends: {held.message}"
     return replace(held, severity="warning", state="pending", message=said)
 
 

@@ -32,7 +32,7 @@ from .risk import SOURCES, RunRisk, columns_of
 from .rule_files import Rule
 from .scope import Said, why_not
 from .series import LOSS_DERIVED, RISK, SECONDS, RunSeries, constants, entries_of
-from .variables import is_of_states, loops_of_rows
+from .variables import is_of_states, loops_of_rows, ratios_of_passes
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
@@ -77,7 +77,7 @@ class LiveRules:
         self._constants = constants(info)
         self._names = {name for rule in self._rules for name in rule.expr.names} - self._constants.keys()
         self._entries = [name for name in self._names if loop_entry(name) is not None]
-        self._of_states = [name for name in self._names if name in STEP_DERIVED] + self._entries
+        self._of_states = [n for n in self._names if n in STEP_DERIVED or n in PROBE_DERIVED] + self._entries
         self._variables = _variables_in(info)
         self._followed = [_Followed(rule, self._variables) for rule in self._rules]
         self._last_time = math.nan  # of a row of this process
@@ -116,6 +116,7 @@ class LiveRules:
         time: float = math.nan,
         loops: NDArray[np.float32] | None = None,
         variables: Sequence[NDArray[np.float32]] = (),
+        passes: NDArray[np.float32] | None = None,
     ) -> list[Event]:
         """Take the row of a step; return the alerts of earlier rows, where it is time to judge them.
 
@@ -125,6 +126,7 @@ class LiveRules:
             time: Unix seconds.
             loops: The loops of the step, ``(T + 1, 4)`` as ``LOOP_COLUMNS``.
             variables: What every variable did in it, in their order, ``(updates + 1, 6)`` as ``VARIABLE_COLUMNS``.
+            passes: Where the full loop was measured, the passes on the fixed batch, as ``VARIABLE_PASSES``.
         """
         if self._past:
             self._replay(step)
@@ -138,6 +140,9 @@ class LiveRules:
             if len(updates):
                 own = loops_of_rows(updates)
                 self._learn(entries_of(self._entries, own) | derived_from_loops(own), variable)
+        measured = [] if passes is None else ratios_of_passes(passes, len(self._variables))
+        for variable, ratios in zip(self._variables if measured else (), measured, strict=True):
+            self._learn(ratios, variable)
         self._last_time, self._last_step = time, step
         if self._idle:
             self._told, self._idle = {(rule, float(step)) for rule in self._idle}, set()

@@ -24,7 +24,7 @@ from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
 from .exits import exits_said
 from .expression import Series
-from .variables import per_pass, variables_of
+from .variables import is_measured, late_ratios_of, per_pass, variables_of
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
 LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
@@ -33,6 +33,8 @@ SEVERAL_DEPTHS = (
     "trajectory: a fixed batch would be one"
 )
 NO_LOOP = "No loop was recorded."
+UNSETTLED = ("drifting", "orbiting", "exploding")
+KEEPS_STEPS = 0.97  # ratio of late steps from which on they do not settle, as in LS031
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 
 
@@ -68,7 +70,8 @@ def read_regimes(run: Run) -> RunRegimes:
     attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
     laws = variable_laws(run)
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
-    parts = [*said, law.sentence, attracting, seen.sentence, variables_said(run, laws), exits_said(run, recent)]
+    of_training = "" if laws and law.kind == "unknown" else law.sentence  # too few passes, and more were measured
+    parts = [*said, of_training, attracting, seen.sentence, variables_said(run, laws), exits_said(run, recent)]
     sentence = ". ".join(part.rstrip(".") for part in parts if part) + "."
     return RunRegimes(seen.regimes, seen.verdict, radius, sentence, laws)
 
@@ -140,7 +143,7 @@ def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     names = variables_of(run)
     if names and VARIABLE_PASSES in run.array_names:
         _, (*_, measured) = run.arrays(VARIABLE_PASSES, slice(-1, None))
-        if measured.ndim == 3 and measured.shape[0] == len(names) and measured.shape[1] > 1 and measured.shape[2] == 3:
+        if is_measured(measured, len(names)):
             return {name: classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=_round_off(run))
                     for name, rows in zip(names, measured.astype(np.float64), strict=True)}  # fmt: skip
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
@@ -150,6 +153,27 @@ def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
             return {}
         laws[name] = _law_of_training({which: per_pass(run, name, which, recent) for which in LOOP_COLUMNS_READ}, run)
     return laws
+
+
+def laws_said(run: Run, laws: Mapping[str, TrajectoryLaw]) -> str:
+    """Return what each variable does from pass to pass, and since when where it does not settle; empty without laws."""
+    said = []
+    for name, law in laws.items():
+        since = unsettled_since(run, name) if law.kind in UNSETTLED else None
+        when = "" if since is None else " from the start" if since == 0 else f" since step {since:,}"
+        said.append(f"{name} {law.words}{when}")
+    return f"By variable: {', '.join(said)}." if said else ""
+
+
+def unsettled_since(run: Run, variable: str) -> int | None:
+    """Return the step since which the late passes of a variable on the fixed batch have not got shorter.
+
+    None where they do at the end, or were never measured. It lies at a measurement; it began after the one before.
+    """
+    steps, ratios = late_ratios_of(run, variable, "residual_ratio")
+    settles = np.flatnonzero(ratios < KEEPS_STEPS)
+    first = int(settles[-1]) + 1 if len(settles) else 0
+    return int(steps[first]) if first < len(steps) else None
 
 
 def variables_said(run: Run, laws: Mapping[str, TrajectoryLaw]) -> str:
@@ -171,7 +195,7 @@ def variables_said(run: Run, laws: Mapping[str, TrajectoryLaw]) -> str:
                 break
     order = sorted(moves, key=moves.__getitem__, reverse=True)
     said = [f"{name} {f'{moves[name]:.2g}' if moves[name] < math.inf else 'is not finite'}" for name in order]
-    parts = [f"By variable: {', '.join(f'{name} {law.words}' for name, law in laws.items())}"] if laws else []
+    parts = [laws_said(run, laws).rstrip(".")] if laws else []
     parts += [f"Last step beside the norm, by variable: {', '.join(said)}"] if said else []
     return ". ".join(parts)
 

@@ -27,7 +27,7 @@ from .grammar import PER_LOOP, loop_entry
 from .loss_series import DERIVED, SOURCES, LossSeries
 from .risk import SOURCES as RISK_SOURCES
 from .risk import Risk, RunRisk, carry
-from .variables import at_passes
+from .variables import at_passes, late_ratios_of
 
 CONSTANTS: Final = frozenset({"a_bar_learned"})
 LOSS_DERIVED: Final = frozenset(DERIVED)
@@ -250,7 +250,8 @@ class RunSeries:
         """Return a recorded series, read when it is first asked for; None where the run does not know the name."""
         if name not in self._tracks:
             if name in PROBE_DERIVED:
-                self._tracks[name] = _NowAndThen(*self._run.series(name), self.steps)
+                own = late_ratios_of(self._run, self._variable, name) if self._variable else self._run.series(name)
+                self._tracks[name] = _NowAndThen(*own, self.steps)
             elif (entry := _entry(name)) is not None:
                 self._read_loops(entry[0])
             elif name == SECONDS:

@@ -2,7 +2,8 @@
 
 A variable may be updated several times in a pass. Then its last update in every pass counts, so that updates at the
 same place of a pass are compared with each other: ``residual_norm[-1]`` of ``z_L`` is the size of the last update of
-the last pass, ``residual_norm[-2]`` that of the last update of the pass before.
+the last pass, ``residual_norm[-2]`` that of the last update of the pass before. The ratios of late loops are those of
+the passes that a variable makes on the fixed batch, where the full loop is measured (`late_ratios_of`).
 
 Not covered: the joint state, which has loops of its own (`Run.loops`); token counts, which the variables share.
 """
@@ -15,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runfile.layout import LOOP_COLUMNS, STEP_DERIVED, VARIABLE_COLUMNS
+from ..runfile.layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_DERIVED, VARIABLE_COLUMNS, VARIABLE_PASSES
+from ..runfile.ratios import late_ratios
 from ..runfile.reader import Run
 from .expression import Series
 from .grammar import loop_entry
@@ -35,12 +37,18 @@ def variables_of(run: Run) -> tuple[str, ...]:
 def is_of_states(rule: Rule) -> bool:
     """Return whether a rule reads states or steps of the loop, so that every variable is judged by it.
 
+    A rule about a learned A̅ is about the loop as a whole.
+
     >>> from .expression import parse
-    >>> [is_of_states(Rule("R", "r", parse(text), "error")) for text in ("last_state_norm > 9", "loss > 3")]
-    [True, False]
+    >>> said = ("last_state_norm > 9", "residual_ratio > 1", "residual_ratio > 1 and a_bar_learned", "loss > 3")
+    >>> [is_of_states(Rule("R", "r", parse(text), "error")) for text in said]
+    [True, True, False, False]
     """
-    return any(name in STEP_DERIVED or ((entry := loop_entry(name)) and entry[0] in OF_STATES)
-               for name in rule.expr.names)  # fmt: skip
+    names = rule.expr.names
+    if "a_bar_learned" in names:
+        return False
+    return any(name in STEP_DERIVED or name in PROBE_DERIVED or ((entry := loop_entry(name)) and entry[0] in OF_STATES)
+               for name in names)  # fmt: skip
 
 
 def per_pass(run: Run, variable: str, name: str, rows: slice = slice(None)) -> Series:
@@ -84,6 +92,50 @@ def at_passes(run: Run, variable: str, name: str, passes: Sequence[int]) -> list
         values[inside] = table[inside, column[inside]]
         numbers.append(values)
     return numbers
+
+
+def late_ratios_of(run: Run, variable: str, name: str) -> tuple[NDArray[np.int64], Series]:
+    """Return a ratio of the late passes of a variable on the fixed batch, as `Run.series` does of the joint state.
+
+    Args:
+        run: An opened run.
+        variable: One of its variables.
+        name: One of ``PROBE_DERIVED``.
+
+    Returns:
+        The steps at which the passes were measured, and the ratio of each measurement.
+    """
+    if VARIABLE_PASSES not in run.array_names:
+        return np.zeros(0, np.int64), np.zeros(0)
+    number, at, values = run.variables.index(variable), [], []
+    for step, measured in zip(*run.arrays(VARIABLE_PASSES), strict=True):
+        if (ratios := ratios_of_passes(measured, len(run.variables))) and not np.isnan(ratios[number][name]):
+            at.append(int(step))
+            values.append(ratios[number][name])
+    return np.array(at, np.int64), np.array(values)
+
+
+def ratios_of_passes(measured: NDArray[Any], count: int) -> list[dict[str, float]]:
+    """Return ``PROBE_DERIVED`` of every variable from the passes that were measured at one step; nothing if damaged.
+
+    Args:
+        measured: ``(V, T + 1, 3)`` as ``VARIABLE_PASSES``.
+        count: V, the number of variables of the run.
+
+    >>> steps, norms, t = 0.5 ** np.arange(9), np.ones(9), np.full(9, np.nan)
+    >>> ratios_of_passes(np.stack([norms, steps, t], axis=1)[None], 1)
+    [{'residual_ratio': 0.5, 'growth_ratio': 1.0}]
+    """
+    if not is_measured(measured, count):
+        return []
+    rows = measured.astype(np.float64)
+    ratios = np.stack(late_ratios(rows[:, :-1, 1], rows[:, :, 0]), axis=1)
+    return [dict(zip(PROBE_DERIVED, map(float, own), strict=True)) for own in ratios]
+
+
+def is_measured(measured: NDArray[Any], count: int) -> bool:
+    """Return whether an array has the shape of ``VARIABLE_PASSES`` for so many variables, with a pass in it."""
+    return measured.ndim == 3 and measured.shape[0] == count and measured.shape[1] > 1 and measured.shape[2] == 3
 
 
 def loops_of_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -278,7 +278,7 @@ def test_every_exported_function_of_the_mathematics_has_an_example_and_a_source(
 
 
 def test_no_module_is_too_long_to_read() -> None:
-    every = [*modules(), *ROOT.glob("*.py*")]
+    every = [*modules(), *ROOT.glob("*.py"), *ROOT.glob("*.pyi")]
     long = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in every}
     assert {name: lines for name, lines in long.items() if lines > 500} == {}
 

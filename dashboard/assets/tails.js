@@ -9,7 +9,8 @@
     return panel && panel.querySelector(".js-plotly-plot");
   };
   const key = (trace) => String(trace.name ?? "");
-  let generation = null, shown = null;
+  /* A run that was resumed from an earlier step is of another generation: nothing is added to what is of the one before. */
+  const made_in = (graph) => graph.layout && graph.layout.meta && graph.layout.meta.generation;
 
   /* Whether a new value is within an axis whose range is fixed. */
   const fits = (axis, values) => {
@@ -20,7 +21,7 @@
 
   /* Add what is new to a plot; false where it has to be drawn anew. */
   const add = (graph, news) => {
-    if (!graph || !graph.data || !graph._fullLayout) return false;
+    if (!graph || !graph.data || !graph._fullLayout || made_in(graph) !== news.generation) return false;
     if (news.version !== undefined) {
       if (!graph.layout.meta || graph.layout.meta.version !== news.version) return false;
     }
@@ -50,14 +51,14 @@
   };
 
   Object.assign((dash.loopscope = dash.loopscope || {}), {
-    /* By panel: the last step of every line. Of a run that began anew, and of another run, nothing is had. */
-    have(version, bounds, run, view, ids) {
-      const anew = shown === run && generation !== null && generation !== bounds[2];
-      [generation, shown] = [bounds[2], run];
+    /* By panel: the last step of every line, and whether some of it is of an earlier generation of the run. */
+    have(version, bounds, view, ids) {
       if (!version) return dash.no_update;
       const found = {};
+      let anew = false;
       for (const id of ids) {
         const graph = graph_of(id), lines = {};
+        anew = anew || Boolean(graph && made_in(graph) !== bounds[2]);
         for (const trace of (graph && graph.data) || []) {
           const x = plain(trace.x);
           let last = x.length - 1;

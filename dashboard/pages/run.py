@@ -266,9 +266,10 @@ def _register_follow(app: Dash) -> None:
         _CLOCK.tick,
         State("run-id", "data"),
         State("version", "data"),
+        *_CLOCK.latest,
         prevent_initial_call=True,
     )
-    def poll(asked: int, run_id: str, version: str) -> tuple[Any, ...]:
+    def poll(asked: int, run_id: str, version: str, *answered: int) -> tuple[Any, ...]:
         """Look for new rows; everything else follows from a new version, and without one nothing is due."""
         try:
             held = _held(run_id)
@@ -277,11 +278,14 @@ def _register_follow(app: Dash) -> None:
             broken = components.problem("This run cannot be read any more", str(error))
             return no_update, no_update, True, broken, no_update, components.state_badge("unreadable"), *[no_update] * 4
         news = f"{held.version} {held.judged}"
-        if news == version:
+        told_at, _, told = version.partition(" ")
+        if news == told and min(one or 0 for one in answered) >= int(
+            told_at
+        ):  # else what followed from it was lost on its way
             return *[no_update] * 7, *[asked] * 3
         state = held.run.state
         shown = strip(held), _strip_class(held), components.state_badge(state), _bounds(held)
-        return news, _pace(held), state == "finished" and held.judged, *shown, *[no_update] * 3
+        return f"{asked} {news}", _pace(held), state == "finished" and held.judged, *shown, *[no_update] * 3
 
 
 def _register_draw(app: Dash) -> None:
@@ -360,7 +364,8 @@ def _register_plots(app: Dash) -> None:
     def draw(redraw: Any, view: Any, batch: str, ids: list[dict[str, str]], asked: int, *kept: Any) -> tuple[Any, int]:
         """Draw plots over steps whole: what cannot grow, another visible range, or loops of another batch."""
         run_id, selected, against = kept
-        grown = set(ctx.triggered_prop_ids.values()) == {"redraw"}
+        # Another range may have been on its way when this was asked: its answer is dropped for this one.
+        grown = view is None and set(ctx.triggered_prop_ids.values()) == {"redraw"}
         wanted = {str(name) for name in (redraw or {}).get("panels", ())} if grown else None
         return _figures(ids, run_id, view, selected, batch, against, wanted), asked
 
@@ -417,7 +422,6 @@ def _register_growth(app: Dash) -> None:
         Output("have", "data"),
         Input("version", "data"),
         State("bounds", "data"),
-        State("run-id", "data"),
         State("view", "data"),
         State(_PANEL, "id"),
         prevent_initial_call=True,

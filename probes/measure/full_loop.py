@@ -42,7 +42,8 @@ log = logging.getLogger("loopscope")
 
 SEQUENCES = 2
 POSITIONS = 32
-LOOPS = 16  # run when the site does not say how many are usual; by variable at least, for a law needs as many
+LOOPS = 16  # run when the site does not say how many are usual
+PASSES = 64  # that every variable makes at least: after 16 a long transient of TRM and an orbit look the same
 EXPONENTS = 4  # growth rates kept, largest first: of every token where those are its own, else of the whole loop
 EIGENVALUES_KEPT = 64
 EVENT = "full_loop"  # kind of the event that says how the loop was measured
@@ -242,6 +243,7 @@ class FullLoopProbe:
         where = f"at loop {loops} of {' x '.join(str(n) for n in tokens.shape[:2])} tokens"
         wide = torch.autocast(tokens.device.type, enabled=False)
         with wide, eagerly(), bound_loop(self._model, part, site=self._site) as loop:
-            states = _visited(loop, max(loops, LOOPS) if loop.variables else loops)
+            states = _visited(loop, max(loops, PASSES) if loop.variables else loops)
             passes: dict[str, Array] = {VARIABLE_PASSES: passes_of(loop, states)} if loop.variables else {}
+            where += f" ({loop.remark})" if loop.remark else ""
             return _measured_at(loop, states[: loops + 1], self._structure), passes, where

@@ -45,10 +45,14 @@ def pick(dataset: h5py.Dataset, column: int, wanted: Sequence[Index]) -> list[ND
     """
     rows, length = dataset.chunks[0], dataset.shape[0]
     values = [np.empty(len(at), dataset.dtype) for at in wanted]
+    before: tuple[int, bytes] | None = None
+    planes = np.empty((dataset.dtype.itemsize, 0), np.uint8)
     for first in range(0, length, rows):
         here = [slice(*np.searchsorted(at, [first, first + rows]).tolist()) for at in wanted]
         if any(inside.start < inside.stop for inside in here):
-            planes = _unpacked(dataset, first, column)
+            packed = _packed(dataset, first, column)
+            if packed != before:  # a number that never changes, as how many tokens a loop has, is packed the same
+                planes, before = _unpacked(dataset, first, column, packed), packed
             for at, inside, each in zip(wanted, here, values, strict=True):
                 numbers = np.ascontiguousarray(planes.take(at[inside] - first, axis=1).T)
                 each[inside] = numbers.view(dataset.dtype)[:, 0]
@@ -75,7 +79,7 @@ def read_repeating(dataset: h5py.Dataset, column: int, length: int) -> NDArray[A
     for first in range(0, length, rows):
         packed = _packed(dataset, first, column)
         if packed != before:
-            planes = _unpacked(dataset, first, column)
+            planes = _unpacked(dataset, first, column, packed)
             numbers, before = np.ascontiguousarray(planes.T).view(dataset.dtype)[:, 0], packed
         values[first : first + rows] = numbers[: length - first]
     return values
@@ -87,9 +91,9 @@ def _packed(dataset: h5py.Dataset, first: int, column: int) -> tuple[int, bytes]
     return skipped, packed
 
 
-def _unpacked(dataset: h5py.Dataset, first: int, column: int) -> NDArray[np.uint8]:
-    """Return the bytes of one chunk, ``(bytes of a number, rows)``."""
-    skipped, packed = _packed(dataset, first, column)
+def _unpacked(dataset: h5py.Dataset, first: int, column: int, chunk: tuple[int, bytes]) -> NDArray[np.uint8]:
+    """Return the bytes of one chunk as `_packed` gave it, unpacked, ``(bytes of a number, rows)``."""
+    skipped, packed = chunk
     size, rows = dataset.dtype.itemsize, dataset.chunks[0]
     if skipped:  # a filter that failed when this chunk was written: HDF5 knows what to do
         numbers: NDArray[Any] = dataset[first : first + rows, column]

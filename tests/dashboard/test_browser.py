@@ -395,8 +395,49 @@ def test_a_run_that_is_resumed_from_an_earlier_step_is_drawn_anew(screen, tmp_pa
     for step in range(40, 60):
         live.step(step)
     live.writer.flush()
-    # An answer that is lost while nobody writes the file is asked for again after 20 s.
-    page.wait_for_function(f"{shown.points('loss')} === 60", timeout=2 * PATIENCE)
+    page.wait_for_function(f"{shown.points('loss')} === 60")
+
+
+def test_a_run_that_is_resumed_before_its_page_looks_for_news_is_drawn_anew(screen, tmp_path, training, monkeypatch):
+    monkeypatch.setattr(run_page, "_pace", lambda held: 2500)
+    live = training(tmp_path / "live.h5", steps=200)
+    for step in range(80):
+        live.step(step)
+    live.writer.flush()
+    shown = screen(tmp_path)
+    page = shown.run("live")
+    live.writer.close()
+    live.writer = RunWriter.resume(tmp_path / "live.h5")
+    for step in range(40, 60):
+        live.step(step)
+    live.writer.flush()
+    page.wait_for_function(f"{shown.points('loss')} === 60")
+
+
+def test_what_was_lost_on_its_way_is_drawn_later_although_nothing_is_new(screen, tmp_path, training):
+    live = training(tmp_path / "live.h5", steps=200)
+    for step in range(30):
+        live.step(step)
+    live.writer.flush()
+    shown = screen(tmp_path)
+    page = shown.run("live")
+    lost = []
+
+    def lose(route):
+        if '"output":"..tails.data' in (route.request.post_data or "") and not lost:
+            lost.append(route.request.url)
+            route.fulfill(status=204)
+        else:
+            route.continue_()
+
+    page.route(re.compile("_dash-update-component"), lose)
+    for step in range(30, 60):
+        live.step(step)
+    live.writer.flush()
+    while not lost:
+        page.wait_for_timeout(50)
+    page.evaluate("(() => { const now = Date.now; Date.now = () => now() + 21000; })()")
+    page.wait_for_function(f"{shown.points('loss')} === 60")
 
 
 def test_a_live_plot_grows_at_its_end_and_is_drawn_once_per_look(screen, tmp_path, elsewhere):

@@ -168,11 +168,15 @@ def test_live_run_grows_and_polling_stops_at_the_end(client, tmp_path, training)
     one = run_id(served, "live")
     page = shown(served, "live")
     assert find(page, "run-poll")["disabled"] is False and find(page, "bounds")["data"] == [0, 9, 0]
-    state = {"run-id.data": one, "version.data": ""}
+    parts = [f"run-poll-{part}" for part in ("plots", "details", "words")]
+    state = {"run-id.data": one, "version.data": "", "run-poll-tick.data": 6}
     first = served.fire("version.data", state)
-    state["version.data"] = first["version"]["data"]
-    answered = {f"run-poll-{part}": {"data": 7} for part in ("plots", "details", "words")}
-    assert served.fire("version.data", state | {"run-poll-tick.data": 7}) == answered  # no news: nothing else is due
+    state |= {"version.data": first["version"]["data"], "run-poll-tick.data": 7, "bounds.data": first["bounds"]["data"]}
+    state |= {f"{part}-latest.data": 6 for part in parts}
+    answered = {part: {"data": 7} for part in parts}
+    assert served.fire("version.data", state) == answered  # no news: nothing else is due
+    lost = served.fire("version.data", state | {"run-poll-words-latest.data": 5})
+    assert lost["version"]["data"] != state["version.data"]  # what the page was told at tick 6 did not all arrive
     for step in range(10, 30):
         pretended.step(step)
     pretended.writer.flush()

@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopscope.dashboard.settings import Settings, command, flat, settings_of, table
+from loopscope.dashboard.settings import Settings, command, settings_of, table
+from loopscope.runfile.nested import flat
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),

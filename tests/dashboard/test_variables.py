@@ -46,3 +46,25 @@ def test_the_page_offers_them_and_a_strange_one_falls_back(client, two):
     assert "'value': 'variable:z_L'" in page and "z_L, training steps" in page
     strange = str(here.page(f"/run/{run}?tab=where&batch=variable:<b>"))
     assert "z_L, training steps" not in strange and "<b>" not in strange.replace("variable:<b>", "")
+
+
+def test_the_strip_says_which_variable_fails_and_since_when(client, tmp_path):
+    """One settles throughout, the other from step 10 on no more; their names are written as they are."""
+    path, t = tmp_path / "fails.h5", np.arange(16.0)
+    with RunWriter.create(path, info={"variables": ["z_H", "z_L"]}) as writer:
+        for step in range(40):
+            loops = np.tile(np.array([5.0, 1.0, 0.5, 8.0], np.float32), (4, 1))
+            loops[-1, 1] = loops[0, 2] = loops[-1, 2] = np.nan
+            writer.append_step({"step": step, "loss": 3.0}, loops)
+            if step % 10 == 0:
+                measured = np.full((2, 17, 3), np.nan, np.float32)
+                for number, ratio in enumerate((0.6, 0.7 if step < 10 else 1.0)):
+                    measured[number, :, 0], measured[number, :-1, 1] = 1.0, 0.1 * ratio**t
+                    measured[number, 1:-1, 2] = -0.5
+                writer.append_array(step, "variable_passes", measured)
+        writer.flush()
+        writer.seal()
+    here = client(path)
+    page = str(here.page(f"/run/{here.index.entries()[0].id}"))
+    assert "By variable: z_H settles geometrically, z_L orbits since step 10." in page
+    assert "'z_L: on the fixed batch" in page and "began at step 10" in page

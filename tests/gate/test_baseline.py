@@ -13,6 +13,7 @@ from loopscope.commands.check import Asked, check
 from loopscope.gate.baseline import Baseline, BaselineError, read_baseline, update
 from loopscope.gate.check import check_runs
 from loopscope.gate.levels import QUANTITIES, Quantity, expected, levels, student_quantile
+from loopscope.gate.text import as_text
 from loopscope.runfile.open import open_run
 
 
@@ -43,6 +44,9 @@ def test_seeds_pass_and_a_regression_is_a_finding_with_an_id(train, tmp_path):
     assert "3 runs of 100 steps" in update(baseline, [train(seed) for seed in range(3)], "abc")
     for seed in range(10, 40):
         assert rules_of(train(seed), baseline) == []
+    text = as_text(check_runs([train(60)], baseline=baseline))
+    assert "LS091 (loss, a_bar_radius: against 3 runs of baseline.json)" in text
+    assert "against" not in as_text(check_runs([train(61, lr=0.5)], baseline=baseline))
     worse = check_runs([train(50, loss=2.8)], baseline=baseline)
     assert worse.exit_code == 1
     (finding,) = [each for each in worse.runs[0].diagnosis.findings if each.rule == "LS091"]

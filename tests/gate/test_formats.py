@@ -236,3 +236,22 @@ def test_a_radius_of_many_digits_is_short() -> None:
     run = run_check([])
     run = replace(run, diagnosis=replace(run.diagnosis, radius=886859185.914))
     assert "| 8.869e+08 |" in as_markdown(result_of(run))
+
+
+def test_several_runs_end_with_a_tally_that_names_those_that_did_not_pass() -> None:
+    good, bad = run_check([]), run_check([finding(20, step=13)])
+    runs = [good, replace(bad, path=Path("late\n.h5")), RunCheck(Path("c.h5"), None, "damaged"), good]
+    lines = render(result_of(*runs), "text").splitlines()
+    at = lines.index("ERROR  4 runs: 1 failed, 1 could not be judged, 2 passed")
+    assert lines[at + 1].split() == ["FAIL", "late\\n.h5", "LS020", "some-rule,", "step", "13"]
+    assert lines[at + 2].split() == ["ERROR", "c.h5"] and len(lines) == at + 3
+    assert sum("judged as the run above" in line for line in lines) == 2
+    assert "runs:" not in render(result_of(bad), "text")
+    many_bad = render(result_of(*[bad] * 30), "text").splitlines()
+    assert many_bad[-1].strip() == "and 10 more" and len([line for line in many_bad if "LS020 some" in line]) == 50
+
+
+def test_a_run_that_failed_stands_above_hundreds_that_passed_in_the_table() -> None:
+    bad = replace(run_check([finding(20, step=13)]), path=Path("bad.h5"))
+    table = [line for line in as_markdown(result_of(*[run_check([])] * 80, bad)).splitlines() if line.startswith("| ")]
+    assert "bad.h5" in table[1] and len(table) == 51

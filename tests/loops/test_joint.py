@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
 import loopscope
+import numpy as np
 import pytest
 import torch
 from loopscope.loops.bound import bound_loop
@@ -132,3 +134,60 @@ def test_the_joint_radius_and_the_blocks_are_those_of_a_dense_float64_jacobian(m
         norm = float(torch.linalg.matrix_norm(dense[rows][:, columns], 2))
         assert block.norm.converged and abs(block.norm.value - norm) < 1e-6 * max(1.0, norm)
     assert len(result.blocks) == len(channels) ** 2 and result.variables.keys() == channels.keys()
+
+
+class Noisy(shapes.TwoLevels):
+    """Each pass adds noise of its own to the low level; ``memory`` makes a third tensor go from pass to pass."""
+
+    def __init__(self, draw: str, *, memory: bool = False) -> None:
+        super().__init__()
+        self.draw, self.memory, self.marks = draw, memory, True
+
+    def noise(self, like: Tensor) -> Tensor:
+        size = tuple(like.shape)
+        if self.draw == "numpy":
+            return torch.from_numpy(np.random.standard_normal(size)).float()  # noqa: NPY002 - as users' code does
+        if self.draw == "python":
+            return like.new_tensor([random.gauss(0, 1) for _ in range(like.numel())]).view(size)
+        return torch.randn_like(like)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        z_h, z_l, kept = torch.ones_like(e), -torch.ones_like(e), torch.zeros_like(e)
+        for _ in range(4):
+            mixed = self.low(z_l, z_h + e)
+            mixed = mixed * (1 + 0.3 * self.noise(mixed)) if self.draw == "multiplied" else mixed + self.noise(mixed)
+            z_l = loopscope.mark(mixed + kept, "z_L")
+            z_h = loopscope.mark(self.high(z_h, z_l), "z_H")
+            kept = 0.5 * kept + 0.1 * z_h if self.memory else kept
+        return self.head(z_h)
+
+
+@pytest.mark.parametrize("draw", ["torch", "numpy", "python", "multiplied"])
+def test_a_loop_with_noise_in_its_passes_is_a_map_for_given_noise(draw: str) -> None:
+    torch.manual_seed(0)
+    model = Noisy(draw)
+    before = torch.get_rng_state()
+    with bound_loop(model, torch.tensor([[1, 2]])) as loop, torch.no_grad():
+        once, again = loop.step(loop.state), loop.step(loop.state)
+        moved = loop.step(loop.state + 1)
+        assert "random" in loop.remark and torch.equal(once, again) and not torch.equal(once, moved)
+    assert torch.equal(before, torch.get_rng_state())
+    assert "noise" in loopscope.linearize(model, torch.tensor([[1, 2]]), num_loops=4, budget=1).skipped
+
+
+def test_noise_does_not_hide_what_else_a_loop_carries() -> None:
+    torch.manual_seed(0)
+    with (
+        pytest.raises(LoopSiteError, match="carries more than"),
+        bound_loop(Noisy("torch", memory=True), torch.tensor([[1, 2]])),
+    ):
+        pass
+
+
+def test_a_loop_without_noise_has_no_remark() -> None:
+    torch.manual_seed(0)
+    model = shapes.TwoLevels()
+    model.marks = True
+    with bound_loop(model, torch.tensor([[1, 2]])) as loop:
+        assert not loop.remark

@@ -11,8 +11,11 @@ import pytest
 import torch
 from loopscope.models import build
 from loopscope.probes import attach, open_run
+from loopscope.probes.flight_recorder import FlightRecorder
 from loopscope.probes.measure.sums import LoopSums
 from loopscope.probes.recorder import Record, Recorder
+from loopscope.rules.detectors import EventDetector
+from loopscope.rules.diagnosis import diagnose
 from loopscope.rules.judging import evaluate
 from loopscope.rules.live_rules import LiveRules
 from loopscope.rules.rule_files import RuleError, load_rules
@@ -169,19 +172,35 @@ def test_an_alert_of_the_last_rows_has_its_flight(tmp_path):
         assert flight.alert_step == 40 and flight.steps[-1].step == 40
 
 
-def test_a_rule_that_breaks_costs_no_row(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("of", "method", "kind"),
+    [
+        (LiveRules, "add", "rules_off"),
+        (LiveRules, "add_pass", "rules_off"),
+        (LiveRules, "judge", "rules_off"),
+        (EventDetector, "update", "spikes_off"),
+        (FlightRecorder, "record", "flights_off"),
+    ],
+)
+def test_a_part_that_breaks_costs_no_row_and_the_file_says_so(tmp_path, caplog, monkeypatch, of, method, kind):
     def fail(self, *_: object, **__: object) -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("by nothing\nat all")
 
-    monkeypatch.setattr(LiveRules, "add", fail)
+    monkeypatch.setattr(of, method, fail)
     path = tmp_path / "a.h5"
     recorder = Recorder(path, info=INFO, scalars=(), rules=load_rules(), resume=False, overwrite=False)
     for step in range(30):
-        recorder.put(Record(step, 0.0, {"loss": 3.0}))
+        if step == 5:
+            recorder.put(Record(step, 0.0, {}, *loop_of(1.0), is_probe=True))
+        recorder.put(Record(step, 0.0, {"loss": 3.0}, *loop_of(1.0), flight=FlightStep()))
     recorder.close()
-    assert len([message for message in caplog.messages if "rules failed" in message]) == 1
+    assert len([message for message in caplog.messages if "failed and" in message and "off" in message]) == 1
     with open_run(path) as run:
         assert run.state == "finished" and len(run) == 30
+        (event,) = [event for event in run.events if event.kind.endswith("_off")]
+        assert event.kind == kind and event.severity == "warning" and "ZeroDivisionError: by nothing" in event.message
+        told = [each for each in diagnose(run).findings if each.name == kind.replace("_", "-")]
+        assert [each.severity for each in told] == ["note"] and "\n" not in event.message
 
 
 def test_a_wrong_rule_file_is_refused_before_anything_is_made(tmp_path):

@@ -166,3 +166,72 @@ def test_a_damaged_measurement_is_left_out(tmp_path: Path) -> None:
     recorder.close()
     with open_run(tmp_path / "a.h5") as run:
         assert diagnose(run, []).variables == {}
+
+
+def passes(*ratios: float) -> np.ndarray:
+    """What is measured of one variable for each of these ratios: 16 passes whose steps change by it."""
+    measured = np.full((len(ratios), 17, 3), np.nan, np.float32)
+    for number, ratio in enumerate(ratios):
+        steps = 0.1 * ratio ** np.arange(16.0)
+        measured[number, :, 0], measured[number, :-1, 1] = 1.0, steps
+        measured[number, 1:-1, 2] = -0.5
+    return measured
+
+
+def write_measured(path: Path, at: dict[int, np.ndarray], rules: list, *, steps: int = 120) -> None:
+    """Record a run whose passes on the fixed batch were measured at some steps."""
+    recorder = Recorder(path, info=INFO, scalars=("x",), rules=rules, resume=False, overwrite=False)
+    for step in range(steps):
+        one = record_of(step, np.linspace(1.0, 1.5, 4), np.linspace(1.0, 1.5, 3 * INNER + 1))
+        recorder.put(replace(one, arrays={VARIABLE_PASSES: at[step]} if step in at else {}))
+    recorder.close()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_variable_that_does_not_settle_is_named_and_since_when(tmp_path: Path, failing: int) -> None:
+    settles, fails = passes(0.7, 0.8), passes(*[(1.0, 0.8), (0.7, 1.0)][failing])
+    shipped = load_rules()
+    write_measured(tmp_path / "a.h5", {0: settles, 40: settles, 80: fails}, shipped)
+    with open_run(tmp_path / "a.h5") as run:
+        said = diagnose(run, shipped)
+    own = [f for f in said.findings if f.rule == "LS031"]
+    assert [(f.variable, f.since, f.step) for f in own] == [(INFO["variables"][failing], 80, 100)]
+    assert next(j for j in said.judgements if j.rule == "LS031").state == "judged"
+
+
+def test_a_rule_over_the_ratio_of_a_variable_speaks_live_as_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text('[[rule]]\nid = "R5"\nexpr = "residual_ratio > 0.9"\nfor = 5\nseverity = "warning"\n')
+    own = load_rules(file)
+    write_measured(tmp_path / "a.h5", {10: passes(0.5, 0.5), 50: passes(0.5, 0.95)}, own)
+    with open_run(tmp_path / "a.h5") as run:
+        told = [(e.step, e.message.split(": ")[1]) for e in run.events if e.kind == "R5"]
+        of_file = [(f.step, f.variable) for f in judge(run, own).findings if f.rule == "R5"]
+    assert told == of_file == [(55, "low")]
+
+
+def test_a_variable_whose_passes_were_not_measured_is_not_judged_on_them(tmp_path: Path) -> None:
+    shipped = load_rules()
+    damaged = np.zeros((3, 0), np.float32)
+    write_measured(tmp_path / "a.h5", {0: damaged}, shipped)
+    with open_run(tmp_path / "a.h5") as run:
+        judged = judge(run, shipped)
+    assert next(j for j in judged.judgements if j.rule == "LS031").state != "judged"
+    assert not [f for f in judged.findings if f.rule == "LS031"]
+
+
+def test_a_verdict_says_since_when_a_variable_does_not_settle(tmp_path: Path) -> None:
+    """It did not at first, then it did, and now it does not again: the last stretch counts."""
+    settles, fails = passes(0.7, 0.8), passes(0.7, 1.0)
+    write_measured(tmp_path / "a.h5", {0: fails, 20: settles, 40: fails, 60: fails}, [])
+    with open_run(tmp_path / "a.h5") as run:
+        said = diagnose(run, [])
+    assert said.variables["low"].kind in ("orbiting", "drifting")
+    assert f"By variable: high settles geometrically, low {said.variables['low'].words} since step 40." in said.summary
+
+
+@pytest.mark.parametrize(("at", "words"), [({0: 1.0, 60: 1.0}, " from the start"), ({0: 1.0, 60: 0.7}, "")])
+def test_a_variable_that_never_settled_did_not_from_the_start(tmp_path: Path, at: dict[int, float], words: str) -> None:
+    write_measured(tmp_path / "a.h5", {step: passes(0.5, ratio) for step, ratio in at.items()}, [])
+    with open_run(tmp_path / "a.h5") as run:
+        assert f"low {diagnose(run, []).variables['low'].words}{words}. " in diagnose(run, []).summary

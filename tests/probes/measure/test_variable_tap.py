@@ -138,7 +138,7 @@ def test_a_site_that_names_what_is_not_there_is_one_clear_line(tmp_path: Path) -
         loopscope.attach(TwoLevels(marks=False), tmp_path / "a.h5", site=twice)
 
 
-def test_inspect_records_what_every_variable_does_over_sixteen_passes(tmp_path: Path) -> None:
+def test_inspect_records_what_every_variable_does_over_64_passes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = TwoLevels(marks=True)
     tokens = torch.arange(8).view(2, 4)
@@ -149,7 +149,7 @@ def test_inspect_records_what_every_variable_does_over_sixteen_passes(tmp_path: 
         e = model.embed(tokens)
         z_h, z_l = 0.1 + 0 * e, 0.2 + 0 * e
         states: dict[str, list[Tensor]] = {"z_H": [z_h], "z_L": [z_l]}
-        for _ in range(17):
+        for _ in range(65):
             for _ in range(3):
                 z_l = model.level(z_l, z_h + e)
             z_h = model.level(z_h, z_l)
@@ -159,7 +159,7 @@ def test_inspect_records_what_every_variable_does_over_sixteen_passes(tmp_path: 
         _, (measured, *_) = run.arrays("variable_passes")
         assert run.variables == ("z_H", "z_L")
         said = loopscope.diagnose(run).variables
-    assert measured.shape == (2, 17, 3)
+    assert measured.shape == (2, 65, 3)
     for name, rows in zip(("z_H", "z_L"), measured, strict=True):
         state, step = norms(states[name][1:])  # the first joint state of a forward is the one after a pass
         assert np.allclose(rows[:, 0], state, rtol=1e-5)
