@@ -25,6 +25,7 @@ AXES: Final = {
 }
 QUANTITIES: Final = ("loss", "a_bar_radius")
 """What is compared first."""
+UNITS: Final = {"loss": "loss, nats per token", "grad_norm": "gradient norm"}
 NOT_COMPARED: Final = ("step", "time", "generation")
 PER_RUN: Final = ("started", "command", "host", "rank", "parameter_names")
 """What every run says differently, whatever its configuration."""
@@ -115,4 +116,5 @@ def differences(infos: Sequence[Mapping[str, object]]) -> list[tuple[str, list[s
     tables = [table(info) for info in infos]
     names = dict.fromkeys(name for one in tables for name in one if name.partition(".")[0] not in PER_RUN)
     rows = [(name, [one.get(name, "–") for one in tables]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
+    # A run of an older version may not say at all what a newer one says to be nothing.
+    return [(name, values) for name, values in rows if len({value.replace("none", "–") for value in values}) > 1]

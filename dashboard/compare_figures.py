@@ -16,7 +16,8 @@ from .text import middle_cut, plain
 
 MANY: Final = 8
 """From so many runs on, each has a plot of its own."""
-PALETTE: Final = ("#7a6fdc", "#2b9a8a", "#c0579e", "#7d8b2f", "#2491d3", "#b5651d", "#868e96")
+PALETTE: Final = ("#7a6fdc", "#2b9a8a", "#c0579e", "#7d8b2f", "#9a6b55")
+"""No colour of a regime: with four dashes, twenty runs differ."""
 DASHES: Final = ("solid", "dash", "dot", "dashdot")
 COLUMNS: Final = 3
 ROW_HEIGHT: Final = 150

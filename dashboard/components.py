@@ -56,6 +56,17 @@ def sentence(text: str) -> str:
     return capitalised(text) + ("" if text.endswith((".", "!", "?")) else ".")
 
 
+def with_code(text: str) -> list[Any]:
+    """Return text in which what stands between backticks is code.
+
+    >>> with_code("run `loopscope check`, then stop")
+    ['run ', Code('loopscope check'), ', then stop']
+    """
+    pieces = shown(text).split("`")
+    whole = len(pieces) % 2 == 1  # else one of them has no partner
+    return [html.Code(one) if i % 2 else one for i, one in enumerate(pieces) if one] if whole else [shown(text)]
+
+
 def verdict(story: Story | None) -> list[Any]:
     """Return the sentence of the verdict, what the gate says, and the regimes behind it where they disagree."""
     if story is None:
@@ -111,7 +122,7 @@ def finding_card(finding: Finding, lead: int | None) -> html.Article:
         head.append(html.Span(text, className="ls-lead"))
     body: list[Any] = [html.Div(sentence(finding.message))]
     if finding.remedy:
-        body.append(html.Div(["Try: ", shown(finding.remedy)], className="ls-remedy"))
+        body.append(html.Div(["Try: ", *with_code(finding.remedy)], className="ls-remedy"))
     return html.Article([html.Header(head), *body], className=f"ls-finding ls-{finding.severity}")
 
 

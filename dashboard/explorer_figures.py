@@ -79,7 +79,7 @@ def _logarithmic(chart: go.Figure, values: Floats) -> go.Figure:
         top = np.log10(drawn.max())
         bottom = max(np.log10(drawn.min()), top - 14, -9.0)
         room = 0.06 * (top - bottom) + 0.1
-        chart.update_yaxes(type="log", range=[bottom - room, top + room])
+        chart.update_yaxes(type="log", range=[bottom - room, top + room], tickfont={"size": 9})  # powers are larger
     else:
         chart.update_yaxes(rangemode="tozero")
     if drawn.size < values.size and not (values[values > 0] <= TALLEST).all():

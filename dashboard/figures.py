@@ -253,7 +253,7 @@ def events(
                 marker={
                     "color": colours.SEVERITY_COLOURS[severity],
                     "symbol": SHAPES[severity],
-                    "size": 10 if severity != "note" else 7,
+                    "size": {"error": 13, "warning": 10}.get(severity, 7),  # a triangle looks smaller than it is
                 },
             )
         )

@@ -30,6 +30,7 @@ TICKS: Final = 3  # of a colour bar, which is short on a phone
 PANE_GAP: Final = 0.04  # between sequences, as a share of the width
 STEP_NORM: Final = "‖h<sub>t+1</sub> − h<sub>t</sub>‖"
 LOST: Final = "lost"  # crosses above the cells that are not finite
+GAP: Final = '<span style="opacity:0">–</span>'  # between the symbol and its bar: plotly leaves none
 STUDY: Final = 'The preset "study" measures it: attach(…, preset="study").'
 
 
@@ -97,7 +98,7 @@ def gradient_heatmap(
     Returns:
         The figure, with at most `downsample.COLUMNS` columns; each shows the largest norm of the steps it covers.
     """
-    what = "in nats" + (" · bare: none arrived" if np.isnan(gradient).any() else "")
+    what = "in nats" + (" · grey: none arrived" if np.isnan(gradient).any() else "")
     return loop_heatmap(
         columns(steps, gradient, view),
         symbol="‖∂L/∂h‖",
@@ -162,7 +163,7 @@ def token_map(step: float | None, residual: Array, *, revision: str = "") -> go.
     count = residual.shape[1]
     tokens = rearrange(residual, "T n P -> P (n T)")
     shown = columns(np.arange(float(len(tokens))), tokens, limit=max(1, COLUMNS // count))
-    what = f"fixed batch, step {step:,.0f}" + (" · bare: exactly 0" if np.any(residual == 0) else "")
+    what = f"fixed batch, step {step:,.0f}" + (" · grey: exactly 0" if np.any(residual == 0) else "")
     chart = _frame_of(shown, what, "tokens", x="", revision=revision)
     _log_colours(chart, shown.values, "‖Δh‖")
     axis = chart.layout.xaxis.to_plotly_json()
@@ -252,7 +253,7 @@ def _bar(symbol: str) -> dict[str, Any]:
         "ticklen": 2,
         "tickfont": {"size": 10},
         "tickangle": 0,
-        "title": {"text": symbol, "side": "right", "font": {"size": 11}},
+        "title": {"text": f"{symbol}{GAP}", "side": "right", "font": {"size": 11}},
         "x": 1,
         "xanchor": "right",
         "y": 1,

@@ -18,7 +18,7 @@ from .text import number, plain
 
 SYMBOLS: Final = {"stable": "circle", "marginal": "diamond", "unstable": "triangle-up", "unknown": "circle-open"}
 DASHES: Final = ("dash", "dot", "dashdot", "longdash")
-BAND: Final = "where the boundary lies, 90 %"
+BAND: Final = "where it may lie"
 WIDE: Final = 10.0
 """An axis whose largest value is so many times its smallest is logarithmic."""
 
@@ -53,31 +53,26 @@ def plane(
     if radius:
         chart.add_hrect(1 - LTI_TOLERANCE, 1 + LTI_TOLERANCE, layer="below", line_width=0,
                         fillcolor=colours.tint(colours.REGIME_COLOURS["marginal"], 0.5))  # fmt: skip
-    for i, one in enumerate(boundaries):
-        _add_boundary(chart, one, DASHES[i % len(DASHES)], (min(p.x for p in placed), max(p.x for p in placed)), i)
+    span = min(one.x for one in placed), max(one.x for one in placed)
+    for i, one in enumerate(sorted(boundaries, key=lambda one: not np.isfinite(one.at))):
+        _add_boundary(chart, one, DASHES[i % len(DASHES)], span, i)
     return chart.update_layout(clickmode="event", dragmode="select", selectionrevision=f"{x} {y}", hoverdistance=14)
 
 
 def _add_boundary(chart: go.Figure, one: Boundary, dash: str, span: tuple[float, float], place: int) -> None:
-    """Draw where an architecture begins to fail: its line, the band of its interval, and its name."""
+    """Draw where an architecture begins to fail: its line and the band of its interval, named in the legend."""
     logarithmic = chart.layout.xaxis.type == "log"
     reach = (span[0] / 2, span[1] * 2) if logarithmic else (2 * span[0] - span[1], 2 * span[1] - span[0])
     low, high, at = (min(max(value, reach[0]), reach[1]) for value in (one.low, one.high, one.at))
-    red = colours.REGIME_COLOURS["unstable"]
+    # The ink of no regime: on the side of the stable runs the band would look like a verdict.
+    name, known = f"edge of {plain(one.architecture, 40)}", bool(np.isfinite(one.at))
+    if known:
+        chart.add_shape(type="line", x0=at, x1=at, xref="x", y0=0, y1=1, yref="y domain", layer="below",
+                        line={"color": colours.INK, "width": 1.8, "dash": dash},
+                        name=name, showlegend=True)  # fmt: skip
     chart.add_shape(type="rect", x0=low, x1=high, xref="x", y0=0, y1=1, yref="y domain", layer="below",
-                    line={"width": 0}, fillcolor=colours.tint(red, 0.1))  # fmt: skip
-    chart.add_shape(type="line", x0=at, x1=at, xref="x", y0=0, y1=1, yref="y domain", layer="below",
-                    line={"color": red, "width": 1.5, "dash": dash})  # fmt: skip
-    chart.add_annotation(
-        x=np.log10(at) if logarithmic else at, y=1, yref="y domain", xanchor="right", yanchor="top", yshift=-15 * place,
-        text=f"{plain(one.architecture, 40)}, estimate", showarrow=False, font={"size": 11},
-    )  # fmt: skip
-    if not place:  # one label says what all bands are
-        middle = float(np.sqrt(low * high)) if logarithmic else (low + high) / 2
-        chart.add_annotation(
-            x=np.log10(middle) if logarithmic else middle, y=0, yref="y domain", yanchor="bottom", showarrow=False,
-            text=BAND, font={"size": 11},
-        )  # fmt: skip
+                    line={"width": 0}, fillcolor=colours.tint(colours.INK, 0.13), showlegend=not (known and place),
+                    name=BAND if known else f"{name}: here or beyond")  # fmt: skip
     padded = (min(span[0], low), max(span[1], high))
     if logarithmic:
         room = 0.06 * np.log10(padded[1] / padded[0]) + 0.02

@@ -254,7 +254,7 @@ def _test_time(ask: Ask) -> go.Figure:
         x_name="loops at test time",
         y=plain(name) or "loss",
         nothing="This run recorded no loss at other depths.",
-        remedy="`loopscope depth RUN` measures it; or give loss_at_4=…, loss_at_8=… to probe.step.",
+        remedy="The command loopscope depth RUN measures it; or give loss_at_4=…, loss_at_8=… to probe.step.",
         revision=ask.revision,
     )
 

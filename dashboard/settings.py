@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -130,7 +131,9 @@ def table(info: Mapping[str, Any]) -> dict[str, str]:
     for name, value in flat(dict(info)):
         if len(entries) >= ENTRIES_LIMIT:
             break
-        if isinstance(value, list) and len(value) > 8:
+        if name == "started" and (moment := _number(value)) is not None and 0 <= moment < 4e9:
+            value = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+        elif isinstance(value, list) and len(value) > 8:
             value = f"{len(value)} entries: {', '.join(map(str, value[:4]))}, …"
         elif isinstance(value, list):
             value = ", ".join(map(str, value))

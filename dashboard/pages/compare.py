@@ -18,7 +18,8 @@ from ..index import Entry, current_index
 from ..opened import OpenRun
 from ..panel import summary
 from ..polling import Clock
-from ..text import shown
+from ..run_map import SYMBOLS
+from ..text import middle_cut, shown
 from . import Page
 
 POLL_MS: Final = 3000
@@ -26,6 +27,7 @@ RUNS_LIMIT: Final = 60
 PLOTS_LIMIT: Final = 6
 OFFERED: Final = 7  # runs that still lie over each other in one plot
 HEIGHT: Final = 290
+LONGEST: Final = 24  # letters of a setting
 LEGEND: Final = 14  # pixels of legend for each run, where the window is narrow
 BREACH: Final = (
     'First breach: the step since which a run\'s verdict holds, as its sentence says it ("Unstable since step …"). '
@@ -45,7 +47,7 @@ def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
         value=by if by in compare.AXES else "step",
     )
     quantity = dcc.Dropdown(
-        id="compare-what", options=[{"label": name, "value": name} for name in chosen], value=chosen, multi=True
+        id="compare-what", options=[{"label": _named(name), "value": name} for name in chosen], value=chosen, multi=True
     )
     return html.Div(
         [
@@ -69,6 +71,21 @@ def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
             *_CLOCK.parts(POLL_MS),
         ]
     )
+
+
+def _named(quantity: str) -> str:
+    """Return the name of a number as people read it.
+
+    >>> _named("loss"), _named("a_bar_radius"), _named("mine")
+    ('loss, nats per token', 'ρ(A̅) a_bar_radius', 'mine')
+    """
+    words = f"{SYMBOLS[quantity]} {quantity}" if quantity in SYMBOLS else compare.UNITS.get(quantity, quantity)
+    return shown(words, 60)
+
+
+def _cut(value: str) -> Any:
+    """Return a setting as a cell; all of a long one, such as a commit, shows on pointing."""
+    return value if len(value) <= LONGEST else html.Span(middle_cut(value, LONGEST), title=value)
 
 
 def _opened(run_ids: list[str]) -> tuple[list[tuple[Entry, OpenRun]], list[str]]:
@@ -103,7 +120,9 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
     head: Any = ("setting", *[dcc.Link(entry.name, href=f"/run/{entry.id}") for entry, _ in there])
     grid: Any = html.P("Nothing differs.")
     if changed:
-        grid = components.rows_table(head, [(name, *values) for name, values in changed], wide=True)
+        grid = components.rows_table(
+            head, [(name, *[_cut(value) for value in values]) for name, values in changed], wide=True
+        )
     parts.append(html.Section([html.H2("What differs"), grid], className="ls-card"))
     return parts
 
@@ -117,14 +136,19 @@ def _plot(there: list[tuple[Entry, OpenRun]], axis: str, quantity: str) -> html.
             left_out.append(entry.name)
         else:
             lines.append(one)
-    chart = compare_figures.compared(lines, compare.AXES[axis], quantity)
+    if not lines:
+        none = "has a breach" if axis == "breach" else f"recorded it by {compare.AXES[axis]}"
+        said = html.P(f"None of these runs {none}.", className="ls-nothing")
+        return html.Section([html.Header(html.H2(_named(quantity))), said], className="ls-panel ls-empty")
+    chart = compare_figures.compared(lines, compare.AXES[axis], _named(quantity))
     chart.update_layout(meta={"summary": f"{shown(quantity, 60)}. {summary(chart)}"})
     height = chart.layout.height or HEIGHT + LEGEND * len(lines)
     graph = dcc.Graph(figure=chart, config=graph_config(), responsive=True, style={"height": height})
     why = "without a breach" if axis == "breach" else "without it"
-    words = f"{why}: {', '.join(left_out)}" if left_out and lines else ""
-    head = html.Header([html.H2(shown(quantity, 60)), html.Span(words, className="ls-readout", title=words)])
-    return html.Section([head, graph], className="ls-panel")
+    words = f"{why}: {', '.join(left_out)}" if left_out else ""
+    head = html.Header([html.H2(_named(quantity)), html.Span(words, className="ls-readout", title=words)])
+    scrolled = html.Div(graph, className="ls-scroll ls-multiples" if len(lines) >= compare_figures.MANY else None)
+    return html.Section([head, scrolled], className="ls-panel")
 
 
 def register(app: Dash) -> None:
@@ -158,7 +182,7 @@ def register(app: Dash) -> None:
         options = dict.fromkeys([*compare.quantities([held for _, held in there]), *what])
         query = "?" + urlencode({"runs": ",".join(run_ids), "by": axis, "what": ",".join(what)}, safe=",")
         count = f"{len(there)} runs" + ("" if len(run_ids) <= RUNS_LIMIT else f", the first of {len(run_ids)}")
-        choices = [{"label": shown(name, 60), "value": name} for name in options]
+        choices = [{"label": _named(name), "value": name} for name in options]
         report = components.report_link(report_address([entry.id for entry, _ in there]) if there else "")
         return [_body(there, faults, axis, what), count, report, choices, version, query, asked]
 

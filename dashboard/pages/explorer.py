@@ -63,6 +63,10 @@ _PLOTS: Final = {
     "powers": ("Powers of A̅", 250, "The most that t loops of the linear part can do to a state."),
     "states": ("State norms", 250, "One start, one input: the linear part alone, and with the block."),
 }
+SIDE_BY_SIDE: Final = (
+    "Shaded: where the rule is stable. Marks: ΔA of the channels. The table says how far a rule is from the exact one, "
+    "zero-order hold, in the channel where it is worst."
+)
 _VIEWS: Final = {"lti": "injection", "loop": "full loop", "trajectory": "states"}
 
 
@@ -78,7 +82,7 @@ def layout(**asked: Any) -> html.Div:
     side_by_side = html.Section(
         [
             html.H2("Discretisation rules side by side"),
-            html.P("Shaded: where the rule is stable. Marks: ΔA of the channels.", className="ls-dim"),
+            html.P(SIDE_BY_SIDE, className="ls-dim"),
             html.Div([_scheme_card(name, chart) for name, chart in schemes.items()], className="ls-schemes"),
             html.Div(_rules_table(sandbox), id="explorer-rules"),
         ],
@@ -167,7 +171,9 @@ def _controls(sandbox: Sandbox) -> list[Any]:
         className="ls-control ls-for ls-for-parcae",
     )
     contours: Any = ["on"] if sandbox.contours else []
-    option: Any = [{"label": "pseudospectra", "value": "on"}]
+    option: Any = [
+        {"label": "pseudospectra: contours of log₁₀ ε, where a change of A̅ of size ε puts an eigenvalue", "value": "on"}
+    ]
     return [*made, rule, html.Div(dcc.Checklist(id="explorer-contours", options=option, value=contours))]
 
 
@@ -247,9 +253,7 @@ def _shown(sandbox: Sandbox) -> dict[str, Any]:
                 explored.eigenvalues,
                 tolerance=LTI_TOLERANCE,
                 revision="explorer",
-                subtitle=f"{len(explored.eigenvalues)} eigenvalues of A̅"
-                + (", × full loop" if explored.full.size else "")
-                + (" · contours: log₁₀ of a change of A̅" if sandbox.contours else ""),
+                subtitle=f"{len(explored.eigenvalues)} of A̅" + (", × full loop" if explored.full.size else ""),
                 full=explored.full,
                 landscape=partial(landscape, explored.system) if sandbox.contours else None,
             ),

@@ -52,7 +52,7 @@ COLUMNS: Final[tuple[dict[str, Any], ...]] = (
     {"field": "radius", "headerName": "ρ(A̅)", **_RIGHT, "width": 66},
     {"field": "state_norm", "headerName": "state norm", **_RIGHT, "width": 100, "hide": True},
     {"field": "steps", "headerName": "steps", **_COUNT, "width": 62},
-    {"field": "alert", "headerName": "first alert", "cellRenderer": "LsAlert", "width": 146},
+    {"field": "alert", "headerName": "first alert", "cellRenderer": "LsAlert", "width": 158},
     {"field": "started", "headerName": "started", **_TIME, "hide": True},
     {"field": "state", "headerName": "state", "cellRenderer": "LsState", "width": 112},
 )  # fmt: skip

@@ -38,7 +38,8 @@ def words(ask: Ask) -> list[Any]:
         return [html.P("No number of the linear part or of the full loop was recorded.", className="ls-dim")]
     head: list[Any] = [html.H2("At the cursor")]
     if ask.revision and ask.at is not None and (ask.held.array_steps(A_BAR).size or ask.held.spectra()[0].size):
-        head.append(dcc.Link("open A̅ in the explorer", href=f"/explorer?kind=run&run={ask.revision}&at={ask.at:.0f}"))
+        address = f"/explorer?kind=run&run={ask.revision}&at={ask.at:.0f}&contours=on"
+        head.append(dcc.Link("open A̅ in the explorer, with its pseudospectra", href=address))
     table = components.rows_table(("number", "value", "step", "meaning"), rows)
     return [html.Section([html.Header(head), table], className="ls-card")]
 

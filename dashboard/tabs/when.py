@@ -14,9 +14,13 @@ def words(ask: Ask) -> list[Any]:
     story = ask.held.story(wait=False)
     if story is None:
         return [html.P("The rules are being applied…", className="ls-dim")]
-    shows: Any = "The loss has not shown it." if story.since is not None and story.loss_step is None else ""
+    shows: list[Any] = []
+    if story.since is not None:
+        why = ", where its number crossed the edge; a rule speaks later, when it is sure. "
+        shows += ["The verdict holds since ", components.goto(story.since, "verdict"), why]
+        shows += ["The loss has not shown it."] if story.loss_step is None else []
     if story.loss_step is not None:
-        shows = ["The loss showed it at ", components.goto(story.loss_step, "loss"), "."]
+        shows += ["The loss showed it at ", components.goto(story.loss_step, "loss"), "."]
     cards = [components.finding_card(finding, story.lead(finding)) for finding in story.findings]
     head = html.H2("What happened, in the order in which it began")
     if not cards:

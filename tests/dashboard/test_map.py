@@ -2,10 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from loopscope.dashboard import map_figures
+from loopscope.dashboard import colours, map_figures
 from loopscope.dashboard import run_map as values
 from loopscope.dashboard.boundary import boundary
 from loopscope.dashboard.map_figures import BAND, plane
@@ -131,8 +132,13 @@ def test_the_band_of_a_boundary_is_named_once():
         for x in (1.0, 2.0, 3.0, 4.0)
     ]
     chart = plane(placed, "x", "y", edges(placed))
-    texts = [note.text for note in chart.layout.annotations]
-    assert texts.count(BAND) == 1 and "a, estimate" in texts and not any("fails" in text for text in texts)
+    named = [shape.name for shape in chart.layout.shapes if shape.showlegend]
+    assert named == ["edge of a", BAND, "edge of b"] and not chart.layout.annotations
+    alone = [Place(str(x), "c", "/", "unstable" if x > 3 else "stable", False, x, 1.0, "c") for x in (1.0, 2.0, 4.0)]
+    beyond = [replace(one, at=math.inf) for one in edges(alone)]
+    assert [shape.name for shape in plane(alone, "x", "y", beyond).layout.shapes] == ["edge of c: here or beyond"]
+    red = colours.REGIME_COLOURS["unstable"]
+    assert not any(red in str(shape.line.color) for shape in chart.layout.shapes)  # no verdict of its own
 
 
 @pytest.mark.parametrize(
