@@ -218,7 +218,7 @@ def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop
 def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> _Track | None:
     """Return the one value that every pass returns and the next one reads; None where there is none, or several.
 
-    So the state is told from skips, which a pass hands on to any later one. None where no module made what is alive.
+    Skips differ: a pass hands them on to any later one. None too where no module made what is alive between passes.
     """
     first, last = [uses[0] for uses in passes], [uses[-1] for uses in passes]
     ends = [*first[1:], len(flow.events)]
