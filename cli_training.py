@@ -208,7 +208,7 @@ def rounding(
 @trained.command(epilog="Example: loopscope explain runs/a.h5 --at 120")
 def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of loopscope train.")],
-    at: Annotated[int | None, typer.Option(help="Step of the alert; default: the first error, or warning.")] = None,
+    at: Annotated[int | None, typer.Option(help="Step of the alert; default: the first error or warning.")] = None,
     after: Annotated[int, typer.Option(min=0, help="Steps that are run after it.")] = 80,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for the replays; default: beside the run.")
@@ -219,8 +219,12 @@ def explain(
 ) -> None:
     """Find the cause of an alert by experiment.
 
-    Runs the steps around it again, unchanged first and then with one thing changed at a time: A_bar held, the rate
-    halved, the batches replaced, other norms. The cause is the one change that takes everything away.
+    Runs the steps around it again: unchanged first, which must give the recorded numbers bit for bit, then with one
+    thing changed at a time: A_bar held, the rate halved, the batches replaced, other norms. The cause is the one change
+    that removes all that went wrong. Where there is none, it says "cause not found".
+
+    It needs the text of the run, and begins at a checkpoint at least 200 steps before the alert; where none is left, at
+    step 0. A run keeps all of them with keep_checkpoints = 0 in [train]. Expect nine times as long as the run took.
     """
     from .commands import explain as body
 

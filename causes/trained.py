@@ -25,6 +25,7 @@ from ..models.looped import ConcatenationInjection, LoopedTransformer
 from ..models.run_config import RunConfig
 from ..models.train import Observer, Training
 from ..probes.probe import Probe, attach
+from ..rules.rule_files import load_rules
 from ..runfile.run import Run
 from .experiment import ONSET
 from .replayable import Change
@@ -44,6 +45,7 @@ class Intervention:
         config: The configuration -> the changed one.
         batch: Number of a batch and the batch -> what is trained on instead.
         model: Done once to the model before the first step.
+        before: Done to the model before each step of the optimizers, with the number of the step.
         update: Done to the model after each step of the optimizers, with the number of the step.
         architecture: Whether another model is trained, so that checkpoints do not fit.
     """
@@ -51,6 +53,7 @@ class Intervention:
     config: Callable[[RunConfig], RunConfig] = lambda config: config
     batch: Callable[[Data, int, Tensor], Tensor] = lambda data, index, batch: batch
     model: Callable[[LoopedTransformer], None] = lambda model: None
+    before: Update = lambda model, step: None
     update: Update = lambda model, step: None
     architecture: bool = False
 
@@ -71,9 +74,13 @@ class TrainedRun:
     def __init__(self, run: Run, alert: int, *, device: str = "cpu", always: Sequence[Intervention] = ()) -> None:
         self._config = recorded_config(run)
         self._data = self._config.open_data()
-        text = run.info["config"].get("text", {})
-        if text.get("sha256") != self._data.describe().get("sha256"):
-            raise ValueError("the text of this run is another one here; put it where the run found it")
+        text = run.info["config"].get("text")
+        recorded = text.get("sha256") if isinstance(text, dict) else None
+        if recorded != self._data.describe().get("sha256"):
+            raise ValueError(
+                f"{self._config.data_config().source}: the text of this run is not what it was when it was recorded, "
+                "so that its batches are others; put the recorded text back"
+            )
         self._preset = str(run.info.get("preset", "inspect"))
         self._checkpoints = checkpoint.steps(Path(run.path).with_suffix(".checkpoint"))
         self._device, self._always = device, tuple(always)
@@ -92,12 +99,18 @@ class TrainedRun:
         for act in acts:
             act.model(model)
         data = ChangedBatches(self._data, [act.batch for act in acts])
-        self._probe = attach(model, out, preset=self._preset, config=config.describe(), overwrite=True)
-        self._training = ChangedTraining(model, data, config, self._probe, [act.update for act in acts])
-        usable = [] if any(act.architecture for act in acts) else [at for at in self._checkpoints if at <= step]
-        if usable:
-            self._training.restore(self._checkpoints[max(usable)], same=False)
+        self._probe = attach(
+            model, out, preset=self._preset, config=config.describe(), rules=quiet_rules(out.parent), overwrite=True
+        )
+        self._training = ChangedTraining(model, data, config, self._probe, acts)
+        start = 0 if any(act.architecture for act in acts) else self.first_step(step)
+        if start:
+            self._training.restore(self._checkpoints[start], same=False)
         return self._training.step
+
+    def first_step(self, step: int) -> int:
+        """Return the step of the newest checkpoint at or before a step; 0, the beginning, where there is none."""
+        return max((at for at in self._checkpoints if at <= step), default=0)
 
     def step(self) -> None:
         """Run one training step."""
@@ -139,8 +152,10 @@ class TrainedRun:
             ),
             "sandwich_norm": (
                 looped.norm == "pre",
-                "sandwich norm",
-                Intervention(config=lambda c: c.updated(model={"norm": "sandwich"}), architecture=True),
+                "sandwich norm in the loop",
+                Intervention(
+                    config=lambda c: c.updated(model={"norm": "sandwich"}), model=pre_norm_outside, architecture=True
+                ),
             ),
             "prelude_norm": (
                 not looped.prelude_norm,
@@ -172,7 +187,23 @@ def recorded_config(run: Run) -> RunConfig:
         )
     if int(run.info.get("world_size") or 1) > 1:
         raise ValueError("this run was trained by several ranks, which cannot be run again here")
-    return RunConfig(**{name: recorded[name] for name in ("preset", "seed", "model", "data", "train")})
+    try:
+        return RunConfig(**{name: recorded[name] for name in ("preset", "seed", "model", "data", "train")})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"the configuration in this run's file cannot be used ({error}); explain it with the version that wrote it"
+        ) from error
+
+
+def quiet_rules(folder: Path) -> Path:
+    """Write a rule file in which no rule does anything while a replay trains, and return it.
+
+    Otherwise the alerts of the replays would be told as if they were news, and a rule of the project that stops a
+    training would stop them.
+    """
+    path = folder / "quiet.toml"
+    path.write_text("".join(f'[[rule]]\nid = "{rule.id}"\nactions = []\n\n' for rule in load_rules()))
+    return path
 
 
 @torch.no_grad()
@@ -186,6 +217,15 @@ def hold_radius(model: LoopedTransformer, step: int = 0) -> None:
     radius = float(np.abs(np.linalg.eigvals(a_bar.double().cpu().numpy())).max())
     if radius > HELD_RADIUS:
         injection.adapter.weight[:, : injection.width] *= HELD_RADIUS / radius
+
+
+def pre_norm_outside(model: LoopedTransformer) -> None:
+    """Take the second norms out of the blocks before and after the loop.
+
+    Those of the prelude would normalise the loop's input: that is what prelude norm does, and another change.
+    """
+    for block in (*model.prelude, *model.coda):
+        block.attention_post_norm = block.mlp_post_norm = nn.Identity()
 
 
 def precise_injection(model: LoopedTransformer) -> None:
@@ -252,16 +292,26 @@ class ChangedBatches:
 
 
 class ChangedTraining(Training):
-    """A training whose weights are changed after each step of the optimizers."""
+    """A training whose weights are changed around each step of the optimizers, in the order of the interventions.
+
+    What a fault does to the optimizers' step comes first, and never sees what a later intervention does to the weights.
+    """
 
     def __init__(
-        self, model: LoopedTransformer, data: Any, config: RunConfig, probe: Observer, updates: Sequence[Update]
+        self,
+        model: LoopedTransformer,
+        data: Any,
+        config: RunConfig,
+        probe: Observer,
+        interventions: Sequence[Intervention],
     ) -> None:
         super().__init__(model, data, replace(config.train_config(), checkpoint_every=0), probe)
-        self._updates = updates
+        self._interventions = interventions
 
     def update_weights(self) -> None:
-        """Let the optimizers use the gradients, then every intervention act."""
+        """Let the optimizers use the gradients, between what every intervention does before and after."""
+        for act in self._interventions:
+            act.before(self.model, self.step)
         super().update_weights()
-        for update in self._updates:
-            update(self.model, self.step)
+        for act in self._interventions:
+            act.update(self.model, self.step)

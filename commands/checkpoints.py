@@ -30,7 +30,7 @@ from ..models.run_config import RunConfig
 from ..rules.regimes import read_regimes
 from ..runfile.layout import RunFileError
 from ..runfile.open import open_run
-from .training import checked_device
+from .training import one_device
 
 if TYPE_CHECKING:
     from ..dynamics.loop.linearization import Linearization
@@ -258,10 +258,7 @@ def open_checkpoint(path: Path, device: str) -> tuple[LoopedTransformer, Data]:
     data = config.open_data()
     if data.vocab_size > model.config.vocab_size:
         raise ValueError(f"{folder}: its vocabulary of {model.config.vocab_size} does not hold the data's tokens")
-    chosen = checked_device(device)
-    if chosen == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(chosen), data
+    return model.to(one_device(device)), data
 
 
 def _bytes(path: Path, sequences: int, positions: int) -> Tensor:

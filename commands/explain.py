@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..causes.experiment import PARTS, Explanation, chosen_alert
+from ..causes.experiment import BEFORE, GROWN, PARTS, Explanation, chosen_alert
 from ..causes.experiment import explain as experiment
 from ..causes.trained import TrainedRun
 from ..rules.rule_files import load_rules
 from ..runfile.open import open_run
 from ..runfile.text import plain
-from .output import say
+from .output import complain, say
 from .progress import part_progress
 from .rules import rule_file
-from .training import checked_device
+from .training import one_device
 
 
 def explain(
@@ -35,11 +35,20 @@ def explain(
         ValueError: Nothing to explain, or a run that cannot be run again.
     """
     folder = out or path.with_suffix(".explained")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; give --out a folder for the recordings of the replays")
     loaded = load_rules(rule_file(rules))
-    with open_run(path) as run, part_progress() as report:
+    with open_run(path) as run:
         alert = chosen_alert(run, loaded, at)
-        again = TrainedRun(run, alert.step, device=checked_device(device))
-        result = experiment(run, again, folder, at=alert.step, after=after, rules=loaded, progress=report)
+        again = TrainedRun(run, alert.step, device=str(one_device(device)))
+        wanted = max(alert.step - BEFORE, 0)
+        if wanted and not again.first_step(wanted):
+            complain(
+                f"no checkpoint of step {wanted} or before is left, so that everything is run again from step 0; "
+                "keep_checkpoints = 0 in [train] keeps all of a run's checkpoints"
+            )
+        with part_progress() as report:
+            result = experiment(run, again, folder, at=alert.step, after=after, rules=loaded, progress=report)
     say(json.dumps(result.as_dict(), indent=2) if as_json else as_text(result, folder))
 
 
@@ -47,15 +56,28 @@ def as_text(result: Explanation, folder: Path) -> str:
     """Return the table of what each change removes, and the verdict."""
     rows = [result.unchanged, *result.outcomes]
     wide = max(len(each.about.words) for each in rows)
+    early = any(each.about.another_model for each in result.outcomes) and result.start > 0
     lines = [
-        f"{result.rule} at step {result.step}; steps {result.start} to {result.stop - 1} run again, equal bit for bit",
+        f"{result.rule} at step {result.step}; steps {result.start} to {result.stop - 1} run again, equal bit for bit"
+        + ("; another architecture from step 0" if early else ""),
         "",
         f"{'changed':<{wide}}  {'alert':>9}  {'explosion':>9}  {'loss':>9}  {'last loss':>9}",
     ]
     for each in rows:
         cells = "  ".join(f"{_cell(part in each.bad, part in result.unchanged.bad):>9}" for part in PARTS)
         lines.append(f"{each.about.words:<{wide}}  {cells}  {each.last_loss:9.3f}")
-    return "\n".join([*lines, "", result.verdict, f"replays: {plain(str(folder))}"])
+    lines += [
+        "",
+        "there: as in the recorded run; gone: not any more; new: not in the recorded run; -: neither",
+        f"explosion: an error about the loop, or an input of the loop that grows {GROWN}-fold; "
+        "loss: a warning or an error about the loss, in nats",
+        "",
+        result.verdict,
+    ]
+    if result.other_alerts:
+        told = ", ".join(str(each) for each in result.other_alerts)
+        lines.append(f"other alerts of this run: {told}; --at STEP explains one of them")
+    return "\n".join([*lines, f"replays: {plain(str(folder))}"])
 
 
 def _cell(bad: bool, before: bool) -> str:

@@ -29,7 +29,7 @@ from ..probes.selfcheck import LOOKS_EVERY
 from ..probes.selfcheck import selfcheck as check_training
 from ..runfile.open import open_run
 from .output import say
-from .training import checked_device
+from .training import one_device
 
 LONGEST = 256  # tokens of a sequence
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of the recorded norms against those computed plainly
@@ -49,8 +49,7 @@ def selfcheck(
         batch: Sequences in a batch.
         as_json: Print one JSON object.
     """
-    where = checked_device(device)
-    kind = torch.device("cuda" if where == "auto" and torch.cuda.is_available() else where.replace("auto", "cpu"))
+    kind = one_device(device)
     config = build_config(preset)
     length = min(config.max_length, LONGEST)
     # A whole-model graph holds one depth; drawing one per step would compile until Dynamo gives up, probe or not.

@@ -173,3 +173,13 @@ def checked_device(name: str) -> str:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this machine has no CUDA device; use --device cpu or auto")
     return name
+
+
+def one_device(name: str) -> torch.device:
+    """Return the device of a command that runs in one process; ``auto`` is the first GPU where there is one.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    name = checked_device(name)
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

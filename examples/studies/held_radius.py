@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 import loopscope
-from loopscope.causes.trained import ChangedTraining, hold_radius
+from loopscope.causes.trained import ChangedTraining, Intervention, hold_radius
 from loopscope.models.run_config import RunConfig
 from loopscope.runfile.layout import RunFileError
 from study import (
@@ -48,7 +48,7 @@ def train_held(config: dict, out: str) -> bool:
         pass
     model, data = run.build_model(), run.open_data()
     with loopscope.attach(model, path, preset="watch", config=run.describe(), overwrite=True) as probe:
-        training = ChangedTraining(model, data, run, probe, [hold_radius])
+        training = ChangedTraining(model, data, run, probe, [Intervention(update=hold_radius)])
         for _ in range(steps):
             training.advance()
     return True

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +18,19 @@ from loopscope.causes.experiment import (
     ReplayError,
     conclude,
     explain,
+    growth_of,
     jump_of,
     symptom_of,
     with_what_is_left,
 )
 from loopscope.causes.replayable import Change, first_difference
-from loopscope.causes.trained import TrainedRun, hold_radius
-from loopscope.commands.explain import explain as explain_command
+from loopscope.causes.trained import ChangedTraining, Intervention, TrainedRun, hold_radius, pre_norm_outside
+from loopscope.commands.explain import as_text
 from loopscope.commands.training import train_run
 from loopscope.dynamics import spectral_radius
 from loopscope.models import build
 from loopscope.models.run_config import RunConfig
+from loopscope.models.train import NullObserver
 from loopscope.probes import open_run
 from loopscope.rules.findings import Finding
 from loopscope.rules.rule_files import load_rules
@@ -92,16 +95,14 @@ def test_a_jump_is_what_rises_above_the_calm_before(loss: list[float], jump: flo
     assert jump_of(np.array(loss), steps, first + ONSET - 1) == jump
 
 
-def test_a_run_is_explained_from_a_checkpoint_that_it_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("loopscope.causes.experiment.BEFORE", 8)
+def test_a_run_is_explained_from_a_checkpoint_that_it_kept(tmp_path: Path) -> None:
     hot = {"steps": 20, "lr": 0.1, "warmup_steps": 2, "checkpoint_every": 5, "keep_checkpoints": 0}
     config = RunConfig(model={"injection": "concatenation"}, train=hot)
     path = tmp_path / "run.h5"
     train_run(path, config, device="cpu")
-    explain_command(path, at=13, after=4, out=None, rules=None, device="cpu", as_json=False)
-    said = capsys.readouterr().out
+    with open_run(path) as run:
+        result = explain(run, TrainedRun(run, 13), tmp_path / "replays", at=13, before=8, after=4)
+    said = as_text(result, tmp_path)
     assert "steps 5 to 17 run again, equal bit for bit" in said
     assert "cause: with ρ(A̅) held at 0.95" in said
 
@@ -140,22 +141,101 @@ def planted() -> ModuleType:
     return module
 
 
-def test_a_planted_cause_is_found(planted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planted, "STEPS", 18)
-    case = next(case for case in planted.cases() if case.name == "hot-injection-0")
-    cause, verdict = planted.explained(case, tmp_path)
+def hot_injection(planted: ModuleType, steps: int) -> Any:
+    """Return the first case of the benchmark, shortened."""
+    return replace(next(planted.cases()), steps=steps)
+
+
+def test_a_planted_cause_is_found(planted: ModuleType, tmp_path: Path) -> None:
+    cause, verdict = planted.explained(hot_injection(planted, 18), tmp_path)
     assert cause == "a_bar_radius", verdict
 
 
 def test_a_replay_that_differs_is_refused_and_says_where(planted: ModuleType, tmp_path: Path) -> None:
-    planted.STEPS = 16
-    case = next(case for case in planted.cases() if case.name == "hot-injection-0")
-    planted.record(case, tmp_path / "run.h5")
+    planted.record(hot_injection(planted, 16), tmp_path / "run.h5")
     with open_run(tmp_path / "run.h5") as run:
         again = TrainedRun(run, 13)  # without the fault it is another run
         with pytest.raises(ReplayError, match=r"of step [12] is .* in the replay and .* in the recording"):
             explain(run, again, tmp_path / "replays", after=2)
         assert first_difference(run, run, 25) == ""
+
+
+def test_a_planted_rate_moves_nothing_but_the_step_of_the_optimizer(planted: ModuleType) -> None:
+    """What an intervention does to the weights afterwards is not made larger by the fault in the next step."""
+    config = RunConfig(model={"injection": "concatenation"}, train={"lr": 1e-9, "weight_decay": 0.0, "steps": 9})
+    model = config.build_model()
+    with torch.no_grad():
+        model.injection.adapter.weight[:, :32] *= 4
+    before = model.injection.adapter.weight.detach().clone()
+    acts = [planted.hot_injection(20), Intervention(update=hold_radius)]
+    training = ChangedTraining(model, config.open_data(), config, NullObserver(), acts)
+    for _ in range(3):
+        training.advance()
+    after = model.injection.adapter.weight
+    held = 0.95 / float(spectral_radius(before[:, :32].numpy()))
+    assert torch.allclose(after[:, :32], held * before[:, :32], atol=1e-5)
+    assert torch.allclose(after[:, 32:], before[:, 32:], atol=1e-5)
+
+
+def test_the_twenty_planted_causes_and_their_controls_are_what_the_page_says(planted: ModuleType) -> None:
+    cases = list(planted.cases(7))
+    assert len({case.name for case in cases}) == 28 and all(case.seed >= 7 for case in cases)
+    expected = [case.expected for case in cases]
+    assert len(expected) - expected.count("") == 20
+    assert expected.count("prelude_norm") >= 3
+    for case in cases:
+        assert case.since < case.steps - planted.AFTER
+
+
+def test_sandwich_norm_in_the_loop_leaves_the_input_of_the_loop_as_it_is() -> None:
+    """In the prelude it would do what prelude norm does, and neither could be told from the other."""
+    config = RunConfig(model={"norm": "sandwich", "prelude_norm": False, "prelude_layers": 2})
+    model, plain = config.build_model(), config.updated(model={"norm": "pre"}).build_model()
+    pre_norm_outside(model)
+    inputs = []
+    for each in (model, plain):
+        each.injection.register_forward_pre_hook(lambda module, args: inputs.append(args[1]))
+        each(torch.arange(8)[None], num_loops=1)
+    assert torch.equal(inputs[0], inputs[1])
+    assert not isinstance(model.core[0].mlp_post_norm, torch.nn.Identity)
+
+
+def test_what_grows_is_gone_only_where_hardly_any_growth_is_left() -> None:
+    before = replace(outcome("", "alert", "explosion"), growth=float(np.log(1000)))
+    weaker = replace(outcome("rate"), growth=float(np.log(90)))  # below a hundredfold, and not removed
+    removed = replace(outcome("norm", another_model=True), growth=float(np.log(1.5)))
+    assert with_what_is_left(before, weaker).bad == {"explosion"}
+    assert conclude(before, [with_what_is_left(before, each) for each in (weaker, removed)])[0] == "norm"
+
+
+@pytest.mark.parametrize(
+    ("norm", "times"),
+    [
+        ([1.0] * 30 + [300.0] * 20, 300),
+        ([1.0] * 30 + [300.0] * 19 + [1.0], 1),  # it did not stay
+        ([300.0] * 30 + [1.0] * 30, 1),  # it fell
+        ([0.5] * 5 + [float("nan")] * 5 + [5.0] * 20, 10),
+        ([1.0, 1000.0], 1),  # too short to tell
+    ],
+)
+def test_a_growth_must_last(norm: list[float], times: float) -> None:
+    assert np.exp(growth_of(np.array(norm))) == pytest.approx(times)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ([outcome("a", "loss"), outcome("draws", "loss")], "other random draws too, so that it may have been chance"),
+        ([outcome("a", "loss")], "the alert alone goes with: a"),
+    ],
+)
+def test_a_verdict_says_what_comes_near(outcomes: list[Outcome], said: str) -> None:
+    assert said in conclude(UNCHANGED, outcomes)[1]
+
+
+def test_a_verdict_says_that_a_change_breaks_something_else() -> None:
+    verdict = conclude(outcome("", "alert", "explosion"), [outcome("hold", "loss")])[1]
+    assert "it goes with: hold, but there the loss goes wrong" in verdict
 
 
 def test_a_run_of_somebody_else_cannot_be_run_again(tmp_path: Path) -> None:
