@@ -130,7 +130,7 @@ def test_a_bar_of_a_run_goes_into_the_explorer_and_the_way_back_leads_to_its_ste
     page.wait_for_url(re.compile("/explorer.*kind=run"))
     verdict = page.locator("#explorer-verdict")
     sync_api.expect(verdict).to_contain_text("stands for it", timeout=PATIENCE)
-    page.get_by_label("pseudospectra").check()
+    sync_api.expect(page.get_by_role("checkbox", name=re.compile("pseudospectra"))).to_be_checked()
     page.wait_for_selector("#explorer-spectrum .contour")
     page.wait_for_url(re.compile("contours=on"))
     page.get_by_role("link", name="back to the run at this step").click()
