@@ -39,9 +39,7 @@ SEQUENCES = 2  # of the batch that are used
 POSITIONS = 64  # of each, where it is the first training batch
 MAP_POSITIONS = 256  # of each, in maps of every token's steps: 64 KB for 32 loops
 DEEPEST = 128  # loops of a pass that are kept, where nothing says how many there will be
-MOST_DEPTHS = (
-    3  # of passes as deep as the model runs: a schedule deepens it a few times, a random depth goes on changing
-)
+MOST_DEPTHS = 3  # of passes as deep as the model runs: a schedule changes it a few times, chance again and again
 TOKEN_STEPS = "token_steps"
 
 
