@@ -172,13 +172,17 @@ def many_runs(folder: Path, count: int) -> None:
         began, processor = time.perf_counter(), processor_seconds()
         rows = table.rows()
         first = time.perf_counter() - began
+        serial = 0
         while table.reading:
-            table.rows()  # as a page does
-            time.sleep(0.02)
+            serial, _, _ = table.since(serial)  # as a page does, if more often
+            time.sleep(0.1)
         done = time.perf_counter() - began
         time.sleep(0.5)  # for helpers to end, so that their time is counted
         used = processor_seconds() - processor
-        print(f"{len(rows)} runs, {kind}: rows {first:.2f} s, verdicts {done:.2f} s wall ({used:.2f} s processor)")
+        load = f"load {os.getloadavg()[0]:.1f}"
+        print(
+            f"{len(rows)} runs, {kind}: rows {first:.2f} s, verdicts {done:.2f} s wall ({used:.2f} s processor), {load}"
+        )
         table._save()
 
 

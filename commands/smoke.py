@@ -84,6 +84,8 @@ def smoke(
     """
     if not command:
         raise ValueError("name the command after --, as in: loopscope smoke --steps 200 -- python train.py")
+    if command[0].startswith("-"):
+        raise ValueError(f"{plain(command[0])}: not an option of smoke (--help lists them); the command comes after --")
     _make_room(out)
     with tempfile.TemporaryDirectory(prefix="loopscope-smoke-") as folder:
         report = Path(folder) / "report.jsonl"

@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from . import figures, map_figures
 from .colours import REGIME_GLYPHS, css_variables
+from .compare_figures import DASHES, PALETTE
 from .components import REGIME_LABELS, SEVERITY_GLYPHS, sentence
 from .figures import of
 from .frame import graph_config
@@ -41,8 +42,7 @@ CHAPTERS: Final = (
     ("Depth", ("test-time", "depths")),
     ("Health", ("probe-seconds", "dropped")),
 )
-LINE_COLOURS: Final = ("#7a6fdc", "#2b9a8a", "#c0579e", "#7d8b2f", "#2f7fb8", "#a5673f", "#5c636b", "#9b4dca")
-OVERLAID: Final = 24  # runs beyond so many are in the table only
+OVERLAID: Final = 20  # runs beyond so many are in the table only
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 STYLE: Final = Path(__file__).with_name("report.css")
@@ -241,8 +241,8 @@ def _comparison(page: _Page, opened: Sequence[OpenRun]) -> None:
             of(
                 held.tracks.track(name),
                 shown(held.run.path.stem, 40).replace("<", "‹"),
-                LINE_COLOURS[i % 8],
-                dash=_dash(i),
+                PALETTE[i % len(PALETTE)],
+                dash=DASHES[i % len(DASHES)],
             )
             for i, held in enumerate(drawn_runs)
         ]
@@ -278,11 +278,6 @@ def _survived(cell: Cell) -> str:
     if not cell.count:
         return "–"
     return f"{cell.converged} of {cell.count}" + (f", {cell.unstable} unstable" if cell.unstable else "")
-
-
-def _dash(i: int) -> str:
-    """Return how the line of a run is dashed: a second cue besides its colour."""
-    return ("solid", "dash", "dot")[i // len(LINE_COLOURS) % 3]
 
 
 def _row(held: OpenRun) -> tuple[str, ...]:

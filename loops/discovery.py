@@ -116,9 +116,12 @@ def _site_of_lineage(loop: LineageLoop) -> LoopSite | None:
         return None
     unseen = [carried for carried in loop.carried if carried.variable is None]
     shapes = {carried.shape for carried in loop.carried if carried.variable is not None}
-    if any(carried.shape in shapes for carried in unseen):  # a state that nobody sees, and not what a solver remembers
+    # A state that nobody sees, beside which what is seen may be a gate: not what a solver remembers.
+    if any(one.shape[:-1] == seen[:-1] and one.shape[-1] >= seen[-1] for one in unseen for seen in shapes):
         return None
     notes = [f"it also carries {_what(carried)}, not recorded{_advice(carried)}" for carried in unseen]
+    if loop.skips:
+        notes.append("passes also hand on values to later passes (skips): it can be watched, not linearised")
     return LoopSite(
         variables=variables,
         mean_depth=loop.passes,

@@ -5,9 +5,8 @@ results, whatever else differs from pass to pass: norms, routers or projections 
 the first visit only. What is alive between two passes, made before and read after, is what the loop carries. Where one
 module makes several of these in turn, a call updates the variable whose last value nobody reads any more after it.
 
-Not covered: loops of compiled or scripted modules, whose functions are not seen; their calls count as one function.
+Not covered: loops of compiled or scripted modules, whose calls count as one function.
 """
-
 # Indices: i functions (`Flow.events`); u uses among them; k passes.
 
 from __future__ import annotations
@@ -56,12 +55,14 @@ class LineageLoop:
         modules: The modules of one pass.
         carried: What it carries.
         line: Where its body is called.
+        skips: Whether passes besides hand on values to passes that come later than the next.
     """
 
     passes: int
     modules: tuple[str, ...]
     carried: tuple[Carried, ...]
     line: Line | None
+    skips: bool = False
 
 
 def lineage_loops(root: Event) -> list[LineageLoop]:
@@ -83,8 +84,7 @@ def lineage_loops(root: Event) -> list[LineageLoop]:
     count = Counter(labels)
     often = [i for i, label in enumerate(labels) if 2 * count[label] > max(count.values())]
     without = _loops(flow, [uses[i] for i in often], [labels[i] for i in often])
-    whole = len(without) == 1 and all(each.variable is not None for each in without[0].carried)
-    return without if whole else loops
+    return without if len(without) == 1 and all(each.variable for each in without[0].carried) else loops
 
 
 def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
@@ -134,8 +134,7 @@ def _passes_of_marks(order: Sequence[str], variables: Sequence[Variable]) -> int
 def _bits(number: int) -> Iterator[int]:
     """Yield which bits of a number are set."""
     while number:
-        low = number & -number
-        yield low.bit_length() - 1
+        yield (low := number & -number).bit_length() - 1
         number ^= low
 
 
@@ -190,8 +189,7 @@ def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop
     Args:
         flow: The forward.
         passes: The uses of parameters of every pass.
-        returned: Whether the passes are told apart where most of what is alive was returned by modules, rather than
-            where the fewest values are alive.
+        returned: Whether passes end where most of what is alive was returned by modules, not where least is alive.
     """
     bounds = [uses[0] for uses in passes]
     own = 0
@@ -207,9 +205,38 @@ def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop
     while len(live[-1]) < count:  # in the last passes, what nobody reads any more is joined to what goes on
         live.pop()
     tracks = _without_history(flow, _tracks(flow, live))
+    carried = tuple(_carried(flow, tracks))
+    seen = any(each.variable for each in carried)
+    chain = None if seen else _chain_of_passes(flow, passes, {key for keys in live for key in keys})
+    if chain is not None:
+        tracks, carried = [chain], tuple(_carried(flow, [chain]))
     names = tuple(dict.fromkeys(event.name for i in range(bounds[0], bounds[1]) for event in flow.owners[i][-1:]))
     body = _call_at(flow, bounds[0])
-    return LineageLoop(_passes(tracks, len(bounds)), names, tuple(_carried(flow, tracks)), body)
+    return LineageLoop(_passes(tracks, len(bounds)), names, carried, body, chain is not None)
+
+
+def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> _Track | None:
+    """Return the one value that every pass returns and the next one reads; None where there is none, or several.
+
+    Skips differ: a pass hands them on to any later one. None too where no module made what is alive between passes.
+    """
+    first, last = [uses[0] for uses in passes], [uses[-1] for uses in passes]
+    ends = [*first[1:], len(flow.events)]
+    calls: dict[str, list[int]] = {}
+    for call in _calls(flow):
+        if call.writes and flow.made.get(key := flow.key(call.writes[0]), -1) >= first[0]:
+            calls.setdefault(call.name, []).append(key)
+    chains: dict[str, list[int]] = {}
+    returned = {key for keys in calls.values() for key in keys}
+    for name, keys in sorted(calls.items()) if live <= returned else ():  # a module before those inside of it
+        if len(keys) != len(passes) or any(name.startswith(f"{outer}.") for outer in chains):
+            continue
+        in_turn = all(a <= flow.made[key] <= b for key, a, b in zip(keys, first, ends, strict=True))
+        to_next = zip(keys, last, last[1:], strict=False)
+        handed = all(any(a < i <= b for i in flow.read_at.get(key, ())) for key, a, b in to_next)
+        if in_turn and handed and all(_is_wide(flow, key) for key in keys):
+            chains[name] = keys
+    return _Track(list(range(len(passes))), *chains.values()) if len(chains) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +256,7 @@ class _Span:
 
 def _passes(tracks: list[_Track], blocks: int) -> int:
     """Return how often all variables were updated; in the last pass some may be no longer alive."""
-    return min([len(track.blocks) for track in tracks], default=blocks) if len(tracks) > 1 else blocks
+    return min(len(track.blocks) for track in tracks) if len(tracks) > 1 else blocks
 
 
 def _cut(flow: Flow, span: _Span, low: int, high: int, returned: bool) -> int:

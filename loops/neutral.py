@@ -191,11 +191,11 @@ def _reading_acts(model: nn.Module, reads: Iterable[Callable[[], Tensor]]) -> bo
         with suppress(Exception), on_the_side(model, seed=0, evaluating=False, verify=False) as look:
             _set_flags(model, training)
             flags = PythonState([model])
-            streams = _random_states()
+            streams = random_states(model)
             for read in reads:
                 with suppress(Exception):
                     read()
-            acts |= look.writes.changed or flags.rewind() or streams != _random_states()
+            acts |= look.writes.changed or flags.rewind() or streams != random_states(model)
     return acts
 
 
@@ -268,12 +268,13 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
     return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
-def _random_states() -> tuple[Any, ...]:
-    """Return the states of the generators on the host, as values that compare with ``==``."""
+def random_states(model: nn.Module) -> tuple[Any, ...]:
+    """Return the states of the generators that a forward may draw from, as values that compare with ``==``."""
     numpy: Any = np.random.get_state()  # noqa: NPY002
     # The `==` of an array is an array, and its text takes milliseconds to make.
     words = (numpy[0], numpy[1].tobytes(), *numpy[2:]) if isinstance(numpy, tuple) else repr(numpy)
-    return random.getstate(), words, torch.get_rng_state().numpy().tobytes()
+    of_devices = [torch.cuda.get_rng_state(device) for device in _cuda_devices(model)]
+    return random.getstate(), words, *(state.numpy().tobytes() for state in (torch.get_rng_state(), *of_devices))
 
 
 @contextmanager

@@ -411,7 +411,7 @@ class Probe:
         try:
             self._begin(site)
             self._recorder.learn(self._step, site_info(self._own, site))
-            self._notices.say(self._step, "loop_found", f"a loop, {site.found}: {in_words(site)}", severity="note")
+            self._notices.say(self._step, "loop_found", in_words(site, timeline), severity="note")
             assert self._watch is not None and self._call is not None
             self._watch.take_first(*self._call, self._step)
             if timeline is not None and timeline.lost:
@@ -442,7 +442,7 @@ class Probe:
             return
         if self._seeker is not None:
             self._call = args, kwargs
-            self._seeker.begin(module, args, kwargs)
+            self._seeker.begin(module, args, kwargs, self._step)
             return
         if self._capture is not None:
             self._capture.remove()

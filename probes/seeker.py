@@ -39,11 +39,12 @@ class Timeline:
     Attributes:
         moments: In the order in which they came.
         lost: Why they are not kept; empty where they are.
+        late: That an earlier forward ran the loop already, and in which step; empty where none did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, late: str = "") -> None:
         self.moments: list[Moment] = []
-        self.lost = ""
+        self.lost, self.late = "", late
         self._versions: dict[int, tuple[Tensor, int]] = {}
         self._bytes = 0
 
@@ -81,6 +82,7 @@ class Seeker:
         self._model, self._on_loop, self._waits = model, on_loop, waits
         self._forwards = 0
         self._calls = self._calls_then = 0
+        self._step_then = 0  # of the forward before
         self._recorder: Recorder | None = None
         self._timeline = Timeline()
         self._done = False
@@ -89,26 +91,27 @@ class Seeker:
             module.register_forward_pre_hook(Hook(self._count)) for module in model.modules() if not _holds(module)
         ]  # fmt: skip
 
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
         """Look at the training forward that begins now, where that is due."""
         try:
-            self._begin(module, args, kwargs)
+            self._begin(module, args, kwargs, step)
         except Exception as error:
             self.stop()
             self._waits(f"the loop cannot be looked for: {one_line(error)}")
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
         """As `begin`, and raises."""
         self._abandon()
         self._forwards += 1
         changed = self._calls != self._calls_then
-        self._calls_then, self._calls = self._calls, 0
+        late = f"; a forward of step {self._step_then} ran it already and is not recorded" if changed else ""
+        self._calls_then, self._calls, self._step_then = self._calls, 0, step
         if self._done or not (changed or self._forwards & (self._forwards - 1) == 0):
             return
         if self._compiled or _is_compiled(module):
             self._look_aside(module, args, kwargs)
             return
-        self._timeline = Timeline()
+        self._timeline = Timeline(late if self._forwards > 2 else "")
         self._recorder = Recorder(self._model, self._see)
         self._recorder.__enter__()
         if module is self._model:  # its own hooks are being called already
@@ -206,11 +209,12 @@ def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | No
         return None, str(error)
 
 
-def in_words(site: LoopSite) -> str:
-    """Return what of a loop is recorded."""
+def in_words(site: LoopSite, timeline: Timeline | None) -> str:
+    """Return what of a loop is recorded, and what is not of the forwards so far."""
     named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
     where = f"{site.body!r} receives" if site.output is None else f"{site.output!r} returns"
-    return ", ".join(named) or f"the state that {where}"
+    late = timeline.late if timeline is not None else ""
+    return f"a loop, {site.found}: {', '.join(named) or f'the state that {where}'}{late}"
 
 
 def first_line(text: str) -> str:

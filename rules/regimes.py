@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ SEVERAL_DEPTHS = (
 )
 NO_LOOP = "No loop was recorded."
 UNSETTLED = ("drifting", "orbiting", "exploding")
+STATE_GROWS = 1.05  # factor per loop of the state norm from which on it grows with its steps, as in LS030
 KEEPS_STEPS = 0.97  # ratio of late steps from which on they do not settle, as in LS031
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 
@@ -83,12 +84,30 @@ def trajectory_law(run: Run) -> TrajectoryLaw:
     every token ran through all loops. Means over different tokens in different loops are no trajectory, and give
     ``unknown``.
     """
-    if len(run.probe_steps):
-        residual, cosine, state, tokens = (run.probe(name)[-1] for name in LOOP_COLUMNS_READ)
-    else:
-        recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
-        return _law_of_training({name: run.loops(name, rows=recent) for name in LOOP_COLUMNS_READ}, run)
-    return _law_of_loops(residual, cosine, state, tokens, run)
+    recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
+    if not len(run.probe_steps):
+        law = _law_of_training({name: run.loops(name, rows=recent) for name in LOOP_COLUMNS_READ}, run)
+        return _as_deep_as_trained(law)
+    residual, cosine, state, tokens = (run.probe(name)[-1] for name in LOOP_COLUMNS_READ)
+    law = _law_of_loops(residual, cosine, state, tokens, run)
+    trained = max(np.nanmax(run[name][recent], initial=0) for name in ("depth", "depth_max"))
+    deeper = _depths(tokens[None])[0] > trained
+    return law if deeper else _as_deep_as_trained(law)
+
+
+def _as_deep_as_trained(law: TrajectoryLaw) -> TrajectoryLaw:
+    """Return what is known where nothing ran deeper than training does.
+
+    The last loops are those that the loss asks something of: their steps may grow, as in a model with an embedding for
+    every loop, and the state stays where it is. It explodes only where the state grows with them.
+    """
+    if law.kind != "exploding" or not law.growth_ratio < STATE_GROWS:
+        return law
+    said = (
+        f"Late steps grow by a factor {law.rate:.3f} per loop and the state does not ({law.growth_ratio:.3f}): an "
+        "explosion that begins, or what the last loops are trained to do; no pass runs deeper than training"
+    )
+    return replace(law, kind="undecided", regime="unknown", between=("exploding", "orbiting"), sentence=said)
 
 
 def _law_of_training(per_loop: Mapping[str, Series], run: Run) -> TrajectoryLaw:

@@ -190,6 +190,8 @@
     }
     for (const preset of document.querySelectorAll(".ls-preset")) preset.setAttribute("aria-pressed", preset.classList.contains("ls-chosen"));
     for (const field of document.querySelectorAll("input[aria-hidden=true]:not([tabindex='-1'])")) field.tabIndex = -1;
+    /* The field takes the focus for the choice and is hidden from screen readers: the choice itself has to take it. */
+    for (const choice of document.querySelectorAll("button.dash-dropdown[tabindex='-1']")) choice.tabIndex = 0;
   };
   setInterval(describe, 1000);
   /* A picture that arrives may be wider than its place. */

@@ -253,7 +253,8 @@ def _shown(sandbox: Sandbox) -> dict[str, Any]:
                 explored.eigenvalues,
                 tolerance=LTI_TOLERANCE,
                 revision="explorer",
-                subtitle=f"{len(explored.eigenvalues)} of A̅" + (", × full loop" if explored.full.size else ""),
+                subtitle=f"{len(explored.eigenvalues)} eigenvalues of A̅"
+                + (", × full loop" if explored.full.size else ""),
                 full=explored.full,
                 landscape=partial(landscape, explored.system) if sandbox.contours else None,
             ),

@@ -29,7 +29,7 @@ from ..run_map import (
     quantity,
     survival,
 )
-from ..text import number
+from ..text import number, shown
 from . import Page
 from .runs import current_table
 
@@ -44,7 +44,8 @@ def layout(x: str = "", y: str = "", **_: Any) -> html.Div:
     table = current_table()
     rows, numbers = table.rows(), table.details("numbers")
     there = quantities(rows, numbers)
-    chosen = [_chosen(asked, there, first) for asked, first in ((x, FIRST[0]), (y, FIRST[1]))]
+    known = None if table.reading else there  # what the address asks for may come yet
+    chosen = [_chosen(asked, there, known, first) for asked, first in ((x, FIRST[0]), (y, FIRST[1]))]
     drawn = _drawn(*chosen)
     choices = [
         html.Div([html.Label(words, htmlFor=f"map-{axis}"), _choice(axis, value, there)], className="ls-map-choice")
@@ -69,9 +70,11 @@ def layout(x: str = "", y: str = "", **_: Any) -> html.Div:
     )  # fmt: skip
 
 
-def _chosen(asked: str, there: list[str], first: str) -> str:
-    """Return the number asked for where there is one, else the first one."""
-    return asked if asked in there else first if first in there or not there else there[0]
+def _chosen(asked: str, there: list[str], known: list[str] | None, first: str) -> str:
+    """Return the number asked for where there may be one, else the first one; ``known`` is None while runs are read."""
+    if asked and (known is None or asked in known):
+        return shown(asked, 120)
+    return first if first in there or not there else there[0]
 
 
 def _choice(axis: str, value: str, there: list[str]) -> dcc.Dropdown:

@@ -37,7 +37,8 @@ def words(ask: Ask) -> list[Any]:
     if ask.against:
         return [html.Section([where, _differences(own, ask.against)], className="ls-card")]
     rows = [(name, value) for name, value in own.items()]
-    return [html.Section([where, *start, components.rows_table(("setting", "value"), rows)], className="ls-card")]
+    grid = html.Div(components.rows_table(("setting", "value"), rows), className="ls-wrap")
+    return [html.Section([where, *start, grid], className="ls-card")]
 
 
 def _differences(own: dict[str, str], against: str) -> Any:

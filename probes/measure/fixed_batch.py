@@ -6,7 +6,11 @@ which keeps a pass far below the cost of a step, or what the user gave. Compiled
 them for another shape and depth would take longer than all passes of the run. Whatever else training calls the model
 with (targets, masks) is given to it too.
 
-Not covered: models whose depth is set neither by an argument nor by an attribute.
+Where nothing sets the depth, or the model cannot run twice as deep (it has an embedding for each loop), the batch runs
+as deep as the model runs by itself: a shorter look at the same loop. A model that draws random numbers then may draw
+its depth, or that of each sequence, and is left alone.
+
+Not covered: models that draw their depth and let nobody set it.
 """
 
 # Shapes: n sequences, S positions, T loops.
@@ -23,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...loops.call import Call, Input
-from ...loops.neutral import LookError, on_the_side
+from ...loops.neutral import LookError, on_the_side, random_states
 from ...loops.site import LoopSite, LoopSiteError
 from .acting import Autocast, SeenInjection
 from .fastest import reduction_for
@@ -34,6 +38,8 @@ from .tap import LoopTap
 SEQUENCES = 2  # of the batch that are used
 POSITIONS = 64  # of each, where it is the first training batch
 MAP_POSITIONS = 256  # of each, in maps of every token's steps: 64 KB for 32 loops
+DEEPEST = 128  # loops of a pass that are kept, where nothing says how many there will be
+MOST_DEPTHS = 3  # of passes as deep as the model runs: a schedule changes it a few times, chance again and again
 TOKEN_STEPS = "token_steps"
 
 
@@ -66,6 +72,7 @@ class FixedBatch:
     Attributes:
         call: The model's call on the batch; None as long as there is none.
         failed: Why the batch is not run any more; empty as long as it is.
+        unsteady: Why passes as deep as the model runs cannot be compared with each other; empty as long as they can.
         site: Where the loop is, and the A̅ that the injection is compared with.
     """
 
@@ -74,7 +81,9 @@ class FixedBatch:
         self._model, self._device = model, device
         self.call = None if given is None else Call.of(model, given).cut(SEQUENCES).kept()
         self._whole: Call | None = None  # what it was cut from, where it was made shorter
-        self.failed = ""
+        self._deep = site.sets_depth and site.mean_depth is not None  # whether it is run at twice the mean depth
+        self._depths: list[int] = []  # of passes as deep as the model runs by itself, as they changed
+        self.failed = self.unsteady = ""
         self._looked = False  # whether a pass was run, and seen to leave every bit as it was
         self._training: Autocast | None = None  # under which training calls the model
 
@@ -101,7 +110,7 @@ class FixedBatch:
     def run(
         self, tap: LoopTap, *, token_steps: bool = False, together: Callable[[], bool] | None = None
     ) -> Pass | None:
-        """Run the batch at depth 2·μ_rec and record its loop; training notices nothing.
+        """Run the batch at depth 2·μ_rec, or as deep as the model runs, and record its loop; training notices nothing.
 
         Args:
             tap: The tap of the loop.
@@ -109,36 +118,61 @@ class FixedBatch:
             together: Where a forward takes all ranks: whether all are about to run it. Asked when all else is ready.
 
         Returns:
-            What was recorded; None where there is no batch, the depth cannot be set, not all ranks are there, or the
-            model once failed on the batch (`failed` says how).
+            What was recorded; None where there is no batch, its depth is another one every time, not all ranks are
+            there, or the model once failed on the batch (`failed` says how).
         """
-        site, call = self.site, self.call
-        if self.failed or call is None or not site.sets_depth or site.mean_depth is None:
+        if self.failed or self.unsteady or self.call is None:
             return None
-        depth = 2 * site.mean_depth
-        tokenwise = EagerReduction(keep_steps=MAP_POSITIONS if token_steps else 0)
-        verify, self._looked = not self._looked, True
         try:
-            with on_the_side(self._model, verify=verify):
-                if together is not None and not together():
-                    return None
-                # Made inside: what is written to anything older is put back.
-                sums = LoopSums(depth + 1, self._device, tokenwise if token_steps else reduction_for(self._device))
-                seen = SeenInjection(self._model, site, self._training)
-                with tap.into(sums), seen.watched():
-                    call.run_at(self._model, site, depth)
-                disagreement = None if together is not None else _or_none(seen.disagreement)
+            done = self._passed(self.call, tap, token_steps, together)
         except LookError as error:
             self.failed = str(error)
             return None
         except Exception as error:
-            if self._whole is None:
+            if not self._has_another_way():
                 self.failed = f"{type(self._model).__name__} failed on it ({error!r})"
                 return None
-            self.call, self._whole = self._whole, None  # the model takes sequences of one length only
             if together is not None:  # the batches of other ranks may have been taken: next time, then
                 return None
             return self.run(tap, token_steps=token_steps)
+        if done is None or self._deep:
+            return done
+        loops = len(done.counts) - 1
+        if loops not in self._depths[-1:]:
+            self._depths.append(loops)
+        if len(self._depths) > MOST_DEPTHS:
+            self.unsteady = f"passes had {', '.join(map(str, self._depths))} loops"
+        return None if self.unsteady else done
+
+    def _has_another_way(self) -> bool:
+        """Go on with sequences of the length that the model was given, or else with the depth that it runs to."""
+        if self._whole is not None:  # the model takes sequences of one length only
+            self.call, self._whole = self._whole, None
+            return True
+        another, self._deep = self._deep, False
+        return another
+
+    def _passed(self, call: Call, tap: LoopTap, token_steps: bool, together: Callable[[], bool] | None) -> Pass | None:
+        """Run the batch once; None where not all ranks are about to."""
+        site = self.site
+        depth = 2 * site.mean_depth if self._deep and site.mean_depth is not None else DEEPEST
+        tokenwise = EagerReduction(keep_steps=MAP_POSITIONS if token_steps else 0)
+        verify, self._looked = not self._looked, True
+        with on_the_side(self._model, verify=verify):
+            if together is not None and not together():
+                return None
+            # Made inside: what is written to anything older is put back.
+            sums = LoopSums(depth + 1, self._device, tokenwise if token_steps else reduction_for(self._device))
+            seen = SeenInjection(self._model, site, self._training)
+            with tap.into(sums), seen.watched():
+                if self._deep:
+                    call.run_at(self._model, site, depth)
+                else:
+                    before = random_states(self._model)
+                    call.run(self._model)
+                    if before != random_states(self._model):
+                        self.unsteady = "the model draws random numbers, its depth may be one of them"
+            disagreement = None if together is not None else _or_none(seen.disagreement)
         rows = sums.device_rows()
         if tokenwise.steps:
             rows[TOKEN_STEPS] = torch.stack(tokenwise.steps)

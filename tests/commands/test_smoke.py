@@ -124,6 +124,8 @@ def test_no_torch_no_python_and_no_command_are_said(run, tmp_path):
     assert smoke(["true"], steps=1, out=out, **options) == 5
     with pytest.raises(ValueError, match="cannot be started"):
         smoke(["no-such-command-at-all"], steps=1, out=out, **options)
+    with pytest.raises(ValueError, match="-o: not an option of smoke"):
+        smoke(["-o", "a.h5", "--", "true"], steps=1, out=out, **options)
     with pytest.raises(ValueError, match="name the command"):
         smoke([], steps=1, out=out, **options)
 

@@ -30,6 +30,13 @@ PLACES = {
 }
 
 
+# What can be clicked and not be focused. Cells of the grid are reached by its arrow keys; what a click on a plot does,
+# a field or a link beside it does too.
+OUT_OF_REACH = """[...document.querySelectorAll('a[href], button, summary, select, input')]
+    .filter((e) => e.offsetParent && e.tabIndex < 0 && !e.closest('.ag-root, .js-plotly-plot, [aria-hidden=true]'))
+    .map((e) => e.outerHTML.slice(0, 120))"""
+
+
 @pytest.fixture(scope="module")
 def phone(chromium, tmp_path_factory) -> Iterator[Screen]:  # noqa: F811
     patch = pytest.MonkeyPatch()
@@ -79,6 +86,11 @@ def test_it_fits_a_phone_is_clean_for_axe_in_both_themes_and_says_what_its_plots
     settled(phone, address(phone, place))
     page = phone.page
     faults = []
+    if place in TABS:  # the address alone leads to the tab and the step
+        chosen = page.locator("[role=tab][aria-selected=true]").get_attribute("id")
+        faults += [] if place.removeprefix("run ") in chosen else [f"{chosen} is open"]
+        faults += [] if page.locator("#step-input").input_value() == "150" else ["the step is not that of the address"]
+    faults += [f"not reached by keyboard: {one}" for one in page.evaluate(OUT_OF_REACH)]
     for _ in range(2):
         theme = page.locator("html").get_attribute("data-mantine-color-scheme")
         faults += [f"{theme}: {fault}" for fault in violations(page)]
@@ -132,7 +144,8 @@ def test_everything_of_a_failure_can_be_read_with_the_keyboard_alone(phone):
     press("document.activeElement.getAttribute('col-id') === 'name'", "ArrowRight")
     page.keyboard.press("Enter")
     page.wait_for_selector("#verdict")
-    assert "Unstable since step" in page.locator("#verdict").inner_text()
+    said = page.locator("#verdict [role=status]")  # a screen reader says it again when it changes
+    assert "Unstable since step" in said.inner_text() and "steps/s" not in said.inner_text()
     press("document.activeElement.getAttribute('role') === 'tab'")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")

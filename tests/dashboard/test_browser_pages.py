@@ -130,9 +130,68 @@ def test_a_bar_of_a_run_goes_into_the_explorer_and_the_way_back_leads_to_its_ste
     page.wait_for_url(re.compile("/explorer.*kind=run"))
     verdict = page.locator("#explorer-verdict")
     sync_api.expect(verdict).to_contain_text("stands for it", timeout=PATIENCE)
-    page.get_by_label("pseudospectra").check()
+    sync_api.expect(page.get_by_role("checkbox", name=re.compile("pseudospectra"))).to_be_checked()
     page.wait_for_selector("#explorer-spectrum .contour")
     page.wait_for_url(re.compile("contours=on"))
     page.get_by_role("link", name="back to the run at this step").click()
     page.wait_for_url(re.compile("tab=spectrum&step=120"))
     page.wait_for_selector("#panel-spectrum .main-svg")
+
+
+def test_what_was_chosen_on_a_page_is_there_again_after_going_back(screen, runs):  # noqa: F811
+    shown = screen(runs)
+    page = shown.open("/alerts")
+    page.locator("#alerts-show").get_by_text("notes", exact=True).click()
+    page.wait_for_url(re.compile("show=.*note"))
+    page.locator(".ls-alerts tbody tr").first.get_by_role("link").last.click()
+    page.wait_for_url(re.compile(r"/run/.*step="))
+    page.wait_for_selector("#verdict")
+    page.go_back()
+    sync_api.expect(page.locator("#alerts-show input").nth(2)).to_be_checked(timeout=PATIENCE)
+    page.goto(shown.base + "/map?x=last.loss&y=largest.a_bar_radius")
+    page.locator("#map-table a").first.click()
+    page.wait_for_selector("#verdict")
+    page.go_back()
+    sync_api.expect(page.locator("#map-table thead")).to_contain_text("a_bar_radius, largest", timeout=PATIENCE)
+
+
+def test_map_alerts_and_compare_follow_a_live_run(screen, tmp_path, elsewhere):  # noqa: F811
+    training = elsewhere(tmp_path / "live.h5")
+    training.tell("60")
+    shown = screen(tmp_path)
+    page = shown.open(f"/compare?runs={shown.ids()[0]}&what=loss")
+    points = "(document.querySelector('#compare-body .js-plotly-plot')?.data?.[0]?.x ?? []).length"
+    page.wait_for_function(f"({points} || 0) > 0 || document.querySelector('#compare-body .js-plotly-plot')")
+    last = "Number(document.querySelector('#compare-body .js-plotly-plot')._fullLayout.xaxis.range[1])"
+    page.wait_for_function(f"{last} < 80")
+    training.tell("120")
+    page.wait_for_function(f"{last} > 100")
+    page.get_by_role("link", name="Map").click()
+    page.locator("#map-table tbody tr").wait_for()
+    page.goto(shown.base + "/map?x=last.loss&y=last.a_bar_radius")
+    radius = page.locator("#map-table tbody td").last
+    before = float(radius.inner_text(timeout=PATIENCE))
+    training.tell("390")  # beyond the edge
+    page.wait_for_function(
+        f"Number(document.querySelector('#map-table tbody td:last-child').textContent) > {before + 0.1}"
+    )
+    page.get_by_role("link", name="Alerts").click()
+    sync_api.expect(page.locator("#alerts-body")).to_contain_text(re.compile("LS0[123]0"), timeout=PATIENCE)
+
+
+def test_a_choice_from_a_list_is_made_with_the_keyboard_alone(screen, runs):  # noqa: F811
+    page = screen(runs).open("/map?x=last.loss&y=last.a_bar_radius")
+    sync_api.expect(page.locator("#map-table tbody tr")).to_have_count(3, timeout=PATIENCE)
+    assert "x=last.loss" in page.url  # the address holds, although no run had been read when the page came
+    page.wait_for_selector("#map-y[tabindex='0']")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id === 'map-y'"):
+            break
+    page.keyboard.press("Enter")
+    option = "document.activeElement.closest('label.dash-options-list-option') && document.activeElement.value"
+    page.wait_for_function(f"{option} === 'last.a_bar_radius'")  # the list takes the focus a moment after it opens
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function(f"({option} || 'last.a_bar_radius') !== 'last.a_bar_radius'")
+    page.keyboard.press("Space")
+    page.wait_for_url(re.compile(r"y=(?!last\.a_bar_radius$)"))

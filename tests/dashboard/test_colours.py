@@ -5,6 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 from loopscope.dashboard import colours
+from loopscope.dashboard.compare_figures import DASHES, PALETTE
+from loopscope.dashboard.report import OVERLAID
 
 # Severity 1.0 matrices of Machado, Oliveira & Fernandes, IEEE TVCG 15 (2009) 1291, on linear RGB.
 DEFICIENCIES = {
@@ -50,6 +52,14 @@ def test_regimes_stay_apart_without_full_colour_vision(kind):
     seen = {name: lab(np.array(DEFICIENCIES[kind]) @ linear(c)) for name, c in colours.REGIME_COLOURS.items()}
     for one, other in combinations(seen, 2):
         assert np.linalg.norm(seen[one] - seen[other]) > 23, (kind, one, other)
+
+
+def test_lines_of_runs_stand_out_and_have_no_colour_of_a_regime():
+    for colour in PALETTE:
+        assert min(contrast(colour, page) for page in PAGES) > 2.8, colour
+        for regime, other in colours.REGIME_COLOURS.items():
+            assert np.linalg.norm(lab(linear(colour)) - lab(linear(other))) > 23, (colour, regime)
+    assert len({(i % len(PALETTE), i % len(DASHES)) for i in range(OVERLAID)}) == OVERLAID  # no two runs look alike
 
 
 def test_glyphs_differ_so_that_colour_is_never_the_only_sign():

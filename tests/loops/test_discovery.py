@@ -841,3 +841,50 @@ def test_a_loop_that_no_module_returns_is_told_with_the_line_to_mark() -> None:
     assert "x = loopscope.mark(x, 'x') behind test_discovery.py:" in said
     described = loopscope.describe(SharedParts(), torch.arange(8).view(2, 4), mark=True)
     assert described.loops == 4 and described.site is not None
+
+
+def velocity(m: Model, e: torch.Tensor, n: int) -> torch.Tensor:
+    """A step with momentum: the block returns what is added to the velocity."""
+    h, v = e, torch.zeros_like(e)
+    for _ in range(n):
+        v = 0.9 * v + m.block(h)
+        h = h + v
+    return h
+
+
+def routed(m: Model, e: torch.Tensor, n: int) -> torch.Tensor:
+    """A router of its own in each pass mixes what the norm returns with what was there before."""
+    x, share = e, 1.0
+    for t in range(n):
+        before = x
+        x = m.norm(m.block(x))
+        x = before * (1 - share) + x * share
+        share = torch.sigmoid(m.routers[t](x))
+    return x
+
+
+def gated(m: Model, e: torch.Tensor, n: int) -> torch.Tensor:
+    """Tokens halt: a gate of two channels is the only module that returns what the next pass reads."""
+    x, left = e, torch.ones_like(e[..., :1])
+    for _ in range(n):
+        x = torch.where(left < 0.01, x, m.block(x + left * e))
+        left = left * torch.log_softmax(m.gate(x), dim=-1)[..., :1].exp()
+    return x
+
+
+@pytest.mark.parametrize(
+    ("loop", "parts"),
+    [
+        (velocity, {"block": block()}),
+        (
+            routed,
+            {"block": block(), "norm": nn.LayerNorm(8), "routers": nn.ModuleList(nn.Linear(8, 1) for _ in "1234")},
+        ),
+        (gated, {"block": block(), "gate": nn.Linear(8, 2)}),
+    ],
+    ids=["velocity", "routed", "gated"],
+)
+def test_what_a_module_returns_beside_the_state_is_not_taken_for_it(loop, parts) -> None:
+    with pytest.raises(LoopSiteError) as error:
+        discover(Model(loop, **parts))
+    assert "behind test_discovery.py:" in str(error.value)

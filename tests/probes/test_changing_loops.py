@@ -54,6 +54,9 @@ def test_a_loop_that_is_switched_on_later_is_awaited_and_found(tmp_path: Path) -
     with loopscope.open_run(tmp_path / "a.h5") as run:
         depth, said = run["depth"], loopscope.diagnose(run)
         told = events_of(run, "loop_awaited", "loop_found", "depth_changed", "loss_spike")
+        words = next(event.message for event in run.events if event.kind == "loop_found")
+    assert ("ran it already and is not recorded" in words) == np.isnan(depth[SWITCH])
+    assert f"a forward of step {SWITCH} ran it already" in words
     assert np.isnan(depth[:SWITCH]).all() and (depth[SWITCH + 1 :] == 4).all()  # the step that shows it may be missing
     found = next(step for kind, step in told if kind == "loop_found")
     assert found in (SWITCH, SWITCH + 1) and told[0] == ("loop_awaited", 0)
@@ -63,6 +66,20 @@ def test_a_loop_that_is_switched_on_later_is_awaited_and_found(tmp_path: Path) -
     assert len(late) == 1 and late[0].severity == "note"
     assert not [f for f in said.findings if f.rule in ("LS010", "LS011", "LS012")]
     assert not [f for f in said.findings if f.name in ("few-loops", "loops-end", "no-loops")]
+
+
+def test_a_loop_that_is_on_at_once_is_not_said_to_have_run_before(tmp_path: Path) -> None:
+    train(tmp_path / "a.h5", lambda step: [4], steps=10)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        assert (run["depth"] == 4).all() and not any("already" in event.message for event in run.events)
+
+
+def test_of_several_forwards_in_a_step_the_second_shows_the_loop(tmp_path: Path) -> None:
+    train(tmp_path / "a.h5", lambda step: [1, 1] if step < 10 else [4, 4], steps=20)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        depth, words = run["depth"], [event.message for event in run.events if event.kind == "loop_found"]
+    assert np.isnan(depth[:10]).all() and (depth[10:] == 4).all()
+    assert len(words) == 1 and "a forward of step 10 ran it already" in words[0]
 
 
 def test_most_of_a_run_may_lie_before_its_loop(tmp_path: Path) -> None:

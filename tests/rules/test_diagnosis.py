@@ -177,3 +177,19 @@ def test_an_attracting_cycle_is_no_disagreement(write_run, loop_rows):
     diagnosed = diagnosis(write_run(loss=np.ones(30), probe={29: rows}, **measured))
     assert (diagnosed.regimes["loop"], diagnosed.regimes["trajectory"]) == ("stable", "marginal")
     assert "attracting" in diagnosed.summary and "disagree" not in diagnosed.summary
+
+
+@pytest.mark.parametrize(
+    ("deeper", "state", "verdict"),
+    [(False, 1.0, "unknown"), (True, 1.0, "unstable"), (False, 1.2, "unstable")],
+)
+def test_steps_that_grow_in_the_last_loops_of_training_are_an_explosion_only_where_the_state_grows_too(
+    write_run, deeper, state, verdict
+):
+    steps = [4.0, 2.0, 1.0, 0.6, 0.7, 1.0, 1.6, 2.5, 4.0, 6.5]
+    rows = np.full((11, 4), np.nan, np.float32)
+    rows[:, 0], rows[:-1, 1], rows[1:-1, 2], rows[:, 3] = 10 * state ** np.arange(11), steps, 0.9, 64
+    path = write_run(loss=wavy(40), depth=5 if deeper else 10, probe=dict.fromkeys(range(0, 40, 10), rows))
+    with open_run(path) as run:
+        assert diagnose(run).regimes["trajectory"] == verdict
+        assert ("what the last loops are trained to do" in diagnose(run).summary) == (verdict == "unknown")

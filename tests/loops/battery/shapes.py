@@ -386,6 +386,46 @@ class SkipsInside(Noting):
         return self.head(h)
 
 
+class SkipsAcross(Noting):
+    """A loop in the middle of a U-Net: what the first passes make comes in again, last first, in the later ones."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=4)
+        self.blocks, self.weights = nn.ModuleList(Mix() for _ in range(4)), nn.Parameter(torch.ones(5, D))
+        self.gates = nn.Parameter(torch.zeros(5, D))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = e = self.start(tokens)
+        order = [0, *[1, 2] * self.depth, 3]
+        kept: list[Tensor] = []
+        for n, i in enumerate(order):
+            if n >= len(order) // 2:
+                skip = n - len(order) // 2
+                x = torch.lerp(self.weights[skip] * kept.pop(), x, torch.sigmoid(self.gates[skip]))
+            x = self.blocks[i](x, e)
+            if n < len(order) // 2:
+                kept.append(x)
+            if i == 2:
+                self.note(x, "x")
+        return self.head(x)
+
+
+class HaltsBeside(Noting):
+    """The state is put together outside of modules; the only module that a pass ends with is a gate of two channels."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=4)
+        self.block, self.gate = Mix(), nn.Linear(D, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = e = self.note(self.start(tokens), "x")
+        done = torch.zeros_like(x[..., :1])
+        for _ in range(self.depth):
+            x = self.note(torch.where(done > 5, x, self.block(x, e * (1 - done))), "x")
+            done = done + torch.log_softmax(self.gate(x), dim=-1)[..., :1].exp()
+        return self.head(x)
+
+
 class FirstVisit(Noting):
     """Values of the first visit are used again in all later ones."""
 
@@ -631,6 +671,8 @@ CASES = [
     Case("Momentum", Momentum, passes=6),
     Case("Equilibrium", Equilibrium, ("z",), passes=5),
     Case("Halting", Halting, passes=4),
+    Case("SkipsAcross", SkipsAcross, ("x",), passes=4),
+    Case("HaltsBeside marked", marked(HaltsBeside), ("x",), passes=4),
     *(Case(f"{shape.__name__} marked", marked(shape)) for shape in (Plain, Bare, Gated, SkipsInside)),
     Case("OneNetworkTwoVariables marked", marked(OneNetworkTwoVariables), ("z_H", "z_L"), carried_call),
     Case("TwoLevels marked", marked(TwoLevels), ("z_H", "z_L")),

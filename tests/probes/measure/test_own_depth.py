@@ -1,0 +1,117 @@
+"""The fixed batch where nothing sets the depth of the loop, or the loop cannot run deeper than it does in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import loopscope
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from loopscope.probes import open_run
+from loopscope.probes.schedule import Preset, every
+from torch import Tensor, nn
+
+D, STEPS = 12, 26
+OFTEN = Preset("often", rows=every(1), spectrum=every(1), probe_batch=every(5))
+
+
+class OwnLoops(nn.Module):
+    """Runs a number of loops that no argument and no attribute holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Embedding(32, D), nn.Linear(D, D), nn.Linear(D, 32)
+
+    def loops(self) -> int:
+        return 6
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        for loop in range(self.loops()):
+            h = self.turn(h, loop)
+        return self.head(h)
+
+    def turn(self, h: Tensor, loop: int) -> Tensor:
+        return torch.tanh(self.body(h))
+
+
+class Embedded(OwnLoops):
+    """Has an embedding for each loop: it can be asked for fewer loops, never for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(0.1 * torch.randn(6, D))
+
+    def forward(self, tokens: Tensor, steps: int = 6) -> Tensor:
+        h = self.embed(tokens)
+        for loop in range(steps):
+            h = torch.tanh(self.body(h + self.number[loop]))
+        return self.head(h)
+
+
+class Deepened(OwnLoops):
+    """Trains deeper from its twelfth step on."""
+
+    seen = 0
+
+    def loops(self) -> int:
+        return 5 if self.seen < 12 else 8
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+        return super().forward(tokens)
+
+
+class Drawn(OwnLoops):
+    def loops(self) -> int:
+        return int(torch.randint(4, 9, ()))
+
+
+class DrawnByNumpy(OwnLoops):
+    def loops(self) -> int:
+        return int(np.random.randint(4, 9))  # noqa: NPY002 - as users' code does
+
+
+def train(kind: type[OwnLoops], path: Path | None) -> list[float]:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    model = kind()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    probe = loopscope.attach(model, path, preset=OFTEN) if path is not None else None
+    losses = []
+    for number in range(STEPS):
+        tokens = torch.randint(0, 32, (3, 8), generator=torch.Generator().manual_seed(number))
+        loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if probe is not None:
+            probe.step(loss=loss)
+    if probe is not None:
+        probe.close()
+    return losses
+
+
+@pytest.mark.parametrize(("kind", "depths"), [(OwnLoops, [6]), (Embedded, [6]), (Deepened, [5, 8])])
+def test_it_runs_as_deep_as_the_model_does(kind: type[OwnLoops], depths: list[int], tmp_path: Path) -> None:
+    assert train(kind, tmp_path / "a.h5") == train(kind, None)
+    with open_run(tmp_path / "a.h5") as run:
+        assert run.probe_steps.tolist() == [0, 5, 10, 15, 20, 25]
+        counted = np.count_nonzero(~np.isnan(run.probe("tokens")), axis=1)
+        assert len(np.unique(counted)) == len(depths) and (np.diff(counted) >= 0).all()
+        assert np.isfinite(run["residual_ratio"]).any()
+        assert not [event for event in run.events if event.kind == "fixed_batch"]
+        assert "LS030" in {each.rule for each in loopscope.diagnose(run).judgements if each.state == "judged"}
+
+
+@pytest.mark.parametrize("kind", [Drawn, DrawnByNumpy])
+def test_a_model_that_draws_its_depth_is_left_alone_and_the_file_says_why(kind: type[OwnLoops], tmp_path: Path) -> None:
+    assert train(kind, tmp_path / "a.h5") == train(kind, None)
+    with open_run(tmp_path / "a.h5") as run:
+        assert not len(run.probe_steps)
+        (event,) = [event for event in run.events if event.kind == "fixed_batch"]
+        assert event.severity == "note" and "draws random numbers" in event.message
