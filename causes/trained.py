@@ -233,8 +233,8 @@ def held_injection(model: LoopedTransformer) -> None:
             known.update(version=weight._version, scale=min(1.0, HELD_RADIUS / radius) if radius else 1.0)
         return known["scale"]
 
-    injection.forward = MethodType(lambda self, h, e: kind.forward(self, scale(self) * h, e), injection)
-    injection.a_bar = MethodType(lambda self: scale(self) * kind.a_bar(self), injection)
+    vars(injection)["forward"] = MethodType(lambda self, h, e: kind.forward(self, scale(self) * h, e), injection)
+    vars(injection)["a_bar"] = MethodType(lambda self: scale(self) * kind.a_bar(self), injection)
 
 
 def radius_of(a_bar: Tensor) -> float:
