@@ -189,7 +189,9 @@ def test_a_choice_from_a_list_is_made_with_the_keyboard_alone(screen, runs):  # 
         if page.evaluate("document.activeElement.id === 'map-y'"):
             break
     page.keyboard.press("Enter")
-    page.wait_for_selector("label.dash-options-list-option")
+    option = "document.activeElement.closest('label.dash-options-list-option') && document.activeElement.value"
+    page.wait_for_function(f"{option} === 'last.a_bar_radius'")  # the list takes the focus a moment after it opens
     page.keyboard.press("ArrowDown")
+    page.wait_for_function(f"({option} || 'last.a_bar_radius') !== 'last.a_bar_radius'")
     page.keyboard.press("Space")
     page.wait_for_url(re.compile(r"y=(?!last\.a_bar_radius$)"))
