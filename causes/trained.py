@@ -131,7 +131,7 @@ class TrainedRun:
             "a_bar_radius": (
                 looped.injection == "concatenation",
                 f"ρ(A̅) held at {HELD_RADIUS}",
-                Intervention(update=hold_radius),
+                Intervention(model=held_injection),
             ),
             "a_bar_precision": (
                 train.precision == "bf16",
@@ -211,12 +211,36 @@ def hold_radius(model: LoopedTransformer, step: int = 0) -> None:
     """Scale the A̅ of a concatenation back to where its spectral radius is `HELD_RADIUS`, when it is larger."""
     injection = model.injection
     assert isinstance(injection, ConcatenationInjection)
-    a_bar = injection.a_bar()
-    if not bool(a_bar.isfinite().all()):
-        return
-    radius = float(np.abs(np.linalg.eigvals(a_bar.double().cpu().numpy())).max())
+    radius = radius_of(injection.a_bar())
     if radius > HELD_RADIUS:
         injection.adapter.weight[:, : injection.width] *= HELD_RADIUS / radius
+
+
+def held_injection(model: LoopedTransformer) -> None:
+    """Use the A̅ of a concatenation scaled to where its spectral radius is `HELD_RADIUS`, when it is larger.
+
+    The weights themselves are left to the optimizer. Scaled back after every step, they would be so small beside the
+    steps of a rate that is far too hot that A̅ turns round from one step to the next: another fault than the run's.
+    """
+    injection = model.injection
+    assert isinstance(injection, ConcatenationInjection)
+    kind, known = type(injection), {"version": -1, "scale": 1.0}
+
+    def scale(self: ConcatenationInjection) -> float:
+        weight = self.adapter.weight
+        if weight._version != known["version"]:  # once after every step of the optimizer
+            radius = radius_of(kind.a_bar(self))
+            known.update(version=weight._version, scale=min(1.0, HELD_RADIUS / radius) if radius else 1.0)
+        return known["scale"]
+
+    vars(injection)["forward"] = MethodType(lambda self, h, e: kind.forward(self, scale(self) * h, e), injection)
+    vars(injection)["a_bar"] = MethodType(lambda self: scale(self) * kind.a_bar(self), injection)
+
+
+def radius_of(a_bar: Tensor) -> float:
+    """Return the spectral radius of a matrix, or 0 where it has numbers that are not finite."""
+    matrix = a_bar.detach().double().cpu().numpy()
+    return float(np.abs(np.linalg.eigvals(matrix)).max()) if np.isfinite(matrix).all() else 0.0
 
 
 def pre_norm_outside(model: LoopedTransformer) -> None:

@@ -24,7 +24,14 @@ from loopscope.causes.experiment import (
     with_what_is_left,
 )
 from loopscope.causes.replayable import Change, first_difference
-from loopscope.causes.trained import ChangedTraining, Intervention, TrainedRun, hold_radius, pre_norm_outside
+from loopscope.causes.trained import (
+    ChangedTraining,
+    Intervention,
+    TrainedRun,
+    held_injection,
+    hold_radius,
+    pre_norm_outside,
+)
 from loopscope.commands.explain import as_text
 from loopscope.commands.training import train_run
 from loopscope.dynamics import spectral_radius
@@ -129,6 +136,31 @@ def test_the_radius_is_held_and_nothing_else_is_touched() -> None:
     hold_radius(model)
     assert float(spectral_radius(model.injection.a_bar().detach().numpy())) == pytest.approx(0.95, abs=1e-5)
     assert (weight[:, 32:] == b_bar).all()
+
+
+def test_the_radius_is_held_where_it_is_used_and_the_weights_are_the_optimizers() -> None:
+    model, free = build("demo", injection="concatenation"), build("demo", injection="concatenation")
+    free.load_state_dict(model.state_dict())
+    held_injection(model)
+    h, e = torch.randn(2, 1, 3, 32)
+    assert torch.equal(model.injection(h, e), free.injection(h, e))  # its radius is below the limit
+    for times in (4.0, 2.0):  # it follows the weights
+        with torch.no_grad():
+            for each in (model, free):
+                each.injection.adapter.weight[:, :32] *= times
+        radius = float(spectral_radius(free.injection.a_bar().detach().numpy()))
+        assert float(spectral_radius(model.injection.a_bar().detach().numpy())) == pytest.approx(0.95, abs=1e-5)
+        expected = h @ free.injection.a_bar().T * 0.95 / radius + e @ free.injection.b_bar().T
+        assert torch.allclose(model.injection(h, e), expected, atol=1e-5)
+        assert torch.equal(model.injection.adapter.weight, free.injection.adapter.weight)
+
+
+def test_a_matrix_that_is_not_finite_has_nothing_to_be_held() -> None:
+    model = build("demo", injection="concatenation")
+    held_injection(model)
+    with torch.no_grad():
+        model.injection.adapter.weight[0, 0] = float("nan")
+    assert not model.injection.a_bar().isfinite().all()
 
 
 @pytest.fixture(scope="module")
