@@ -130,9 +130,9 @@ _CALL_STEP: Final = (
     "check that probe.step() is called after every optimizer step and that the model runs in training mode"
 )
 _SEE_THE_LOOP: Final = (
-    "let `loopscope describe` say what is missing: a depth that can be set, or that no chance decides, gives a "
-    "fixed batch, the preset inspect measures the full loop, LoopSite(a_bar=...) names a linear part; or write a rule "
-    "over last_residual_norm"
+    "let `loopscope describe` say what is missing: a depth that can be set, or eight loops that no chance decides, "
+    "give a fixed batch, the preset inspect measures the full loop, LoopSite(a_bar=...) names a linear part; or write "
+    "a rule over last_residual_norm"
 )
 _RECORD: Final = "record what they read, or switch them off by name in the rule file"
 _ATTACH: Final = (

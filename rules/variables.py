@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from .rule_files import Rule
 
 OF_STATES: Final = frozenset({"state_norm", "residual_norm", "step_cosine"})
 """Series of loops that every variable has its own of."""
+_KEPT: Final[WeakKeyDictionary[Run, tuple[tuple[float, int], tuple[NDArray[np.int64], Series]]]] = WeakKeyDictionary()
 _OF_UPDATES: Final = ("residual_norm", "step_cosine")
 """Those that stand in the row before the state that the update leads to."""
 
@@ -105,14 +107,29 @@ def late_ratios_of(run: Run, variable: str, name: str) -> tuple[NDArray[np.int64
     Returns:
         The steps at which the passes were measured, and the ratio of each measurement.
     """
-    if VARIABLE_PASSES not in run.array_names:
-        return np.zeros(0, np.int64), np.zeros(0)
-    number, at, values = run.variables.index(variable), [], []
-    for step, measured in zip(*run.arrays(VARIABLE_PASSES), strict=True):
-        if (ratios := ratios_of_passes(measured, len(run.variables))) and not np.isnan(ratios[number][name]):
-            at.append(int(step))
-            values.append(ratios[number][name])
-    return np.array(at, np.int64), np.array(values)
+    steps, table = _late_ratios(run)
+    values = table[PROBE_DERIVED.index(name), :, run.variables.index(variable)]
+    known = ~np.isnan(values)
+    return steps[known], values[known]
+
+
+def _late_ratios(run: Run) -> tuple[NDArray[np.int64], Series]:
+    """Return the steps of all measurements and ``PROBE_DERIVED`` of every variable in each, ``(2, K, V)``.
+
+    They are kept as long as the run has no new rows: every rule over every variable asks for them.
+    """
+    when = (run.committed_at, len(run))
+    if (kept := _KEPT.get(run)) is None or kept[0] != when:
+        steps, arrays = run.arrays(VARIABLE_PASSES) if VARIABLE_PASSES in run.array_names else (np.zeros(0), [])
+        count = len(run.variables)
+        table = np.full((len(PROBE_DERIVED), len(arrays), count), np.nan)
+        lengths = np.array([each.shape[1] if is_measured(each, count) else 0 for each in arrays], np.int64)
+        for length in np.unique(lengths[lengths > 0]):
+            at = np.flatnonzero(lengths == length)
+            rows = np.concatenate([arrays[i] for i in at]).astype(np.float64)
+            table[:, at] = np.stack(late_ratios(rows[:, :-1, 1], rows[:, :, 0])).reshape(-1, len(at), count)
+        kept = _KEPT[run] = when, (np.asarray(steps, np.int64), table)
+    return kept[1]
 
 
 def ratios_of_passes(measured: NDArray[Any], count: int) -> list[dict[str, float]]:

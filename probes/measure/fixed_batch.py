@@ -7,8 +7,9 @@ them for another shape and depth would take longer than all passes of the run. W
 with (targets, masks) is given to it too.
 
 Where nothing sets the depth, or the model cannot run twice as deep (it has an embedding for each loop), the batch runs
-as deep as the model runs by itself: a shorter look at the same loop. A model that draws random numbers then may draw
-its depth, or that of each sequence, and is left alone.
+as deep as the model runs by itself: a shorter look at the same loop. Of fewer than eight loops it would tell nothing:
+the first steps of many a bounded loop grow. A model that draws random numbers then may draw its depth, or that of each
+sequence, and is left alone.
 
 Not covered: models that draw their depth and let nobody set it.
 """
@@ -40,6 +41,7 @@ POSITIONS = 64  # of each, where it is the first training batch
 MAP_POSITIONS = 256  # of each, in maps of every token's steps: 64 KB for 32 loops
 DEEPEST = 128  # loops of a pass that are kept, where nothing says how many there will be
 MOST_DEPTHS = 3  # of passes as deep as the model runs: a schedule changes it a few times, chance again and again
+FEWEST = 8  # loops of a pass as deep as the model runs; of 5, a loop that tanh bounds counted as exploding
 TOKEN_STEPS = "token_steps"
 
 
@@ -142,6 +144,8 @@ class FixedBatch:
             self._depths.append(loops)
         if len(self._depths) > MOST_DEPTHS:
             self.unsteady = f"passes had {', '.join(map(str, self._depths))} loops"
+        elif loops < FEWEST:
+            self.unsteady = f"of {loops} loops a pass no deeper than training would tell too little"
         return None if self.unsteady else done
 
     def _has_another_way(self) -> bool:
