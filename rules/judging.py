@@ -189,7 +189,8 @@ class _Trial:
         if absent and absent[0].state == "no data":
             return absent[0]
         if (span := self._last - self._first) < rule.hold:
-            said = f"the run is too short: {span + 1:.0f} steps; it must hold for {rule.hold}"
+            length = "1 step" if span < 1 else f"{span + 1:.0f} steps"
+            said = f"the run is too short: {length}; it must hold for {rule.hold}"
             return Missing("not applicable", said)
         return Missing("judged", "")
 
