@@ -1,7 +1,7 @@
 """What happened to a run, as a person tells it: is it stable, since when, why, when did the loss show it, what to do.
 
 The regimes, the verdict and the findings are those of `rules.diagnosis`; here they get an order and words. One moment
-counts as *since*: the step from which on the number that decides has stood on the wrong side without a break.
+counts as *since*: the step from which on the number that decides has stood on the wrong side, as `check` says it.
 
 Not covered: what a regime is (`dynamics.regime`), how it is drawn.
 """
@@ -19,7 +19,7 @@ from ..dynamics.regime import LTI_TOLERANCE
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding, Judgement, Outcome, outcome, serious
 from ..rules.lead import loss_shows
-from ..rules.regimes import laws_said
+from ..rules.regimes import laws_said, stands_since
 from ..rules.risk import Risk
 from ..runfile.reader import Run
 from .rule_choice import BUILT_IN
@@ -28,7 +28,6 @@ from .settings import Settings
 MARGINAL_ADVICE: Final = "Fine at the depth of training; do not expect more loops at test time to help."
 NAMED: Final = 3
 """Findings that the sentence about the gate names; the rest is counted."""
-DIP: Final = 20  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,22 +232,12 @@ def _last(run: Run, name: str) -> float:
 
 
 def _crossed(run: Run, name: str, limit: float) -> int | None:
-    """Return the step since which a number has been above a limit; None when it is not.
-
-    A dip of fewer than `DIP` steps is no end of it: near its limit a number goes to and fro.
-    """
+    """Return the step since which a number has stood above a limit; None when it does not."""
     try:
-        steps, values = run.series(name)
+        since = stands_since(*run.series(name), limit)
     except KeyError:
         return None
-    if not len(values) or values[-1] <= limit:
-        return None
-    above = values > limit
-    begins = np.flatnonzero(above & ~np.append(False, above[:-1]))
-    ends = np.flatnonzero(~above & np.append(False, above[:-1]))  # of all stretches but the last one
-    short = steps[begins[1:]] - steps[ends] < DIP
-    broken = np.flatnonzero(~short)
-    return int(steps[begins[broken[-1] + 1 if len(broken) else 0]])
+    return None if since is None else since[0]
 
 
 def as_json(story: Story) -> dict[str, object]:

@@ -35,6 +35,7 @@ SEVERAL_DEPTHS = (
 NO_LOOP = "No loop was recorded."
 UNSETTLED = ("drifting", "orbiting", "exploding")
 STATE_GROWS = 1.05  # factor per loop of the state norm from which on it grows with its steps, as in LS030
+STANDS = 0.95  # part of the measurements since a step in which a number is above its limit, for it to stand there
 KEEPS_STEPS = 0.97  # ratio of late steps from which on they do not settle, as in LS031
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 
@@ -258,10 +259,28 @@ def _last(run: Run, name: str) -> float:
 
 
 def _crossing(run: Run) -> str:
-    """Return since when ρ(A̅) has been above 1 without a break, for an A̅ that is learned."""
-    steps, radius = run.series("a_bar_radius")
-    below = np.flatnonzero(radius <= 1.0)
-    if not run.info.get("a_bar_learned") or radius[-1] <= 1.0:
+    """Return since when ρ(A̅) has stood above 1, for an A̅ that is learned."""
+    since = stands_since(*run.series("a_bar_radius"), 1.0) if run.info.get("a_bar_learned") else None
+    if since is None:
         return ""
-    first = 0 if not len(below) else int(below[-1]) + 1
-    return f", above 1 since step {int(steps[first])}"
+    first, below = since
+    return f", above 1 since step {first}" + (f" but for {below} step{'s' * (below > 1)}" if below else "")
+
+
+def stands_since(steps: NDArray[np.int64], values: NDArray[np.float64], limit: float) -> tuple[int, int] | None:
+    """Return since when a number has stood above a limit, and how often it has not since then; None where it does not.
+
+    Near its limit a number goes to and fro. From the step that is returned on it was above in at least `STANDS` of the
+    measurements, and at no earlier step that can be said.
+
+    >>> stands_since(np.arange(8), np.array([2.0, 0, 0, 2, 2, 2, 2, 2]), 1.0)
+    (3, 0)
+    >>> stands_since(np.arange(42), np.array([0.0, 2.0, 0.0, *[2.0] * 39]), 1.0)
+    (1, 1)
+    """
+    above = values > limit
+    if not len(above) or not above[-1]:
+        return None
+    share = np.cumsum(above[::-1])[::-1] / np.arange(len(above), 0, -1)
+    first = int(np.argmax(above & (share >= STANDS)))
+    return int(steps[first]), int(np.count_nonzero(~above[first:]))
