@@ -125,13 +125,15 @@ class FixedBatch:
         """
         if self.failed or self.unsteady or self.call is None:
             return None
+        if together is not None and not self._deep:  # a depth that another rank might not run to would leave it waiting
+            return None
         try:
             done = self._passed(self.call, tap, token_steps, together)
         except LookError as error:
             self.failed = str(error)
             return None
         except Exception as error:
-            if not self._has_another_way():
+            if not self._has_another_way(alone=together is None):
                 self.failed = f"{type(self._model).__name__} failed on it ({error!r})"
                 return None
             if together is not None:  # the batches of other ranks may have been taken: next time, then
@@ -148,12 +150,13 @@ class FixedBatch:
             self.unsteady = f"of {loops} loops a pass no deeper than training would tell too little"
         return None if self.unsteady else done
 
-    def _has_another_way(self) -> bool:
-        """Go on with sequences of the length that the model was given, or else with the depth that it runs to."""
+    def _has_another_way(self, *, alone: bool) -> bool:
+        """Go on with sequences of the length that the model was given, or else, alone, with the depth that it runs to."""
         if self._whole is not None:  # the model takes sequences of one length only
             self.call, self._whole = self._whole, None
             return True
-        another, self._deep = self._deep, False
+        another = self._deep and alone
+        self._deep = self._deep and not alone
         return another
 
     def _passed(self, call: Call, tap: LoopTap, token_steps: bool, together: Callable[[], bool] | None) -> Pass | None:

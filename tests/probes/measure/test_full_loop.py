@@ -152,7 +152,10 @@ def test_a_loop_that_cannot_be_measured_says_so_once_and_training_is_recorded(tm
     with open_run(tmp_path / "run.h5") as run:
         assert run["depth"].tolist() == [3, 3, 3]
         assert np.isnan(run["full_loop_seconds"]).all()
-        assert [(event.kind, event.severity) for event in run.events] == [("full_loop", "warning")]
+        assert [(event.kind, event.severity) for event in run.events] == [
+            ("full_loop", "warning"),
+            ("fixed_batch", "note"),  # three loops, whose number nothing sets
+        ]
         assert "float32" in run.events[0].message
 
 

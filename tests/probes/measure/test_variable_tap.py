@@ -79,7 +79,8 @@ def test_every_variable_and_the_joint_state_are_those_of_the_forward(
     model = TwoLevels(marks=marks)
     train(model, tmp_path / "a.h5", site)
     with loopscope.open_run(tmp_path / "a.h5") as run:
-        assert set(run.variables) == {"z_H", "z_L"} and run["depth"].tolist() == [2.0] * 3 and not run.events
+        assert set(run.variables) == {"z_H", "z_L"} and run["depth"].tolist() == [2.0] * 3
+        assert {event.kind for event in run.events} <= {"fixed_batch"}  # two passes are too few for it
         for name in run.variables:
             states, steps = norms([h for of, h in model.seen if of == name])
             assert np.allclose(run.loops("state_norm", variable=name)[-1], states, rtol=1e-6)
