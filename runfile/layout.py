@@ -165,9 +165,9 @@ ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
     VARIABLE_PASSES: (
         "float32 (V, T + 1, 3)",
         "1",
-        "of every variable, in the passes t = 0 … T that the measurement of the full loop runs, at least 64 (16 "
-        "before December 2026): `state_norm` after pass t, `residual_norm` from there to the end of the next pass, `step_cosine` of that step "
-        "with the one before, as in `loops`",
+        "of every variable, in the passes t = 0 … T that the measurement of the full loop runs, at least 64 (16 before "
+        "December 2026): `state_norm` after pass t, `residual_norm` from there to the end of the next pass, "
+        "`step_cosine` of that step with the one before, as in `loops`",
     ),
     A_BAR: (
         "float32 (d, d) or (d)",
