@@ -151,7 +151,7 @@ class FixedBatch:
         return None if self.unsteady else done
 
     def _has_another_way(self, *, alone: bool) -> bool:
-        """Go on with sequences of the length that was given, or else, where no rank waits, with the depth of training."""
+        """Go on with sequences of the length that was given, or else, alone, with the depth of training."""
         if self._whole is not None:  # the model takes sequences of one length only
             self.call, self._whole = self._whole, None
             return True
