@@ -196,7 +196,7 @@ def _missing(site: LoopSite) -> list[str]:
         missing.append("C_out: what follows the loop is no linear read-out")
     if not site.sets_depth:
         missing.append(
-            "depth: no argument of forward and no attribute sets it, so the fixed batch runs as deep as training does"
+            "depth: no argument of forward and no attribute raises it, so the fixed batch runs as deep as training does"
         )
     return missing
 

@@ -196,7 +196,10 @@ class LoopWatch:
         if done is None and self.batch.failed:
             self._say_no_pass(step, self.batch.failed)
         elif done is None and self.batch.unsteady:
-            message = f"the fixed batch is not run: nothing sets the depth of the loop, and {self.batch.unsteady}"
+            message = f"the fixed batch is not run: {self.batch.shallow}, and {self.batch.unsteady}"
+            self._notices.say(step, "fixed_batch", message, severity="note", cause="unsteady")
+        elif done is not None and self.batch.shallow:
+            message = f"the fixed batch runs as deep as training does and no deeper: {self.batch.shallow}"
             self._notices.say(step, "fixed_batch", message, severity="note")
         elif self.batch.call is None and self._loops_seen and not last:
             self._say_no_pass(step, CALL_UNSEEN)

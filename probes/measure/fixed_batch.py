@@ -74,6 +74,7 @@ class FixedBatch:
     Attributes:
         call: The model's call on the batch; None as long as there is none.
         failed: Why the batch is not run any more; empty as long as it is.
+        shallow: Why the batch runs no deeper than training does; empty where it runs at twice the mean depth.
         unsteady: Why passes as deep as the model runs cannot be compared with each other; empty as long as they can.
         site: Where the loop is, and the A̅ that the injection is compared with.
     """
@@ -84,6 +85,7 @@ class FixedBatch:
         self.call = None if given is None else Call.of(model, given).cut(SEQUENCES).kept()
         self._whole: Call | None = None  # what it was cut from, where it was made shorter
         self._deep = site.sets_depth and site.mean_depth is not None  # whether it is run at twice the mean depth
+        self.shallow = "" if self._deep else "no way to run the loop deeper is known"
         self._depths: list[int] = []  # of passes as deep as the model runs by itself, as they changed
         self.failed = self.unsteady = ""
         self._looked = False  # whether a pass was run, and seen to leave every bit as it was
@@ -133,7 +135,7 @@ class FixedBatch:
             self.failed = str(error)
             return None
         except Exception as error:
-            if not self._has_another_way(alone=together is None):
+            if not self._has_another_way(error, alone=together is None):
                 self.failed = f"{type(self._model).__name__} failed on it ({error!r})"
                 return None
             if together is not None:  # the batches of other ranks may have been taken: next time, then
@@ -150,14 +152,15 @@ class FixedBatch:
             self.unsteady = f"of {loops} loops a pass no deeper than training would tell too little"
         return None if self.unsteady else done
 
-    def _has_another_way(self, *, alone: bool) -> bool:
+    def _has_another_way(self, error: Exception, *, alone: bool) -> bool:
         """Go on with sequences of the length that was given, or else, alone, with the depth of training."""
         if self._whole is not None:  # the model takes sequences of one length only
             self.call, self._whole = self._whole, None
             return True
-        another = self._deep and alone
-        self._deep = self._deep and not alone
-        return another
+        if not self._deep or not alone:
+            return False
+        self._deep, self.shallow = False, f"{type(self._model).__name__} fails at twice the training depth ({error!r})"
+        return True
 
     def _passed(self, call: Call, tap: LoopTap, token_steps: bool, together: Callable[[], bool] | None) -> Pass | None:
         """Run the batch once; None where not all ranks are about to."""

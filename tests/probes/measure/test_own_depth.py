@@ -75,6 +75,15 @@ class Short(OwnLoops):
         return 5
 
 
+class ShortEmbedded(Embedded):
+    """As deep as six loops, and said to fail beyond them, not to have no depth that can be set."""
+
+    def forward(self, tokens: Tensor, steps: int = 6) -> Tensor:
+        if steps > 7:
+            raise IndexError("no such loop")
+        return super().forward(tokens, steps)
+
+
 class DrawnByNumpy(OwnLoops):
     def loops(self) -> int:
         return int(np.random.randint(9, 14))  # noqa: NPY002 - as users' code does
@@ -109,7 +118,8 @@ def test_it_runs_as_deep_as_the_model_does(kind: type[OwnLoops], depths: list[in
         counted = np.count_nonzero(~np.isnan(run.probe("tokens")), axis=1)
         assert len(np.unique(counted)) == len(depths) and (np.diff(counted) >= 0).all()
         assert np.isfinite(run["residual_ratio"]).any()
-        assert not [event for event in run.events if event.kind == "fixed_batch"]
+        (event,) = [event for event in run.events if event.kind == "fixed_batch"]
+        assert event.severity == "note" and "no deeper: no way to run the loop deeper is known" in event.message
         assert "LS030" in {each.rule for each in loopscope.diagnose(run).judgements if each.state == "judged"}
 
 
@@ -118,6 +128,7 @@ def test_it_runs_as_deep_as_the_model_does(kind: type[OwnLoops], depths: list[in
     [
         (Drawn, "draws random numbers"),
         (DrawnByNumpy, "draws random numbers"),
+        (ShortEmbedded, "ShortEmbedded fails at twice the training depth (IndexError('no such loop')), and of 6 loops"),
         (Short, "of 5 loops a pass no deeper than training would tell too little"),
     ],
 )
