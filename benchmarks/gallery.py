@@ -441,6 +441,7 @@ def trainproof(folder: Path) -> Callable[[Log], Word]:
     """Return a watcher that runs trainproof as a program on a CSV of the log."""
 
     def watch(log: Log) -> Word:
+        """Return what trainproof says of one log."""
         table = folder / "log.csv"
         rows = [f"{s:.0f},{v!r},{g!r},{r!r}" for s, v, g, r in zip(*(log[n].tolist() for n in log), strict=True)]
         table.write_text("step,loss,grad_norm,lr\n" + "\n".join(rows) + "\n")

@@ -155,6 +155,7 @@ def with_monitor(contender: Contender, *, optimizer: bool) -> None:
 
     @torch.no_grad()
     def after_step(loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Log by hand what the probe records."""
         h, step = last["h"], last["h"] - last["before"]
         a_bar = model.injection.a_bar()
         norms = [

@@ -39,6 +39,7 @@ def last(each: Recording, name: str) -> float:
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs = learning_rate_runs(folder, jobs)
     result = Result()
     chart = panels(["Jacobian radius of the full loop", "ratio of late steps"], ["ρ(A̅)", "ρ(A̅)"], legend=4)

@@ -39,6 +39,7 @@ def kind(losses: Sequence[float]) -> str:
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs, by_run = curves(folder, jobs)
     result, rows = Result(), []
     steps = sorted(map(int, by_run[runs[0].checkpoint.stem]))

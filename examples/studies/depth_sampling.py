@@ -50,6 +50,7 @@ def jumps(each: Recording) -> np.ndarray:
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     drawn = sweep("depth_sampling", folder, jobs)
     hot = rates(drawn)
     by_sampling = {"per-batch": learning_rate_runs(folder, jobs), "per-sequence": drawn}

@@ -94,6 +94,7 @@ def said(seconds: float) -> str:
 
 
 def main() -> int:
+    """Run the studies that are asked for; return 1 where a number left its committed interval."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/evidence"))
     parser.add_argument("--jobs", type=int, default=0, help="runs trained at the same time; 0: one per processor")

@@ -55,6 +55,7 @@ def train_held(config: dict, out: str) -> bool:
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs = [each for each in chosen(learning_rate_runs(folder, jobs), NAME) if each.lr >= COOLEST]
     place = folder / "held_radius"
     twins = {Path(each.run.path).stem: place / Path(each.run.path).name for each in runs}

@@ -29,6 +29,7 @@ from study import (
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs = learning_rate_runs(folder, jobs)
     result = Result()
     loss_chart = panels([SHORT[name] for name in ARCHITECTURES], ["step"] * 4, legend=4)

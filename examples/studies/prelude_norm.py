@@ -49,6 +49,7 @@ def by_block(each: Recording) -> np.ndarray:
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs = sweep("prelude_norm", folder, jobs, "study")
     result, rows = Result(), []
     hot = rates(runs)[-1]

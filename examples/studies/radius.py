@@ -35,6 +35,7 @@ def learned(radius: np.ndarray) -> bool:
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs = learning_rate_runs(folder, jobs)
     result = Result()
     shown = [name for name in ARCHITECTURES if not name.startswith("addition")]

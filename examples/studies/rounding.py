@@ -54,6 +54,7 @@ def usable(row: dict[str, Any]) -> bool:
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs = [each for each in learning_rate_runs(folder, jobs) if each.seed in SEEDS and each.lr <= HOTTEST]
     items = {each.checkpoint.stem: (str(each.checkpoint),) for each in runs}
     models = list(pieces(folder / "rounding", gaps, items, jobs, "models rounded").values())

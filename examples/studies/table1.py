@@ -16,6 +16,7 @@ from study import ARCHITECTURES, Result, alone, chosen, learning_rate_runs, shar
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs = learning_rate_runs(folder, jobs)
     result = Result()
     rows = []

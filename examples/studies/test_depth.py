@@ -57,6 +57,7 @@ def curves(folder: Path, jobs: int) -> tuple[tuple[Recording, ...], dict[str, di
 
 
 def study(folder: Path, jobs: int = 0) -> Result:
+    """Train what is missing in the folder, and return the tables, figures and numbers of this study."""
     runs, by_run = curves(folder, jobs)
     result, rows = Result(), []
     chart = panels([SHORT[name] for name in ARCHITECTURES], ["loops at test time"] * 4, legend=2)
