@@ -116,6 +116,7 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
             advice += [" Or ", dcc.Link(f"compare the first {len(others)}", href=address, refresh=True), "."]
         return [*parts, html.Section(html.P(advice), className="ls-card")]
     parts += [_plot(there, axis, quantity) for quantity in what[:PLOTS_LIMIT]]
+    parts += _said(there)
     changed = compare.differences([held.run.info for _, held in there])
     head: Any = ("setting", *[dcc.Link(entry.name, href=f"/run/{entry.id}") for entry, _ in there])
     grid: Any = html.P("Nothing differs.")
@@ -125,6 +126,24 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
         )
     parts.append(html.Section([html.H2("What differs"), grid], className="ls-card"))
     return parts
+
+
+def _said(there: list[tuple[Entry, OpenRun]]) -> list[Any]:
+    """Return the verdict of each run, and which of its variables fails."""
+    rows = []
+    for entry, held in there:
+        story = held.story(wait=False)
+        if story is None:
+            rows.append((dcc.Link(entry.name, href=f"/run/{entry.id}"), "reading…", ""))
+            continue
+        fails = [components.variable_link(entry.id, one) for one in story.variables if one.fails]
+        failing = fails or [html.Span("none" if story.variables else "one variable only", className="ls-dim")]
+        name = dcc.Link(entry.name, href=f"/run/{entry.id}")
+        rows.append((name, [components.regime_badge(story.verdict), " ", shown(story.sentence, 200)], failing))
+    several = any(story.variables for _, held in there if (story := held.story(wait=False)))
+    head = ("run", "verdict", "variable that fails")
+    rows, head = (rows, head) if several else ([row[:2] for row in rows], head[:2])
+    return [html.Section([html.H2("What is said of them"), components.rows_table(head, rows)], className="ls-card")]
 
 
 def _plot(there: list[tuple[Entry, OpenRun]], axis: str, quantity: str) -> html.Section:

@@ -104,7 +104,7 @@ def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
             dcc.Store(id="mirrored"),
             *_CLOCK.parts(_pace(held), disabled=held.run.state == "finished" and held.judged),
             _title(entry.name, held.run.state, report_address([entry.id])),
-            html.Section(strip(held), id="verdict", className=_strip_class(held)),
+            html.Section(strip(held, entry.id), id="verdict", className=_strip_class(held)),
             _tab_bar(tab),
             html.Div(body(ask, tab), id="tab-body", role="tabpanel"),
         ],
@@ -128,7 +128,7 @@ def _strip_class(held: OpenRun) -> str:
     return f"ls-strip ls-{story.verdict if story else 'unknown'}"
 
 
-def strip(held: OpenRun) -> list[Any]:
+def strip(held: OpenRun, run_id: str) -> list[Any]:
     """Return the verdict strip: the sentence, the configuration, speed, age, how it ended, how to go on."""
     run, end = held.run, held.ending()
     chips = [html.Span(chip, className="ls-chip") for chip in held.settings().chips()]
@@ -146,7 +146,10 @@ def strip(held: OpenRun) -> list[Any]:
         code = [html.Code(again)] if again else []
         resume = [html.Details([html.Summary(", ".join(words)), *whole, *code], className="ls-resume")]
     facts_line = html.Span(" · ".join(facts), className="ls-dim")
-    return [*components.verdict(held.story(wait=False)), html.Div([*chips, facts_line, *resume], className="ls-chips")]
+    return [
+        *components.verdict(held.story(wait=False), run_id),
+        html.Div([*chips, facts_line, *resume], className="ls-chips"),
+    ]
 
 
 def _pace_words(held: OpenRun) -> list[str]:
@@ -284,7 +287,7 @@ def _register_follow(app: Dash) -> None:
         ):  # else what followed from it was lost on its way
             return *[no_update] * 7, *[asked] * 3
         state = held.run.state
-        shown = strip(held), _strip_class(held), components.state_badge(state), _bounds(held)
+        shown = strip(held, run_id), _strip_class(held), components.state_badge(state), _bounds(held)
         return f"{asked} {news}", _pace(held), state == "finished" and held.judged, *shown, *[no_update] * 3
 
 
