@@ -34,8 +34,8 @@ class Evaluations:
         """Add a forward.
 
         Args:
-            runs: How many loops it ran, each time it ran the loop. A run of none, as of a loop that is switched off, says
-                nothing about depth.
+            runs: Loops of each time it ran the loop. A run of none (a loop that is switched off) says nothing
+                about depth.
         """
         depths = [loops for loops in runs if loops]
         self._forwards += 1
@@ -44,7 +44,7 @@ class Evaluations:
         self._most = max(self._most, *depths, 0)
 
     def take(self) -> dict[str, float]:
-        """Return the numbers of the next row by their names in the run file, and begin anew; empty without a forward."""
+        """Return the numbers of the next row by their names, and begin anew; empty without a forward."""
         if not self._forwards:
             return {}
         numbers = {"eval_forwards": float(self._forwards)}

@@ -22,7 +22,7 @@ TOKENS = torch.arange(8).view(2, 4)
 
 
 class Plain(nn.Module):
-    """Trained at depth 3, evaluated at whatever `deep` says; the loop may end early, raise, or come with a checkpoint."""
+    """Trained at depth 3, evaluated as `deep` says; its loop may break off, or run under a checkpoint."""
 
     site: LoopSite | None = LoopSite(body="block", after="norm")
 
