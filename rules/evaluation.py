@@ -1,4 +1,4 @@
-"""Training depth against evaluation depth: a model that is evaluated deeper than it ever ran in training is told of.
+"""Training depth against evaluation depth: the note about a model that is evaluated deeper than training ever ran.
 
 The loss has asked nothing of the loops beyond, so what the loop does there is all that there is to go by: where a pass
 of the fixed batch ran as deep, or deeper than training, the finding says what that pass shows.

@@ -1,4 +1,4 @@
-"""A model that is evaluated deeper than it was ever trained is told of, with what is known of those depths."""
+"""A model that is evaluated deeper than it was ever trained gets a note, with what is known of those depths."""
 
 from __future__ import annotations
 
