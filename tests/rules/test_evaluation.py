@@ -127,4 +127,4 @@ def test_a_file_of_before_these_columns_says_nothing(tmp_path: Path, monkeypatch
 def test_the_gate_shows_the_note_and_passes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", [4.0] * STEPS, {10: 16.0}, passes=20)
     checked = check_runs([path])
-    assert [each.rule for each in checked.runs[0].findings] == ["LS007"] and checked.exit_code == 0
+    assert [each.rule for each in checked.runs[0].by_weight] == ["LS007"] and checked.exit_code == 0
