@@ -242,6 +242,7 @@ def _depths(ask: Ask) -> go.Figure:
         ask.line("depth_max", "most", colours.RATIO, dash="dot"),
         ask.line("depth", "mean", colours.STATE),
         ask.line("eval_depth_max", "evaluation, most", colours.FULL_LOOP, markers=True),
+        ask.line("backward_depth", "backward solve", colours.RATIO),
     ]
     return figures.lines(lines, y="loops", nothing="No depth was recorded.", **ask.over_steps)
 
@@ -416,7 +417,7 @@ _PANELS: Final = (
         "How many loops the training ran, and forwards in evaluation mode between its steps.",
         "A depth that is not what was asked for; evaluation deeper than training ever ran.",
         _depths,
-        ("depth", "depth_min", "depth_max", "eval_depth_max"),
+        ("depth", "depth_min", "depth_max", "eval_depth_max", "backward_depth"),
     ),
     Panel(
         "test-time",

@@ -163,7 +163,9 @@ class LoopWatch:
             inside=None if inner is None else (inner["inside"], inner["gradients"]),
             inside_counts=None if inner is None or inside is None else inside.counts,
             random=self._random,
-            values=self.tap.evaluations.take() | ({} if full_loop is None else full_loop.values),
+            values=self.tap.evaluations.take()
+            | self.tap.backward.take()
+            | ({} if full_loop is None else full_loop.values),
             arrays={} if full_loop is None else full_loop.arrays,
             variables=self.tap.variables.part() if isinstance(self.tap, VariableTap) and self.tap.enabled else (),
             disagreement=self._seen_in_training(step),

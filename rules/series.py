@@ -54,10 +54,10 @@ OF_THE_LOOP: Final = OF_THE_LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DE
 """Series that say something about the stability of the loop; that it ran so many times is none."""
 _OPTIONAL: Final = (
     frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
-    | {"eval_depth", "eval_depth_max", "eval_forwards"}
+    | {"eval_depth", "eval_depth_max", "eval_forwards", "backward_depth"}
     | HALTING
 )
-"""Numbers that a trainer may give, a loop may have, and a forward in evaluation mode leaves."""
+"""Numbers that a trainer may give, a loop may have, and evaluations and solvers leave."""
 NO_LOOP: Final = "no loop in this log"
 """Why a rule about the loop is not applicable to a log of another tool."""
 LONGEST_PAUSE: Final = 3.0

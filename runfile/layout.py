@@ -57,6 +57,7 @@ STEP_COLUMNS: Final = (
     "eval_depth",
     "eval_depth_max",
     "eval_forwards",
+    "backward_depth",
 )
 FIRST_COLUMNS: Final = 19  # of STEP_COLUMNS, in every file; the others may be missing in files of earlier versions
 LOOP_COLUMNS: Final = ("state_norm", "residual_norm", "step_cosine", "tokens")
@@ -111,6 +112,7 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
     "eval_depth": ("loops", "loops of forwards in evaluation mode since the row before, mean over these forwards"),
     "eval_depth_max": ("loops", "most loops of such a forward"),
     "eval_forwards": ("forwards", "how many there were; NaN in these three where there was none"),
+    "backward_depth": ("loops", "iterations of the backward solve, where the gradient of a fixed point is solved for"),
     "state_norm": ("1", "mean over tokens of ‖h_t‖, the carried state, per loop"),
     "residual_norm": ("1", "mean over tokens of ‖h_{t+1} − h_t‖, the update, per loop"),
     "step_cosine": ("1", "mean cosine of successive updates, per loop"),

@@ -35,6 +35,7 @@ from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument
 from ...loops.states import is_same
 from ...loops.trace import Moment
+from .backward import BackwardSolves
 from .evaluations import Evaluations
 from .internals import in_backward
 from .sums import LoopSums
@@ -83,6 +84,7 @@ class LoopTap:
         compiled: Whether hooks of the loop were called by a compiled graph.
         injects: Whether ‖B̅e‖ is due, which costs a product with B̅.
         evaluations: The forwards in evaluation mode since the last row.
+        backward: The backward solves since then.
         on_state: Called with ``t`` and ``h_t`` as part of the autograd graph, where training forwards are recorded and
             the model runs eagerly.
         on_inner: Called with a place's number and what its module returned, where a first loop is recorded.
@@ -93,7 +95,7 @@ class LoopTap:
         self.enabled = self.injects = True
         self.forwards = 0
         self.compiled = False
-        self.evaluations = Evaluations()
+        self.evaluations, self.backward = Evaluations(), BackwardSolves()
         self.on_state: Callable[[int, Tensor], None] | None = None
         self.on_inner: Callable[[int, Tensor], None] | None = None
         self._target: LoopSums | None = None  # the sums of the forward under way; None outside of one
@@ -215,6 +217,7 @@ class LoopTap:
         self._handles.clear()
         _TAPS.pop(self._key, None)  # graphs that were compiled with the hooks live on
         self._target = self._held = self._runs = None
+        self.backward.take()
 
     @contextmanager
     def into(self, sums: LoopSums) -> Iterator[None]:
@@ -260,6 +263,8 @@ class LoopTap:
                 _tap(self._order, [tensor.detach() for tensor in find(a, b)], self._key, place, number)
             elif self._target is not None or self._runs is not None or place == "begin":
                 self._take(place, find(a, b), number)
+            elif place in ("loop", "leave", "state") and self.enabled and in_backward() and not looking():
+                self.backward.watch(find(a, b)[0])
         except Exception as error:
             self._miss(place, error)
 

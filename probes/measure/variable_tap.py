@@ -13,18 +13,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...loops.hooks import LoopHooks, state_in
 from ...loops.neutral import looking
 from ...loops.site import argument
 from ...loops.states import Passes, Roles, StateHooks
+from .internals import in_backward
 from .tap import LoopTap, Report, Spot
 from .variables import VariableSums
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ...loops.site import LoopSite
     from .sums import LoopSums
 
@@ -84,6 +83,9 @@ class VariableTap(LoopTap):
     def _marked(self, number: int, state: Tensor, given: Tensor | None) -> None:
         if self._target is not None or self._runs is not None:
             self.see(MARK, [state] if given is None else [state, given], number)
+        # In backward the map is called to be solved with; what a forward keeps for that is a leaf with gradients.
+        if (state.is_leaf or in_backward()) and self.enabled and not isinstance(state, nn.Parameter) and not looking():
+            self.backward.watch(state)
 
     def _replay(
         self, kind: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -117,7 +117,7 @@ def test_an_evaluation_after_the_last_row_counts(tmp_path: Path) -> None:
 
 
 def test_a_file_of_before_these_columns_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loopscope.runfile.writer.STEP_COLUMNS", STEP_COLUMNS[:-3])
+    monkeypatch.setattr("loopscope.runfile.writer.STEP_COLUMNS", STEP_COLUMNS[: STEP_COLUMNS.index("eval_depth")])
     path = write(tmp_path / "a.h5", [4.0] * STEPS, {})
     with loopscope.open_run(path) as run:
         assert "eval_depth" not in run.names and evaluations(run) == []
