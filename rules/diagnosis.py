@@ -18,6 +18,7 @@ from ..dynamics.trajectory.trajectory_law import TrajectoryLaw
 from ..runfile.ending import Ending, ending
 from ..runfile.reader import Run
 from .completeness import completeness, unjudged, unseen_loop, unstable_end
+from .evaluation import evaluated_deeper
 from .findings import Finding, Judgement
 from .judging import judge
 from .lead import ABOUT_THE_LOSS, LossTrouble
@@ -120,6 +121,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
     else:
         seen = read_regimes(run)
         about += [*unjudged(judged.judgements), *unseen_loop(rules, judged.judgements, seen.verdict)]
+        about += evaluated_deeper(run)
     by_variable = verdicts_of(run, seen.variables, fired)
     said = f"{sentence_of(by_variable)} {seen.sentence}".strip()
     about += unstable_end(run, seen.verdict, said, [*about, *fired])
