@@ -129,20 +129,18 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
 
 
 def _said(there: list[tuple[Entry, OpenRun]]) -> list[Any]:
-    """Return the verdict of each run, and which of its variables fails."""
-    rows = []
-    for entry, held in there:
-        story = held.story(wait=False)
-        if story is None:
-            rows.append((dcc.Link(entry.name, href=f"/run/{entry.id}"), "reading…", ""))
-            continue
-        fails = [components.variable_link(entry.id, one) for one in story.variables if one.fails]
-        failing = fails or [html.Span("none" if story.variables else "one variable only", className="ls-dim")]
-        name = dcc.Link(entry.name, href=f"/run/{entry.id}")
-        rows.append((name, [components.regime_badge(story.verdict), " ", shown(story.sentence, 200)], failing))
-    several = any(story.variables for _, held in there if (story := held.story(wait=False)))
-    head = ("run", "verdict", "variable that fails")
-    rows, head = (rows, head) if several else ([row[:2] for row in rows], head[:2])
+    """Return the verdict of each run, and which of its variables fails, where a run has several."""
+    stories = [held.story(wait=False) for _, held in there]
+    several = any(story.variables for story in stories if story)
+    rows: list[Any] = []
+    for (entry, _), story in zip(there, stories, strict=True):
+        cells: list[Any] = [dcc.Link(entry.name, href=f"/run/{entry.id}"), "reading…", ""]
+        if story is not None:
+            fails = [components.variable_link(entry.id, one) for one in story.variables if one.fails]
+            none = html.Span("none" if story.variables else "one variable only", className="ls-dim")
+            cells[1:] = [[components.regime_badge(story.verdict), " ", shown(story.sentence, 200)], fails or none]
+        rows.append(cells if several else cells[:2])
+    head = ["run", "verdict", "variable that fails"][: 3 if several else 2]
     return [html.Section([html.H2("What is said of them"), components.rows_table(head, rows)], className="ls-card")]
 
 
