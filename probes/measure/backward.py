@@ -40,11 +40,16 @@ class BackwardSolves:
         self._counts: list[list[int]] = []
         self._handles: list[RemovableHandle] = []
 
-    def watch(self, state: Tensor) -> None:
-        """Count the gradients that arrive at a state until the next row."""
+    def watch(self, state: Tensor, *, kept: bool = False) -> None:
+        """Count the gradients that arrive at a state until the next row.
+
+        Args:
+            state: It is the argument of the map in the call that is solved with.
+            kept: Whether that call is the forward's own: the last gradient that arrives is then the solution itself.
+        """
         if not (state.requires_grad and torch.is_grad_enabled()):
             return
-        count = [0]
+        count = [-int(kept)]
 
         def arrived(gradient: Tensor) -> None:
             count[0] += 1

@@ -84,8 +84,9 @@ class VariableTap(LoopTap):
         if self._target is not None or self._runs is not None:
             self.see(MARK, [state] if given is None else [state, given], number)
         # In backward the map is called to be solved with; what a forward keeps for that is a leaf with gradients.
-        if (state.is_leaf or in_backward()) and self.enabled and not isinstance(state, nn.Parameter) and not looking():
-            self.backward.watch(state)
+        solved = in_backward()
+        if (solved or state.is_leaf) and self.enabled and not isinstance(state, nn.Parameter) and not looking():
+            self.backward.watch(state, kept=not solved)
 
     def _replay(
         self, kind: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -78,6 +78,22 @@ class Implicit(torch.autograd.Function):
         return None, None, y
 
 
+def hooked(f: Map, loops: int, z: Tensor) -> Tensor:
+    """Solve for the gradient in a hook, through the graph of the forward's last call, which is kept."""
+    z = z.detach().requires_grad_()
+    made = f(z)
+
+    def solve(gradient: Tensor) -> Tensor:
+        handle.remove()
+        y = torch.zeros_like(gradient)
+        for _ in range(loops):
+            y = torch.autograd.grad(made, z, y, retain_graph=True)[0] + gradient
+        return y
+
+    handle = made.register_hook(solve)
+    return made
+
+
 class Equilibrium(nn.Module):
     """A deep equilibrium model.
 
@@ -85,18 +101,25 @@ class Equilibrium(nn.Module):
         solver: Which one.
         marks: What it marks: the iterate ``z``, and the ``residual`` f(z) − z.
         backward: Products of its backward solve; 0: the gradient of one further call.
-        checkpoints: Whether that call is run again in backward instead of being kept.
+        checkpoints: Whether the last call is run again in backward instead of being kept.
+        hook: Whether that solve is one of a hook.
     """
 
     def __init__(
-        self, solver: str, marks: tuple[str, ...] = (), backward: int = 0, *, checkpoints: bool = False
+        self,
+        solver: str,
+        marks: tuple[str, ...] = (),
+        backward: int = 0,
+        *,
+        checkpoints: bool = False,
+        hook: bool = False,
     ) -> None:
         super().__init__()
         self.embed, self.inside, self.head = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Linear(8, 16)
         with torch.no_grad():
             self.inside.weight.mul_(0.7)
         self.solver, self.marks, self.backward = SOLVERS[solver], marks, backward
-        self.checkpoints = checkpoints
+        self.checkpoints, self.hook = checkpoints, hook
         self.calls: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, *, batch: dict[str, Tensor]) -> Tensor:
@@ -113,6 +136,8 @@ class Equilibrium(nn.Module):
         self.calls = []
         with torch.no_grad():
             z = self.solver(f, torch.zeros_like(e))
+        if self.hook:
+            return self.head(hooked(f, self.backward, z))
         z = checkpoint(f, z.requires_grad_(), use_reentrant=True) if self.checkpoints else f(z)
         if self.backward:
             z = Implicit.apply(f, self.backward, z)
@@ -182,6 +207,16 @@ def test_a_checkpoint_is_no_backward_solve(tmp_path: Path) -> None:
     train(model, tmp_path / "a.h5")
     with loopscope.open_run(tmp_path / "a.h5") as run:
         assert np.isnan(run["backward_depth"]).all()
+
+
+def test_the_backward_solve_of_a_hook(tmp_path: Path) -> None:
+    model = Equilibrium("picard", ("z",), 6, hook=True)
+    alone = train(Equilibrium("picard", ("z",), 6, hook=True), None)
+    assert all(torch.equal(one, other) for one, other in zip(train(model, tmp_path / "a.h5"), alone, strict=True))
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        assert run["depth"].tolist() == [LOOPS] * 3
+        # The loop is known when the first forward is over, and the call that its backward solves with lies in it.
+        np.testing.assert_equal(run["backward_depth"], [np.nan, 6.0, 6.0])
 
 
 class Block(nn.Module):
