@@ -30,7 +30,7 @@ def badge(kind: str, glyph: str, text: str, label: str = "", tip: str = "") -> h
         kind: What the style sheet knows it by.
         glyph: A sign, besides the colour.
         text: What it says.
-        label: What that is said of.
+        label: The name of the thing it describes.
         tip: Explanation that shows on pointing at it.
     """
     words: list[Any] = [html.B(f"{label}:"), " ", text] if label else [text]

@@ -136,7 +136,7 @@ def _overdue(run: Run) -> int | None:
 def unsettled_since(run: Run, variable: str) -> tuple[int | None, int | None]:
     """Return the step since which the late passes of a variable on the fixed batch have not got shorter.
 
-    Both are measurements: what is told of began after the second one, at which it still settled.
+    Both steps are measurements. The change lies between them: at the second one the variable still settled.
 
     Args:
         run: An opened run.

@@ -141,7 +141,7 @@ def _said(there: list[tuple[Entry, OpenRun]]) -> list[Any]:
             cells[1:] = [[components.regime_badge(story.verdict), " ", shown(story.sentence, 200)], fails or none]
         rows.append(cells if several else cells[:2])
     head = ["run", "verdict", "variable that fails"][: 3 if several else 2]
-    return [html.Section([html.H2("What is said of them"), components.rows_table(head, rows)], className="ls-card")]
+    return [html.Section([html.H2("Verdicts"), components.rows_table(head, rows)], className="ls-card")]
 
 
 def _plot(there: list[tuple[Entry, OpenRun]], axis: str, quantity: str) -> html.Section:
