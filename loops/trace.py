@@ -198,7 +198,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.root = Event("", None, {}, [])
         self.stack = [self.root]
-        self._see = see
+        self._see, self._is_shown = see, False
         self._values: dict[int, tuple[ref[Tensor], Value]] = {}
         self._aliases: dict[int, list[ref[Tensor]]] = {}  # the tensors of one memory
         self._handles: list[RemovableHandle] = []
@@ -253,8 +253,7 @@ class Recorder(TorchFunctionMode):
             event = Event(name, module, places, self._all([args, kwargs]), line=self._line())
             self.stack[-1].children.append(event)
             self.stack.append(event)
-            if self._see is not None:
-                self._see(Moment("enter", name, module, args, kwargs))
+            self._show(Moment("enter", name, module, args, kwargs))
 
         return enter
 
@@ -264,21 +263,28 @@ class Recorder(TorchFunctionMode):
             return
         event = self.stack.pop()
         event.writes = self._all(output)
-        if self._see is not None:
-            self._see(Moment("leave", event.name, module, args, kwargs, output))
+        self._show(Moment("leave", event.name, module, args, kwargs, output))
 
     def _mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
         """Note a state that the forward marks."""
         value = self.value(state)
         event = Event(f"mark {name}", None, {}, [value], [value], line=self._line())
         self.stack[-1].children.append(event)
+        self._show(Moment("mark", name, None, (state,), {"input": given}))
+
+    def _show(self, moment: Moment) -> None:
+        """Hand on a moment; what is done with its tensors then is not the model's."""
         if self._see is not None:
-            self._see(Moment("mark", name, None, (state,), {"input": given}))
+            self._is_shown = True
+            try:
+                self._see(moment)
+            finally:
+                self._is_shown = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        if name in _NO_EVENTS:
+        if name in _NO_EVENTS or self._is_shown:
             return func(*args, **kwargs)
         reads = self._all([args, kwargs])
         output = func(*args, **kwargs)

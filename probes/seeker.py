@@ -53,6 +53,10 @@ class Timeline:
         """Keep a moment, while there is room."""
         if self.lost:
             return
+        if moment.kind == "mark":  # a solver writes its next states over the last ones
+            given = moment.kwargs["input"]
+            copies = {"input": None if given is None else given.detach().clone()}
+            moment = moment._replace(args=(moment.args[0].detach().clone(),), kwargs=copies)
         args, kwargs, output = changed((moment.args, moment.kwargs, moment.output), lambda tensor: tensor)
         moment = moment._replace(args=args, kwargs=kwargs, output=output)  # what holds them may hold others later
         self.moments.append(moment)
@@ -65,9 +69,15 @@ class Timeline:
             self.moments.clear()
             self._versions.clear()
 
-    def check(self) -> None:
-        """Let go of moments whose tensors were written to since."""
-        if any(tensor._version != version for tensor, version in self._versions.values()):
+    def check(self, site: LoopSite) -> None:
+        """Let go of the moments where a tensor was written to since that the loop is recorded from."""
+        watched = {("enter", ""), *((kind, name) for name in site.modules.values() for kind in ("enter", "leave"))}
+        seen = [
+            (moment.args, moment.kwargs, moment.output)
+            for moment in self.moments
+            if (moment.kind, moment.name) in watched
+        ]
+        if any(tensor._version != self._versions[id(tensor)][1] for tensor in tensors_in(seen)):
             self.lost = "its states were overwritten in place"
             self.moments.clear()
 
@@ -154,7 +164,7 @@ class Seeker:
             self._waits(str(error))
             return
         self.stop()
-        timeline.check()
+        timeline.check(site)
         self._on_loop(site, timeline)
 
     def _look_aside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -52,8 +52,12 @@ _FULL_LOOP: Final = frozenset(
 )
 OF_THE_LOOP: Final = OF_THE_LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED, "input_norm", "c_out_norm"}
 """Series that say something about the stability of the loop; that it ran so many times is none."""
-_OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"}) | HALTING
-"""Numbers that a trainer may give and a loop may have."""
+_OPTIONAL: Final = (
+    frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
+    | {"eval_depth", "eval_depth_max", "eval_forwards", "backward_depth"}
+    | HALTING
+)
+"""Numbers that a trainer may give, a loop may have, and evaluations and solvers leave."""
 NO_LOOP: Final = "no loop in this log"
 """Why a rule about the loop is not applicable to a log of another tool."""
 LONGEST_PAUSE: Final = 3.0

@@ -50,6 +50,10 @@ REDUCTIONS: Final[dict[str, Reduction]] = {
     "a_bar_radius_upper": "max",
     "a_bar_radius_exact": "max",
     "a_bar_radius_exact_step": "max",
+    "eval_depth": "mean",
+    "eval_depth_max": "max",
+    "eval_forwards": "sum",
+    "backward_depth": "mean",
 }
 """What becomes of every step column but ``step``; a user's own scalars are averaged."""
 
@@ -58,6 +62,7 @@ NEVER_GIVEN: Final = {
     "time", "generation", "tokens", "depth", "depth_min", "depth_max", "nonfinite", "probe_seconds", "rows_dropped",
     "a_bar_radius_error", "lyapunov_error", "full_loop_seconds",
     "a_bar_radius_lower", "a_bar_radius_upper", "a_bar_radius_exact", "a_bar_radius_exact_step",
+    "eval_depth", "eval_depth_max", "eval_forwards", "backward_depth",
 }  # fmt: skip
 
 
