@@ -1,6 +1,6 @@
 """What a loop carries, and where a probe can see it: which module returns it, as which tensor, in which of its calls.
 
-A module that makes several variables in turn is told by what it receives: a call updates the variable whose last value
+Where a module makes several variables in turn, what it receives decides: a call updates the variable whose last value
 comes in. Where no module returns a variable, the line says where the user's code makes it.
 
 Not covered: which values a loop carries (``lineage``).
