@@ -384,9 +384,10 @@ def _register_plots(app: Dash) -> None:
         """Send what is new in the plots; nothing where the reader looks at an earlier stretch."""
         if have.get("past") and not have.get("anew"):
             return no_update, asked
-        if have.get("anew") or have.get("zoomed"):
-            return {"whole": True}, no_update
         try:
+            _held(run_id).time_anew()
+            if have.get("anew") or have.get("zoomed"):
+                return {"whole": True}, no_update
             return _tails(have.get("panels"), run_id, batch), no_update
         except RunFileError:  # gone since the clock asked: it says so at its next tick, which this answer lets through
             return no_update, asked
@@ -400,7 +401,6 @@ def _tails(have: Any, run_id: str, batch: str) -> Any:
     """
     ask = _ask(run_id, None, None, batch, "")
     known = have if isinstance(have, dict) else {}
-    ask.held.time_anew()
     panels = {name: lines for name, lines in known.items() if name in PANELS and isinstance(lines, dict)}
     return {"panels": {name: tail(PANELS[name], ask, lines) for name, lines in panels.items()}}
 
