@@ -42,7 +42,7 @@ FALLEN: Final = 0.85
 """Where the loss has been this part of its start, the run began untrained. Before, or where a trained model goes on
 under a new file, how deep the loss has been says nothing."""
 SIGNALS: Final = {
-    "growth": "each late loop multiplies what goes through it by {x:.2f}",
+    "growth": "each late loop multiplies what goes through it by {x:.3g}",
     "radius": "ρ(A̅) is {x:.2f}",
     "readout": "the read-out matrix has grown {x:.1f}-fold since the start",
     "injection": "the matrices of the injection have grown {x:.1f}-fold since the start",
@@ -351,8 +351,7 @@ class RunRisk:
 
     def _said(self, term: Term) -> str:
         """Return the growths of a part in words."""
-        factors = {name: _Factor(math.exp(min(self._signals[name], 700.0))) for name in term.signals}
-        return " and ".join(SIGNALS[name].format(x=factor) for name, factor in factors.items())
+        return " and ".join(SIGNALS[name].format(x=math.exp(min(self._signals[name], 700.0))) for name in term.signals)
 
 
 def signals(known: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -488,18 +487,3 @@ def assess(run: Run) -> Risk:
 def _start(losses: list[float]) -> float:
     """Return the level that a run began with."""
     return float(np.median(losses)) if len(losses) == START else math.nan
-
-
-class _Factor(float):
-    """A factor in a sentence: one of many digits, as of a state that is not finite, is written as a power of ten.
-
-    >>> f"{_Factor(2.5):.2f} {_Factor(1e304):.2f}"
-    '2.50 1e+304'
-    """
-
-    def __format__(self, spec: str) -> str:
-        """Return the factor in words."""
-        return super().__format__(spec if self < _MANY_DIGITS else ".3g")
-
-
-_MANY_DIGITS: Final = 1e6

@@ -74,10 +74,17 @@ def test_compare_by_touch(screen, runs):  # noqa: F811
     page.evaluate("window.scrollTo(0, 0)")
     page.locator("#compare-by label", has_text="first breach").tap()
     page.wait_for_url(re.compile("by=breach"))
-    sync_api.expect(page.locator("#compare-body .ls-readout").first).to_contain_text("without a breach: addition")
+    left_out = page.locator("#compare-body .ls-readout").first
+    sync_api.expect(left_out).to_contain_text("without a breach: addition")
+    sync_api.expect(left_out).to_be_visible()
     shown.drawn()
-    box = page.locator("#compare-body .nsewdrag").first.bounding_box()
-    page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    place = page.evaluate(
+        """() => { const plot = document.querySelector('#compare-body .js-plotly-plot');
+        const { x, y } = plot.calcdata[0][60];
+        const { xaxis, yaxis } = plot._fullLayout, box = plot.querySelector('.nsewdrag').getBoundingClientRect();
+        return [box.x + xaxis.c2p(x), box.y + yaxis.c2p(y)]; }"""
+    )
+    page.touchscreen.tap(*place)
     sync_api.expect(
         page.locator("#compare-body .hoverlayer .hovertext, #compare-body .hoverlayer .legend").first
     ).to_be_visible()
