@@ -85,10 +85,16 @@ class RunTable:
             return self._serial, changed, [one for one, at in self._gone.items() if at > serial]
 
     @property
-    def reading(self) -> bool:
-        """Whether some rows are not filled in yet."""
+    def reading(self) -> int:
+        """How many rows are not filled in yet."""
         with self._lock:
-            return any(row["state"] == "reading" for row in self._rows.values())
+            return sum(row["state"] == "reading" for row in self._rows.values())
+
+    @property
+    def still(self) -> str:
+        """Say how many runs are still being read, as a sentence with a space before it; empty where all were."""
+        count = self.reading
+        return f" {count:,} of {len(self._rows):,} runs are still being read." if count else ""
 
     def read_all(self) -> list[Row]:
         """Return all rows filled in; for those who can wait."""

@@ -104,8 +104,8 @@ def _drawn(x: str, y: str, brushed: Collection[str] = ()) -> tuple[go.Figure, li
     )
     told = survival(rows, numbers)
     words = [in_words(one, x) for one in boundaries]
-    version = str(hash((x, y, tuple(placed), str(told))))
-    return chart, _survival(told, words), _listed(placed, len(rows), x, y, brushed), version
+    version = str(hash((x, y, tuple(placed), str(told), table.reading)))
+    return chart, _survival(told, words), _listed(placed, len(rows), x, y, brushed, table.still), version
 
 
 def _survival(told: Survival, words: list[str]) -> list[Any]:
@@ -148,8 +148,8 @@ def _ended(cell: Cell) -> Any:
     return [said, *[html.Div(words, className="ls-dim") for words in below if words]]
 
 
-def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection[str]) -> list[Any]:
-    """Return the table of the runs that are drawn, or of those in the box that the reader drew."""
+def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection[str], still: str = "") -> list[Any]:
+    """Return the table of the runs that are drawn, or of those in the box; ``still`` says which are being read."""
     chosen = [one for one in placed if not brushed or one.href in brushed]
     rows = [
         (
@@ -164,7 +164,7 @@ def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection
     more = f"{len(placed)} of {count} runs have both numbers" + (
         f"; the first {LISTED}" if len(chosen) > LISTED else ""
     )
-    body: list[Any] = [html.H2("Runs on the map"), html.P(f"{more}.", className="ls-dim")]
+    body: list[Any] = [html.H2("Runs on the map"), html.P(f"{more}.{still}", className="ls-dim")]
     if brushed:
         every = html.Button("all runs", id="map-all", className="ls-link")
         body[1] = html.P([f"{len(chosen)} in the box of {len(placed)} on the map. ", every], role="status")
