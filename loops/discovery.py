@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from .call import Call, Input
 from .diagram import diagram
 from .hooks import LoopHooks
-from .lineage import Carried, LineageLoop, lineage_loops, marked_variables
+from .lineage import Carried, LineageLoop, lineage_loops
 from .linear_part import known_linear_part, traced_linear_part
+from .marked_forward import marked_variables
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
 from .site import BY_MARKS, LoopSite, LoopSiteError, Place
@@ -139,7 +140,8 @@ def _advice(carried: Carried, name: str = "") -> str:
     """Return how a tensor is marked that no module returns, under a name; default: its own."""
     if carried.line is None:
         return ""
-    place = f"{Path(carried.line.file).name}:{carried.line.number}"
+    start, end = carried.line.start, carried.line.number
+    place = f"{Path(carried.line.file).name}:{f'{start}-' if 0 < start < end else ''}{end}"
     call = f"loopscope.mark({carried.spelt}, {name or repr(carried.name)})"
     return f"; to record it: {carried.spelt} = {call} behind {place}"
 

@@ -18,12 +18,29 @@ from itertools import pairwise
 
 import numpy as np
 
-from .flow import MARK, Flow, ancestry, flow_of, uses_of
+from .flow import Flow, ancestry, flow_of, uses_of
+from .naming import assigned, call_at, line_of, name_of
 from .site import Variable
-from .states import Passes
 from .trace import Event, Line
 
 LONGEST = 4000  # uses of parameters that are looked at
+GATES = frozenset(
+    (
+        "add",
+        "addcmul",
+        "lerp",
+        "mul",
+        "multiply",
+        "where",
+        "__add__",
+        "__mul__",
+        "__radd__",
+        "__rmul__",
+        "__iadd__",
+        "__imul__",
+    )
+)
+"""Functions that join one tensor to another number by number: with a parameter, a gate."""
 _UNRETURNED = 1000  # how deep a value lies that no module returns
 
 
@@ -78,13 +95,33 @@ def lineage_loops(root: Event) -> list[LineageLoop]:
     if not 2 <= len(uses) <= LONGEST:
         return []
     loops = _loops(flow, uses, labels)
-    if len(loops) == 1:
+    repeating = sum(period * passes for _, period, passes in _stretches(labels))
+    if len(loops) == 1 and _is_seen(loops[0]) and repeating == len(labels):
         return loops
-    # A learned first value is used in the first pass only, and makes that pass look like another one.
     count = Counter(labels)
-    often = [i for i, label in enumerate(labels) if 2 * count[label] > max(count.values())]
-    without = _loops(flow, [uses[i] for i in often], [labels[i] for i in often])
-    return without if len(without) == 1 and all(each.variable for each in without[0].carried) else loops
+    if len(loops) != 1:
+        # A learned first value is used in the first pass only, and makes that pass look like another one.
+        often = [i for i, label in enumerate(labels) if 2 * count[label] > max(count.values())]
+        without = _loops(flow, [uses[i] for i in often], [labels[i] for i in often])
+        if len(without) == 1 and _is_seen(without[0]):
+            return without
+    # The gate of skips is used wherever one comes in, and not once in every pass.
+    uses_at = Counter(count[label] for label in labels)  # how many uses are of labels that are used so often
+    for times in sorted(set(count.values()) - {1}, key=lambda times: -uses_at[times]):
+        steady = [i for i, label in enumerate(labels) if count[label] == times]
+        besides = [i for i in range(len(labels)) if not steady[0] <= i <= steady[-1]]
+        sides = Counter((labels[i], i < steady[0]) for i in besides if flow.events[uses[i]].name not in GATES)
+        if len(steady) == len(labels) or max(sides.values(), default=0) > 1:
+            continue  # what repeats besides is another loop
+        without = _loops(flow, [uses[i] for i in steady], [labels[i] for i in steady])
+        if len(without) == 1 and without[0].passes == times and _is_seen(without[0]):
+            return without
+    return loops
+
+
+def _is_seen(loop: LineageLoop) -> bool:
+    """Return whether modules return all that a loop carries."""
+    return all(each.variable for each in loop.carried)
 
 
 def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
@@ -96,46 +133,6 @@ def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
         seen = [loop for loop in readings if loop is not None and any(each.variable for each in loop.carried)]
         loops += seen[:1] or [loop for loop in readings[:1] if loop is not None]
     return loops
-
-
-def marked_variables(root: Event) -> tuple[tuple[Variable, ...], int]:
-    """Return the variables that a forward marks, in the order of their first marks, and how many passes it runs.
-
-    A first mark is on the value before the loop, unless parameters that make the next value have made it too.
-    """
-    flow = flow_of(root)
-    behind, labels = ancestry(flow)
-    marks: dict[str, list[int]] = {}
-    order: list[str] = []
-    for event in root.walk():
-        if event.module is None and event.name.startswith(MARK):
-            order.append(event.name.removeprefix(MARK))
-            marks.setdefault(order[-1], []).append(flow.key(event.reads[0]))
-    variables = []
-    for name, keys in marks.items():
-        one, two = (behind.get(key, 0) for key in (keys[0], keys[min(1, len(keys) - 1)]))
-        again = {labels[bit] for bit in _bits(two & ~one)} & {labels[bit] for bit in _bits(one)}
-        variables.append(Variable(name=name, first=1 if again else 0))
-    return tuple(variables), _passes_of_marks(order, variables)
-
-
-def _passes_of_marks(order: Sequence[str], variables: Sequence[Variable]) -> int:
-    """Return how many passes run, given the names of all marks in their order."""
-    numbers = {variable.name: number for number, variable in enumerate(variables)}
-    passes, before = Passes(len(variables)), {v.name for v in variables if v.first == 0}
-    for name in order:
-        if name in before:
-            before.remove(name)  # the value before the loop
-        else:
-            passes.update(numbers[name])
-    return passes.number + passes.whole
-
-
-def _bits(number: int) -> Iterator[int]:
-    """Yield which bits of a number are set."""
-    while number:
-        yield (low := number & -number).bit_length() - 1
-        number ^= low
 
 
 def _repeated_uses(flow: Flow, labels: list[Hashable]) -> tuple[list[int], list[int]]:
@@ -206,19 +203,20 @@ def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop
         live.pop()
     tracks = _without_history(flow, _tracks(flow, live))
     carried = tuple(_carried(flow, tracks))
-    seen = any(each.variable for each in carried)
-    chain = None if seen else _chain_of_passes(flow, passes, {key for keys in live for key in keys})
+    seen = all(each.variable for each in carried)
+    chain = None if seen else _chain_of_passes(flow, span, passes, {key for keys in live for key in keys})
     if chain is not None:
         tracks, carried = [chain], tuple(_carried(flow, [chain]))
     names = tuple(dict.fromkeys(event.name for i in range(bounds[0], bounds[1]) for event in flow.owners[i][-1:]))
-    body = _call_at(flow, bounds[0])
+    body = call_at(flow, bounds[0])
     return LineageLoop(_passes(tracks, len(bounds)), names, carried, body, chain is not None)
 
 
-def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> _Track | None:
+def _chain_of_passes(flow: Flow, span: _Span, passes: list[list[int]], live: set[int]) -> _Track | None:
     """Return the one value that every pass returns and the next one reads; None where there is none, or several.
 
-    Skips differ: a pass hands them on to any later one. None too where no module made what is alive between passes.
+    Skips differ: a pass hands them on to any later one. None too where no module made what is alive between passes, but
+    for skips: those that later passes make none of.
     """
     first, last = [uses[0] for uses in passes], [uses[-1] for uses in passes]
     ends = [*first[1:], len(flow.events)]
@@ -228,15 +226,26 @@ def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> _Tr
             calls.setdefault(call.name, []).append(key)
     chains: dict[str, list[int]] = {}
     returned = {key for keys in calls.values() for key in keys}
-    for name, keys in sorted(calls.items()) if live <= returned else ():  # a module before those inside of it
+    for name, keys in sorted(calls.items()):  # a module before those inside of it
         if len(keys) != len(passes) or any(name.startswith(f"{outer}.") for outer in chains):
             continue
         in_turn = all(a <= flow.made[key] <= b for key, a, b in zip(keys, first, ends, strict=True))
         to_next = zip(keys, last, last[1:], strict=False)
         handed = all(any(a < i <= b for i in flow.read_at.get(key, ())) for key, a, b in to_next)
-        if in_turn and handed and all(_is_wide(flow, key) for key in keys):
+        alone = live <= returned or _makes_no_more(flow, span, keys)
+        if in_turn and handed and alone and all(_is_wide(flow, key) for key in keys):
             chains[name] = keys
     return _Track(list(range(len(passes))), *chains.values()) if len(chains) == 1 else None
+
+
+def _makes_no_more(flow: Flow, span: _Span, keys: list[int]) -> bool:
+    """Return whether the later passes leave nothing behind but the one value of each: the rest is older."""
+    half = len(keys) // 2
+    since = flow.made[keys[half - 1]] if half else 0
+    later = keys[half:]
+    return len(later) > 1 and all(
+        flow.made[other] <= since for key in later for other in _live(flow, span, flow.made[key] + 1) if other != key
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,15 +366,19 @@ def _carried(flow: Flow, tracks: list[_Track]) -> Iterator[Carried]:
     outputs = [_returner(flow, track.keys) for track in tracks]
     taken: Counter[str] = Counter()
     for track, output in zip(tracks, outputs, strict=True):
-        spelt = _name(flow, track.keys, output)
+        spelt = name_of(flow, track.keys, output)
         taken[spelt] += 1
         name = spelt if taken[spelt] == 1 else f"{spelt}_{taken[spelt]}"
         variable: Variable | None = None
         sharing = [other for other, o in zip(tracks, outputs, strict=True) if o == output]
         if output is not None:
             variable = _variable(flow, name, output, track, sharing)
-        last = flow.made[track.keys[-1]]
-        yield Carried(name, tuple(flow.values[track.keys[-1]].shape), variable, _line_of(flow, last, output), spelt)
+        line, last = line_of(flow, flow.made[track.keys[-1]], output), flow.values[track.keys[-1]]
+        if line is not None:
+            before = spelt
+            spelt, line = assigned(spelt, line, last)
+            name = spelt if variable is None and spelt != before else name
+        yield Carried(name, tuple(last.shape), variable, line, spelt)
 
 
 def _variable(flow: Flow, name: str, output: str, track: _Track, sharing: list[_Track]) -> Variable | None:
@@ -473,28 +486,3 @@ def _calls(flow: Flow) -> list[Event]:
             ended.pop(id(event), None)
             ended[id(event)] = event
     return list(ended.values())
-
-
-def _name(flow: Flow, keys: list[int], output: str | None) -> str:
-    """Return what the user's code calls a variable, in the code that runs the loop."""
-    names: Counter[str] = Counter()
-    for key in keys:
-        value = flow.values[key]
-        line = _line_of(flow, flow.made[key], output)
-        named = value.names.get(line.code) if line is not None else None
-        for name in [named] if named else list(value.names.values())[:1]:
-            names[name] += 1
-    return names.most_common(1)[0][0] if names else "h"
-
-
-def _line_of(flow: Flow, i: int, output: str | None) -> Line | None:
-    """Return where a value is made: where the module that returns it is called, else the function itself."""
-    for event in flow.owners[i]:
-        if event.name == output:
-            return event.line
-    return flow.events[i].line
-
-
-def _call_at(flow: Flow, i: int) -> Line | None:
-    """Return where the module is called in which a function runs."""
-    return flow.owners[i][-1].line if flow.owners[i] else flow.events[i].line
