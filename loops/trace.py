@@ -10,7 +10,7 @@ Not covered: compiled modules (their functions run unseen), and operations outsi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .call import Call, Input, tensors_in
+from .call import Call, Input
 from .hooks import Hook
 from .marked import MarkWatcher
+from .nested import entries, is_record, tensors_in
 from .neutral import LookError, on_the_side
-from .site import LoopSiteError
+from .site import Item, LoopSiteError, Place
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -91,7 +92,7 @@ class Event:
     Args:
         name: Dotted name of the module, or the function's own name.
         module: The module.
-        places: The values among its own arguments, by position or keyword.
+        places: The values among its own arguments, by position or keyword, and those inside of them.
         reads: All values it was given, nested ones too.
         writes: The values it returned.
         children: The calls made inside a module's call.
@@ -100,7 +101,7 @@ class Event:
 
     name: str
     module: nn.Module | None
-    places: dict[int | str, Value]
+    places: dict[Place, Value]
     reads: list[Value]
     writes: list[Value] = field(default_factory=list)
     children: list[Event] = field(default_factory=list)
@@ -252,7 +253,13 @@ class Recorder(TorchFunctionMode):
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             own: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-            places = {place: self.value(value) for place, value in own if isinstance(value, Tensor)}
+            places: dict[Place, Value] = {}
+            for place, value in own:
+                if isinstance(value, Tensor):
+                    places[place] = self.value(value)
+                    continue
+                inside = tensors_in(value)[:_SHORT]
+                places |= {Item(place, number): self.value(tensor) for number, tensor in enumerate(inside)}
             event = Event(name, module, places, self._all([args, kwargs]), line=self._line())
             self.stack[-1].children.append(event)
             self.stack.append(event)
@@ -332,6 +339,12 @@ class Recorder(TorchFunctionMode):
         if known is not None and known[0]() is tensor:
             known[1].names.setdefault(code, name)
 
+    def _name_all(self, named: Mapping[Any, Any], code: CodeType) -> None:
+        """Note what tensors are called that are held under a name each."""
+        for name, item in named.items():
+            if isinstance(item, Tensor) and isinstance(name, str):
+                self._name(item, code, name)
+
     def _line(self) -> Line | None:
         """Return the line of the user's code that is running, and take note of what it calls its tensors."""
         frame: FrameType | None = sys._getframe(2)
@@ -352,6 +365,10 @@ class Recorder(TorchFunctionMode):
         for name, held in frame.f_locals.items():
             if isinstance(held, Tensor):
                 self._name(held, frame.f_code, name)
+            elif isinstance(held, dict) and len(held) <= _SHORT:
+                self._name_all(held, frame.f_code)
+            elif is_record(held):
+                self._name_all(entries(held), frame.f_code)
             elif type(held) in (list, tuple) and len(held) <= _SHORT:
                 for number, item in enumerate(held):
                     if isinstance(item, Tensor):

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..loops.call import Call, Input, tensors_in
+from ..loops.call import Call, Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
+from ..loops.nested import changed, tensors_in
 from ..loops.neutral import LookError
 from ..loops.site import LoopSite, LoopSiteError
 from ..loops.trace import Moment, Recorder
@@ -56,6 +57,8 @@ class Timeline:
             given = moment.kwargs["input"]
             copies = {"input": None if given is None else given.detach().clone()}
             moment = moment._replace(args=(moment.args[0].detach().clone(),), kwargs=copies)
+        args, kwargs, output = changed((moment.args, moment.kwargs, moment.output), lambda tensor: tensor)
+        moment = moment._replace(args=args, kwargs=kwargs, output=output)  # what holds them may hold others later
         self.moments.append(moment)
         for tensor in tensors_in([moment.args, moment.kwargs, moment.output]):
             if id(tensor) not in self._versions:
@@ -221,7 +224,7 @@ def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | No
 
 def in_words(site: LoopSite, timeline: Timeline | None) -> str:
     """Return what of a loop is recorded, and what is not of the forwards so far."""
-    named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
+    named = [f"{v.name} ({v.source})" for v in site.variables]
     where = f"{site.body!r} receives" if site.output is None else f"{site.output!r} returns"
     late = timeline.late if timeline is not None else ""
     return f"a loop, {site.found}: {', '.join(named) or f'the state that {where}'}{late}"

@@ -376,7 +376,9 @@ def _no_pass(run: Run, name: str) -> Missing:
     """Return why no pass of the fixed batch gave a ratio."""
     if len(run.probe_steps):
         return Missing("not applicable", f"the fixed batch runs too few loops for {name}")
-    said = next((event.message for event in run.events if event.kind == "fixed_batch"), "")
-    if said:
-        return Missing("no data", f"the fixed batch was never run: {said}")
-    return Missing("not applicable", "there is no fixed batch")
+    told = next((event for event in run.events if event.kind == "fixed_batch"), None)
+    if told is None:
+        return Missing("not applicable", "there is no fixed batch")
+    if told.severity == "note":  # the model is such: nothing failed, and nothing that the user records would change it
+        return Missing("not applicable", told.message)
+    return Missing("no data", f"the fixed batch was never run: {told.message}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...loops.hooks import LoopHooks, state_in
 from ...loops.neutral import looking
 from ...loops.site import argument
-from ...loops.states import Passes, Roles, StateHooks
+from ...loops.states import Passes, Roles, StateHooks, places_before
 from .internals import in_backward
 from .tap import LoopTap, Report, Spot
 from .variables import VariableSums
@@ -48,7 +48,7 @@ class VariableTap(LoopTap):
 
     def __init__(self, model: nn.Module, site: LoopSite, make: Callable[[], LoopSums], report: Report) -> None:
         self._roles = Roles(site.variables)
-        self._names = list(dict.fromkeys(v.output for v in site.variables if v.output is not None))
+        self._sources = list(dict.fromkeys(v.source for v in site.variables if v.output is not None))
         self.variables = VariableSums(site, make)
         self._make = make
         self._active = self.variables  # of the forward under way
@@ -61,7 +61,12 @@ class VariableTap(LoopTap):
         nothing = self._site
         self._hooks = LoopHooks(self._model, nothing, begin=self._begin, end=self._end)
         self._states = StateHooks(
-            self._model, self._site, returned=self._returned, marked=self._marked, shown=self._marked
+            self._model,
+            self._site,
+            returned=self._returned,
+            marked=self._marked,
+            shown=self._marked,
+            unread=self._unread,
         )
         self._note_modules()
         self._passing = None
@@ -71,14 +76,18 @@ class VariableTap(LoopTap):
         super()._unhook()
         self._states.remove()
 
-    def _returned(self, name: str, before: Tensor | None, state: Tensor) -> None:
+    def _returned(self, source: str, before: Tensor | None, state: Tensor) -> None:
         # Memory of a compiled graph may be used again before the forward is over.
         compiling = torch.compiler.is_dynamo_compiling()
         states = [state] if before is None else [state, before]
         place: Spot = COPIED if compiling else STATE
-        number = self._names.index(name)
+        number = self._sources.index(source)
         states = [s.detach().clone() for s in states] if compiling else states
         self._pass_on(place, _as_they_are, states, None, number)
+
+    def _unread(self, error: Exception) -> None:
+        if self._target is not None:
+            self._miss(STATE, error)
 
     def _marked(self, number: int, state: Tensor, given: Tensor | None) -> None:
         if self._target is not None or self._runs is not None:
@@ -92,10 +101,11 @@ class VariableTap(LoopTap):
         self, kind: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """Take in that a module was left."""
-        if kind == "leave" and name in self._names:
-            places = [v.argument for v in self._site.variables if v.output == name and v.argument is not None]
-            place = places[0] if places else None
-            self._returned(name, None if place is None else argument(args, kwargs, place), state_in(output))
+        if kind == "leave":
+            of_module = [variable for variable in self._site.variables if variable.output == name]
+            for source, (item, place) in places_before(of_module).items():
+                before = None if place is None else argument(args, kwargs, place)
+                self._returned(source, before, state_in(output, item))
 
     def _replay_mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
         """Take in a mark."""
@@ -142,7 +152,7 @@ class VariableTap(LoopTap):
         if place == MARK:
             return number
         before = seen[1] if len(seen) > 1 else None
-        variable = self._roles.of(self._names[number], before, copied=place == COPIED)
+        variable = self._roles.of(self._sources[number], before, copied=place == COPIED)
         if variable is not None:
             self._roles.hold(variable, seen[0])
         return variable
