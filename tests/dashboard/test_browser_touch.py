@@ -9,13 +9,15 @@ from .test_browser import PATIENCE, chromium, pytestmark, screen, sync_api  # no
 
 
 def swipe(page, x: float, y: float, up: float) -> None:
-    """Move a finger upwards from a place, as a hand does: in small steps."""
+    """Move a finger upwards from a place in small steps, as a hand does, and wait until what it scrolls is at rest."""
+    page.evaluate("window.rests = false; document.addEventListener('scrollend', () => (window.rests = true), true)")
     touch = page.context.new_cdp_session(page)
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
     for moved in range(15, int(up), 15):
         touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y - moved}]})
         page.wait_for_timeout(20)
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("window.rests")  # a tap on a page that glides only halts it
 
 
 def test_runs_by_touch(screen, runs):  # noqa: F811
@@ -68,6 +70,7 @@ def test_compare_by_touch(screen, runs):  # noqa: F811
     chosen = [one for one in shown.ids() if one.startswith(("concatenation", "addition"))]
     page = shown.open(f"/compare?runs={','.join(chosen)}")
     page.wait_for_selector("#compare-body .main-svg")
+    shown.drawn()
     box = page.locator("#compare-body .nsewdrag").first.bounding_box()
     swipe(page, box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, up=200)
     page.wait_for_function("window.scrollY > 60")
