@@ -23,7 +23,7 @@ from .find import find_site
 from .hooks import LoopHooks, state_in
 from .neutral import Look, on_the_side, start_streams
 from .rerun import BoundLoop, KeepsGradients, ReachedError, Repeats, Step, no_recomputation
-from .site import BY_HAND, LoopSite, LoopSiteError, Place, Variable, argument, unwrap, with_argument
+from .site import BY_HAND, LoopSite, LoopSiteError, Place, Variable, argument, modules_of, unwrap, with_argument
 
 MOST_APART = 1e-3  # relative difference from which on a loop is not the one that was run
 
@@ -124,7 +124,7 @@ class _Interception:
             raise LoopSiteError(f"module {self.site.body!r} was not called by this input: is it the loop's?")
         (state, e), self.loops = self.seen[0], len(self.seen)
         self._check()
-        modules = dict(self.model.named_modules())
+        modules = modules_of(self.model)
         return BoundLoop(
             step=self._step(None),
             step_of=self._step if e is not None else None,
@@ -268,7 +268,7 @@ class _Interception:
             )
         return state
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take the state where the loop is left, or put another one in its place."""
         if self.loops and self.calls < self.loops:  # this module runs before the loop's end too
             return None
@@ -280,7 +280,8 @@ class _Interception:
         if self.final is None:
             return None
         whole = args[0]
-        return (type(whole)((self.final, *whole[1:])) if type(whole) in (tuple, list) else self.final, *args[1:])
+        first = type(whole)((self.final, *whole[1:])) if type(whole) in (tuple, list) else self.final
+        return (first, *args[1:]), kwargs
 
 
 def _is_close(one: Tensor, other: Tensor) -> bool:

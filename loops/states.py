@@ -10,16 +10,13 @@ Not covered: loops read at the entry of their body; those are `hooks.LoopHooks`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .hooks import Hook, state_in
+from .hooks import Off, hook_behind, state_in
 from .marked import MarkWatcher
-from .site import LoopSite, Place, Variable, argument
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
+from .site import LoopSite, Place, Variable, argument, modules_of
 
 
 class Seen(NamedTuple):
@@ -151,8 +148,8 @@ class StateHooks:
         marked: Callable[[int, Tensor, Tensor | None], Tensor | None],
         shown: Callable[[int, Tensor, Tensor | None], Tensor | None] | None = None,
     ) -> None:
-        modules = dict(model.named_modules())
-        self._handles: list[RemovableHandle] = []
+        modules = modules_of(model)
+        self._offs: list[Off] = []
         self._watcher: MarkWatcher | None = None
         places: dict[str, Place | None] = {}
         for variable in site.variables:
@@ -167,7 +164,7 @@ class StateHooks:
                 other = returned(name, before, state_in(output))
                 return None if other is None else _with_state(output, other)
 
-            self._handles.append(modules[name].register_forward_hook(Hook(leave), with_kwargs=True))
+            self._offs.append(hook_behind(modules[name], leave))
         numbers = {v.name: number for number, v in enumerate(site.variables) if v.output is None}
         if numbers:
 
@@ -178,9 +175,9 @@ class StateHooks:
 
     def remove(self) -> None:
         """Take the hooks off; does nothing when they are off already."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for off in self._offs:
+            off()
+        self._offs.clear()
         if self._watcher is not None:
             self._watcher.close()
 

@@ -26,7 +26,7 @@ from .call import Call, Input, tensors_in
 from .hooks import Hook
 from .marked import MarkWatcher
 from .neutral import LookError, on_the_side
-from .site import LoopSiteError
+from .site import LoopSiteError, plain_name, uncompiled
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -197,6 +197,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.root = Event("", None, {}, [])
         self.stack = [self.root]
+        self._called: list[nn.Module] = []  # of every event of the stack but the root: wrappers of torch.compile too
         self._see = see
         self._values: dict[int, tuple[ref[Tensor], Value]] = {}
         self._aliases: dict[int, list[ref[Tensor]]] = {}  # the tensors of one memory
@@ -207,7 +208,8 @@ class Recorder(TorchFunctionMode):
             self.value(parameter).weights = name
 
     def __enter__(self) -> Self:
-        for name, module in self._model.named_modules():
+        for full, module in self._model.named_modules():
+            name = plain_name(full)
             self._handles.append(module.register_forward_pre_hook(Hook(self.entering(name)), with_kwargs=True))
             self._handles.append(module.register_forward_hook(Hook(self.leaving), with_kwargs=True, always_call=True))
         self._watcher = MarkWatcher(self._mark)
@@ -241,11 +243,15 @@ class Recorder(TorchFunctionMode):
         """Return a pre-hook for the module of this name."""
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            itself = uncompiled(module)
+            if self.stack[-1].module is itself and self._called[-1] is not module:
+                return  # the module inside of the wrapper of torch.compile that is being called: both are one call
             own: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             places = {place: self.value(value) for place, value in own if isinstance(value, Tensor)}
-            event = Event(name, module, places, self._all([args, kwargs]), line=self._line())
+            event = Event(name, itself, places, self._all([args, kwargs]), line=self._line())
             self.stack[-1].children.append(event)
             self.stack.append(event)
+            self._called.append(module)
             if self._see is not None:
                 self._see(Moment("enter", name, module, args, kwargs))
 
@@ -253,9 +259,9 @@ class Recorder(TorchFunctionMode):
 
     def leaving(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Close a module's call."""
-        if len(self.stack) < 2 or self.stack[-1].module is not module:
+        if not self._called or self._called[-1] is not module:
             return
-        event = self.stack.pop()
+        event, _ = self.stack.pop(), self._called.pop()
         event.writes = self._all(output)
         if self._see is not None:
             self._see(Moment("leave", event.name, module, args, kwargs, output))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import loopscope
+import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -454,3 +456,31 @@ def test_an_argument_that_does_not_set_the_depth_is_named() -> None:
         bound_loop(BetweenLoopAndReadOut(), TOKENS, site=site),
     ):
         pass
+
+
+class TwoLayers(nn.Module):
+    """A loop of two layers whose depth can be set, or stands in the code."""
+
+    def __init__(self, *, settable: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(16, 6), nn.Linear(6, 16)
+        self.first, self.second = (nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2))
+        if settable:
+            self.depth = 3
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        for _ in range(getattr(self, "depth", 3)):
+            h = self.second(self.first(h))
+        return self.head(h)
+
+
+def test_a_loop_whose_depth_nothing_sets_is_linearised_as_one_whose_depth_can_be_set():
+    tokens = torch.arange(8).view(2, 4)
+    one, other = (loopscope.linearize(TwoLayers(settable=settable), tokens) for settable in (True, False))
+    assert np.allclose(one.loop.eigenvalues, other.loop.eigenvalues)
+    assert [gain.name for gain in other.loop.sublayers] == ["first", "second"]
+    shares = [[gain.log_gain for gain in made.loop.sublayers] for made in (one, other)]
+    assert np.allclose(*shares, atol=1e-6)
+    assert sum(shares[1]) == pytest.approx(math.log(other.loop.radius.value), abs=1e-4)
