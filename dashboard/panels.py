@@ -241,6 +241,8 @@ def _depths(ask: Ask) -> go.Figure:
         ask.line("depth_min", "fewest", colours.RESIDUAL, dash="dot"),
         ask.line("depth_max", "most", colours.RATIO, dash="dot"),
         ask.line("depth", "mean", colours.STATE),
+        ask.line("eval_depth_max", "evaluation, most", colours.FULL_LOOP, markers=True),
+        ask.line("backward_depth", "backward solve", colours.RATIO),
     ]
     return figures.lines(lines, y="loops", nothing="No depth was recorded.", **ask.over_steps)
 
@@ -412,10 +414,10 @@ _PANELS: Final = (
     Panel(
         "depths",
         "Loops per step",
-        "How many loops the training ran.",
-        "A depth that is not what was asked for.",
+        "How many loops the training ran, and forwards in evaluation mode between its steps.",
+        "A depth that is not what was asked for; evaluation deeper than training ever ran.",
         _depths,
-        ("depth", "depth_min", "depth_max"),
+        ("depth", "depth_min", "depth_max", "eval_depth_max", "backward_depth"),
     ),
     Panel(
         "test-time",

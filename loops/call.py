@@ -13,17 +13,17 @@ run on the side must change nothing.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from .nested import changed, tensors_in
 from .site import LoopSite, LoopSiteError
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -169,60 +169,16 @@ Input: TypeAlias = Tensor | Mapping[str, Any] | tuple[Any, ...] | Call
 """What a user gives as an example of a model's input."""
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in nested lists, tuples, mappings and dataclasses, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif _is_record(value):
-        value = list(_entries(value).values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
-
-
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a value with the tensors in it changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if type(value) is list:
-        return [_changed(item, change) for item in value]
-    if isinstance(value, tuple):
-        items = [_changed(item, change) for item in value]
-        if type(value) is tuple:
-            return tuple(items)
-        if callable(make := getattr(type(value), "_make", None)):  # a named tuple
-            return make(items)
-    if isinstance(value, dict):
-        return {key: _changed(item, change) for key, item in value.items()}
-    if _is_record(value):
-        return _record_changed(value, change)
+    return changed(value, change, _plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that a run on the side cannot change."""
     if isinstance(value, PLAIN):
         return value
     raise LoopSiteError(
         f"an argument of the model is a {type(value).__name__}, which a run on the side might change; "
         "runs on the side take tensors and plain values, also in lists, tuples, dictionaries and dataclasses"
     )
-
-
-def _is_record(value: Any) -> bool:
-    """Return whether a value is a dataclass that holds its fields and nothing else, so that copying them copies it."""
-    if not is_dataclass(value) or isinstance(value, type):
-        return False
-    return set(getattr(value, "__dict__", ())) <= set(_entries(value))
-
-
-def _entries(record: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that have a value, by name."""
-    missing = object()
-    values = {entry.name: getattr(record, entry.name, missing) for entry in fields(record)}
-    return {name: value for name, value in values.items() if value is not missing}
-
-
-def _record_changed(record: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of a dataclass with the tensors in it changed; its ``__init__`` does not run again."""
-    changed = copy.copy(record)
-    for name, value in _entries(record).items():
-        object.__setattr__(changed, name, _changed(value, change))  # frozen ones too
-    return changed

@@ -16,7 +16,7 @@ from .call import Call, Input
 from .discovery import Level, find_levels, site_call
 from .find import find_site
 from .least_squares import LinearEstimate, estimate_linear_part, visit
-from .site import LoopSite, LoopSiteError, Part, Variable, unwrap
+from .site import Item, LoopSite, LoopSiteError, Part, Place, Variable, unwrap
 from .trace import example_tokens
 
 
@@ -206,7 +206,7 @@ def _seen_at(variable: Variable) -> str:
     if variable.output is None:
         return "marked in the forward"
     turns = f", calls {', '.join(map(str, variable.turns))} of every {variable.of}" if variable.turns else ""
-    return f"returned by {variable.output}{turns}"
+    return f"{variable.source}{turns}"
 
 
 def _reading(site: LoopSite) -> str:
@@ -220,10 +220,12 @@ def _reading(site: LoopSite) -> str:
     return ", ".join(parts)
 
 
-def _place(place: int | str | Part) -> str:
+def _place(place: Place) -> str:
     """Return a place in words."""
     if isinstance(place, Part):
         return f"{place.argument}[..., {place.start}:{place.stop}]"
+    if isinstance(place, Item):
+        return f"tensor {place.number + 1} of {place.argument}"
     return str(place)
 
 

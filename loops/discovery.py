@@ -19,9 +19,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .call import Call, Input
+from .carried import Carried
 from .diagram import diagram
 from .hooks import LoopHooks
-from .lineage import Carried, LineageLoop, lineage_loops, marked_variables
+from .lineage import LineageLoop, lineage_loops, marked_variables
 from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
@@ -412,8 +413,8 @@ def _passes(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int
         number for number, variable in enumerate(site.variables) if variable.output is None and variable.first == 0
     }  # fmt: skip
 
-    def returned(name: str, before: Tensor | None, state: Tensor) -> None:
-        if (number := roles.of(name, before)) is not None:
+    def returned(source: str, before: Tensor | None, state: Tensor) -> None:
+        if (number := roles.of(source, before)) is not None:
             roles.hold(number, state)
             passes.update(number)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .compiled import CompiledCall
+from .nested import tensors_in
 from .site import LoopSite, modules_of
 
 if TYPE_CHECKING:
@@ -176,11 +177,18 @@ class LoopHooks:
         self.remove()
 
 
-def state_in(output: Any) -> Tensor:
-    """Return the state in what a module returned: the tensor itself, or the first of a tuple or list.
+def state_in(output: Any, number: int = 0) -> Tensor:
+    """Return the state in what a module returned: the tensor itself, or one of those inside, the first by default.
 
-    >>> state_in((torch.ones(2), None)).tolist()
-    [1.0, 1.0]
+    >>> state_in((torch.ones(2), None)).tolist(), state_in({"h": torch.ones(2), "c": torch.zeros(1)}, 1).tolist()
+    ([1.0, 1.0], [0.0])
     """
-    state: Tensor = output[0] if isinstance(output, tuple | list) else output
-    return state
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple | list) and number == 0 and output and isinstance(output[0], Tensor):
+        state: Tensor = output[0]  # what follows may be a long cache
+        return state
+    inside = tensors_in(output)
+    if len(inside) <= number:
+        raise TypeError(f"a {type(output).__name__} with {len(inside)} tensors")
+    return inside[number]

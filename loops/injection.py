@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .neutral import on_the_side
-from .site import BY_HAND, LoopSite, Part, Place
+from .site import BY_HAND, Item, LoopSite, Part, Place
 
 TOKENS_AT_ONCE = 256
 PROBED = 16  # tokens on which a matrix is compared
@@ -123,6 +123,8 @@ class Injection:
                 ]
                 whole = by_place.setdefault(place.argument, value.new_zeros(*value.shape[:-1], max(ends)))
                 whole[..., place.start : place.stop] = value
+            elif isinstance(place, Item):
+                raise TypeError(f"{self.body!r} takes its state inside of an argument")
             elif place is not None:
                 by_place[place] = value
         positions = sorted(place for place in by_place if isinstance(place, int))

@@ -216,8 +216,8 @@ class _Joint:
         if not self._catch:
             self._seen.clear()
 
-    def _returned(self, name: str, before: Tensor | None, state: Tensor) -> Tensor | None:
-        variable = self._roles.of(name, before)
+    def _returned(self, source: str, before: Tensor | None, state: Tensor) -> Tensor | None:
+        variable = self._roles.of(source, before)
         if variable is None:
             return None
         other = self._sight(variable, state, first=False)

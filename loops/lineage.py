@@ -18,6 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from .carried import Carried, Track, call_at, calls_in, carried_by, maker_of, own_argument, passes_of, returner_of
 from .flow import MARK, Flow, ancestry, flow_of, uses_of
 from .site import Variable
 from .states import Passes
@@ -25,25 +26,6 @@ from .trace import Event, Line
 
 LONGEST = 4000  # uses of parameters that are looked at
 _UNRETURNED = 1000  # how deep a value lies that no module returns
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """A tensor that a loop carries.
-
-    Args:
-        name: What the user's code calls it, with a number where two are called the same.
-        shape: Its shape.
-        variable: Where a probe sees it; None where no module returns it.
-        line: Where it is made.
-        spelt: What the user's code calls it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    variable: Variable | None
-    line: Line | None
-    spelt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,17 +187,17 @@ def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop
     while len(live[-1]) < count:  # in the last passes, what nobody reads any more is joined to what goes on
         live.pop()
     tracks = _without_history(flow, _tracks(flow, live))
-    carried = tuple(_carried(flow, tracks))
+    carried = tuple(carried_by(flow, tracks, len(passes)))
     seen = any(each.variable for each in carried)
     chain = None if seen else _chain_of_passes(flow, passes, {key for keys in live for key in keys})
     if chain is not None:
-        tracks, carried = [chain], tuple(_carried(flow, [chain]))
+        tracks, carried = [chain], tuple(carried_by(flow, [chain], len(passes)))
     names = tuple(dict.fromkeys(event.name for i in range(bounds[0], bounds[1]) for event in flow.owners[i][-1:]))
-    body = _call_at(flow, bounds[0])
-    return LineageLoop(_passes(tracks, len(bounds)), names, carried, body, chain is not None)
+    body = call_at(flow, bounds[0])
+    return LineageLoop(passes_of(flow, carried, len(bounds)), names, carried, body, chain is not None)
 
 
-def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> _Track | None:
+def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> Track | None:
     """Return the one value that every pass returns and the next one reads; None where there is none, or several.
 
     Skips differ: a pass hands them on to any later one. None too where no module made what is alive between passes.
@@ -223,7 +205,7 @@ def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> _Tr
     first, last = [uses[0] for uses in passes], [uses[-1] for uses in passes]
     ends = [*first[1:], len(flow.events)]
     calls: dict[str, list[int]] = {}
-    for call in _calls(flow):
+    for call in calls_in(flow):
         if call.writes and flow.made.get(key := flow.key(call.writes[0]), -1) >= first[0]:
             calls.setdefault(call.name, []).append(key)
     chains: dict[str, list[int]] = {}
@@ -236,7 +218,7 @@ def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> _Tr
         handed = all(any(a < i <= b for i in flow.read_at.get(key, ())) for key, a, b in to_next)
         if in_turn and handed and all(_is_wide(flow, key) for key in keys):
             chains[name] = keys
-    return _Track(list(range(len(passes))), *chains.values()) if len(chains) == 1 else None
+    return Track(list(range(len(passes))), *chains.values()) if len(chains) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,18 +236,12 @@ class _Span:
     uses: int
 
 
-def _passes(tracks: list[_Track], blocks: int) -> int:
-    """Return how often all variables were updated; in the last pass some may be no longer alive."""
-    return min(len(track.blocks) for track in tracks) if len(tracks) > 1 else blocks
-
-
 def _cut(flow: Flow, span: _Span, low: int, high: int, returned: bool) -> int:
     """Return where between two uses the fewest values are alive, returned by the outermost modules."""
     depth: dict[int, int] = {}
     for owners in flow.owners:
         for level, call in enumerate(owners):
-            if call.writes:
-                key = flow.key(call.writes[0])
+            for key in map(flow.key, call.writes):
                 depth[key] = min(depth.get(key, _UNRETURNED), level)
 
     def cost(at: int) -> tuple[int, int, int, int]:
@@ -292,30 +268,22 @@ def _is_wide(flow: Flow, key: int) -> bool:
     return value.is_floating_point() and value.ndim >= 2 and value.shape[-1] > 1
 
 
-@dataclass(slots=True)
-class _Track:
-    """One variable: in which blocks it was made anew, and the values it had."""
-
-    blocks: list[int]
-    keys: list[int]
-
-
-def _tracks(flow: Flow, live: list[list[int]]) -> list[_Track]:
+def _tracks(flow: Flow, live: list[list[int]]) -> list[Track]:
     """Follow what is carried from block to block: what is born takes the place of what dies, where the shapes agree."""
-    tracks: list[_Track] = []
-    holding: dict[int, _Track] = {}
+    tracks: list[Track] = []
+    holding: dict[int, Track] = {}
     for block, keys in enumerate(live):
         born = [key for key in keys if key not in holding]
         dead = [key for key in holding if key not in keys]
         for key in born:
             shape = flow.values[key].shape
             heirs = [old for old in dead if flow.values[old].shape == shape]
-            alike = [old for old in heirs if _maker(flow, old) == _maker(flow, key)] or heirs
+            alike = [old for old in heirs if maker_of(flow, old) == maker_of(flow, key)] or heirs
             if alike:
                 track = holding.pop(alike[-1])
                 dead.remove(alike[-1])
             else:
-                track = _Track([], [])
+                track = Track([], [])
                 tracks.append(track)
             track.blocks.append(block)
             track.keys.append(key)
@@ -326,175 +294,22 @@ def _tracks(flow: Flow, live: list[list[int]]) -> list[_Track]:
     return [track for track in tracks if len(track.keys) > 1 or steady < 2]
 
 
-def _without_history(flow: Flow, tracks: list[_Track]) -> list[_Track]:
+def _without_history(flow: Flow, tracks: list[Track]) -> list[Track]:
     """Return the variables, where a loop that goes on from its last few states is not taken for several.
 
     There one place makes all of them, each takes the turn of the oldest, and none is handed back to where it was made.
     """
-    makers = {_maker(flow, key) for track in tracks for key in track.keys}
+    makers = {maker_of(flow, key) for track in tracks for key in track.keys}
     order = sorted((block, number) for number, track in enumerate(tracks) for block in track.blocks)
     turns = [number for _, number in order]
     rotates = all(a == b for a, b in zip(turns, turns[len(tracks) :], strict=False))
     if len(tracks) < 2 or len(makers) > 1 or not rotates:
         return tracks
-    output = _returner(flow, [key for track in tracks for key in track.keys])
-    calls = [call for call in _calls(flow) if call.name == output and call.writes]
-    made = [flow.key(call.writes[0]) for call in calls]
-    if any(_own_argument(flow, calls, made, track) is not None for track in tracks):
+    source = returner_of(flow, [key for track in tracks for key in track.keys])
+    output, item = source or ("", 0)
+    calls = [call for call in calls_in(flow) if call.name == output and len(call.writes) > item]
+    made = [flow.key(call.writes[item]) for call in calls]
+    if any(own_argument(flow, calls, made, track) is not None for track in tracks):
         return tracks
     keys = {block: key for track in tracks for block, key in zip(track.blocks, track.keys, strict=True)}
-    return [_Track(sorted(keys), [keys[block] for block in sorted(keys)])]
-
-
-def _maker(flow: Flow, key: int) -> tuple[Hashable, ...]:
-    """Return what made a value: the function and the modules that it ran in."""
-    i = flow.made[key]
-    return (flow.events[i].name, *(event.name for event in flow.owners[i]))
-
-
-def _carried(flow: Flow, tracks: list[_Track]) -> Iterator[Carried]:
-    """Yield what a loop carries and where it is seen."""
-    outputs = [_returner(flow, track.keys) for track in tracks]
-    taken: Counter[str] = Counter()
-    for track, output in zip(tracks, outputs, strict=True):
-        spelt = _name(flow, track.keys, output)
-        taken[spelt] += 1
-        name = spelt if taken[spelt] == 1 else f"{spelt}_{taken[spelt]}"
-        variable: Variable | None = None
-        sharing = [other for other, o in zip(tracks, outputs, strict=True) if o == output]
-        if output is not None:
-            variable = _variable(flow, name, output, track, sharing)
-        last = flow.made[track.keys[-1]]
-        yield Carried(name, tuple(flow.values[track.keys[-1]].shape), variable, _line_of(flow, last, output), spelt)
-
-
-def _variable(flow: Flow, name: str, output: str, track: _Track, sharing: list[_Track]) -> Variable | None:
-    """Return where a variable is seen that a module returns."""
-    calls = [call for call in _calls(flow) if call.name == output and call.writes]
-    made = [flow.key(call.writes[0]) for call in calls]
-    argument = _own_argument(flow, calls, made, track)
-    if len(sharing) == 1:
-        extra = [key for key in made if key not in track.keys]
-        if not extra or _is_chain(flow, made):
-            return Variable(name=name, output=output, argument=argument, first=0 if argument is not None else 1)
-    elif argument is not None:
-        turns, of = _turns(flow, calls, made, track, sharing, argument)
-        return Variable(name=name, output=output, argument=argument, turns=turns, of=of)
-    every = _period_of(_own_calls(flow, made, track, sharing))
-    return None if every is None else Variable(name=name, output=output, turns=every[0], of=every[1], first=1)
-
-
-def _turns(
-    flow: Flow, calls: list[Event], made: list[int], track: _Track, sharing: list[_Track], argument: int | str
-) -> tuple[tuple[int, ...], int]:
-    """Return which calls of a module update a variable, of how many each, its inner updates among them.
-
-    A call goes on with the variable whose last value it receives; one that receives none begins a variable. Nothing
-    where there is no rule.
-    """
-    last: dict[int, int] = {}  # the newest value of each chain, and where the chain ends
-    chain: list[int] = []
-    for call, key in zip(calls, made, strict=True):
-        value = call.places.get(argument)
-        before = None if value is None else flow.key(value)
-        number = next((n for n, held in last.items() if held == before), len(last))
-        chain.append(number)
-        last[number] = key
-    own = next((n for n, key in last.items() if key == track.keys[-1]), None)
-    if own is None:
-        own = next((n for n, key in zip(chain, made, strict=True) if key in track.keys), None)
-    if own is None or len(last) != len(sharing):
-        return (), 1
-    for period in range(2, len(made) // 2 + 1):
-        if len(made) % period == 0 and all(chain[i] == chain[i - period] for i in range(period, len(made))):
-            return tuple(i for i in range(period) if chain[i] == own), period
-    return (), 1
-
-
-def _own_calls(flow: Flow, made: list[int], track: _Track, sharing: list[_Track]) -> list[bool]:
-    """Return which calls of a module make a variable, its inner updates among them.
-
-    A value that is no variable's at the end of a pass, and that the next call alone reads, is one of the next call's.
-    """
-    roles = [next((n for n, other in enumerate(sharing) if key in other.keys), -1) for key in made]
-    for i in range(len(made) - 2, -1, -1):
-        if roles[i] < 0 and max(flow.read_at.get(made[i], [-1])) <= flow.made[made[i + 1]]:
-            roles[i] = roles[i + 1]
-    return [role >= 0 and sharing[role] is track for role in roles]
-
-
-def _period_of(own: list[bool]) -> tuple[tuple[int, ...], int] | None:
-    """Return which calls of a module make a variable, of how many each; None where there is no rule.
-
-    >>> _period_of([False, True, False, True]), _period_of([True, False, False, True, True, True])
-    (((1,), 2), None)
-    """
-    mine = [i for i, is_own in enumerate(own) if is_own]
-    known = max(mine, default=0) + 1
-    for period in range(1, known - min(mine, default=0)):
-        if all(own[i] == own[i - period] for i in range(period, known)) and len(own) % period == 0:
-            return tuple(i for i in range(period) if own[i]), period
-    return None
-
-
-def _is_chain(flow: Flow, made: list[int]) -> bool:
-    """Return whether every value that a module makes is dead when the one after the next is made."""
-    return all(max(flow.read_at.get(a, [-1])) <= flow.made[c] for a, c in zip(made, made[2:], strict=False))
-
-
-def _own_argument(flow: Flow, calls: list[Event], made: list[int], track: _Track) -> int | str | None:
-    """Return where a module receives the last value of the variable it updates, if it does every time."""
-    mine = set(track.keys)
-    places: set[int | str] | None = None
-    last: int | None = None
-    for call, key in zip(calls, made, strict=True):
-        if key in mine:
-            if last is not None:
-                here = {place for place, value in call.places.items() if flow.key(value) == last}
-                places = here if places is None else places & here
-            last = key
-    return min(places, key=str) if places else None
-
-
-def _returner(flow: Flow, keys: list[int]) -> str | None:
-    """Return the outermost module that returns all of these values, and one at a time."""
-    names: set[str] | None = None
-    for key in keys:
-        here = {call.name for call in _calls(flow) if call.writes and flow.key(call.writes[0]) == key}
-        names = here if names is None else names & here
-    return min(names, key=lambda name: (name.count("."), len(name))) if names else None
-
-
-def _calls(flow: Flow) -> list[Event]:
-    """Return the calls of modules, in the order in which they end."""
-    ended: dict[int, Event] = {}
-    for owners in flow.owners:
-        for event in owners:
-            ended.pop(id(event), None)
-            ended[id(event)] = event
-    return list(ended.values())
-
-
-def _name(flow: Flow, keys: list[int], output: str | None) -> str:
-    """Return what the user's code calls a variable, in the code that runs the loop."""
-    names: Counter[str] = Counter()
-    for key in keys:
-        value = flow.values[key]
-        line = _line_of(flow, flow.made[key], output)
-        named = value.names.get(line.code) if line is not None else None
-        for name in [named] if named else list(value.names.values())[:1]:
-            names[name] += 1
-    return names.most_common(1)[0][0] if names else "h"
-
-
-def _line_of(flow: Flow, i: int, output: str | None) -> Line | None:
-    """Return where a value is made: where the module that returns it is called, else the function itself."""
-    for event in flow.owners[i]:
-        if event.name == output:
-            return event.line
-    return flow.events[i].line
-
-
-def _call_at(flow: Flow, i: int) -> Line | None:
-    """Return where the module is called in which a function runs."""
-    return flow.owners[i][-1].line if flow.owners[i] else flow.events[i].line
+    return [Track(sorted(keys), [keys[block] for block in sorted(keys)])]

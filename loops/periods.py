@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .site import Part, Place
+from .site import Item, Part, Place
 from .trace import Event, Value
 
 # Functions that hand on the same numbers in another wrapping: where they keep the shape, or for the second set, where
@@ -272,6 +272,8 @@ class Periods:
         tokens = self.state(loop, link, 1).shape[:-1].numel()
         calls = [unit for unit in self.units[: loop.last[-1] + 1] if unit.name == body.name and unit.module is not None]
         for place, tensor in self._given(body):
+            if isinstance(place, Item):  # rotary tables and the like come in tuples
+                continue
             same = all(any(p == place and t == self.key(tensor) for p, t in self._keys(call)) for call in calls)
             if same and self._is_constant(loop, tensor) and tensor.is_floating_point() and _tokens(tensor) == tokens:
                 return place
@@ -395,7 +397,8 @@ class Periods:
         given: list[tuple[Place, Value]] = []
         for place, tensor in call.places.items():
             given.append((place, tensor))
-            given += [(Part(place, start, stop), part) for part, start, stop in self.joined(tensor)]
+            if isinstance(place, int | str):
+                given += [(Part(place, start, stop), part) for part, start, stop in self.joined(tensor)]
         return given
 
     def joined(self, tensor: Value) -> list[tuple[Value, int, int]]:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .nested import replaced, tensors_in
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -38,8 +40,23 @@ class Part(NamedTuple):
     stop: int
 
 
-Place = int | str | Part
-"""Where a module receives a tensor: position, keyword, or channels of either."""
+class Item(NamedTuple):
+    """A tensor inside of an argument, for a module that receives its state in a tuple, a dictionary or a dataclass.
+
+    Args:
+        argument: Position or keyword.
+        number: Of the tensor, in the order of `nested.tensors_in`.
+
+    >>> Item("carry", 1)
+    Item(argument='carry', number=1)
+    """
+
+    argument: int | str
+    number: int
+
+
+Place = int | str | Part | Item
+"""Where a module receives a tensor: position, keyword, channels of either, or a tensor inside of either."""
 
 
 BY_HAND, BY_MODEL, BY_MARKS = "given by hand", "stated by the model", "marked in its forward"
@@ -52,6 +69,7 @@ class Variable:
     Args:
         name: What it is called, in the run file too.
         output: Dotted name of the module that returns its next value. None: the forward marks it (`mark`).
+        item: Which of the tensors that the module returns it is, where those are several, in a tuple or by name.
         argument: Where that module receives the value before. It gives the first value, and tells two variables apart
             that one module updates in turn. None where the module does not receive the value itself.
         turns: Which calls of the module update this variable, of every ``of`` calls; for a module with several roles
@@ -65,10 +83,22 @@ class Variable:
 
     name: str
     output: str | None = None
+    item: int = 0
     argument: Place | None = None
     turns: tuple[int, ...] = ()
     of: int = 1
     first: int = 0
+
+    @property
+    def source(self) -> str:
+        """Where its values are seen, in words; for two variables the same only if one module makes them in turn.
+
+        >>> Variable(name="h", output="cell").source, Variable(name="c", output="cell", item=1).source
+        ('returned by cell', 'returned by cell as tensor 2')
+        """
+        if self.output is None:
+            return "marked"
+        return f"returned by {self.output}" + (f" as tensor {self.item + 1}" if self.item else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +228,8 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Ten
     """Return the tensor a module received at a position or under a keyword, or the channels of it that are meant."""
     if isinstance(place, Part):
         return argument(args, kwargs, place.argument)[..., place.start : place.stop]
+    if isinstance(place, Item):
+        return tensors_in(argument(args, kwargs, place.argument))[place.number]
     tensor: Tensor = kwargs[place] if isinstance(place, str) else args[place]
     return tensor
 
@@ -209,6 +241,9 @@ def with_argument(
 
     >>> with_argument((1, 2), {"h": 3}, "h", 4), with_argument((1, 2), {}, 1, 5)
     (((1, 2), {'h': 4}), ((1, 5), {}))
+    >>> import torch
+    >>> with_argument(({"h": torch.tensor(1), "t": 7},), {}, Item(0, 0), torch.tensor(2))
+    (({'h': tensor(2), 't': 7},), {})
     """
     if isinstance(place, Part):
         import torch
@@ -216,9 +251,13 @@ def with_argument(
         whole = argument(args, kwargs, place.argument)
         value = torch.cat([whole[..., : place.start], value, whole[..., place.stop :]], dim=-1)
         place = place.argument
+    given: Any = value
+    if isinstance(place, Item):
+        given = replaced(argument(args, kwargs, place.argument), place.number, value)
+        place = place.argument
     if isinstance(place, str):
-        return args, kwargs | {place: value}
-    return (*args[:place], value, *args[place + 1 :]), kwargs
+        return args, kwargs | {place: given}
+    return (*args[:place], given, *args[place + 1 :]), kwargs
 
 
 def _is_parallel(model: nn.Module) -> bool:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .hooks import Off, hook_behind, state_in
+from .hooks import Off, hook_before, hook_behind, state_in
 from .marked import MarkWatcher
-from .site import LoopSite, Place, Variable, argument, modules_of
+from .nested import replaced
+from .site import Item, LoopSite, Place, Variable, argument, modules_of
 
 
 class Seen(NamedTuple):
@@ -50,7 +51,7 @@ class Roles:
         self._of: dict[str, list[int]] = {}
         for number, variable in enumerate(variables):
             if variable.output is not None:
-                self._of.setdefault(variable.output, []).append(number)
+                self._of.setdefault(variable.source, []).append(number)
         self._variables = variables
         self.begin()
 
@@ -59,16 +60,16 @@ class Roles:
         self._held: dict[int, Tensor] = {}
         self._calls = dict.fromkeys(self._of, 0)
 
-    def of(self, module: str, before: Tensor | None, *, copied: bool = False) -> int | None:
-        """Return the number of the variable that this call updates; None where it updates none.
+    def of(self, source: str, before: Tensor | None, *, copied: bool = False) -> int | None:
+        """Return the number of the variable that a call of a module updates; None where it updates none.
 
         Args:
-            module: Its name.
+            source: Which tensor that the module returns it is about (`Variable.source`).
             before: What it received as the value before; None where no variable of it says where.
             copied: Whether ``before`` is a copy, as in a compiled graph, so that it is no value that was held.
         """
-        call, numbers = self._calls[module], self._of[module]
-        self._calls[module] = call + 1
+        call, numbers = self._calls[source], self._of[source]
+        self._calls[source] = call + 1
         if len(numbers) == 1 and not self._variables[numbers[0]].turns:
             return numbers[0]
         told = [n for n in numbers if self._variables[n].argument is not None]
@@ -133,10 +134,11 @@ class StateHooks:
     Args:
         model: The user's module, unwrapped.
         site: A site with variables.
-        returned: Called as a module of a variable returns: ``(module's name, received, returned)``, where received is
-            the value before, if the site says where. What it returns takes the output's place, if it is not None.
+        returned: Called as a module of a variable returns: ``(source, received, returned)``, where received is the
+            value before, if the site says where. What it returns takes the tensor's place, if it is not None.
         marked: Called with every mark of a variable of the site: ``(number, state, input)``.
         shown: As ``marked``, inside of compiled graphs.
+        unread: Called with the error where a value is not where the site says; without it the error is raised.
     """
 
     def __init__(
@@ -147,24 +149,14 @@ class StateHooks:
         returned: Callable[[str, Tensor | None, Tensor], Tensor | None],
         marked: Callable[[int, Tensor, Tensor | None], Tensor | None],
         shown: Callable[[int, Tensor, Tensor | None], Tensor | None] | None = None,
+        unread: Callable[[Exception], None] | None = None,
     ) -> None:
         modules = modules_of(model)
         self._offs: list[Off] = []
         self._watcher: MarkWatcher | None = None
-        places: dict[str, Place | None] = {}
-        for variable in site.variables:
-            if variable.output is not None and places.get(variable.output) is None:
-                places[variable.output] = variable.argument
-        for name, place in places.items():
-
-            def leave(
-                module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name, place: Any = place
-            ) -> Any:
-                before = None if place is None else argument(args, kwargs, place)
-                other = returned(name, before, state_in(output))
-                return None if other is None else _with_state(output, other)
-
-            self._offs.append(hook_behind(modules[name], leave))
+        for name in dict.fromkeys(v.output for v in site.variables if v.output is not None):
+            of_module = [v for v in site.variables if v.output == name]
+            self._watch(modules[name], of_module, returned, unread)
         numbers = {v.name: number for number, v in enumerate(site.variables) if v.output is None}
         if numbers:
 
@@ -172,6 +164,45 @@ class StateHooks:
                 return lambda name, h, given: see(numbers[name], h, given) if name in numbers else None
 
             self._watcher = MarkWatcher(only_known(marked), only_known(shown or marked))
+
+    def _watch(
+        self,
+        module: nn.Module,
+        variables: Sequence[Variable],
+        returned: Callable[[str, Tensor | None, Tensor], Tensor | None],
+        unread: Callable[[Exception], None] | None,
+    ) -> None:
+        """Put hooks on a module that returns variables."""
+        places = places_before(variables)
+        inside = {source: place for source, (_, place) in places.items() if isinstance(place, Item)}
+        received: dict[str, Tensor] = {}
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            # Before the call: a module may write the next value into the very object that it received.
+            try:
+                received.update((source, argument(args, kwargs, place)) for source, place in inside.items())
+            except _NOT_THERE as error:
+                _told(unread, error)
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            whole, exchanged = output, False
+            for source, (item, place) in places.items():
+                before = received.pop(source, None)
+                try:
+                    if place is not None and source not in inside:
+                        before = argument(args, kwargs, place)
+                    state = state_in(whole, item)
+                except _NOT_THERE as error:
+                    _told(unread, error)
+                    continue
+                other = returned(source, before, state)
+                if other is not None:
+                    whole, exchanged = replaced(whole, item, other), True
+            return whole if exchanged else None
+
+        if inside:
+            self._offs.append(hook_before(module, enter))
+        self._offs.append(hook_behind(module, leave))
 
     def remove(self) -> None:
         """Take the hooks off; does nothing when they are off already."""
@@ -192,10 +223,24 @@ def is_same(state: Tensor, held: Tensor | None) -> bool:
         return False
 
 
-def _with_state(output: Any, state: Tensor) -> Any:
-    """Return what a module returned, with another state in it."""
-    if isinstance(output, tuple):
-        items = (state, *output[1:])
-        make = getattr(type(output), "_make", None)
-        return items if make is None else make(items)
-    return [state, *output[1:]] if isinstance(output, list) else state
+_NOT_THERE = (TypeError, IndexError, KeyError)  # what it is to look for a tensor where there is none
+
+
+def _told(unread: Callable[[Exception], None] | None, error: Exception) -> None:
+    """Hand an error on to who wants it, or raise it."""
+    if unread is None:
+        raise error
+    unread(error)
+
+
+def places_before(variables: Sequence[Variable]) -> dict[str, tuple[int, Place | None]]:
+    """Return of each tensor that a module returns as a variable its number, and where the value before comes in.
+
+    Args:
+        variables: Those of one module.
+    """
+    places: dict[str, tuple[int, Place | None]] = {}
+    for variable in variables:
+        if places.get(variable.source, (0, None))[1] is None:
+            places[variable.source] = variable.item, variable.argument
+    return places

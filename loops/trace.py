@@ -10,7 +10,7 @@ Not covered: compiled modules (their functions run unseen), and operations outsi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .call import Call, Input, tensors_in
+from .call import Call, Input
 from .hooks import Hook
 from .marked import MarkWatcher
+from .nested import entries, is_record, tensors_in
 from .neutral import LookError, on_the_side
-from .site import LoopSiteError, plain_name, uncompiled
+from .site import Item, LoopSiteError, Place, plain_name, uncompiled
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -81,7 +82,7 @@ class Event:
     Args:
         name: Dotted name of the module, or the function's own name.
         module: The module.
-        places: The values among its own arguments, by position or keyword.
+        places: The values among its own arguments, by position or keyword, and those inside of them.
         reads: All values it was given, nested ones too.
         writes: The values it returned.
         children: The calls made inside a module's call.
@@ -90,7 +91,7 @@ class Event:
 
     name: str
     module: nn.Module | None
-    places: dict[int | str, Value]
+    places: dict[Place, Value]
     reads: list[Value]
     writes: list[Value] = field(default_factory=list)
     children: list[Event] = field(default_factory=list)
@@ -198,7 +199,7 @@ class Recorder(TorchFunctionMode):
         self.root = Event("", None, {}, [])
         self.stack = [self.root]
         self._called: list[nn.Module] = []  # of every event of the stack but the root: wrappers of torch.compile too
-        self._see = see
+        self._see, self._is_shown = see, False
         self._values: dict[int, tuple[ref[Tensor], Value]] = {}
         self._aliases: dict[int, list[ref[Tensor]]] = {}  # the tensors of one memory
         self._handles: list[RemovableHandle] = []
@@ -247,13 +248,18 @@ class Recorder(TorchFunctionMode):
             if self.stack[-1].module is itself and self._called[-1] is not module:
                 return  # the module inside of the wrapper of torch.compile that is being called: both are one call
             own: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-            places = {place: self.value(value) for place, value in own if isinstance(value, Tensor)}
+            places: dict[Place, Value] = {}
+            for place, value in own:
+                if isinstance(value, Tensor):
+                    places[place] = self.value(value)
+                    continue
+                inside = tensors_in(value)[:_SHORT]
+                places |= {Item(place, number): self.value(tensor) for number, tensor in enumerate(inside)}
             event = Event(name, itself, places, self._all([args, kwargs]), line=self._line())
             self.stack[-1].children.append(event)
             self.stack.append(event)
             self._called.append(module)
-            if self._see is not None:
-                self._see(Moment("enter", name, module, args, kwargs))
+            self._show(Moment("enter", name, module, args, kwargs))
 
         return enter
 
@@ -263,21 +269,28 @@ class Recorder(TorchFunctionMode):
             return
         event, _ = self.stack.pop(), self._called.pop()
         event.writes = self._all(output)
-        if self._see is not None:
-            self._see(Moment("leave", event.name, module, args, kwargs, output))
+        self._show(Moment("leave", event.name, module, args, kwargs, output))
 
     def _mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
         """Note a state that the forward marks."""
         value = self.value(state)
         event = Event(f"mark {name}", None, {}, [value], [value], line=self._line())
         self.stack[-1].children.append(event)
+        self._show(Moment("mark", name, None, (state,), {"input": given}))
+
+    def _show(self, moment: Moment) -> None:
+        """Hand on a moment; what is done with its tensors then is not the model's."""
         if self._see is not None:
-            self._see(Moment("mark", name, None, (state,), {"input": given}))
+            self._is_shown = True
+            try:
+                self._see(moment)
+            finally:
+                self._is_shown = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        if name in _NO_EVENTS:
+        if name in _NO_EVENTS or self._is_shown:
             return func(*args, **kwargs)
         reads = self._all([args, kwargs])
         output = func(*args, **kwargs)
@@ -322,6 +335,12 @@ class Recorder(TorchFunctionMode):
         if known is not None and known[0]() is tensor:
             known[1].names.setdefault(code, name)
 
+    def _name_all(self, named: Mapping[Any, Any], code: CodeType) -> None:
+        """Note what tensors are called that are held under a name each."""
+        for name, item in named.items():
+            if isinstance(item, Tensor) and isinstance(name, str):
+                self._name(item, code, name)
+
     def _line(self) -> Line | None:
         """Return the line of the user's code that is running, and take note of what it calls its tensors."""
         frame: FrameType | None = sys._getframe(2)
@@ -332,6 +351,10 @@ class Recorder(TorchFunctionMode):
         for name, held in frame.f_locals.items():
             if isinstance(held, Tensor):
                 self._name(held, frame.f_code, name)
+            elif isinstance(held, dict) and len(held) <= _SHORT:
+                self._name_all(held, frame.f_code)
+            elif is_record(held):
+                self._name_all(entries(held), frame.f_code)
             elif type(held) in (list, tuple) and len(held) <= _SHORT:
                 for number, item in enumerate(held):
                     if isinstance(item, Tensor):

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ..loops.injection import EXACT, verified
 from ..loops.site import BY_HAND, LoopSite
+from ..runfile.layout import EVALUATED
 from .measure.acting_in_training import SeenInTraining
+from .measure.evaluations import said_of_evaluation
 from .measure.fastest import reduction_for
 from .measure.fixed_batch import FixedBatch, Pass
 from .measure.group import Together
@@ -83,16 +85,22 @@ class LoopWatch:
         self._distrusted = False  # A̅ of sharded parameters that the injection does not act like
         self._compiled_before = graphs_compiled() > 0
         self._loops_seen = False
+        self._step = 0  # the one that is under way
         self.explained: int | None = None  # a step without loops whose reason the log tells
 
     def remove(self) -> None:
-        """Take all hooks off the model."""
+        """Take all hooks off the model, and say what no row comes for any more."""
         self.tap.remove()
+        seen = self.tap.evaluations.take()
+        if "eval_depth" in seen:
+            said, most = said_of_evaluation(seen), seen["eval_depth_max"]
+            self._notices.say(max(0, self._step - 1), EVALUATED, said, severity="note", value=most)
         if self._in_training is not None:
             self._in_training.end()
 
     def prepare(self, step: int, records_waiting: int) -> None:
         """Make ready for a step: what is due in it, and its linear part as its forward will use it."""
+        self._step = step
         self.tap.sums.reset()
         self._follow(step)
         self.tap.enabled = self._preset.rows(step)
@@ -155,7 +163,9 @@ class LoopWatch:
             inside=None if inner is None else (inner["inside"], inner["gradients"]),
             inside_counts=None if inner is None or inside is None else inside.counts,
             random=self._random,
-            values={} if full_loop is None else full_loop.values,
+            values=self.tap.evaluations.take()
+            | self.tap.backward.take()
+            | ({} if full_loop is None else full_loop.values),
             arrays={} if full_loop is None else full_loop.arrays,
             variables=self.tap.variables.part() if isinstance(self.tap, VariableTap) and self.tap.enabled else (),
             disagreement=self._seen_in_training(step),

@@ -6,6 +6,7 @@ A cause is reported at its first occurrence only: a training of a million steps 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Hashable
 
@@ -43,6 +44,7 @@ class Notices:
         severity: Severity = "warning",
         cause: Hashable = None,
         trace: BaseException | None = None,
+        value: float = math.nan,
     ) -> None:
         """Report something, unless the same cause was reported before.
 
@@ -53,13 +55,14 @@ class Notices:
             severity: How bad it is.
             cause: What makes it the same thing again; default: its kind alone.
             trace: The exception behind it, whose traceback goes to the log.
+            value: The number that it is about.
         """
         key = (kind, cause)
         if key in self._causes:
             return
         self._causes.add(key)
         log.log(_LEVELS[severity], "loopscope: %s", message, exc_info=trace)
-        self._record(Event(step, time.time(), kind, severity, message=message))
+        self._record(Event(step, time.time(), kind, severity, value, message=message))
 
     def pass_on(self, event: Event | None) -> None:
         """Put an event into the file that the log has already."""

@@ -43,7 +43,7 @@ class LoopPart:
         inside: Sums inside the first loop, and gradients at the states; None where they are not due.
         inside_counts: What divides them.
         random: States of the random generators when the step began.
-        values: Numbers of the full loop.
+        values: Numbers of the full loop, of evaluations and of backward solves.
         arrays: Arrays of the full loop.
         variables: What was seen of every variable, where they are several.
         disagreement: How far the injection was from A̅ in the step's forward; None where that was not looked at.

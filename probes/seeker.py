@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..loops.call import Call, Input, tensors_in
+from ..loops.call import Call, Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
+from ..loops.nested import changed, tensors_in
 from ..loops.neutral import LookError
 from ..loops.site import LoopSite, LoopSiteError
 from ..loops.trace import Moment, Recorder
@@ -52,6 +53,12 @@ class Timeline:
         """Keep a moment, while there is room."""
         if self.lost:
             return
+        if moment.kind == "mark":  # a solver writes its next states over the last ones
+            given = moment.kwargs["input"]
+            copies = {"input": None if given is None else given.detach().clone()}
+            moment = moment._replace(args=(moment.args[0].detach().clone(),), kwargs=copies)
+        args, kwargs, output = changed((moment.args, moment.kwargs, moment.output), lambda tensor: tensor)
+        moment = moment._replace(args=args, kwargs=kwargs, output=output)  # what holds them may hold others later
         self.moments.append(moment)
         for tensor in tensors_in([moment.args, moment.kwargs, moment.output]):
             if id(tensor) not in self._versions:
@@ -62,9 +69,15 @@ class Timeline:
             self.moments.clear()
             self._versions.clear()
 
-    def check(self) -> None:
-        """Let go of moments whose tensors were written to since."""
-        if any(tensor._version != version for tensor, version in self._versions.values()):
+    def check(self, site: LoopSite) -> None:
+        """Let go of the moments where a tensor was written to since that the loop is recorded from."""
+        watched = {("enter", ""), *((kind, name) for name in site.modules.values() for kind in ("enter", "leave"))}
+        seen = [
+            (moment.args, moment.kwargs, moment.output)
+            for moment in self.moments
+            if (moment.kind, moment.name) in watched
+        ]
+        if any(tensor._version != self._versions[id(tensor)][1] for tensor in tensors_in(seen)):
             self.lost = "its states were overwritten in place"
             self.moments.clear()
 
@@ -151,7 +164,7 @@ class Seeker:
             self._waits(str(error))
             return
         self.stop()
-        timeline.check()
+        timeline.check(site)
         self._on_loop(site, timeline)
 
     def _look_aside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -215,7 +228,7 @@ def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | No
 
 def in_words(site: LoopSite, timeline: Timeline | None) -> str:
     """Return what of a loop is recorded, and what is not of the forwards so far."""
-    named = [f"{v.name} ({'marked' if v.output is None else f'returned by {v.output}'})" for v in site.variables]
+    named = [f"{v.name} ({v.source})" for v in site.variables]
     where = f"{site.body!r} receives" if site.output is None else f"{site.output!r} returns"
     late = timeline.late if timeline is not None else ""
     return f"a loop, {site.found}: {', '.join(named) or f'the state that {where}'}{late}"

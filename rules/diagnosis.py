@@ -18,6 +18,7 @@ from ..dynamics.trajectory.trajectory_law import TrajectoryLaw
 from ..runfile.ending import Ending, ending
 from ..runfile.reader import Run
 from .completeness import completeness, unjudged, unseen_loop, unstable_end
+from .evaluation import evaluated_deeper
 from .findings import Finding, Judgement
 from .judging import judge
 from .lead import ABOUT_THE_LOSS, LossTrouble
@@ -116,6 +117,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
     else:
         seen = read_regimes(run)
         about += [*unjudged(judged.judgements), *unseen_loop(rules, judged.judgements, seen.verdict)]
+        about += evaluated_deeper(run)
     about += unstable_end(run, seen.verdict, seen.sentence, [*about, *judged.findings])
     ranks = [each.message for each in about if each.rule == "LS002" and each.name != "ranks-differ-in-depth"]
     return Diagnosis(

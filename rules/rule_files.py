@@ -28,7 +28,7 @@ from .places import Place, Places
 from .scope import LONGEST_KEY, LONGEST_PATTERN, MOST_KEYS, Said, Scope
 
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)
-BUILT_IN: Final = frozenset({"LS000", "LS002", "LS003", "LS004", "LS005", *(f"LS09{n}" for n in range(5))})
+BUILT_IN: Final = frozenset({"LS000", "LS002", "LS003", "LS004", "LS005", "LS007", *(f"LS09{n}" for n in range(5))})
 """Ids of what has no expression: judged of every run or log (`completeness`), or of several together (gate)."""
 LONGEST_FILE: Final = 1 << 20  # bytes
 MOST_RULES: Final = 1000  # of a file: each keeps some memory while training runs

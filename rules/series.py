@@ -52,8 +52,12 @@ _FULL_LOOP: Final = frozenset(
 )
 OF_THE_LOOP: Final = OF_THE_LINEAR_PART | _FULL_LOOP | {*STEP_DERIVED, *PROBE_DERIVED, "input_norm", "c_out_norm"}
 """Series that say something about the stability of the loop; that it ran so many times is none."""
-_OPTIONAL: Final = frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"}) | HALTING
-"""Numbers that a trainer may give and a loop may have."""
+_OPTIONAL: Final = (
+    frozenset({"grad_norm", "lr", "tokens", "c_out_norm", "input_norm"})
+    | {"eval_depth", "eval_depth_max", "eval_forwards", "backward_depth"}
+    | HALTING
+)
+"""Numbers that a trainer may give, a loop may have, and evaluations and solvers leave."""
 NO_LOOP: Final = "no loop in this log"
 """Why a rule about the loop is not applicable to a log of another tool."""
 LONGEST_PAUSE: Final = 3.0
@@ -372,7 +376,9 @@ def _no_pass(run: Run, name: str) -> Missing:
     """Return why no pass of the fixed batch gave a ratio."""
     if len(run.probe_steps):
         return Missing("not applicable", f"the fixed batch runs too few loops for {name}")
-    said = next((event.message for event in run.events if event.kind == "fixed_batch"), "")
-    if said:
-        return Missing("no data", f"the fixed batch was never run: {said}")
-    return Missing("not applicable", "there is no fixed batch")
+    told = next((event for event in run.events if event.kind == "fixed_batch"), None)
+    if told is None:
+        return Missing("not applicable", "there is no fixed batch")
+    if told.severity == "note":  # the model is such: nothing failed, and nothing that the user records would change it
+        return Missing("not applicable", told.message)
+    return Missing("no data", f"the fixed batch was never run: {told.message}")

@@ -36,7 +36,9 @@ from .run import Run
 TableName: TypeAlias = Literal["steps", "loops", "probe", "spectra", "events"]
 Columns: TypeAlias = dict[str, Any]
 TABLE_NAMES: Final[tuple[TableName, ...]] = ("steps", "loops", "probe", "spectra", "events")
-_WHOLE: Final = ("step", "generation", "depth_min", "depth_max", "nonfinite", "rows_dropped")  # whole unless missing
+_WHOLE: Final = (  # whole unless missing
+    "step", "generation", "depth_min", "depth_max", "nonfinite", "rows_dropped", "eval_depth_max", "eval_forwards",
+)  # fmt: skip
 MEASURED: Final = (
     frozenset(NEVER_GIVEN) | set(STEP_COLUMNS[3:]) - {"loss", "grad_norm", "lr"} | set(STEP_DERIVED) | {"step"}
 )

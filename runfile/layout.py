@@ -54,6 +54,10 @@ STEP_COLUMNS: Final = (
     "a_bar_radius_upper",
     "a_bar_radius_exact",
     "a_bar_radius_exact_step",
+    "eval_depth",
+    "eval_depth_max",
+    "eval_forwards",
+    "backward_depth",
 )
 FIRST_COLUMNS: Final = 19  # of STEP_COLUMNS, in every file; the others may be missing in files of earlier versions
 LOOP_COLUMNS: Final = ("state_norm", "residual_norm", "step_cosine", "tokens")
@@ -105,6 +109,10 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
     "lyapunov_error": ("nats/loop", "standard error of lyapunov_max"),
     "c_out_gain": ("1", "mean over tokens of ‖C_out h‖ / ‖h‖ at the same state"),
     "full_loop_seconds": ("s", "time that the measurement of the full loop took; recorded where one was tried"),
+    "eval_depth": ("loops", "loops of forwards in evaluation mode since the row before, mean over these forwards"),
+    "eval_depth_max": ("loops", "most loops of such a forward"),
+    "eval_forwards": ("forwards", "how many there were; NaN in these three where there was none"),
+    "backward_depth": ("loops", "iterations of the backward solve, where the gradient of a fixed point is solved for"),
     "state_norm": ("1", "mean over tokens of ‖h_t‖, the carried state, per loop"),
     "residual_norm": ("1", "mean over tokens of ‖h_{t+1} − h_t‖, the update, per loop"),
     "step_cosine": ("1", "mean cosine of successive updates, per loop"),
@@ -119,6 +127,8 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
 
 INFO_LATER: Final = "info_later"
 """Name of the arrays that hold what was learnt of the whole run after its file was made, as JSON in UTF-8."""
+EVALUATED: Final = "evaluated"
+"""Kind of the event that says what was evaluated after the last row; its value is the most loops of a forward."""
 BLOCK_NORM: Final = "block_state_norm"
 GRADIENT_NORM: Final = "state_gradient_norm"
 TOKEN_MAP: Final = "token_residual_norm"

@@ -4,7 +4,8 @@ The tap adds states; nobody waits for the device. Token counts and the place of 
 anyway, so only sums are on the device. Sums add exactly over micro-batches, and are divided when they reach the host.
 
 Means are over the tokens whose state moved in a loop: a sequence that waits or has stopped is not a step of size zero.
-Where nothing moved at all, the loop has made a step of zero, and the means are over all its tokens.
+Where nothing moved at all, the loop has made a step of zero, and the means are over all its tokens. But where some
+tokens had stopped before, and not at a fixed point, all have stopped now: such a loop counts no tokens.
 """
 
 # Shapes: R rows kept, n sequences, S positions, D width, T loops, M micro-batches.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 INPUT, INJECTION = SUMS, SUMS + 1  # columns of a row, as it reaches the host, behind those of a reduction
 WIDTH: Final = SUMS + 2
+FAR: Final = 0.02  # of the state: a step that no rounding makes, in bfloat16 either
 BATCHES: Final = 64  # micro-batches of a step whose hash is kept
 
 # What the host knows of a row, in the columns of `LoopSums.counts`.
@@ -264,7 +266,8 @@ def _means(
     """Return the means ``(T + 1, 3)`` and over how many tokens they are; row ``t`` is of the loop that leaves h_t."""
     inside = loop > 0  # the rows that a loop led to; row r - 1 holds the state it left
     steps = np.where(inside, counts[:, STEPS], 0)
-    rests = (steps > 0) & (sums[:, MOVED] == 0)  # nothing moved at all: a real step of zero, over all its tokens
+    stopped = _stopped(sums, steps)
+    rests = (steps > 0) & (sums[:, MOVED] == 0)  # nothing moved at all: a step of zero, over all its tokens
     moved = np.where(steps > 0, np.where(rests, steps, sums[:, MOVED]), 0)
     turned = np.where((loop > 1) & (moved > 0), sums[:, TURNED], 0)
     left = np.where(rests, np.roll(sums[:, STATE], 1), sums[:, LEFT])
@@ -276,17 +279,43 @@ def _means(
         np.add.at(tokens[:, column], at[over > 0], over[over > 0])
 
     before = np.maximum(loop - 1, 0)
-    gather(0, before, left, moved)
-    gather(1, before, sums[:, STEP], moved)
+    gather(0, before, left, np.where(stopped, 0, moved))
+    gather(1, before, sums[:, STEP], np.where(stopped, 0, moved))
+    over = np.where(stopped & (tokens[before, 0] == 0), moved, 0)  # a batch that has stopped, where no other goes on
+    gather(0, before, left, over)
+    gather(1, before, sums[:, STEP], over)
     gather(2, before, sums[:, COSINE], turned)
     # States whose next step was not measured: the last of a forward, and those before a change of the batch.
     alone = np.append(moved[1:] == 0, True)
     gather(0, loop, sums[:, STATE], np.where(alone, counts[:, READ], 0))
-    np.add.at(present, before, np.where(inside, moved, 0))
+    np.add.at(present, before, np.where(inside & ~stopped, moved, 0))
     np.add.at(present, loop, np.where(alone, counts[:, TOKENS], 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         means = total / tokens
     return np.where((tokens > 0) & np.isnan(means), np.inf, means), present
+
+
+def _stopped(sums: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return the rows to which no token moved because all have stopped, not because the loop has come to a fixed point.
+
+    In the last loop in which any token moved, others had stopped already, and those that moved went farther than
+    rounding takes a state.
+
+    Args:
+        sums: The rows.
+        steps: Over how many tokens each step was measured; 0 where a forward begins.
+    """
+    stopped = np.zeros(len(sums), dtype=np.bool_)
+    moved = np.where(steps > 0, sums[:, MOVED], 0)
+    if not (moved < steps).any():
+        return stopped
+    far = sums[:, STEP] >= FAR * sums[:, LEFT]
+    some = False
+    for row, count in enumerate(steps):
+        if count == 0 or moved[row] > 0:
+            some = bool(0 < moved[row] < count and far[row])
+        stopped[row] = some and moved[row] == 0
+    return stopped
 
 
 def _depths(
@@ -294,10 +323,13 @@ def _depths(
 ) -> dict[str, float]:
     """Return how many loops ran: the mean over sequences, the fewest, and the most.
 
-    A sequence runs a loop if any of its tokens moved in it, or if nothing moved at all.
+    A sequence runs a loop if any of its tokens moved in it, or if nothing moved at all and nothing had stopped before.
     """
+    inside = np.ones(len(counts), dtype=np.bool_)
+    inside[firsts] = False
+    stopped = _stopped(sums, np.where(inside, counts[:, STEPS], 0))
     known = (counts[:, SEQUENCES] > 0) & (sums[:, ACTIVE] > 0)
-    share = np.where(known, sums[:, ACTIVE] / np.maximum(counts[:, SEQUENCES], 1), 1.0)
+    share = np.where(known, sums[:, ACTIVE] / np.maximum(counts[:, SEQUENCES], 1), np.where(stopped, 0.0, 1.0))
     entered = np.append(0, counts[:-1, TOKENS]) * share  # tokens that went into the loop that led to a row
     entered[firsts] = 0
     most = np.maximum.reduceat(counts[:, TOKENS], firsts)

@@ -7,9 +7,9 @@ Inside a compiled graph the hooks become one operator that Dynamo does not look 
 same in every loop, step and recomputation: a graph that knew whether recording is on would differ when a checkpoint
 recomputes it, which torch refuses, and noting the last state would be a side effect, which breaks the graph.
 
-What is not part of a step is not recorded: forwards in evaluation mode, what a checkpoint runs again, forwards without
-gradients beside others with them (a validation, a reference model), forwards that raised. A state that cannot be read
-costs that state: its row says that it is missing.
+What is not part of a step is not recorded: what a checkpoint runs again, forwards without gradients beside others with
+them (a validation, a reference model), forwards that raised. Of forwards in evaluation mode the loops are counted
+(`Evaluations`), and nothing else. A state that cannot be read costs that state: its row says that it is missing.
 
 Where the module behind the loop runs in every loop (deep supervision), or the loop runs a second time in one forward
 (self-distillation), the state that the body receives next tells which it was: the same one, and the loop goes on, or
@@ -35,6 +35,8 @@ from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument, modules_of, uncompiled
 from ...loops.states import is_same
 from ...loops.trace import Moment
+from .backward import BackwardSolves
+from .evaluations import Evaluations
 from .internals import in_backward
 from .sums import LoopSums
 
@@ -77,6 +79,8 @@ class LoopTap:
         forwards: Forwards of the model that have begun, recorded or not.
         compiled: Whether hooks of the loop were called by a compiled graph.
         injects: Whether ‖B̅e‖ is due, which costs a product with B̅.
+        evaluations: The forwards in evaluation mode since the last row.
+        backward: The backward solves since then.
         on_state: Called with ``t`` and ``h_t`` as part of the autograd graph, where training forwards are recorded and
             the model runs eagerly.
         on_inner: Called with a place's number and what its module returned, where a first loop is recorded.
@@ -87,10 +91,12 @@ class LoopTap:
         self.enabled = self.injects = True
         self.forwards = 0
         self.compiled = False
+        self.evaluations, self.backward = Evaluations(), BackwardSolves()
         self.on_state: Callable[[int, Tensor], None] | None = None
         self.on_inner: Callable[[int, Tensor], None] | None = None
         self._target: LoopSums | None = None  # the sums of the forward under way; None outside of one
         self._redirected: LoopSums | None = None
+        self._runs: list[int] | None = None  # loops of an evaluation's forward under way, for each run of the loop
         self._site = site
         self.report = report
         self._ended = False  # whether the module behind the loop has run since the body last did
@@ -206,7 +212,8 @@ class LoopTap:
             off()
         self._offs.clear()
         _TAPS.pop(self._key, None)  # graphs that were compiled with the hooks live on
-        self._target = self._held = None
+        self._target = self._held = self._runs = None
+        self.backward.take()
 
     @contextmanager
     def into(self, sums: LoopSums) -> Iterator[None]:
@@ -250,8 +257,10 @@ class LoopTap:
         try:
             if torch.compiler.is_dynamo_compiling():
                 _tap(self._order, [tensor.detach() for tensor in find(a, b)], self._key, place, number)
-            elif self._target is not None or place == "begin":
+            elif self._target is not None or self._runs is not None or place == "begin":
                 self._take(place, find(a, b), number)
+            elif place in ("loop", "leave", "state") and self.enabled and in_backward() and not looking():
+                self.backward.watch(find(a, b)[0])
         except Exception as error:
             self._miss(place, error)
 
@@ -274,6 +283,11 @@ class LoopTap:
 
     def _miss(self, place: Spot, error: Exception) -> None:
         """Record a state that could not be read as missing, and say so."""
+        if self._runs is not None:
+            self._runs = None
+            what = f"the loops of a forward in evaluation mode could not be counted ({_short(error)})"
+            self.report("state_missing", what, error)
+            return
         if place not in AROUND and self._target is not None:
             with suppress(Exception):
                 self._target.add_missing()
@@ -283,7 +297,9 @@ class LoopTap:
     def _take(self, place: Spot, seen: list[Tensor], number: int) -> None:
         """Do what `see` does, and raise its errors."""
         sums = self._target
-        if torch.is_inference_mode_enabled():  # what is made here is written to later, outside of it
+        if self._runs is not None and place != "begin":
+            self._count(self._runs, place, seen, number)
+        elif torch.is_inference_mode_enabled():  # what is made here is written to later, outside of it
             with torch.inference_mode(False), torch.no_grad():
                 self._take(place, seen, number)
         elif place == "begin":
@@ -304,9 +320,11 @@ class LoopTap:
         self.forwards += 1
         if self._target is not None:  # one that was broken off
             self._end_forward(self._target, raised=True)
-        trains = bool(number & TRAINS) and self.enabled and not in_backward() and not looking()
+        own = in_backward() or looking()  # no forward of the user's
+        trains = bool(number & TRAINS) and self.enabled and not own
         target = self._redirected or (self.sums if trains else None)
         self._ended, self._again = False, -1
+        self._runs = None if own or target is not None or number & TRAINS else [0]
         if target is None:
             return
         batch = seen[0] if seen and target is self.sums else None
@@ -320,6 +338,40 @@ class LoopTap:
             sums.drop_from(sums.first)
         elif self._again >= 0 and not self._ended:  # the body's module ran again, and not as a loop
             sums.drop_from(self._again)
+
+    def _count(self, runs: list[int], place: Spot, seen: list[Tensor], number: int) -> None:
+        """Count the loops of a forward in evaluation mode, as `_see` would have recorded them.
+
+        Args:
+            runs: Loops of each run of the loop so far; the last one is under way.
+            place: As of `see`,
+            seen: and
+            number: so.
+        """
+        if place == "end":
+            self._end_evaluation(runs, raised=bool(number))
+        elif looking():
+            return
+        elif place == "loop":
+            if self._ended:
+                self._ended = False
+                if not is_same(seen[0], self._held):
+                    runs.append(0)
+            runs[-1] += self._site.output is None
+        elif place == "leave":
+            runs[-1] += 1
+            self._held = seen[0]
+        elif place == "passed":
+            self._ended = runs[-1] > 0
+        elif place == "finish" and runs[-1] and not self._ended:
+            self._ended, self._held = True, seen[0]
+
+    def _end_evaluation(self, runs: list[int], *, raised: bool) -> None:
+        """End a forward in evaluation mode."""
+        self._runs = self._held = None
+        if not raised:
+            alone = len(runs) > 1 and not self._ended  # the body's module ran again, and not as a loop
+            self.evaluations.add(runs[:-1] if alone else runs)
 
     def _see(self, sums: LoopSums, place: Spot, seen: list[Tensor], number: int) -> None:
         """Record a state where it is one that is still missing."""

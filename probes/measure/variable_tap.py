@@ -13,18 +13,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...loops.hooks import LoopHooks, state_in
 from ...loops.neutral import looking
 from ...loops.site import argument
-from ...loops.states import Roles, StateHooks
+from ...loops.states import Passes, Roles, StateHooks, places_before
+from .internals import in_backward
 from .tap import LoopTap, Report, Spot
 from .variables import VariableSums
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ...loops.site import LoopSite
     from .sums import LoopSums
 
@@ -49,10 +48,12 @@ class VariableTap(LoopTap):
 
     def __init__(self, model: nn.Module, site: LoopSite, make: Callable[[], LoopSums], report: Report) -> None:
         self._roles = Roles(site.variables)
-        self._names = list(dict.fromkeys(v.output for v in site.variables if v.output is not None))
+        self._sources = list(dict.fromkeys(v.source for v in site.variables if v.output is not None))
         self.variables = VariableSums(site, make)
         self._make = make
         self._active = self.variables  # of the forward under way
+        self._passes = Passes(len(site.variables))  # of an evaluation's forward under way
+        self._begun: set[int] = set()  # variables whose first value that forward has shown
         super().__init__(model, site, make(), report)
 
     def _hook(self) -> None:
@@ -60,7 +61,12 @@ class VariableTap(LoopTap):
         nothing = self._site
         self._hooks = LoopHooks(self._model, nothing, begin=self._begin, end=self._end)
         self._states = StateHooks(
-            self._model, self._site, returned=self._returned, marked=self._marked, shown=self._marked
+            self._model,
+            self._site,
+            returned=self._returned,
+            marked=self._marked,
+            shown=self._marked,
+            unread=self._unread,
         )
         self._note_modules()
         self._passing = None
@@ -70,27 +76,36 @@ class VariableTap(LoopTap):
         super()._unhook()
         self._states.remove()
 
-    def _returned(self, name: str, before: Tensor | None, state: Tensor) -> None:
+    def _returned(self, source: str, before: Tensor | None, state: Tensor) -> None:
         # Memory of a compiled graph may be used again before the forward is over.
         compiling = torch.compiler.is_dynamo_compiling()
         states = [state] if before is None else [state, before]
         place: Spot = COPIED if compiling else STATE
-        number = self._names.index(name)
+        number = self._sources.index(source)
         states = [s.detach().clone() for s in states] if compiling else states
         self._pass_on(place, _as_they_are, states, None, number)
 
-    def _marked(self, number: int, state: Tensor, given: Tensor | None) -> None:
+    def _unread(self, error: Exception) -> None:
         if self._target is not None:
+            self._miss(STATE, error)
+
+    def _marked(self, number: int, state: Tensor, given: Tensor | None) -> None:
+        if self._target is not None or self._runs is not None:
             self.see(MARK, [state] if given is None else [state, given], number)
+        # In backward the map is called to be solved with; what a forward keeps for that is a leaf with gradients.
+        solved = in_backward()
+        if (solved or state.is_leaf) and self.enabled and not isinstance(state, nn.Parameter) and not looking():
+            self.backward.watch(state, kept=not solved)
 
     def _replay(
         self, kind: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """Take in that a module was left."""
-        if kind == "leave" and name in self._names:
-            places = [v.argument for v in self._site.variables if v.output == name and v.argument is not None]
-            place = places[0] if places else None
-            self._returned(name, None if place is None else argument(args, kwargs, place), state_in(output))
+        if kind == "leave":
+            of_module = [variable for variable in self._site.variables if variable.output == name]
+            for source, (item, place) in places_before(of_module).items():
+                before = None if place is None else argument(args, kwargs, place)
+                self._returned(source, before, state_in(output, item))
 
     def _replay_mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
         """Take in a mark."""
@@ -101,6 +116,9 @@ class VariableTap(LoopTap):
     def _begin_forward(self, seen: list[Tensor], number: int) -> None:
         super()._begin_forward(seen, number)
         self._roles.begin()
+        if self._runs is not None:
+            self._passes.begin()
+            self._begun.clear()
         if self._target is None:
             return
         if self._target is not self.sums:
@@ -116,22 +134,44 @@ class VariableTap(LoopTap):
         super()._end_forward(sums, raised=raised)
         self._active.end(raised=raised)
 
+    def _count(self, runs: list[int], place: Spot, seen: list[Tensor], number: int) -> None:
+        """Count the passes of a forward in evaluation mode."""
+        if place == "end":
+            self._roles.begin()  # lets go of the states
+            self._end_evaluation(runs, raised=bool(number))
+        elif not looking() and (variable := self._variable(place, seen, number)) is not None:
+            of = self._site.variables[variable]
+            begun, received = variable in self._begun, of.argument is not None and place != MARK and len(seen) > 1
+            self._begun.add(variable)
+            if begun or received or of.first != 0:  # else it is the value before the loop
+                self._passes.update(variable)
+                runs[0] = self._passes.number + self._passes.whole
+
+    def _variable(self, place: Spot, seen: list[Tensor], number: int) -> int | None:
+        """Return the number of the variable that a state is of; None where it is of none."""
+        if place == MARK:
+            return number
+        before = seen[1] if len(seen) > 1 else None
+        variable = self._roles.of(self._sources[number], before, copied=place == COPIED)
+        if variable is not None:
+            self._roles.hold(variable, seen[0])
+        return variable
+
     def _see(self, sums: LoopSums, place: Spot, seen: list[Tensor], number: int) -> None:
         """Record a state of the variable that it is of."""
         if sums is self.sums and looking():
             return
         given: Tensor | None = None
+        variable = self._variable(place, seen, number)
+        if variable is None:
+            return
         if place in (STATE, COPIED):
             before = seen[1] if len(seen) > 1 else None
-            variable = self._roles.of(self._names[number], before, copied=place == COPIED)
-            if variable is None:
-                return
-            self._roles.hold(variable, seen[0])
             receives = self._site.variables[variable].argument is not None
             if receives and before is not None and not self._active.sums[variable].loop:
                 self._add_first(sums, variable, before)
         else:
-            variable, given = number, seen[1] if len(seen) > 1 else None
+            given = seen[1] if len(seen) > 1 else None
         self._add_joint(sums, self._active.add(variable, seen[0]), given)
 
     def _add_first(self, sums: LoopSums, variable: int, state: Tensor) -> None:

@@ -50,6 +50,10 @@ REDUCTIONS: Final[dict[str, Reduction]] = {
     "a_bar_radius_upper": "max",
     "a_bar_radius_exact": "max",
     "a_bar_radius_exact_step": "max",
+    "eval_depth": "mean",
+    "eval_depth_max": "max",
+    "eval_forwards": "sum",
+    "backward_depth": "mean",
 }
 """What becomes of every step column but ``step``; a user's own scalars are averaged."""
 
@@ -58,6 +62,7 @@ NEVER_GIVEN: Final = {
     "time", "generation", "tokens", "depth", "depth_min", "depth_max", "nonfinite", "probe_seconds", "rows_dropped",
     "a_bar_radius_error", "lyapunov_error", "full_loop_seconds",
     "a_bar_radius_lower", "a_bar_radius_upper", "a_bar_radius_exact", "a_bar_radius_exact_step",
+    "eval_depth", "eval_depth_max", "eval_forwards", "backward_depth",
 }  # fmt: skip
 
 
@@ -142,10 +147,15 @@ def merge_loops(
     """
     width = max((one.shape[1] for one in values), default=0)
     total, weight = np.zeros((length, width)), np.zeros((length, width))
+    rest, resting = np.zeros((length, width)), np.zeros((length, width))  # of ranks whose tokens have all stopped
     for own, count, where in zip(values, tokens, at, strict=True):
         weights = _weights(name, own, count)
         total[where, : own.shape[1]] += np.where(weights > 0, own * weights, 0.0)
         weight[where, : own.shape[1]] += weights
+        stopped = (count == 0) & np.isfinite(own)
+        rest[where, : own.shape[1]] += np.where(stopped, own, 0.0)
+        resting[where, : own.shape[1]] += stopped
+    total, weight = np.where(weight > 0, total, rest), np.where(weight > 0, weight, resting)
     means: Series = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
     return means
 

@@ -140,3 +140,5 @@ def test_a_model_whose_passes_would_tell_nothing_is_left_alone_and_the_file_says
         assert not len(run.probe_steps)
         (event,) = [event for event in run.events if event.kind == "fixed_batch"]
         assert event.severity == "note" and why in event.message
+        (judged,) = [each for each in loopscope.diagnose(run).judgements if each.rule == "LS030"]
+        assert judged.state == "not applicable" and why in judged.reason  # the model is such: no gap of the recording
