@@ -63,7 +63,7 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
             yield joint
         return
     if not whole:
-        raise LoopSiteError(_not_one_entry(inner, place))
+        raise LoopSiteError(_not_one_entry(place))
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     with torch.inference_mode(False), on_the_side(inner, seed=seed) as look, torch.enable_grad():
@@ -74,18 +74,13 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
             yield interception.bind(look)
 
 
-def _not_one_entry(model: nn.Module, place: LoopSite) -> str:
+def _not_one_entry(place: LoopSite) -> str:
     """Return why a loop is no function of one state, and what makes it one."""
     said = (
         f"the state of this loop does not enter it at one module ({place.body!r} is the first), so it can be watched "
         "but not linearised"
     )
-    has_one = isinstance(model.get_submodule(place.body), nn.Identity)
-    named = repr(place.body if has_one else "<the name of the identity>")
-    advice = (
-        "Call an nn.Identity on the state at the top of the loop, use what it returns everywhere in the loop, and pass "
-        f"site=LoopSite(body={named}, after={place.after!r})"
-    )
+    advice = "Name the state before the loop, and in it where it gets its new value: h = loopscope.mark(h, 'h')"
     known = f"Known about this loop: {'; '.join(place.notes)}" if place.notes else ""
     # Of a published model the notes tell what helps: no advice to change it, or to make one state out of several.
     helps = not place.variables and not place.found.startswith("adapter")

@@ -450,7 +450,7 @@ def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[Line
         return (
             f"{name} does not state where its loop is, and one forward in evaluation mode shows none: no module runs "
             "twice on what it made itself. If the model loops only when asked to, say where: "
-            f"{by_hand}. If it loops over operations alone, call an nn.Identity on the state at the top of the loop."
+            f"{by_hand}. If it loops over operations alone, {OF_ITS_OWN}."
         )
     seen = "several loops, or readings of one, were seen" if len(levels) > 1 else "a loop was seen"
     lines = [f"{name}: {seen}, and a probe records one state of one loop:"]
