@@ -192,7 +192,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def uncompiled(module: nn.Module) -> nn.Module:
     """Return the module inside ``torch.compile`` wrappers: what it is, where the wrapper is what is called.
 
-    >>> layer = nn.Linear(2, 2)
+    >>> import torch
+    >>> layer = torch.nn.Linear(2, 2)
     >>> uncompiled(torch.compile(layer)) is layer, uncompiled(layer) is layer
     (True, True)
     """
@@ -204,7 +205,9 @@ def uncompiled(module: nn.Module) -> nn.Module:
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model by name; in a wrapper of ``torch.compile`` under the names of what it wraps too.
 
-    >>> model = nn.ModuleDict({"block": torch.compile(nn.Sequential(nn.Identity()))})
+    >>> import torch
+    >>> block = torch.nn.Sequential(torch.nn.Identity())
+    >>> model = torch.nn.ModuleDict({"block": torch.compile(block)})
     >>> list(modules_of(model))
     ['', 'block', 'block.0', 'block._orig_mod', 'block._orig_mod.0']
     """
