@@ -220,6 +220,10 @@ def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | No
         if site is not None or example is not None or callable(getattr(model, "loop_site", None)):
             raise
         return None, str(error)
+    except Exception as error:  # a fault of the search costs no training
+        if site is not None or example is not None:
+            raise LoopSiteError(f"the loop cannot be looked for: {one_line(error)}") from error
+        return None, f"the loop cannot be looked for: {one_line(error)}"
 
 
 def in_words(site: LoopSite, timeline: Timeline | None) -> str:
