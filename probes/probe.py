@@ -377,6 +377,8 @@ class Probe:
         if self._preset.rows(step):
             self._send(step, numbers, began)
         self._begin_awaited()
+        if self._seeker is not None:
+            self._seeker.end_step()
         if self._watch is not None:
             try:
                 self._watch.prepare(self._step, self._sender.waiting)
@@ -436,9 +438,8 @@ class Probe:
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
-        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
-            return
-        if in_transform():  # tensors without memory of their own: another forward will do
+        aside = looking() or in_transform()  # tensors of a transform have no memory of their own
+        if aside or not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
         if self._seeker is not None:
             self._call = args, kwargs
@@ -457,8 +458,7 @@ class Probe:
         if self._watch is None:
             return
         try:
-            done = self._watch.pass_of_fixed_batch(step, last=last)
-            if done is not None:
+            if (done := self._watch.pass_of_fixed_batch(step, last=last)) is not None:
                 self._probed = step
                 self._sender.send_pass(step, done, partial(self._watch.compare_a_bar, step, last=last))
         except Exception as error:

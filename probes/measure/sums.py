@@ -4,8 +4,8 @@ The tap adds states; nobody waits for the device. Token counts and the place of 
 anyway, so only sums are on the device. Sums add exactly over micro-batches, and are divided when they reach the host.
 
 Means are over the tokens whose state moved in a loop: a sequence that waits or has stopped is not a step of size zero.
-Where nothing moved at all, the loop has made a step of zero, and the means are over all its tokens. But where some
-tokens had stopped before, and not at a fixed point, all have stopped now: such a loop counts no tokens.
+Where nothing moved at all, the loop has made a step of zero, and the means are over all its tokens. But where the
+loop before took a step too large to end at a fixed point, all have stopped: such a loop counts no tokens.
 """
 
 # Shapes: R rows kept, n sequences, S positions, D width, T loops, M micro-batches.
@@ -298,24 +298,19 @@ def _means(
 def _stopped(sums: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return the rows to which no token moved because all have stopped, not because the loop has come to a fixed point.
 
-    In the last loop in which any token moved, others had stopped already, and those that moved went farther than
-    rounding takes a state.
+    In the last loop in which any token moved, they went farther than rounding takes a state.
 
     Args:
         sums: The rows.
         steps: Over how many tokens each step was measured; 0 where a forward begins.
     """
-    stopped = np.zeros(len(sums), dtype=np.bool_)
     moved = np.where(steps > 0, sums[:, MOVED], 0)
-    if not (moved < steps).any():
-        return stopped
-    far = sums[:, STEP] >= FAR * sums[:, LEFT]
-    some = False
-    for row, count in enumerate(steps):
-        if count == 0 or moved[row] > 0:
-            some = bool(0 < moved[row] < count and far[row])
-        stopped[row] = some and moved[row] == 0
-    return stopped
+    still = (moved == 0) & (steps > 0)
+    if not still.any():
+        return still
+    last = np.maximum.accumulate(np.where(still, 0, np.arange(len(steps))))  # the row before, to which any token moved
+    far = (moved > 0) & (sums[:, STEP] >= FAR * sums[:, LEFT])
+    return np.asarray(still & far[last])
 
 
 def _depths(
@@ -323,7 +318,7 @@ def _depths(
 ) -> dict[str, float]:
     """Return how many loops ran: the mean over sequences, the fewest, and the most.
 
-    A sequence runs a loop if any of its tokens moved in it, or if nothing moved at all and nothing had stopped before.
+    A sequence runs a loop if any of its tokens moved in it, or if nothing moved at all and it has not stopped.
     """
     inside = np.ones(len(counts), dtype=np.bool_)
     inside[firsts] = False

@@ -81,7 +81,16 @@ def test_a_loop_is_recorded_as_its_twin_notes_it_and_training_is_the_same(case: 
 
 
 # A case each for how a state is seen: received, returned, in turn by one network, marked, on the first batch only.
-COMPILED = ["Plain", "Gated", "LayerStack", "OneNetworkTwoVariables", "ManyVariables", "LooksAhead", "TwoLevels marked"]
+COMPILED = [
+    "Plain",
+    "Gated",
+    "LayerStack",
+    "OneNetworkTwoVariables",
+    "ManyVariables",
+    "LooksAhead",
+    "InDict",
+    "TwoLevels marked",
+]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if ALL or c.name in COMPILED], ids=lambda case: case.name)
