@@ -306,8 +306,6 @@ def _stopped(sums: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.
     """
     moved = np.where(steps > 0, sums[:, MOVED], 0)
     still = (moved == 0) & (steps > 0)
-    if not still.any():
-        return still
     last = np.maximum.accumulate(np.where(still, 0, np.arange(len(steps))))  # the row before, to which any token moved
     far = (moved > 0) & (sums[:, STEP] >= FAR * sums[:, LEFT])
     return np.asarray(still & far[last])
