@@ -318,8 +318,30 @@ def _tracks(flow: Flow, live: list[list[int]]) -> list[Track]:
             holding[key] = track
         for key in dead:
             holding.pop(key, None)
-    steady = max((len(track.keys) for track in tracks), default=0)
-    return [track for track in tracks if len(track.keys) > 1 or steady < 2]
+    steady = [track for track in tracks if len(track.keys) > 1]
+    for track in tracks:
+        if len(track.keys) == 1 and (last := _handed_back(flow, track, steady)) is not None:
+            track.keys.append(last)
+            track.blocks.append(len(live))
+    return [track for track in tracks if len(track.keys) > 1 or not steady]
+
+
+def _handed_back(flow: Flow, track: Track, others: list[Track]) -> int | None:
+    """Return the next value of a variable that is alive between two passes only, as the slower one of two passes is.
+
+    The module that made it receives it again, where it receives the variable that it makes in turn with this one.
+    """
+    if (source := returner_of(flow, track.keys)) is None:
+        return None
+    calls = [call for call in calls_in(flow) if call.name == source[0] and len(call.writes) > source[1]]
+    made = [flow.key(call.writes[source[1]]) for call in calls]
+    for other in others:
+        place = own_argument(flow, calls, made, other) if returner_of(flow, other.keys) == source else None
+        for call, key in zip(calls, made, strict=True) if place is not None else ():
+            value = call.places.get(place)
+            if value is not None and flow.key(value) == track.keys[0]:
+                return key
+    return None
 
 
 def _without_history(flow: Flow, tracks: list[Track]) -> list[Track]:

@@ -438,9 +438,9 @@ class Probe:
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
-        aside = looking() or in_transform()  # tensors of a transform have no memory of their own
-        if aside or not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return
+        compiling = torch.compiler.is_compiling()
+        if compiling or not module.training or not torch.is_grad_enabled() or looking() or in_transform():
+            return  # in a transform tensors have no memory of their own: another forward will do
         if self._seeker is not None:
             self._call = args, kwargs
             self._seeker.begin(module, args, kwargs, self._step)

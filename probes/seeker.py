@@ -104,10 +104,8 @@ class Seeker:
             module.register_forward_pre_hook(Hook(self._count)) for module in model.modules() if not _holds(module)
         ]  # fmt: skip
         self._ran: dict[str, nn.Module] = {}  # the model itself and its direct parts, as they first run
-        self._handles += [
-            module.register_forward_pre_hook(Hook(self._note(name))) for name, module in
-            [("", model), *model.named_children()]
-        ]  # fmt: skip
+        parts = [] if self._compiled else [("", model), *model.named_children()]
+        self._handles += [part.register_forward_pre_hook(Hook(self._note(name))) for name, part in parts]
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
         """Look at the training forward that begins now, where that is due."""

@@ -266,7 +266,7 @@ def _means(
     """Return the means ``(T + 1, 3)`` and over how many tokens they are; row ``t`` is of the loop that leaves h_t."""
     inside = loop > 0  # the rows that a loop led to; row r - 1 holds the state it left
     steps = np.where(inside, counts[:, STEPS], 0)
-    stopped = _stopped(sums, steps)
+    stopped = _stopped(sums, counts, loop)
     rests = (steps > 0) & (sums[:, MOVED] == 0)  # nothing moved at all: a step of zero, over all its tokens
     moved = np.where(steps > 0, np.where(rests, steps, sums[:, MOVED]), 0)
     turned = np.where((loop > 1) & (moved > 0), sums[:, TURNED], 0)
@@ -295,19 +295,22 @@ def _means(
     return np.where((tokens > 0) & np.isnan(means), np.inf, means), present
 
 
-def _stopped(sums: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _stopped(sums: NDArray[np.float64], counts: NDArray[np.int64], loop: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return the rows to which no token moved because all have stopped, not because the loop has come to a fixed point.
 
-    In the last loop in which any token moved, they went farther than rounding takes a state.
+    In the last loop in which any token moved, they went farther than rounding takes a state. Where nobody saw the state
+    before the loop, and nothing moves behind its first pass, nothing says that this pass came to rest.
 
     Args:
         sums: The rows.
-        steps: Over how many tokens each step was measured; 0 where a forward begins.
+        counts: What the host knows of them.
+        loop: Of each row, the loop that led to it.
     """
+    steps = np.where(loop > 0, counts[:, STEPS], 0)
     moved = np.where(steps > 0, sums[:, MOVED], 0)
     still = (moved == 0) & (steps > 0)
     last = np.maximum.accumulate(np.where(still, 0, np.arange(len(steps))))  # the row before, to which any token moved
-    far = (moved > 0) & (sums[:, STEP] >= FAR * sums[:, LEFT])
+    far = np.where(moved > 0, sums[:, STEP] >= FAR * sums[:, LEFT], (loop == 1) & (steps == 0))
     return np.asarray(still & far[last])
 
 
@@ -318,9 +321,7 @@ def _depths(
 
     A sequence runs a loop if any of its tokens moved in it, or if nothing moved at all and it has not stopped.
     """
-    inside = np.ones(len(counts), dtype=np.bool_)
-    inside[firsts] = False
-    stopped = _stopped(sums, np.where(inside, counts[:, STEPS], 0))
+    stopped = _stopped(sums, counts, np.arange(len(counts)) - np.repeat(firsts, lengths))
     known = (counts[:, SEQUENCES] > 0) & (sums[:, ACTIVE] > 0)
     share = np.where(known, sums[:, ACTIVE] / np.maximum(counts[:, SEQUENCES], 1), np.where(stopped, 0.0, 1.0))
     entered = np.append(0, counts[:-1, TOKENS]) * share  # tokens that went into the loop that led to a row

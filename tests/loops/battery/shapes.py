@@ -172,8 +172,8 @@ class Carry:
 class OneNetworkTwoVariables(Noting):
     """z_L several times, then z_H, by one network; only the last cycle has gradients; a carry comes and goes."""
 
-    def __init__(self, inner: int = 3) -> None:
-        super().__init__()
+    def __init__(self, inner: int = 3, depth: int = 3) -> None:
+        super().__init__(depth)
         self.level, self.inner, self.halt = Mix(), inner, nn.Linear(D, 2)
 
     def forward(self, carry: Carry, batch: dict[str, Tensor]) -> tuple[Carry, Tensor]:
@@ -855,6 +855,7 @@ CASES = [
     )),
     Case("LayerStack", LayerStack, call=labelled_call),
     Case("OneNetworkTwoVariables", OneNetworkTwoVariables, ("z_H", "z_L"), carried_call),
+    Case("OneNetworkTwoVariables twice", lambda: OneNetworkTwoVariables(depth=2), ("z_H", "z_L"), carried_call, 2),
     Case("SingleVariable", SingleVariable, ("z",)),
     Case("TwoLevels", TwoLevels, ("z_H", "z_L")),
     Case("ThreeLevels", ThreeLevels, ("a", "b", "c")),

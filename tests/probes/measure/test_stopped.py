@@ -79,3 +79,14 @@ def test_of_two_batches_the_one_that_goes_on_gives_the_means() -> None:
     assert means[:, 3].tolist() == [8, 7, 4, 4, 8] and once["depth"] == pytest.approx((1.75 + 4) / 2)
     for t in (2, 3):
         assert means[t, 0] == pytest.approx(float(goes_on[t].norm(dim=-1).mean()), rel=1e-6)
+
+
+def test_a_loop_whose_beginning_nobody_saw_and_that_does_not_move_behind_its_first_pass_has_stopped() -> None:
+    sums = sums_on(torch.device("cpu"))
+    _, *states = frozen([1, 1, 1, 1])
+    sums.begin(states[0], has_gradients=True)
+    sums.add_missing(states[0])
+    for state in states:
+        sums.add(state)
+    means, once = loop_means(sums.device_rows()["sums"].numpy(), sums.counts)
+    assert means[:, 3].tolist() == [4, 0, 0, 0, 4] and once["depth"] == 1
