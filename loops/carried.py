@@ -10,14 +10,16 @@ Not covered: which values a loop carries (``lineage``).
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .flow import Flow
 from .site import Place, Variable
+from .source_lines import names_assigned, statement_at, whole
 from .states import Passes
-from .trace import Event, Line
+from .trace import Event, Line, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Carried:
         name: What the user's code calls it, with a number where two are called the same.
         shape: Its shape.
         variable: Where a probe sees it; None where no module returns it.
-        line: Where it is made.
+        line: Where it is made and can be marked; None where no statement of the user's names it.
         spelt: What the user's code calls it.
     """
 
@@ -67,8 +69,13 @@ def carried_by(flow: Flow, tracks: list[Track], passes: int) -> Iterator[Carried
         sharing = [other for other, o in zip(tracks, sources, strict=True) if o == source]
         if source is not None and calls[source[0]] >= passes - 1:  # tied layers run once each: none sees every pass
             variable = _variable(flow, name, source, track, sharing)
-        last = track.keys[-1]
-        yield Carried(name, tuple(flow.values[last].shape), variable, _line_of(flow, last, output), spelt)
+        last = flow.values[track.keys[-1]]
+        line = _line_of(flow, track.keys[-1], output)
+        if line is not None:
+            before = spelt
+            spelt, line = _assigned(spelt, line, last)
+            name = spelt if variable is None and spelt != before else name
+        yield Carried(name, tuple(last.shape), variable, line, spelt)
 
 
 def passes_of(flow: Flow, carried: Sequence[Carried], blocks: int) -> int:
@@ -242,6 +249,28 @@ def _line_of(flow: Flow, key: int, output: str | None) -> Line | None:
         if event.name == output or returned:
             return event.line
     return flow.events[i].line
+
+
+def _assigned(spelt: str, line: Line, value: Value) -> tuple[str, Line | None]:
+    """Return what a value is called by the statement that assigns it, and where that ends.
+
+    A helper that returns it is left for the line that called it. No line where no statement names the value.
+    """
+    at: Line | None = line
+    known = False
+    while at is not None:
+        statement = statement_at(at.file, at.number)
+        known |= statement is not None
+        names = set() if statement is None else names_assigned(statement)
+        called = value.names.get(at.code)
+        name = called if called in names else min(names) if len(names) == 1 else None  # it goes into that one
+        if statement is not None and name is not None:
+            start, end = whole(at.file, statement)
+            return name, at._replace(number=end, start=start)
+        if not isinstance(statement, ast.Return):
+            break
+        at = at.outer
+    return spelt, None if known else line
 
 
 def call_at(flow: Flow, i: int) -> Line | None:

@@ -161,7 +161,8 @@ def _advice(carried: Carried, name: str = "") -> str:
     """Return how a tensor is marked that no module returns, under a name; default: its own."""
     if carried.line is None:
         return ""
-    place = f"{Path(carried.line.file).name}:{carried.line.number}"
+    start, end = carried.line.start, carried.line.number
+    place = f"{Path(carried.line.file).name}:{f'{start}-' if 0 < start < end else ''}{end}"
     call = f"loopscope.mark({carried.spelt}, {name or repr(carried.name)})"
     return f"; to record it: {carried.spelt} = {call} behind {place}"
 

@@ -25,6 +25,23 @@ from .states import Passes
 from .trace import Event, Line
 
 LONGEST = 4000  # uses of parameters that are looked at
+GATES = frozenset(
+    {
+        "add",
+        "addcmul",
+        "lerp",
+        "mul",
+        "multiply",
+        "where",
+        "__add__",
+        "__mul__",
+        "__radd__",
+        "__rmul__",
+        "__iadd__",
+        "__imul__",
+    }
+)
+"""Functions that join one tensor to another number by number: with a parameter, a gate."""
 _UNRETURNED = 1000  # how deep a value lies that no module returns
 
 
@@ -60,13 +77,33 @@ def lineage_loops(root: Event) -> list[LineageLoop]:
     if not 2 <= len(uses) <= LONGEST:
         return []
     loops = _loops(flow, uses, labels)
-    if len(loops) == 1:
+    repeating = sum(period * passes for _, period, passes in _stretches(labels))
+    if len(loops) == 1 and _is_seen(loops[0]) and repeating == len(labels):
         return loops
-    # A learned first value is used in the first pass only, and makes that pass look like another one.
     count = Counter(labels)
-    often = [i for i, label in enumerate(labels) if 2 * count[label] > max(count.values())]
-    without = _loops(flow, [uses[i] for i in often], [labels[i] for i in often])
-    return without if len(without) == 1 and all(each.variable for each in without[0].carried) else loops
+    if len(loops) != 1:
+        # A learned first value is used in the first pass only, and makes that pass look like another one.
+        often = [i for i, label in enumerate(labels) if 2 * count[label] > max(count.values())]
+        without = _loops(flow, [uses[i] for i in often], [labels[i] for i in often])
+        if len(without) == 1 and _is_seen(without[0]):
+            return without
+    # The gate of skips is used wherever one comes in, and not once in every pass.
+    uses_at = Counter(count[label] for label in labels)  # how many uses are of labels that are used so often
+    for times in sorted(set(count.values()) - {1}, key=lambda times: -uses_at[times]):
+        steady = [i for i, label in enumerate(labels) if count[label] == times]
+        besides = [i for i in range(len(labels)) if not steady[0] <= i <= steady[-1]]
+        sides = Counter((labels[i], i < steady[0]) for i in besides if flow.events[uses[i]].name not in GATES)
+        if len(steady) == len(labels) or max(sides.values(), default=0) > 1:
+            continue  # what repeats besides is another loop
+        without = _loops(flow, [uses[i] for i in steady], [labels[i] for i in steady])
+        if len(without) == 1 and without[0].passes == times and _is_seen(without[0]):
+            return without
+    return loops
+
+
+def _is_seen(loop: LineageLoop) -> bool:
+    """Return whether modules return all that a loop carries."""
+    return all(each.variable for each in loop.carried)
 
 
 def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
@@ -216,8 +253,8 @@ def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop
         live.pop()
     tracks = _without_history(flow, _tracks(flow, live))
     carried = tuple(carried_by(flow, tracks, len(passes)))
-    seen = any(each.variable for each in carried)
-    chain = None if seen else _chain_of_passes(flow, passes, {key for keys in live for key in keys})
+    seen = all(each.variable for each in carried)
+    chain = None if seen else _chain_of_passes(flow, span, passes, {key for keys in live for key in keys})
     if chain is not None:
         tracks, carried = [chain], tuple(carried_by(flow, [chain], len(passes)))
     names = tuple(dict.fromkeys(event.name for i in range(bounds[0], bounds[1]) for event in flow.owners[i][-1:]))
@@ -225,10 +262,11 @@ def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop
     return LineageLoop(passes_of(flow, carried, len(bounds)), names, carried, body, chain is not None)
 
 
-def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> Track | None:
+def _chain_of_passes(flow: Flow, span: _Span, passes: list[list[int]], live: set[int]) -> Track | None:
     """Return the one value that every pass returns and the next one reads; None where there is none, or several.
 
-    Skips differ: a pass hands them on to any later one. None too where no module made what is alive between passes.
+    Skips differ: a pass hands them on to any later one. None too where no module made what is alive between passes, but
+    for skips: those that later passes make none of.
     """
     first, last = [uses[0] for uses in passes], [uses[-1] for uses in passes]
     ends = [*first[1:], len(flow.events)]
@@ -238,15 +276,26 @@ def _chain_of_passes(flow: Flow, passes: list[list[int]], live: set[int]) -> Tra
             calls.setdefault(call.name, []).append(key)
     chains: dict[str, list[int]] = {}
     returned = {key for keys in calls.values() for key in keys}
-    for name, keys in sorted(calls.items()) if live <= returned else ():  # a module before those inside of it
+    for name, keys in sorted(calls.items()):  # a module before those inside of it
         if len(keys) != len(passes) or any(name.startswith(f"{outer}.") for outer in chains):
             continue
         in_turn = all(a <= flow.made[key] <= b for key, a, b in zip(keys, first, ends, strict=True))
         to_next = zip(keys, last, last[1:], strict=False)
         handed = all(any(a < i <= b for i in flow.read_at.get(key, ())) for key, a, b in to_next)
-        if in_turn and handed and all(_is_wide(flow, key) for key in keys):
+        alone = live <= returned or _makes_no_more(flow, span, keys)
+        if in_turn and handed and alone and all(_is_wide(flow, key) for key in keys):
             chains[name] = keys
     return Track(list(range(len(passes))), *chains.values()) if len(chains) == 1 else None
+
+
+def _makes_no_more(flow: Flow, span: _Span, keys: list[int]) -> bool:
+    """Return whether the later passes leave nothing behind but the one value of each: the rest is older."""
+    half = len(keys) // 2
+    since = flow.made[keys[half - 1]] if half else 0
+    later = keys[half:]
+    return len(later) > 1 and all(
+        flow.made[other] <= since for key in later for other in _live(flow, span, flow.made[key] + 1) if other != key
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,21 @@ EXAMPLE_SHAPE = (2, 16)  # sequences and positions of the default input: small, 
 
 
 class Line(NamedTuple):
-    """A line of the user's code."""
+    """A line of the user's code.
+
+    Args:
+        file: The file.
+        number: The line, from 1.
+        code: The function that it is in.
+        outer: The line that called this function, where that is the user's, too.
+        start: Where it is the end of several lines, the first of them; else 0.
+    """
 
     file: str
     number: int
     code: CodeType
+    outer: Line | None = None
+    start: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -342,6 +352,16 @@ class Recorder(TorchFunctionMode):
             frame = frame.f_back
         if frame is None:
             return None
+        line = _lines_from(frame)
+        at, of = line, frame
+        self._names_in(of)
+        while at.outer is not None and of.f_back is not None:  # a helper's caller knows its tensors by other names
+            at, of = at.outer, of.f_back
+            self._names_in(of)
+        return line
+
+    def _names_in(self, frame: FrameType) -> None:
+        """Take note of what a function of the user's calls its tensors."""
         for name, held in frame.f_locals.items():
             if isinstance(held, Tensor):
                 self._name(held, frame.f_code, name)
@@ -353,7 +373,14 @@ class Recorder(TorchFunctionMode):
                 for number, item in enumerate(held):
                     if isinstance(item, Tensor):
                         self._name(item, frame.f_code, f"{name}_{number}")
-        return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code)
+
+
+def _lines_from(frame: FrameType, left: int = 4) -> Line:
+    """Return the line that a frame is at, with those that called it up to another's code; at most so many more."""
+    back = frame.f_back
+    users = left > 0 and back is not None and not back.f_code.co_filename.startswith((*_OURS, _TORCH, "<"))
+    outer = _lines_from(back, left - 1) if users and back is not None else None
+    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code, outer)
 
 
 _NO_EVENTS = frozenset({"size", "dim", "numel", "is_floating_point", "stride", "__len__", "_set_grad_enabled"})

@@ -797,7 +797,33 @@ class Looped(nn.Module):
 """
 
 
-def test_the_advice_for_a_name_assigned_twice_in_a_pass_is_one_line_and_works(tmp_path: Path) -> None:
+BY_A_HELPER = TWICE_IN_A_PASS.replace(
+    """            h = torch.sigmoid(self.decay) * h + self.enter(e)
+            h = h + self.mlp(self.norm(h))
+        return self.head(self.final(h))
+""",
+    """            h = self.join(h, self.mlp(self.norm(h + self.enter(e))))
+        return self.head(self.final(h))
+
+    def join(self, before, new):
+        return torch.sigmoid(self.decay) * before + new
+""",
+)
+IN_A_BRANCH = TWICE_IN_A_PASS.replace(
+    """            h = torch.sigmoid(self.decay) * h + self.enter(e)
+            h = h + self.mlp(self.norm(h))
+""",
+    """            h = h + self.mlp(self.norm(h + self.enter(e)))
+            if _ != 1:
+                h = torch.lerp(
+                    h, e, torch.sigmoid(self.decay)
+                )
+""",
+)
+
+
+@pytest.mark.parametrize("text", [TWICE_IN_A_PASS, BY_A_HELPER, IN_A_BRANCH], ids=["twice", "helper", "branch"])
+def test_the_advice_where_to_mark_is_one_line_and_works(tmp_path: Path, text: str) -> None:
     def model(text: str, name: str) -> nn.Module:
         (tmp_path / f"{name}.py").write_text(text)
         spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
@@ -808,15 +834,17 @@ def test_the_advice_for_a_name_assigned_twice_in_a_pass_is_one_line_and_works(tm
 
     tokens = torch.randint(16, (2, 5))
     with pytest.raises(LoopSiteError) as error:
-        find_site(model(TWICE_IN_A_PASS, "before"), example=tokens)
-    advice = re.findall(r"to record it: (.+) behind before.py:(\d+)", str(error.value))
+        find_site(model(text, "before"), example=tokens)
+    advice = re.findall(r"to record it: (.+) behind before.py:(?:(\d+)-)?(\d+)", str(error.value))
     assert len(advice) == 1
-    call, line = advice[0]
-    lines = TWICE_IN_A_PASS.splitlines()
-    indent = re.match(" *", lines[int(line) - 1])[0]
+    call, start, line = advice[0]
+    assert bool(start) == (text is IN_A_BRANCH)  # behind the whole branch, which not every pass takes
+    lines = text.splitlines()
+    indent = re.match(" *", lines[int(start or line) - 1])[0]
     lines.insert(int(line), indent + call.replace("loopscope.", ""))
     site = find_site(model("\n".join(lines), "after"), example=tokens)
     assert [variable.name for variable in site.variables] == ["h"] and "mark" in site.found
+    assert site.mean_depth == 4
 
 
 class SharedParts(nn.Module):
@@ -841,6 +869,39 @@ def test_a_loop_that_no_module_returns_is_told_with_the_line_to_mark() -> None:
     assert "x = loopscope.mark(x, 'x') behind test_discovery.py:" in said
     described = loopscope.describe(SharedParts(), torch.arange(8).view(2, 4), mark=True)
     assert described.loops == 4 and described.site is not None
+
+
+def skips_behind(m: Model, e: torch.Tensor, n: int) -> torch.Tensor:
+    """The later passes add what the first ones have left, behind their block and by one gate."""
+    x, kept = e, []
+    for t in range(n):
+        x = m.block(x)
+        if t < n // 2:
+            kept.append(x)
+        else:
+            x = torch.lerp(x, kept.pop(), torch.sigmoid(m.gate.weight[0]))
+    return x
+
+
+def test_skips_by_one_gate_leave_one_state() -> None:
+    site = discover(Model(skips_behind, block=block(), gate=nn.Linear(8, 1)))
+    assert [(v.name, v.output) for v in site.variables] == [("x", "block")] and site.mean_depth == 4
+    assert any("skips" in note for note in site.notes)
+
+
+def loop_behind_a_loop(m: Model, e: torch.Tensor, n: int) -> torch.Tensor:
+    """Two loops of other depths, and one gate in both."""
+    x = e
+    for module, times in ((m.block, 3), (m.other, n + 1)):
+        for _ in range(times):
+            x = torch.lerp(module(x), x, torch.sigmoid(m.gate.weight[0]))
+    return x
+
+
+def test_of_two_loops_none_is_left_out_in_silence() -> None:
+    with pytest.raises(LoopSiteError, match="several loops") as error:
+        discover(Model(loop_behind_a_loop, block=block(), other=block(), gate=nn.Linear(8, 1)))
+    assert "3 times (block" in str(error.value) and "5 times (other" in str(error.value)
 
 
 def velocity(m: Model, e: torch.Tensor, n: int) -> torch.Tensor:

@@ -410,6 +410,52 @@ class SkipsAcross(Noting):
         return self.head(x)
 
 
+class SkipsByOneGate(Noting):
+    """As `SkipsAcross`, and all skips come in by one gate, which is no part of the first passes."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=4)
+        self.blocks, self.gate = nn.ModuleList(Mix() for _ in range(4)), nn.Parameter(torch.zeros(D))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = e = self.start(tokens)
+        order = [0, *[1, 2] * self.depth, 3]
+        kept: list[Tensor] = []
+        for n, i in enumerate(order):
+            if n >= len(order) // 2:
+                x = self.join(kept.pop(), x)
+            x = self.blocks[i](x, e)
+            if n < len(order) // 2:
+                kept.append(self.keep(x))
+            if i == 2:
+                self.note(x, "x")
+        return self.head(x)
+
+    def keep(self, x: Tensor) -> Tensor:
+        return x
+
+    def join(self, skip: Tensor, x: Tensor) -> Tensor:
+        return torch.lerp(skip, x, torch.sigmoid(self.gate))
+
+
+class SkipsGatedTwice(SkipsByOneGate):
+    """What is kept is scaled by the gate, too."""
+
+    def keep(self, x: Tensor) -> Tensor:
+        return x * self.gate.exp()
+
+
+class SkipsByModule(SkipsByOneGate):
+    """The gate is a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Linear(D, D)
+
+    def join(self, skip: Tensor, x: Tensor) -> Tensor:
+        return x + self.gate + torch.sigmoid(self.share(x)) * skip
+
+
 class HaltsBeside(Noting):
     """The state is put together outside of modules; the only module that a pass ends with is a gate of two channels."""
 
@@ -867,7 +913,9 @@ CASES = [
     Case("Momentum", Momentum, passes=6),
     Case("Equilibrium", Equilibrium, ("z",), passes=5),
     Case("Halting", Halting, passes=4),
-    Case("SkipsAcross", SkipsAcross, ("x",), passes=4),
+    *(Case(shape.__name__, shape, ("x",), passes=4) for shape in (
+        SkipsAcross, SkipsByOneGate, SkipsGatedTwice, SkipsByModule,
+    )),
     Case("InDict", InDict, ("h", "m")),
     Case("InNamedTuple", InNamedTuple),
     Case("InDataclass", InDataclass, ("h", "e")),
