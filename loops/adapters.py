@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .linear_part import LinearMatrices, joined_linear_part, known_linear_part
-from .site import LoopSite, Part
+from .site import LoopSite, Part, uncompiled
 
 
 def adapted_site(model: nn.Module) -> LoopSite | None:
@@ -160,7 +160,7 @@ _ADAPTERS: dict[str, Callable[[nn.Module], LoopSite | None]] = {
 def _module(model: nn.Module, name: str) -> nn.Module | None:
     """Return the module of a dotted name, or None."""
     try:
-        return model.get_submodule(name)
+        return uncompiled(model.get_submodule(name))
     except AttributeError:
         return None
 

@@ -23,7 +23,7 @@ from .find import find_site
 from .hooks import LoopHooks, state_in
 from .neutral import Look, on_the_side, start_streams
 from .rerun import BoundLoop, KeepsGradients, ReachedError, Repeats, Step, no_recomputation
-from .site import BY_HAND, LoopSite, LoopSiteError, Place, Variable, argument, unwrap, with_argument
+from .site import BY_HAND, LoopSite, LoopSiteError, Place, Variable, argument, modules_of, unwrap, with_argument
 
 MOST_APART = 1e-3  # relative difference from which on a loop is not the one that was run
 
@@ -63,7 +63,7 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
             yield joint
         return
     if not whole:
-        raise LoopSiteError(_not_one_entry(inner, place))
+        raise LoopSiteError(_not_one_entry(place))
     device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     with torch.inference_mode(False), on_the_side(inner, seed=seed) as look, torch.enable_grad():
@@ -74,18 +74,13 @@ def bound_loop(model: nn.Module, tokens: Input, *, site: LoopSite | None = None,
             yield interception.bind(look)
 
 
-def _not_one_entry(model: nn.Module, place: LoopSite) -> str:
+def _not_one_entry(place: LoopSite) -> str:
     """Return why a loop is no function of one state, and what makes it one."""
     said = (
         f"the state of this loop does not enter it at one module ({place.body!r} is the first), so it can be watched "
         "but not linearised"
     )
-    has_one = isinstance(model.get_submodule(place.body), nn.Identity)
-    named = repr(place.body if has_one else "<the name of the identity>")
-    advice = (
-        "Call an nn.Identity on the state at the top of the loop, use what it returns everywhere in the loop, and pass "
-        f"site=LoopSite(body={named}, after={place.after!r})"
-    )
+    advice = "Name the state before the loop, and in it where it gets its new value: h = loopscope.mark(h, 'h')"
     known = f"Known about this loop: {'; '.join(place.notes)}" if place.notes else ""
     # Of a published model the notes tell what helps: no advice to change it, or to make one state out of several.
     helps = not place.variables and not place.found.startswith("adapter")
@@ -124,7 +119,7 @@ class _Interception:
             raise LoopSiteError(f"module {self.site.body!r} was not called by this input: is it the loop's?")
         (state, e), self.loops = self.seen[0], len(self.seen)
         self._check()
-        modules = dict(self.model.named_modules())
+        modules = modules_of(self.model)
         return BoundLoop(
             step=self._step(None),
             step_of=self._step if e is not None else None,
@@ -268,7 +263,7 @@ class _Interception:
             )
         return state
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take the state where the loop is left, or put another one in its place."""
         if self.loops and self.calls < self.loops:  # this module runs before the loop's end too
             return None
@@ -280,7 +275,8 @@ class _Interception:
         if self.final is None:
             return None
         whole = args[0]
-        return (type(whole)((self.final, *whole[1:])) if type(whole) in (tuple, list) else self.final, *args[1:])
+        first = type(whole)((self.final, *whole[1:])) if type(whole) in (tuple, list) else self.final
+        return (first, *args[1:]), kwargs
 
 
 def _is_close(one: Tensor, other: Tensor) -> bool:

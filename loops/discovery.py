@@ -26,7 +26,7 @@ from .lineage import LineageLoop, lineage_loops, marked_apart, marked_variables
 from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
-from .site import BY_MARKS, LoopSite, LoopSiteError, Place, Variable
+from .site import BY_MARKS, LoopSite, LoopSiteError, Place, Variable, modules_of, plain_name, uncompiled
 from .states import Passes, Roles, StateHooks
 from .trace import Event, example_tokens, trace
 
@@ -346,8 +346,8 @@ def _with_linear_part(
     model: nn.Module, periods: Periods, loop: Loop, site: LoopSite, embedding: nn.Embedding | None
 ) -> LoopSite:
     """Add A̅, B̅ and C_out where they can be read."""
-    modules = dict(model.named_modules())
-    body, after = modules[site.body], modules[site.after]
+    modules = modules_of(model)
+    body, after = uncompiled(modules[site.body]), uncompiled(modules[site.after])
     if site.state_argument is not None:
         linear = known_linear_part(body) or traced_linear_part(periods, loop, site)
         if linear is not None:
@@ -390,7 +390,8 @@ def _attributes(model: nn.Module, value: int) -> list[str]:
     """
     attributes: list[str] = []
     seen = set[int]()  # one configuration is often held by many modules
-    for name, module in model.named_modules():
+    for full, module in model.named_modules():
+        name = plain_name(full)
         holders = [(name, vars(module)), *((f"{name}.{key}", _plain(held)) for key, held in vars(module).items())]
         for path, holder in holders:
             if id(holder) in seen or "._" in f".{path}":
@@ -471,7 +472,7 @@ def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[Line
         return (
             f"{name} does not state where its loop is, and one forward in evaluation mode shows none: no module runs "
             "twice on what it made itself. If the model loops only when asked to, say where: "
-            f"{by_hand}. If it loops over operations alone, call an nn.Identity on the state at the top of the loop."
+            f"{by_hand}. If it loops over operations alone, {OF_ITS_OWN}."
         )
     seen = "several loops, or readings of one, were seen" if len(levels) > 1 else "a loop was seen"
     lines = [f"{name}: {seen}, and a probe records one state of one loop:"]

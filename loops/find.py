@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .injection import verified
 from .neutral import all_quietly
-from .site import BY_MODEL, LoopSite, LoopSiteError
+from .site import BY_MODEL, LoopSite, LoopSiteError, modules_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ def find_site(model: nn.Module, site: LoopSite | None = None, example: Input | N
         site = adapted_site(model) or discover(model, example)
     if site.variables:
         return _with_variables(model, site)
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     for role in ("body", "after", "output"):
         name = getattr(site, role)
         if name is not None and name not in modules:
@@ -67,7 +67,7 @@ def _with_variables(model: nn.Module, site: LoopSite) -> LoopSite:
     Raises:
         LoopSiteError: Two have one name, or a module is not there.
     """
-    modules, names = dict(model.named_modules()), [variable.name for variable in site.variables]
+    modules, names = modules_of(model), [variable.name for variable in site.variables]
     if len(set(names)) < len(names):
         raise LoopSiteError(f"LoopSite(variables=...): two variables have one name, of {names}")
     for variable in site.variables:

@@ -1,7 +1,8 @@
 """Hooks on the places of a loop: where the model is called, where a state enters, and where the last one leaves.
 
 Whoever watches or steers a loop from outside registers here, so that it is written once which module is watched for
-what. The functions have the signatures that torch gives its hooks: nothing stands between a training step and them.
+what. The functions have the signatures of torch's hooks with keywords. A compiled module calls them outside of its
+graph (`compiled`).
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from .compiled import CompiledCall
 from .nested import tensors_in
-from .site import LoopSite
+from .site import LoopSite, modules_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from torch.utils.hooks import RemovableHandle
-
 Watcher = Callable[..., Any]
+Off = Callable[[], None]
+"""What takes a hook off; it does nothing the second time."""
 
 
 class Hook:
@@ -33,13 +36,17 @@ class Hook:
     A hook that is taken off while torch goes through the hooks of a call is called all the same, and without the
     keywords that it asked for. It does nothing then.
 
+    Args:
+        call: What is called.
+        around: The compiled call of its module: while that runs, it calls the hook, and torch does not.
+
     >>> import copy
     >>> copy.deepcopy(Hook(lambda x: 2 * x))(3) is None, Hook(lambda x: 2 * x)(3)
     (True, 6)
     """
 
-    def __init__(self, call: Watcher) -> None:
-        self._call = call
+    def __init__(self, call: Watcher, around: CompiledCall | None = None) -> None:
+        self._call, self._around = call, around
         self._takes = sum(
             one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
             for one in inspect.signature(call).parameters.values()
@@ -47,6 +54,8 @@ class Hook:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what torch calls."""
+        if self._around is not None and self._around.running:
+            return None
         if len(args) < self._takes:  # taken off a moment ago
             return None
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
@@ -55,6 +64,52 @@ class Hook:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments and returns None
+
+
+def hook_before(module: nn.Module, call: Watcher, *, prepend: bool = False) -> Off:
+    """Call ``call(module, args, kwargs)`` before a module, outside of its graph where it is compiled.
+
+    Args:
+        module: The module.
+        call: What is called. What it returns replaces ``(args, kwargs)``, if it is not None.
+        prepend: Whether it is called before the hooks that are there already.
+    """
+    around = CompiledCall.of(module)
+    offs = [] if around is None else [around.before(call, first=prepend)]
+    if not _is_left_as_it_is(module):
+        hook = Hook(call, around)
+        offs.append(module.register_forward_pre_hook(hook, prepend=prepend, with_kwargs=True).remove)
+    return partial(_all, offs)
+
+
+def hook_behind(module: nn.Module, call: Watcher, *, always: bool = False) -> Off:
+    """Call ``call(module, args, kwargs, output)`` behind a module, outside of its graph where it is compiled.
+
+    Args:
+        module: The module.
+        call: What is called. What it returns replaces the output, if it is not None.
+        always: Whether it is called after an exception too, with None for the output.
+    """
+    around = CompiledCall.of(module)
+    offs = [] if around is None else [around.behind(call, always=always)]
+    if not _is_left_as_it_is(module):
+        hook = Hook(call, around)
+        offs.append(module.register_forward_hook(hook, with_kwargs=True, always_call=always).remove)
+    return partial(_all, offs)
+
+
+def _all(offs: list[Off]) -> None:
+    """Take several hooks off."""
+    for off in offs:
+        off()
+
+
+def _is_left_as_it_is(module: nn.Module) -> bool:
+    """Return whether a module is one of torch's own that was compiled by itself.
+
+    Dynamo does not compile it unless torch holds a hook of it: then it does, and its last bits change.
+    """
+    return module._compiled_call_impl is not None and type(module).__module__.split(".")[0] == "torch"
 
 
 class LoopHooks:
@@ -66,10 +121,11 @@ class LoopHooks:
         begin: Called as the model is called: ``(module, args, kwargs)``.
         enter: Called as the first module of the body is called: ``(module, args, kwargs)``. What it returns replaces
             the arguments, if it is not None.
-        returned: Called with what the module that returns the state returned: ``(module, args, output)``; only where
+        returned: Called as the module that returns the state has run: ``(module, args, kwargs, output)``; only where
             the site says that states are read there.
-        after: Called as the first module after the loop is called: ``(module, args)``. Not where ``returned`` is.
-        end: Called when the model has returned, or raised: ``(module, args, output)``.
+        after: Called as the first module after the loop is called: ``(module, args, kwargs)``; not where ``returned``
+            is.
+        end: Called when the model has returned, or raised: ``(module, args, kwargs, output)``.
 
     >>> model = nn.Sequential(nn.Identity(), nn.ReLU())
     >>> seen = []
@@ -91,26 +147,26 @@ class LoopHooks:
         after: Watcher | None = None,
         end: Watcher | None = None,
     ) -> None:
-        modules = dict(model.named_modules())
-        self._handles: list[RemovableHandle] = []
+        modules = modules_of(model)
+        self._offs: list[Off] = []
         if site.variables:  # they are seen by `states.StateHooks`
             enter = returned = after = None
         if begin is not None:
-            self._handles.append(model.register_forward_pre_hook(Hook(begin), with_kwargs=True))
+            self._offs.append(hook_before(model, begin))
         if enter is not None:
-            self._handles.append(modules[site.body].register_forward_pre_hook(Hook(enter), with_kwargs=True))
+            self._offs.append(hook_before(modules[site.body], enter))
         if returned is not None and site.output is not None:
-            self._handles.append(modules[site.output].register_forward_hook(Hook(returned)))
+            self._offs.append(hook_behind(modules[site.output], returned))
         elif after is not None:
-            self._handles.append(modules[site.after].register_forward_pre_hook(Hook(after)))
+            self._offs.append(hook_before(modules[site.after], after))
         if end is not None:
-            self._handles.append(model.register_forward_hook(Hook(end), always_call=True))
+            self._offs.append(hook_behind(model, end, always=True))
 
     def remove(self) -> None:
         """Take the hooks off; do nothing when they are off already."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for off in self._offs:
+            off()
+        self._offs.clear()
 
     def __enter__(self) -> Self:
         return self

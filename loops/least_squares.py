@@ -136,11 +136,11 @@ def visit(model: nn.Module, site: LoopSite, example: Input) -> Visited:
                 f"state_argument={site.state_argument!r}, input_argument={site.input_argument!r}"
             ) from None
 
-    def finish(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def finish(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         if states and not ends and not done[0]:
             ends.append(state_in(args[0]).detach().clone())
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         states.extend([] if states else [None])
         states.append(state_in(output).detach().clone())
 

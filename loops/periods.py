@@ -300,10 +300,16 @@ class Periods:
         """Return calls at the level of the loops: inside modules called once that hold one called more often."""
         for child in event.children:
             once = child.module is not None and self._calls[child.module] == 1
-            if once and any(e.module and self._calls[e.module] > 1 and self._marks(e) for e in child.walk()):
+            if once and any(
+                e.module is not None and self._calls[e.module] > 1 and self._marks(e) for e in child.walk()
+            ):
                 yield from self._units(child)
             else:
                 yield child
+
+    def _is_again(self, event: Event) -> bool:
+        """Return whether an event is a call of a module that is called more often."""
+        return event.module is not None and self._calls[event.module] > 1
 
     def _note_function(self, event: Event) -> None:
         source, made = event.reads[0], event.writes[0]

@@ -1,7 +1,7 @@
 """What differs between two models that were trained alike: parameters, buffers, and everything they hold in Python.
 
 Walks over two objects of the same making side by side, through attributes and containers, as `PythonState` walks over
-one. Hooks are left out, for they come and go, and so is what belongs to other libraries.
+one. Hooks and graphs are left out, for they come and go, and so is what belongs to other libraries.
 
 Not covered: what classes hold for all of their modules, and what functions have closed over.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .python_state import HOOKS, MOST_VALUES, generator_state, is_of_others, slots_of
 
 _HELD: Final = {"_parameters", "_buffers", "_modules"}  # dicts of a module whose entries are attributes of it
+_COME_AND_GO: Final = HOOKS | {"_compiled_call_impl"}  # a graph, which torch does not save either
 _ABSENT: Final = object()
 
 
@@ -127,7 +128,7 @@ def _attributes(value: Any) -> dict[str, Any]:
             held[name] = item
         elif name in _HELD:
             held |= item
-        elif name not in HOOKS:
+        elif name not in _COME_AND_GO:
             held[name] = item
     return held
 

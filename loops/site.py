@@ -180,11 +180,51 @@ class LoopSite:
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's own module inside DistributedDataParallel and ``torch.compile`` wrappers."""
     for _ in range(4):  # compile(DDP(compile(m))) is the deepest nesting anybody writes
-        inner = getattr(model, "_orig_mod", None) or (getattr(model, "module", None) if _is_parallel(model) else None)
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and _is_parallel(model):
+            inner = getattr(model, "module", None)
         if inner is None:
             return model
         model = inner
     return model
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile`` wrappers: what it is, where the wrapper is what is called.
+
+    >>> import torch
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> uncompiled(torch.compile(layer)) is layer, uncompiled(layer) is layer
+    (True, True)
+    """
+    while (inner := module._modules.get("_orig_mod")) is not None:
+        module = inner
+    return module
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a model by name; in a wrapper of ``torch.compile`` under the names of what it wraps too.
+
+    >>> import torch
+    >>> block = torch.nn.Sequential(torch.nn.Identity())
+    >>> model = torch.nn.ModuleDict({"block": torch.compile(block)})
+    >>> list(modules_of(model))
+    ['', 'block', 'block.0', 'block._orig_mod', 'block._orig_mod.0']
+    """
+    named = dict(model.named_modules())
+    plain: dict[str, nn.Module] = {}
+    for name, module in named.items():
+        plain.setdefault(plain_name(name), module)  # the wrapper comes before what it wraps: it is what is called
+    return plain | named
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a module has where nothing is wrapped by ``torch.compile``.
+
+    >>> plain_name("block._orig_mod.norm")
+    'block.norm'
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:

@@ -10,17 +10,14 @@ Not covered: loops read at the entry of their body; those are `hooks.LoopHooks`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .hooks import Hook, state_in
+from .hooks import Off, hook_before, hook_behind, state_in
 from .marked import MarkWatcher
 from .nested import replaced
-from .site import Item, LoopSite, Place, Variable, argument
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
+from .site import Item, LoopSite, Place, Variable, argument, modules_of
 
 
 class Seen(NamedTuple):
@@ -154,8 +151,8 @@ class StateHooks:
         shown: Callable[[int, Tensor, Tensor | None], Tensor | None] | None = None,
         unread: Callable[[Exception], None] | None = None,
     ) -> None:
-        modules = dict(model.named_modules())
-        self._handles: list[RemovableHandle] = []
+        modules = modules_of(model)
+        self._offs: list[Off] = []
         self._watcher: MarkWatcher | None = None
         for name in dict.fromkeys(v.output for v in site.variables if v.output is not None):
             of_module = [v for v in site.variables if v.output == name]
@@ -204,14 +201,14 @@ class StateHooks:
             return whole if exchanged else None
 
         if inside:
-            self._handles.append(module.register_forward_pre_hook(Hook(enter), with_kwargs=True))
-        self._handles.append(module.register_forward_hook(Hook(leave), with_kwargs=True))
+            self._offs.append(hook_before(module, enter))
+        self._offs.append(hook_behind(module, leave))
 
     def remove(self) -> None:
         """Take the hooks off; does nothing when they are off already."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for off in self._offs:
+            off()
+        self._offs.clear()
         if self._watcher is not None:
             self._watcher.close()
 

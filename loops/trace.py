@@ -27,7 +27,7 @@ from .hooks import Hook
 from .marked import MarkWatcher
 from .nested import entries, is_record, tensors_in
 from .neutral import LookError, on_the_side
-from .site import Item, LoopSiteError, Place
+from .site import Item, LoopSiteError, Place, plain_name, uncompiled
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -208,6 +208,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.root = Event("", None, {}, [])
         self.stack = [self.root]
+        self._called: list[nn.Module] = []  # of every event of the stack but the root: wrappers of torch.compile too
         self._see, self._is_shown = see, False
         self._values: dict[int, tuple[ref[Tensor], Value]] = {}
         self._aliases: dict[int, list[ref[Tensor]]] = {}  # the tensors of one memory
@@ -218,7 +219,8 @@ class Recorder(TorchFunctionMode):
             self.value(parameter).weights = name
 
     def __enter__(self) -> Self:
-        for name, module in self._model.named_modules():
+        for full, module in self._model.named_modules():
+            name = plain_name(full)
             self._handles.append(module.register_forward_pre_hook(Hook(self.entering(name)), with_kwargs=True))
             self._handles.append(module.register_forward_hook(Hook(self.leaving), with_kwargs=True, always_call=True))
         self._watcher = MarkWatcher(self._mark)
@@ -252,6 +254,9 @@ class Recorder(TorchFunctionMode):
         """Return a pre-hook for the module of this name."""
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            itself = uncompiled(module)
+            if self.stack[-1].module is itself and self._called[-1] is not module:
+                return  # the module inside of the wrapper of torch.compile that is being called: both are one call
             own: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             places: dict[Place, Value] = {}
             for place, value in own:
@@ -260,18 +265,19 @@ class Recorder(TorchFunctionMode):
                     continue
                 inside = tensors_in(value)[:_SHORT]
                 places |= {Item(place, number): self.value(tensor) for number, tensor in enumerate(inside)}
-            event = Event(name, module, places, self._all([args, kwargs]), line=self._line())
+            event = Event(name, itself, places, self._all([args, kwargs]), line=self._line())
             self.stack[-1].children.append(event)
             self.stack.append(event)
+            self._called.append(module)
             self._show(Moment("enter", name, module, args, kwargs))
 
         return enter
 
     def leaving(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Close a module's call."""
-        if len(self.stack) < 2 or self.stack[-1].module is not module:
+        if not self._called or self._called[-1] is not module:
             return
-        event = self.stack.pop()
+        event, _ = self.stack.pop(), self._called.pop()
         event.writes = self._all(output)
         self._show(Moment("leave", event.name, module, args, kwargs, output))
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import torch
 from torch import Tensor, nn
 
-from ..loops.hooks import Hook
+from ..loops.hooks import hook_behind
 from ..loops.neutral import looking
 from ..runfile.rank_names import rank_path
 from .notices import one_line
@@ -278,7 +278,7 @@ class _ReturnedLoss:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._sum, self._parts = torch.zeros((), device=device), torch.zeros((), device=device)
         self._seen = self._by_items = False
-        self._handle = model.register_forward_hook(Hook(self._add), with_kwargs=True)
+        self._off = hook_behind(model, self._add)
 
     def take(self, ranks: int) -> Tensor | None:
         """Return the loss since the last call; None when the model returned none.
@@ -294,7 +294,7 @@ class _ReturnedLoss:
 
     def remove(self) -> None:
         """Take the hook off."""
-        self._handle.remove()
+        self._off()
 
     @torch.no_grad()
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

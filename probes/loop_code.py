@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from ..loops.site import LoopSite
+from ..loops.site import LoopSite, uncompiled
 from ..runfile.commit import root_of
 
 log = logging.getLogger("loopscope")
@@ -98,7 +98,7 @@ def _forward(model: nn.Module, site: LoopSite) -> CodeType | None:
     path = site.body or next((name for name in site.modules.values() if name), "")
     while True:
         path = path.rpartition(".")[0]
-        code = getattr(inspect.unwrap(type(model.get_submodule(path)).forward), "__code__", None)
+        code = getattr(inspect.unwrap(type(uncompiled(model.get_submodule(path))).forward), "__code__", None)
         if isinstance(code, CodeType) and not code.co_filename.startswith(os.path.dirname(torch.__file__)):  # noqa: PTH120
             return code
         if not path:

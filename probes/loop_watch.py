@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 LOOP_ROWS: Final = 2048  # rows kept per step, e.g. 16 micro-batches of 127 loops: 40 KB, 6 MB in partial sums on CUDA
 CALL_UNSEEN: Final = (
-    "the call that training makes was not seen, because the model is compiled as a whole, or is not called through "
-    "what attach() was given"
+    "the call that training makes was not seen, because it is made inside of a compiled graph, or not through what "
+    "attach() was given"
 )
 
 

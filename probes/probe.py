@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ..lazy import no_collection
 from ..loops.call import Input
 from ..loops.find import find_site
-from ..loops.hooks import Hook
+from ..loops.hooks import Off, hook_before
 from ..loops.neutral import looking
 from ..loops.site import LoopSite, unwrap
 from ..rules.rule_files import stopping_on
@@ -54,9 +54,6 @@ from .run_info import device_of, rank_and_world_size, refuse_lazy, run_info, sit
 from .schedule import Preset, find_preset
 from .seeker import Seeker, Timeline, first_line, in_words, site_or_why_not
 from .stopping import Stopping
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 
 @no_collection()
@@ -201,7 +198,7 @@ class Probe:
         self._sender = RowSender(self._recorder, self._notices)
         self._own, self._given = own, probe_batch
         self._together = Together(own, path, self._notices)  # tells the other ranks that this one has attached
-        self._capture: RemovableHandle | None = None
+        self._capture: Off | None = None
         self._watch: LoopWatch | None = None
         self._seeker: Seeker | None = None
         self._awaited: Callable[[], None] | None = None  # begins to watch a model that has no values yet
@@ -227,7 +224,7 @@ class Probe:
     def _capture_first(self, model: nn.Module) -> None:
         """Hear of the first training forward."""
         # On the module as given: around torch.compile and DDP wrappers this hook runs outside of any graph.
-        self._capture = model.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True)
+        self._capture = hook_before(model, self._first_forward)
 
     def _begin(self, site: LoopSite, batch: FixedBatch | None = None) -> None:
         """Begin to watch a loop."""
@@ -427,7 +424,7 @@ class Probe:
         finally:
             self._call, self._seeker = None, None
             if self._capture is not None:
-                self._capture.remove()
+                self._capture()
 
     def _say_waiting(self, why: str) -> None:
         """Say that there is no loop yet."""
@@ -446,7 +443,7 @@ class Probe:
             self._seeker.begin(module, args, kwargs, self._step)
             return
         if self._capture is not None:
-            self._capture.remove()
+            self._capture()
         try:
             if self._watch is not None:
                 self._watch.take_first(args, kwargs, self._step)
@@ -468,7 +465,7 @@ class Probe:
         """Take the hooks off, and let ranks that would wait for this one know."""
         self._awaited = None
         if self._capture is not None:
-            self._capture.remove()
+            self._capture()
         if self._seeker is not None:
             self._seeker.stop()
         watch, self._watch = self._watch, None

@@ -3,8 +3,8 @@
 Nothing is run besides: the forward computes what it always does, and its result is used as it is. What its modules were
 given and returned is kept until it is over, up to `MOST_BYTES`, so that the loop of the first step is recorded too.
 
-Where a forward shows no loop, the probe waits. It looks again when the number of module calls per forward changes, as
-it does when a loop is switched on, and besides at the 2nd, 4th, 8th, … training forward.
+Where a forward shows no loop, the probe waits. It looks again when the number of module calls per training forward
+changes, as it does when a loop is switched on, and besides at the 2nd, 4th, 8th, … training forward.
 
 Parts that are compiled cannot be followed as they run; then a small part of the batch is run on the side.
 
@@ -152,7 +152,7 @@ class Seeker:
         self._handles = []
 
     def _count(self, module: nn.Module, args: Any) -> None:
-        self._calls += 1
+        self._calls += self._model.training  # an evaluation in between tells nothing about the training's forwards
 
     def _note(self, name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any) -> None:
@@ -239,6 +239,10 @@ def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | No
         if site is not None or example is not None or callable(getattr(model, "loop_site", None)):
             raise
         return None, str(error)
+    except Exception as error:  # a fault of the search costs no training
+        if site is not None or example is not None:
+            raise LoopSiteError(f"the loop cannot be looked for: {one_line(error)}") from error
+        return None, f"the loop cannot be looked for: {one_line(error)}"
 
 
 def in_words(site: LoopSite, timeline: Timeline | None) -> str:

@@ -55,7 +55,8 @@ def sublayer_gains(
     Costs one forward per sublayer (to check that its output carries the whole state) and one or two backward passes.
 
     Args:
-        step: One loop, ``(..., D) -> (..., D)``, that runs the sublayers, each once.
+        step: One loop, ``(..., D) -> (..., D)``, that runs the sublayers, each once. What it runs before, without what
+            it is given, does not count: the loops that lead to this one, in a model whose depth nothing sets.
         state: Where to look.
         sublayers: Name -> module, in the order in which they run; each output must be all that later ones see of the
             state (a residual stream, not a branch of it).
@@ -79,9 +80,10 @@ def sublayer_gains(
     >>> [(g.name, round(g.state_gain, 3), round(g.log_gain, 3)) for g in gains]
     [('first', 0.5, -0.693), ('second', 3.0, 1.099)]
     """
-    with torch.enable_grad(), _outputs(sublayers) as seen:
+    with torch.enable_grad(), _outputs(sublayers) as runs:
         source = state.detach().clone().requires_grad_()
         output = step(source)
+    seen = {name: _run_on(source, name, outputs) for name, outputs in runs.items()}
     for name, module in sublayers.items():
         _require_whole(step, state, name, module)
     cuts = [source, *(seen[name] for name in sublayers)]
@@ -131,15 +133,13 @@ def _require_whole(step: Step, state: Tensor, name: str, module: nn.Module) -> N
 
 
 @contextmanager
-def _outputs(sublayers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Return the output of each module in the steps run inside, or the first of several; each must run exactly once."""
-    seen: dict[str, Tensor] = {}
+def _outputs(sublayers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Return the outputs of each module in the steps run inside, or the first of several that one returns."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in sublayers}
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if name in seen:
-                raise SublayerError(f"sublayer {name!r}: expected to run once per loop, ran again")
-            seen[name] = output[0] if isinstance(output, tuple | list) else output
+            seen[name].append(output[0] if isinstance(output, tuple | list) else output)
 
         return hook
 
@@ -149,6 +149,20 @@ def _outputs(sublayers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-    for name in sublayers:
-        if name not in seen:
-            raise SublayerError(f"sublayer {name!r}: expected to run once per loop, did not run")
+
+
+def _run_on(source: Tensor, name: str, outputs: list[Tensor]) -> Tensor:
+    """Return the one output that depends on what the step was given; earlier loops have run without it."""
+    mine = [output for output in outputs[-2:] if _depends(output, source)]
+    if len(mine) != 1:
+        raise SublayerError(
+            f"sublayer {name!r}: expected to run once per loop, {'ran again' if mine else 'did not run'}"
+        )
+    return mine[0]
+
+
+def _depends(output: Tensor, source: Tensor) -> bool:
+    """Return whether autograd leads from one tensor to another."""
+    if not output.requires_grad:
+        return False
+    return torch.autograd.grad(output.sum(), source, retain_graph=True, allow_unused=True)[0] is not None

@@ -11,21 +11,18 @@ Not covered: injections with dropout, with an argument that changes from loop to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ...loops.hooks import Hook, state_in
+from ...loops.hooks import Off, hook_before, hook_behind, state_in
 from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument, with_argument
 from .acting import Autocast, difference
 from .internals import in_transform
 from .sharded import own_part
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 SEQUENCES: Final = 8
 POSITIONS: Final = 16
@@ -54,7 +51,7 @@ class SeenInTraining:
 
     def __init__(self, model: nn.Module, site: LoopSite, a_bar: Tensor | None = None) -> None:
         self._model, self._site, self._given = model, site, a_bar
-        self._handles: list[RemovableHandle] = []
+        self._offs: list[Off] = []
         self._begin_again()
 
     def begin(self) -> None:
@@ -65,16 +62,16 @@ class SeenInTraining:
         if any(isinstance(inner, _DropoutNd) and inner.p > 0 for inner in module.modules()):
             self.why_not = f"{self._site.body!r} has dropout"
             return
-        self._handles = [
-            module.register_forward_pre_hook(Hook(self._enter), prepend=True, with_kwargs=True),
-            module.register_forward_hook(Hook(self._leave)),
+        self._offs = [
+            hook_before(module, self._enter, prepend=True),
+            hook_behind(module, self._leave),
         ]
 
     def end(self) -> None:
         """Take the hooks off; what was seen stays."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for off in self._offs:
+            off()
+        self._offs = []
 
     def disagreement(self) -> Tensor | None:
         """Return how far the injection is from A̅, in units of what rounding explains: above 1 is too far.
@@ -143,7 +140,7 @@ class SeenInTraining:
             self.why_not = "weights changed between probe.step() and the forward; call it after optimizer.step()"
 
     @torch.no_grad()
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Keep a few tokens of what it returns."""
         if len(self._out) < len(self._in) and not self.why_not:
             try:

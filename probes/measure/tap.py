@@ -24,25 +24,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ...loops.hooks import Hook, LoopHooks, state_in
+from ...loops.hooks import LoopHooks, Off, hook_before, hook_behind, state_in
 from ...loops.neutral import looking
-from ...loops.site import LoopSite, argument
+from ...loops.site import LoopSite, argument, modules_of, uncompiled
 from ...loops.states import is_same
 from ...loops.trace import Moment
 from .backward import BackwardSolves
 from .evaluations import Evaluations
 from .internals import in_backward
 from .sums import LoopSums
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
 
 _TAPS: WeakValueDictionary[int, LoopTap] = WeakValueDictionary()
 _KEYS = count()
@@ -113,7 +109,7 @@ class LoopTap:
         self._autocasts = torch.amp.is_autocast_available(self._device)
         self._places = [place for place in (site.state_argument, site.input_argument) if place is not None]
         self._model = model
-        self._handles: list[RemovableHandle] = []  # those of `watch_inside`
+        self._offs: list[Off] = []  # those of `watch_inside`
         self._hook()
 
     def _hook(self) -> None:
@@ -129,9 +125,9 @@ class LoopTap:
             end=self._end,
         )
         self._note_modules()
-        self._passing: RemovableHandle | None = None
+        self._passing: Off | None = None
         if site.output is not None and site.after not in (site.output, site.body):
-            self._passing = self._hooked["after"].register_forward_pre_hook(Hook(self._pass))
+            self._passing = hook_before(self._hooked["after"], self._pass)
 
     def _note_modules(self) -> None:
         """Note which modules are at the places that the site names."""
@@ -161,7 +157,7 @@ class LoopTap:
         """Take the hooks of the loop off."""
         self._hooks.remove()
         if self._passing is not None:
-            self._passing.remove()
+            self._passing()
 
     @property
     def recorded(self) -> LoopSums | None:
@@ -170,13 +166,13 @@ class LoopTap:
 
     def watch_inside(self, names: tuple[str, ...]) -> None:
         """Let `on_inner` see what modules return; number ``i`` is ``names[i]``."""
-        modules = dict(self._model.named_modules())
+        modules = modules_of(self._model)
         for number, name in enumerate(names):
 
-            def leave(module: nn.Module, args: Any, output: Any, number: int = number) -> None:
+            def leave(module: nn.Module, args: Any, kwargs: Any, output: Any, number: int = number) -> None:
                 self._pass_on("inner", _returned, output, None, number)
 
-            self._handles.append(modules[name].register_forward_hook(Hook(leave)))
+            self._offs.append(hook_behind(modules[name], leave))
 
     def replay(self, moments: Sequence[Moment]) -> None:
         """Take in a forward that is over, from what its modules were given and returned."""
@@ -185,7 +181,7 @@ class LoopTap:
                 if kind == "enter":
                     self._begin(self._model, args, kwargs)
                 else:
-                    self._end(self._model, args, output)
+                    self._end(self._model, args, kwargs, output)
             elif kind == "mark":
                 self._replay_mark(name, args[0], kwargs["input"])
             elif module is not None:
@@ -199,12 +195,12 @@ class LoopTap:
         if kind == "enter" and name == site.body:
             self._loop(module, args, kwargs)
         if kind == "leave" and name == site.output:
-            self._leave(module, args, output)
+            self._leave(module, args, kwargs, output)
         if kind == "enter" and name == site.after:
             if site.output is None:
-                self._finish(module, args)
+                self._finish(module, args, kwargs)
             elif site.after not in (site.output, site.body):
-                self._pass(module, args)
+                self._pass(module, args, kwargs)
 
     def _replay_mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
         """Take in a mark; here nobody watches marks."""
@@ -212,9 +208,9 @@ class LoopTap:
     def remove(self) -> None:
         """Take the hooks off the model; does nothing when they are off already."""
         self._unhook()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for off in self._offs:
+            off()
+        self._offs.clear()
         _TAPS.pop(self._key, None)  # graphs that were compiled with the hooks live on
         self._target = self._held = self._runs = None
         self.backward.take()
@@ -232,21 +228,21 @@ class LoopTap:
         number = TRAINS * module.training + HAS_GRADIENTS * torch.is_grad_enabled()
         self._pass_on("begin", _first_tensor, args, kwargs, number)
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         # Torch calls this hook after an exception too, with no output and while the exception is being handled.
         raised = output is None and not torch.compiler.is_dynamo_compiling() and sys.exc_info()[1] is not None
         self._pass_on("end", _no_tensor, args, None, int(raised))
 
-    def _pass(self, module: nn.Module, args: Any) -> None:
+    def _pass(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._pass_on("passed", _no_tensor, args, None)
 
     def _loop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._pass_on("loop", self._received, args, kwargs)
 
-    def _finish(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         self._pass_on("finish", _returned, args, None)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._pass_on("leave", _returned, output, None)
 
     def _received(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -445,7 +441,7 @@ def _at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
     """Return what a model has at a place now. ``get_submodule`` takes longer, and this is asked each step."""
     here: nn.Module | None = module
     for name in path:
-        here = None if here is None else here._modules.get(name)
+        here = None if here is None else uncompiled(here)._modules.get(name)
     return here
 
 

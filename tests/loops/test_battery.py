@@ -24,13 +24,21 @@ STEPS = 3
 ALL = os.environ.get("LOOPSCOPE_BATTERY", "")
 
 
-def train(case: Case, path: Path | None, *, compiled: str = "") -> tuple[list[Tensor], list[list[tuple[str, Tensor]]]]:
+def train(
+    case: Case, path: Path | None, *, part: str = "", backend: str = ""
+) -> tuple[list[Tensor], list[list[tuple[str, Tensor]]]]:
     """Losses and parameters in the end, and of every step the states that the model noted."""
     torch.manual_seed(0)
+    torch._dynamo.reset()
     model = case.make()
-    for child in model.children() if compiled else ():
+    if part == "model":
+        model.compile(backend=backend)
+    for name, child in list(model.named_children()) if part in ("body", "wrapped") else ():
         if not isinstance(child, nn.Embedding | nn.ModuleList | nn.ParameterList):
-            child.compile(backend=compiled)
+            if part == "body":
+                child.compile(backend=backend)
+            else:
+                setattr(model, name, torch.compile(child, backend=backend))
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     probe = None if path is None else loopscope.attach(model, path)
     results, seen = [], []
@@ -81,25 +89,18 @@ def test_a_loop_is_recorded_as_its_twin_notes_it_and_training_is_the_same(case: 
 
 
 # A case each for how a state is seen: received, returned, in turn by one network, marked, on the first batch only.
-COMPILED = [
-    "Plain",
-    "Gated",
-    "LayerStack",
-    "OneNetworkTwoVariables",
-    "ManyVariables",
-    "LooksAhead",
-    "InDict",
-    "TwoLevels marked",
-]
+BODIES = {"Plain", "Gated", "LayerStack", "OneNetworkTwoVariables", "ManyVariables", "LooksAhead", "InDict"}
+BODIES |= {"TwoLevels marked"}
+FEWER = {"Plain", "Gated", "OneNetworkTwoVariables", "TwoLevels marked"}
+PARTS = {"body": BODIES, "wrapped": FEWER, "model": FEWER}
+COMPILED = [(case, part) for part, names in PARTS.items() for case in CASES if ALL or case.name in names]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if ALL or c.name in COMPILED], ids=lambda case: case.name)
-def test_the_same_with_the_body_compiled(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "part"), COMPILED, ids=lambda each: each if isinstance(each, str) else each.name)
+def test_the_same_with_the_body_or_the_model_compiled(case: Case, part: str, tmp_path: Path) -> None:
     """``LOOPSCOPE_BATTERY=inductor`` (or another backend) runs all of them with it; that takes minutes."""
     backend = ALL or "aot_eager"
-    torch._dynamo.reset()
-    plain, _ = train(case, None, compiled=backend)
-    torch._dynamo.reset()
-    watched, seen = train(case, tmp_path / "a.h5", compiled=backend)
+    plain, _ = train(case, None, part=part, backend=backend)
+    watched, seen = train(case, tmp_path / "a.h5", part=part, backend=backend)
     assert all(map(torch.equal, plain, watched))
     check_recording(tmp_path / "a.h5", case, seen)

@@ -39,7 +39,7 @@ def test_a_visitor_sees_every_place_in_order_and_is_gone_afterwards() -> None:
     }
     with LoopHooks(model, LoopSite(body="block", after="head"), **places):
         model(TOKENS, n_loops=2)
-    assert seen == [("begin", 3), ("enter", 3), ("enter", 3), ("after", 2), ("end", 3)]
+    assert seen == [("begin", 3), ("enter", 3), ("enter", 3), ("after", 3), ("end", 4)]
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 

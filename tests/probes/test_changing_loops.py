@@ -9,6 +9,7 @@ import loopscope
 import numpy as np
 import pytest
 import torch
+from loopscope.loops.trace import Recorder
 from loopscope.runfile.writer import RunWriter
 from torch import Tensor, nn
 
@@ -72,6 +73,33 @@ def test_a_loop_that_is_on_at_once_is_not_said_to_have_run_before(tmp_path: Path
     train(tmp_path / "a.h5", lambda step: [4], steps=10)
     with loopscope.open_run(tmp_path / "a.h5") as run:
         assert (run["depth"] == 4).all() and not any("already" in event.message for event in run.events)
+
+
+def test_an_evaluation_in_between_is_no_change_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of another depth nor of another batch: no training forward is looked at for it, nor blamed."""
+    looked: list[int] = []
+    model, steps = Scheduled(), 24
+    begun = Recorder.__enter__
+    monkeypatch.setattr(Recorder, "__enter__", lambda self: looked.append(1) or begun(self))
+    with loopscope.attach(model, tmp_path / "a.h5") as probe:
+        looked.clear()
+        for step in range(steps):
+            model.depth = 1 if step < 20 else 4
+            model(TOKENS).square().mean().backward()
+            probe.step(loss=1.0)
+            model.eval()
+            with torch.no_grad():
+                for model.depth in (1, 5):
+                    model(TOKENS)
+            model.train()
+    assert len(looked) == 1 + 4 + 1  # the 1st forward, the 2nd, 4th, 8th and 16th, and the one behind the change
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        words = [event.message for event in run.events if event.kind == "loop_found"]
+        assert len(words) == 1 and "a forward of step 20 ran it already" in words[0]
+        assert run["depth"][21:].tolist() == [4.0] * 3 and np.isnan(run["depth"][:21]).all()
+        # Those before the loop was found are not counted; of step 23 the event tells.
+        assert run["eval_depth_max"][22:].tolist() == [5.0, 5.0] and np.isnan(run["eval_depth"][:22]).all()
+        assert [event.value for event in run.events if event.kind == "evaluated"] == [5.0]
 
 
 def test_of_several_forwards_in_a_step_the_second_shows_the_loop(tmp_path: Path) -> None:

@@ -319,15 +319,30 @@ def test_passes_compile_nothing(demo_model, tmp_path):
         assert run.probe_steps.tolist() == [0, 1, 2] and run["depth"].tolist() == [3, 3, 3]
 
 
-def test_a_model_compiled_in_place_needs_a_batch_and_says_so(demo_model, tmp_path, caplog):
+def test_a_model_compiled_in_place_is_looked_at_with_its_first_batch(demo_model, tmp_path):
     torch._dynamo.reset()
     model = demo_model()
     model.compile(backend="eager")
     with loopscope.attach(model, tmp_path / "run.h5") as probe:
-        for _ in range(12):
+        for _ in range(3):
             probe.step(loss=model(torch.zeros(4, 32, dtype=torch.int64), num_loops=3).logsumexp(-1).mean())
+    with open_run(tmp_path / "run.h5") as run:
+        assert run["depth"].tolist() == [3] * 3 and run.probe_steps.tolist() == [0, 2]
+
+
+def test_a_model_called_inside_a_graph_needs_a_batch_and_says_so(demo_model, tmp_path, caplog):
+    torch._dynamo.reset()
+    model = demo_model()
+
+    @torch.compile(backend="eager")
+    def loss(tokens):
+        return model(tokens, num_loops=3).logsumexp(-1).mean()
+
+    with loopscope.attach(model, tmp_path / "run.h5") as probe:
+        for _ in range(12):
+            probe.step(loss=loss(torch.zeros(4, 32, dtype=torch.int64)))
     (said,) = [record.message for record in caplog.records if "fixed batch" in record.message]
-    assert "compiled as a whole" in said and "probe_batch" in said
+    assert "inside of a compiled graph" in said and "probe_batch" in said
     with open_run(tmp_path / "run.h5") as run:
         assert run["depth"].tolist() == [3] * 12 and len(run.probe_steps) == 0
 
