@@ -39,11 +39,11 @@ def alerts_of(held: OpenRun, story: Story) -> list[dict[str, Any]]:
         for finding in story.findings
     ]
     live = [each for each in recorded_live(held.run.events, story.findings, story.judgements) if each.finding is None]
-    live.sort(key=lambda each: (_place(each.event.severity), each.event.step))
+    live.sort(key=lambda each: (_place(each.severity), each.event.step))
     for each in live[:KEPT_EVENTS]:
         event = each.event
         lead = None if story.loss_step is None else story.loss_step - event.step
-        alerts.append(_alert(each.rule or "event", each.name, event.severity, event.step, lead, each.message))
+        alerts.append(_alert(each.rule or "event", each.name, each.severity, event.step, lead, each.message))
     if len(live) > KEPT_EVENTS:
         more = f"{len(live) - KEPT_EVENTS:,} more events of this run are not listed"
         alerts.append(_alert("event", "more_events", "note", live[-1].event.step, None, more))

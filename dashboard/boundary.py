@@ -39,6 +39,8 @@ class Boundary:
         values: How many different values were tried.
         stable: The largest value tried at which no run fails; NaN where there is none.
         unstable: The smallest value tried at which a run fails.
+        lowest: The smallest value tried.
+        highest: The largest value tried.
     """
 
     architecture: str
@@ -49,6 +51,14 @@ class Boundary:
     values: int
     stable: float
     unstable: float
+    lowest: float
+    highest: float
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """The interval as far as values were tried: what a map can draw and a sentence can name."""
+        low = self.low if math.isfinite(self.low) else self.lowest
+        return low, self.high if math.isfinite(self.high) else self.highest
 
 
 def boundary(architecture: str, values: Iterable[float], failed: Iterable[bool], *, log: bool) -> Boundary | None:
@@ -79,7 +89,8 @@ def boundary(architecture: str, values: Iterable[float], failed: Iterable[bool],
     at, low, high = (scale(one) if math.isfinite(one) else one for one in (at, low, high))
     sound = levels[fails == 0]
     stable = float(sound[-1]) if len(sound) else math.nan
-    return Boundary(architecture, at, low, high, len(x), len(levels), stable, float(levels[fails > 0][0]))
+    ends = float(levels[0]), float(levels[-1])
+    return Boundary(architecture, at, low, high, len(x), len(levels), stable, float(levels[fails > 0][0]), *ends)
 
 
 def monotone(shares: Floats, weights: Floats) -> Floats:

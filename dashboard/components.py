@@ -5,15 +5,17 @@ Not covered: which words a verdict has (`story`), which plots there are (`panels
 
 from collections.abc import Sequence
 from typing import Any, Final
+from urllib.parse import quote, urlencode
 
 from dash import dcc, html
 
 from ..rules.findings import Finding, capitalised
 from ..rules.risk import Risk
-from . import rule_page
+from ..rules.variable_verdicts import VariableVerdict
+from . import glossary, rule_page
 from .colours import REGIME_GLYPHS
 from .frame import graph_config
-from .panel import Panel, summary
+from .panel import VARIABLE, Panel, summary
 from .story import Story
 from .text import shown
 
@@ -21,15 +23,41 @@ REGIME_LABELS = {"lti": "injection", "loop": "full loop", "trajectory": "fixed b
 SEVERITY_GLYPHS = {"error": "▲", "warning": "◆", "note": "●"}
 
 
-def badge(kind: str, glyph: str, text: str, label: str = "") -> html.Span:
-    """Return a pill with a coloured glyph; the words carry the meaning, the colour only repeats it."""
+def badge(kind: str, glyph: str, text: str, label: str = "", tip: str = "") -> html.Span:
+    """Return a pill with a coloured glyph; the words carry the meaning, the colour only repeats it.
+
+    Args:
+        kind: What the style sheet knows it by.
+        glyph: A sign, besides the colour.
+        text: What it says.
+        label: The name of the thing it describes.
+        tip: Explanation that shows on pointing at it.
+    """
     words: list[Any] = [html.B(f"{label}:"), " ", text] if label else [text]
-    return html.Span([html.I(glyph), html.Span(words)], className=f"ls-badge ls-{kind}")
+    more: Any = {"data-tip": tip} if tip else {}
+    return html.Span([html.I(glyph), html.Span(words)], className=f"ls-badge ls-{kind}", **more)
 
 
 def regime_badge(regime: str, label: str = "") -> html.Span:
-    """Return the badge of a regime."""
-    return badge(regime, REGIME_GLYPHS.get(regime, "○"), regime, label)
+    """Return the badge of a regime, with what the word means."""
+    tip = glossary.WORDS.get(regime, "")
+    return badge(regime, REGIME_GLYPHS.get(regime, "○"), regime, label, f"{regime}: {tip}" if tip else "")
+
+
+def term(word: str, text: str = "") -> html.Button:
+    """Return a word whose explanation shows on pointing at it, on a tap, and when the keyboard reaches it."""
+    said: Any = {"data-tip": f"{word}: {glossary.WORDS[word]}", "aria-description": glossary.WORDS[word]}
+    return html.Button(text or word, className="ls-term", **said)
+
+
+def terms(words: Sequence[str], lead: str = "What the words mean") -> html.Span:
+    """Return some words with their explanations, as one line of a page."""
+    return html.Span([f"{lead}: ", *_listed([term(word) for word in words])], className="ls-terms")
+
+
+def _listed(parts: Sequence[Any]) -> list[Any]:
+    """Return parts with commas between them."""
+    return [piece for part in parts for piece in (part, ", ")][:-1]
 
 
 GATE_BADGES: Final = {"pass": ("stable", "✓"), "fail": ("error", "✕"), "error": ("unknown", "?")}
@@ -38,7 +66,7 @@ GATE_BADGES: Final = {"pass": ("stable", "✓"), "fail": ("error", "✕"), "erro
 def gate_badge(word: str, text: str = "") -> html.Span:
     """Return the badge of what the gate says: ``pass``, ``fail`` or ``error``."""
     kind, glyph = GATE_BADGES[word]
-    return badge(kind, glyph, text or word)
+    return badge(kind, glyph, text or word, tip=f"gate: {glossary.WORDS['gate']}")
 
 
 def state_badge(state: str) -> html.Span:
@@ -67,21 +95,70 @@ def with_code(text: str) -> list[Any]:
     return [html.Code(one) if i % 2 else one for i, one in enumerate(pieces) if one] if whole else [shown(text)]
 
 
-def verdict(story: Story | None) -> list[Any]:
-    """Return the sentence of the verdict, what the gate says, and the regimes behind it where they disagree."""
+def verdict(story: Story | None, run_id: str = "") -> list[Any]:
+    """Return the sentence of the verdict, what each variable does, what the gate says, and regimes that differ.
+
+    Args:
+        story: The verdict; None while it is being made.
+        run_id: The run, for the links of its variables; empty for none.
+    """
     if story is None:
         return [_announced([html.Strong("○ reading…"), " The plots are there; the rules are being applied."])]
     word = story.verdict
     said = _announced(
         [html.I(REGIME_GLYPHS[word], className="ls-glyph"), html.Strong(story.sentence), " ", story.advice]
     )
+    said.children = [*said.children, " ", term(word, f"What is “{word}”?")]
     by = html.Span(f" {story.rules[0].upper()}{story.rules[1:]}.", className="ls-dim")
     gate = html.P([gate_badge(story.gate), " ", shown(story.gate_sentence, 300), by], className="ls-gate")
-    own = [html.P(shown(story.variables, 300), className="ls-gate")] if story.variables else []
+    own = [variables(story, run_id)] if story.variables else []
     if story.agree:
         return [said, *own, gate]
     badges = [regime_badge(story.regimes[key], label) for key, label in REGIME_LABELS.items()]
     return [said, *own, gate, html.Div(["They disagree: ", *badges], className="ls-badges ls-dim")]
+
+
+def variables(story: Story, run_id: str = "") -> html.P:
+    """Return what each variable of a loop does; its name leads to its own loops, those that fail first."""
+    said = [_variable(one, run_id) for one in story.variables]
+    return html.P(["By variable: ", *_joined(said), "."], className="ls-gate")
+
+
+def with_terms(text: str) -> list[Any]:
+    """Return text in which words about the motion of a state are explained where they stand first."""
+    pieces: list[Any] = []
+    for word in glossary.said_in(text):
+        before, _, text = text.partition(word)
+        pieces += [before, term(word)]
+    return [piece for piece in (*pieces, text) if piece != ""]
+
+
+def _joined(parts: Sequence[Any]) -> list[Any]:
+    """Return parts with semicolons between them."""
+    return [piece for part in parts for piece in (part, "; ")][:-1]
+
+
+def variable_href(run_id: str, one: VariableVerdict) -> str:
+    """Return the address of a variable's own loops, at the step since which it does not settle."""
+    at = {} if one.since is None else {"step": one.since}
+    return f"/run/{run_id}?" + urlencode({"tab": "where", "batch": f"{VARIABLE}{one.name}", **at}, quote_via=quote)
+
+
+def variable_link(run_id: str, one: VariableVerdict) -> html.Div:
+    """Return what a variable does in a few words, as a link to its own loops."""
+    rule = "" if one.finding is None else f" · {one.finding.rule} {one.finding.name}"
+    return html.Div(dcc.Link(f"▲ {shown(one.brief, 80)}{rule}", href=variable_href(run_id, one)))
+
+
+def _variable(one: VariableVerdict, run_id: str) -> html.Span:
+    """Return what one variable does."""
+    name = shown(one.name, 30)
+    linked: Any = dcc.Link(name, href=variable_href(run_id, one), title="its own loops") if run_id else name
+    rest = shown(one.said, 300).removeprefix(name)
+    if not one.fails:
+        return html.Span([linked, *with_terms(rest)])
+    said = html.Strong([linked, *with_terms(rest)])
+    return html.Span([html.I("▲", className="ls-glyph"), said], className="ls-unstable")
 
 
 def _announced(words: list[Any]) -> html.P:

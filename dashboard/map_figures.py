@@ -18,7 +18,7 @@ from .text import number, plain
 
 SYMBOLS: Final = {"stable": "circle", "marginal": "diamond", "unstable": "triangle-up", "unknown": "circle-open"}
 DASHES: Final = ("dash", "dot", "dashdot", "longdash")
-BAND: Final = "where it may lie"
+BAND: Final = "where it may lie, as far as tried"
 WIDE: Final = 10.0
 """An axis whose largest value is so many times its smallest is logarithmic."""
 
@@ -53,39 +53,34 @@ def plane(
     if radius:
         chart.add_hrect(1 - LTI_TOLERANCE, 1 + LTI_TOLERANCE, layer="below", line_width=0,
                         fillcolor=colours.tint(colours.REGIME_COLOURS["marginal"], 0.5))  # fmt: skip
-    span = min(one.x for one in placed), max(one.x for one in placed)
     for i, one in enumerate(sorted(boundaries, key=lambda one: not np.isfinite(one.at))):
-        _add_boundary(chart, one, DASHES[i % len(DASHES)], span, i)
+        _add_boundary(chart, one, DASHES[i % len(DASHES)], i)
     return chart.update_layout(clickmode="event", dragmode="select", selectionrevision=f"{x} {y}", hoverdistance=14)
 
 
-def _add_boundary(chart: go.Figure, one: Boundary, dash: str, span: tuple[float, float], place: int) -> None:
+def _add_boundary(chart: go.Figure, one: Boundary, dash: str, place: int) -> None:
     """Draw where an architecture begins to fail: its line and the band of its interval, named in the legend."""
-    logarithmic = chart.layout.xaxis.type == "log"
-    reach = (span[0] / 2, span[1] * 2) if logarithmic else (2 * span[0] - span[1], 2 * span[1] - span[0])
-    low, high, at = (min(max(value, reach[0]), reach[1]) for value in (one.low, one.high, one.at))
+    low, high = one.band
     # The ink of no regime: on the side of the stable runs the band would look like a verdict.
     name, known = f"edge of {plain(one.architecture, 40)}", bool(np.isfinite(one.at))
     if known:
-        chart.add_shape(type="line", x0=at, x1=at, xref="x", y0=0, y1=1, yref="y domain", layer="below",
+        chart.add_shape(type="line", x0=one.at, x1=one.at, xref="x", y0=0, y1=1, yref="y domain", layer="below",
                         line={"color": colours.INK, "width": 1.8, "dash": dash},
                         name=name, showlegend=True)  # fmt: skip
     chart.add_shape(type="rect", x0=low, x1=high, xref="x", y0=0, y1=1, yref="y domain", layer="below",
                     line={"width": 0}, fillcolor=colours.tint(colours.INK, 0.13), showlegend=not (known and place),
                     name=BAND if known else f"{name}: here or beyond")  # fmt: skip
-    padded = (min(span[0], low), max(span[1], high))
-    if logarithmic:
-        room = 0.06 * np.log10(padded[1] / padded[0]) + 0.02
-        chart.update_xaxes(range=[np.log10(padded[0]) - room, np.log10(padded[1]) + room])
-    else:
-        room = 0.06 * (padded[1] - padded[0])
-        chart.update_xaxes(range=[padded[0] - room, padded[1] + room])
+
+
+def _failing(one: Place) -> str:
+    """Return which variables of a run fail, as a line of its own."""
+    return f"<br>▲ {plain(one.failing, 80)}" if one.failing else ""
 
 
 def _marks(group: list[Place], regime: str, by_design: bool) -> go.Scatter:
     """Draw the runs of one regime; a click on one finds its address in ``customdata``."""
     colour = colours.REGIME_COLOURS[regime]
-    words = [f"{plain(one.name, 80)}<br>{number(one.x)} · {number(one.y)}" for one in group]
+    words = [f"{plain(one.name, 80)}<br>{number(one.x)} · {number(one.y)}{_failing(one)}" for one in group]
     return go.Scatter(
         x=np.array([one.x for one in group]),
         y=np.array([one.y for one in group]),

@@ -91,6 +91,7 @@ class OpenRun:
         self._behind: threading.Thread | None = None
         self._failed: tuple[str, RunFileError] | None = None
         self._took: dict[str, float] = {}
+        self._took_before = 0.0
         self.refresh()
 
     def close(self) -> None:
@@ -141,13 +142,18 @@ class OpenRun:
             self._took[part] = time.thread_time() - began
 
     def time_anew(self) -> None:
-        """Forget how long drawing took: a page begins to draw what is new."""
+        """Take the time of drawing anew: a page begins to draw what is new."""
+        self._took_before = sum(list(self._took.values()))
         self._took.clear()
 
     @property
     def took(self) -> float:
-        """Seconds of processor time that drawing this run took the last time."""
-        return sum(list(self._took.values()))
+        """Seconds of processor time that drawing what is new in this run takes: the less of the last two times.
+
+        A plot that has to be drawn whole, as the first time or where a line leaves its axis, is an exception: a page
+        that rested after it would show new rows late. Where that happens every time, both times are long.
+        """
+        return min(sum(list(self._took.values())), self._took_before)
 
     # -- what it means --------------------------------------------------------------------------------------------
 

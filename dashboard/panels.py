@@ -35,7 +35,7 @@ def marks(held: OpenRun) -> list[Mark]:
     story = held.known_story
     findings, judgements = (story.findings, story.judgements) if story else ((), ())
     made = [Mark(float(one.step), plain(f"{one.rule} {one.name}: {one.message}"), one.severity) for one in findings] + [
-        Mark(float(one.event.step), plain(f"{f'{one.rule} {one.name}'.strip()}: {one.message}"), one.event.severity)
+        Mark(float(one.event.step), plain(f"{f'{one.rule} {one.name}'.strip()}: {one.message}"), one.severity)
         for one in recorded_live(held.run.events, findings, judgements)
         if not one.told
     ]
@@ -303,7 +303,8 @@ _PANELS: Final = (
     Panel(
         "events",
         "Events",
-        "What the rules say of the recording, at the step of each alarm, and what was recorded live, by severity; "
+        "What the rules say of the recording, at the step of each alarm, and what happened besides, by severity; what "
+        "only the rules of the time of training raised is a note; "
         "brackets are the steps kept at full detail by the flight recorder. Click an event to see its step everywhere.",
         "An error. Its lead over the loss is in the findings below.",
         _events,

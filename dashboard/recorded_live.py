@@ -1,7 +1,8 @@
 """What a probe wrote while the run trained, beside what the rules of today say of the recording.
 
 A probe that judges while it trains writes the rules that fire as events, under their id or a kind of their own. What
-the recording says today may differ: the rules may have changed since, or see more.
+the recording says today may differ: the rules may have changed since, or see more. What only the probe raised is a note
+today, whatever it was then: `loopscope check` does not count it, and nobody has to act on it.
 
 Not covered: how either is drawn (`panels`) or listed (`alerts`).
 """
@@ -12,10 +13,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..rules.findings import Finding, Judgement
-from ..runfile.layout import Event
+from ..runfile.layout import Event, Severity
 
-CONFIRMED = "recorded live"
-NOT_CONFIRMED = "recorded live, not confirmed by today's rules"
+CONFIRMED = "raised while the run trained"
+NOT_CONFIRMED = (
+    "raised while the run trained, as {severity}; judged by today's rules the whole recording does not show it"
+)
 
 
 class LiveEvent(NamedTuple):
@@ -39,12 +42,23 @@ class LiveEvent(NamedTuple):
         return self.finding is not None and self.finding.step == self.event.step
 
     @property
+    def overruled(self) -> bool:
+        """Whether it was raised by a rule that says nothing of the recording today."""
+        return bool(self.rule) and self.finding is None
+
+    @property
+    def severity(self) -> Severity:
+        """How much it matters today."""
+        return "note" if self.overruled else self.event.severity
+
+    @property
     def message(self) -> str:
         """What was written, without the name of its rule, and whether the rules of today say so too."""
         said = self.event.message.removeprefix(f"{self.name}: ")
         if not self.rule:
             return said
-        return f"{NOT_CONFIRMED if self.finding is None else CONFIRMED}: {said}"
+        severity = {"error": "an error", "warning": "a warning"}.get(self.event.severity, "a note")
+        return f"{NOT_CONFIRMED.format(severity=severity) if self.overruled else CONFIRMED}: {said}"
 
 
 def recorded_live(

@@ -17,12 +17,14 @@ import plotly
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from ..rules.variable_verdicts import sentence_of
 from . import figures, map_figures
 from .colours import REGIME_GLYPHS, css_variables
 from .compare_figures import DASHES, PALETTE
 from .components import REGIME_LABELS, SEVERITY_GLYPHS, sentence
 from .figures import of
 from .frame import graph_config
+from .glossary import WORDS, said_in
 from .opened import OpenRun
 from .panel import Ask, drawn
 from .panels import PANELS
@@ -141,9 +143,14 @@ def _verdict(page: _Page, story: Story) -> None:
     """Add the sentence of a verdict, with its regimes."""
     text = f"<i>{REGIME_GLYPHS[story.verdict]}</i> <b>{html.escape(story.sentence)}</b> {html.escape(story.advice)}"
     page.raw(f'<p class="strip {story.verdict}">{text}</p>')
+    if story.variables:
+        page.add("p", sentence_of(story.variables), "gate")
     page.add("p", f"{story.gate_sentence} {story.rules[0].upper()}{story.rules[1:]}.", "gate")
     regimes = " · ".join(f"{REGIME_LABELS[key]}: {regime}" for key, regime in story.regimes.items())
-    page.add("p", f"{regimes}. {story.detail}", "dim")
+    detail = story.detail.removeprefix(sentence_of(story.variables)).lstrip()
+    page.add("p", f"{regimes}. {detail}", "dim")
+    words = (story.verdict, *said_in(" ".join(one.does for one in story.variables)))
+    page.add("p", " ".join(f"{word}: {WORDS[word]}" for word in words), "dim")
 
 
 def _judged(held: OpenRun) -> Story:
@@ -258,7 +265,7 @@ def _map(page: _Page, runs: Sequence[OpenRun]) -> None:
         cells_of(held) | {"id": str(at), "name": shown(held.run.path.stem), "href": ""} for at, held in enumerate(runs)
     ]
     numbers = {row["id"]: row["numbers"] for row in rows}
-    x, y = FIRST
+    x, y = FIRST[0], FIRST[1][0]
     placed = places(rows, numbers, x, y)
     if len({one.x for one in placed}) < 2:
         return

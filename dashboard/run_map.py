@@ -25,8 +25,8 @@ Row = Mapping[str, Any]
 NUMBERS_LIMIT: Final = 200
 NOT_PLACES: Final = ("step", "time", "generation", "rows_dropped")
 SETTINGS: Final = {"lr": "learning rate", "width": "width", "size": "parameters", "seed": "seed", "steps": "steps run"}
-FIRST: Final = ("setting.lr", "last.a_bar_radius")
-"""What a map shows first: learning rate and ρ(A̅)."""
+FIRST: Final = ("setting.lr", ("last.a_bar_radius", "last.jacobian_radius", "last.residual_ratio", "last.loss"))
+"""What a map shows first: learning rate and ρ(A̅), or what comes nearest to it."""
 
 
 def numbers_of(held: OpenRun) -> dict[str, float]:
@@ -126,7 +126,7 @@ def label(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One run in the plane: its id, name and address, its regime and architecture, and where it is."""
+    """One run in the plane: id, name, address, regime, architecture, where it is, and which of its variables fail."""
 
     id: str
     name: str
@@ -136,6 +136,7 @@ class Place:
     x: float
     y: float
     architecture: str = ""
+    failing: str = ""
 
 
 def architecture(row: Row) -> str:
@@ -171,15 +172,15 @@ def in_words(one: Boundary, x: str) -> str:
 
 
 def _interval(one: Boundary) -> str:
-    """Say where nine tenths of the estimates lie, as far as the values tried tell."""
-    low, high = number(one.low, 2), number(one.high, 2)
+    """Say where nine tenths of the estimates lie, as far as the values tried tell: the band of the map."""
+    low, high = (number(value, 2) for value in one.band)
     if math.isfinite(one.low) and math.isfinite(one.high):
-        return f"nine tenths of the estimates lie between {low} and {high}"
+        return f"nine tenths of the estimates lie between {low} and {high}, the grey band"
     if math.isfinite(one.high):
-        return f"95 % of the estimates lie below {high}"
+        return f"95 % of the estimates lie below {high}, some below {low}, the least that was tried: the grey band"
     if math.isfinite(one.low):
-        return f"95 % of the estimates lie above {low}"
-    return "and these runs do not say how far from it the boundary may lie"
+        return f"95 % of the estimates lie above {low}, some above {high}, the most that was tried: the grey band"
+    return "and these runs do not say how far from it the boundary may lie: the grey band is all that was tried"
 
 
 def quantities(rows: Iterable[Row], numbers: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -199,7 +200,9 @@ def places(rows: Iterable[Row], numbers: Mapping[str, Mapping[str, float]], x: s
             continue
         regime = str(row.get("verdict") or "unknown")
         by_design = regime == "marginal" and row.get("injection") == "addition"
-        placed.append(Place(row["id"], row["name"], row["href"], regime, by_design, at[0], at[1], architecture(row)))
+        failing = str(row.get("variable") or "")
+        run = row["id"], row["name"], row["href"]
+        placed.append(Place(*run, regime, by_design, at[0], at[1], architecture(row), failing))
     return placed
 
 

@@ -19,8 +19,9 @@ from ..dynamics.regime import LTI_TOLERANCE
 from ..rules.diagnosis import Diagnosis
 from ..rules.findings import Finding, Judgement, Outcome, outcome, serious
 from ..rules.lead import loss_shows
-from ..rules.regimes import laws_said, stands_since
+from ..rules.regimes import stands_since
 from ..rules.risk import Risk
+from ..rules.variable_verdicts import VariableVerdict
 from ..runfile.reader import Run
 from .rule_choice import BUILT_IN
 from .settings import Settings
@@ -48,7 +49,7 @@ class Story:
         gate_sentence: The same in one sentence, with the findings that decide it.
         risk: How likely the run is to be lost, and what speaks for it.
         rules: By whose rules it is judged: the built-in ones, or those of a file, with its path.
-        variables: What each variable of the loop does, and since when; empty where the loop carries one tensor.
+        variables: What each variable of the loop does, those that fail first; empty where the loop carries one tensor.
     """
 
     verdict: str
@@ -64,7 +65,12 @@ class Story:
     gate_sentence: str
     risk: Risk
     rules: str
-    variables: str = ""
+    variables: tuple[VariableVerdict, ...] = ()
+
+    @property
+    def failing(self) -> str:
+        """Which variables fail, what they do and since when, in a few words; empty where none does."""
+        return ", ".join(one.brief for one in self.variables if one.fails)
 
     @property
     def agree(self) -> bool:
@@ -110,7 +116,7 @@ def tell(run: Run, diagnosis: Diagnosis, settings: Settings, rules: str = BUILT_
         gate_sentence=_gate_words(diagnosis.findings),
         risk=diagnosis.risk,
         rules=rules,
-        variables=laws_said(run, diagnosis.variables),
+        variables=diagnosis.by_variable,
     )
 
 
@@ -125,10 +131,26 @@ def _words(
         return f"Stable so far: {why}." if run.state == "live" else f"Stable: {why}.", ""
     if verdict == "marginal":
         return f"Marginal{_since(since)}: {why}.", MARGINAL_ADVICE
+    why = f"{_failing_words(diagnosis.by_variable)}{why}"
     loss = _loss_words(run, since, shows)
     if _held(run, diagnosis.regimes) and diagnosis.regimes["lti"] == "unstable":
         return f"Unstable injection{_since(since)}: {why}; {loss}.", "Only the norms of the blocks keep it together."
     return f"Unstable{_since(since)}: {why}; {loss}.", _advice(run, diagnosis, settings)
+
+
+def _failing_words(variables: Sequence[VariableVerdict]) -> str:
+    """Name the variables that fail and those that do not, to begin a sentence with; empty where none fails.
+
+    >>> fails = VariableVerdict("z_L", "exploding", "unstable", "explodes")
+    >>> _failing_words([fails, VariableVerdict("z_H", "settling", "stable", "settles geometrically")])
+    'z_L fails, z_H does not; '
+    """
+    failing = [one.name for one in variables if one.fails]
+    if not failing:
+        return ""
+    others = [one.name for one in variables if not one.fails]
+    rest = f", {' and '.join(others)} {'does' if len(others) == 1 else 'do'} not" if others else ""
+    return f"{' and '.join(failing)} {'fails' if len(failing) == 1 else 'fail'}{rest}; "
 
 
 def _gate_words(findings: Sequence[Finding]) -> str:
@@ -140,7 +162,10 @@ def _gate_words(findings: Sequence[Finding]) -> str:
     deciding.sort(key=lambda finding: (finding.step, finding.since))
     # The step of the alarm, as in the list of findings: only the verdict has a "since", which lies before it.
     when = (f" (alarm at step {each.step:,})" if said == "fail" else "" for each in deciding)
-    named = [f"{each.rule} {each.name}{words}" for each, words in zip(deciding[:NAMED], when, strict=False)]
+    of = (f" of {each.variable}" if each.variable else "" for each in deciding)
+    named = [
+        f"{each.rule} {each.name}{whose}{words}" for each, whose, words in zip(deciding[:NAMED], of, when, strict=False)
+    ]
     more = f" and {len(deciding) - NAMED} more" if len(deciding) > NAMED else ""
     head = "The gate fails" if said == "fail" else "The gate cannot judge it"
     return f"{head}: {', '.join(named)}{more}."
@@ -159,7 +184,8 @@ def _cause(run: Run, diagnosis: Diagnosis) -> tuple[int | None, str]:
         return _crossed(run, "a_bar_radius", 1.0), f"the injection amplifies the state {diagnosis.radius:.3g}× per loop"
     if regimes["trajectory"] == verdict == "unstable":
         ratio = _last(run, "residual_ratio")
-        grows = f"each loop multiplies its step by {ratio:.3g}" if math.isfinite(ratio) else "the state explodes"
+        whose, what = ("the step of all", "the joint state") if diagnosis.by_variable else ("its step", "the state")
+        grows = f"each loop multiplies {whose} by {ratio:.3g}" if math.isfinite(ratio) else f"{what} explodes"
         where = "on the fixed batch" if len(run.probe_steps) else "in the forward of training"
         return _crossed(run, "residual_ratio", 1.0), f"{where} {grows}"
     if regimes["loop"] == verdict == "unstable":
@@ -240,6 +266,15 @@ def _crossed(run: Run, name: str, limit: float) -> int | None:
     return None if since is None else since[0]
 
 
+def _failing_cells(story: Story) -> dict[str, object]:
+    """Return the cells about the variables that fail; the address is that of the first one."""
+    first = next((one for one in story.variables if one.fails), None)
+    if first is None:
+        return {"variable": ""}
+    rule = "" if first.finding is None else f"{first.finding.rule} {first.finding.name}"
+    return {"variable": story.failing, "variable_name": first.name, "variable_step": first.since, "variable_rule": rule}
+
+
 def as_json(story: Story) -> dict[str, object]:
     """Return the part of a story that the table of runs keeps over restarts."""
     first = story.first_alert
@@ -252,6 +287,7 @@ def as_json(story: Story) -> dict[str, object]:
         "since": story.since,
         "regimes": story.regimes,
         "agree": story.agree,
+        **_failing_cells(story),
         "alert": None if first is None else f"{first.name} at step {first.step:,}",
         "alert_step": None if first is None else first.step,
     }

@@ -33,8 +33,9 @@ LIVE_SECONDS: Final = 2.0  # and not before so many seconds
 IDLE_SECONDS: Final = 15.0  # nobody asked for so long: the thread ends
 DETAILS: Final = ("numbers", "alerts")
 """What is read of a run for other pages, and not sent with its row."""
-CACHE_VERSION: Final = f"4 {__version__}"
+CACHE_VERSION: Final = f"5 {__version__}"
 _VERDICTS: Final = ("unstable", "marginal", "unknown", "stable")
+_GATES: Final = ("fail", "error", "pass")
 
 
 class RunTable:
@@ -84,10 +85,16 @@ class RunTable:
             return self._serial, changed, [one for one, at in self._gone.items() if at > serial]
 
     @property
-    def reading(self) -> bool:
-        """Whether some rows are not filled in yet."""
+    def reading(self) -> int:
+        """How many rows are not filled in yet."""
         with self._lock:
-            return any(row["state"] == "reading" for row in self._rows.values())
+            return sum(row["state"] == "reading" for row in self._rows.values())
+
+    @property
+    def still(self) -> str:
+        """Say how many runs are still being read, as a sentence with a space before it; empty where all were."""
+        count = self.reading
+        return f" {count:,} of {len(self._rows):,} runs are still being read." if count else ""
 
     def read_all(self) -> list[Row]:
         """Return all rows filled in; for those who can wait."""
@@ -291,18 +298,22 @@ def _order(entry: Entry) -> tuple[bool, int]:
     return not (entry.fault or is_held(entry.path)), size
 
 
-def attention(row: Row) -> int:
-    """Return the place of a row in the order of who needs a look: live runs first, the worst of them on top.
+def attention(row: Row) -> float:
+    """Return the place of a row in the order of who needs a look.
 
-    >>> attention({"state": "live", "verdict": "unstable"}) < attention({"state": "finished", "verdict": "unstable"})
+    Live runs come first; then what fails the gate, then the worse verdict, then the earlier first alert.
+
+    >>> unstable, stable = {"verdict": "unstable", "gate": "fail"}, {"verdict": "stable", "gate": "fail"}
+    >>> attention({"state": "live"} | stable) < attention({"state": "finished"} | unstable)
     True
-    >>> failed = {"state": "finished", "verdict": "stable", "gate": "fail"}
-    >>> attention(failed) < attention({"state": "finished", "verdict": "marginal", "gate": "pass"})
+    >>> attention({"state": "finished"} | stable) < attention({"verdict": "marginal", "gate": "pass"})
+    True
+    >>> attention({"alert_step": 13} | unstable) < attention({"alert_step": 36} | unstable) < attention(unstable)
     True
     """
-    verdict = row.get("verdict")
-    place = 1 + _VERDICTS.index(verdict) if verdict in _VERDICTS else 3
-    if row.get("gate") == "fail":
-        place = 0 if verdict == "unstable" else 1
-    later = {"live": 0, "interrupted": 10, "finished": 10, "reading": 20, "unreadable": 30}
-    return later.get(str(row.get("state")), 20) + place
+    verdict, gate, alert = row.get("verdict"), row.get("gate"), row.get("alert_step")
+    worse = _VERDICTS.index(verdict) if verdict in _VERDICTS else 2
+    failing = _GATES.index(gate) if gate in _GATES else 2
+    later = {"live": 0, "interrupted": 1, "finished": 1, "reading": 2, "unreadable": 3}.get(str(row.get("state")), 2)
+    early = alert / (alert + 1.0) if isinstance(alert, int) and alert >= 0 else 1.0
+    return 100.0 * later + 10.0 * failing + 2.0 * worse + early

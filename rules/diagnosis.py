@@ -25,6 +25,7 @@ from .lead import ABOUT_THE_LOSS, LossTrouble
 from .regimes import RunRegimes, read_regimes
 from .risk import Risk
 from .rule_files import Rule, load_rules
+from .variable_verdicts import VariableVerdict, naming_variables, sentence_of, verdicts_of
 
 Scope = Literal["loop", "loss only"]
 
@@ -45,6 +46,7 @@ class Diagnosis:
         risk: How likely the run is to be lost, as far as it is recorded, and which signals say so.
         scope: ``loop``, or ``loss only``: a log of another tool, in which no loop was recorded.
         variables: What every variable does from pass to pass, where the loop carries several and that is known.
+        by_variable: The same as verdicts: which variable fails, since when, and which rule says so.
     """
 
     regimes: dict[str, Regime]
@@ -58,6 +60,7 @@ class Diagnosis:
     risk: Risk
     scope: Scope = "loop"
     variables: dict[str, TrajectoryLaw] = field(default_factory=dict)
+    by_variable: tuple[VariableVerdict, ...] = ()
 
     @property
     def evaluated(self) -> bool:
@@ -83,7 +86,7 @@ class Diagnosis:
             "ending": asdict(self.ending),
             "regimes": dict(self.regimes),
             "verdict": self.verdict,
-            "variables": {name: {"regime": law.regime, "kind": law.kind} for name, law in self.variables.items()},
+            "variables": {each.name: each.as_dict() for each in self.by_variable},
             "summary": self.summary,
             "risk": self.risk.as_dict(),
             "findings": [finding.as_dict() for finding in self.findings],
@@ -107,6 +110,7 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
     about = completeness(run, end, min_steps=min_steps)
     rules = load_rules() if rules is None else rules
     judged = judge(run, rules)
+    fired = naming_variables(run, judged.findings)
     unknown: dict[str, Regime] = {"lti": "unknown", "loop": "unknown", "trajectory": "unknown"}
     if any(finding.rule == "LS000" for finding in about):
         said = next(finding.message for finding in about if finding.rule == "LS000")
@@ -118,20 +122,23 @@ def diagnose(run: Run, rules: Sequence[Rule] | None = None, *, min_steps: int | 
         seen = read_regimes(run)
         about += [*unjudged(judged.judgements), *unseen_loop(rules, judged.judgements, seen.verdict)]
         about += evaluated_deeper(run)
-    about += unstable_end(run, seen.verdict, seen.sentence, [*about, *judged.findings])
+    by_variable = verdicts_of(run, seen.variables, fired)
+    said = f"{sentence_of(by_variable)} {seen.sentence}".strip()
+    about += unstable_end(run, seen.verdict, said, [*about, *fired])
     ranks = [each.message for each in about if each.rule == "LS002" and each.name != "ranks-differ-in-depth"]
     return Diagnosis(
         regimes=seen.regimes,
         verdict=seen.verdict,
         radius=seen.radius,
-        summary=" ".join([seen.sentence, *ranks]),
-        findings=sorted(with_leads(run, [*about, *judged.findings]), key=lambda finding: finding.step),
+        summary=" ".join([said, *ranks]),
+        findings=sorted(with_leads(run, [*about, *fired]), key=lambda finding: finding.step),
         judgements=judged.judgements,
         ending=end,
         steps=len(run),
         risk=judged.risk,
         scope="loss only" if run.log else "loop",
         variables=seen.variables,
+        by_variable=by_variable,
     )
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from ..runfile.layout import EVALUATED
 from ..runfile.reader import Run
 from .findings import Finding
-from .regimes import RECENT_STEPS, UNSETTLED, trajectory_law
+from .regimes import RECENT_STEPS, trajectory_law
+from .variable_verdicts import UNSETTLED
 
 _SETTLES: Final = (
     "nothing to do where more loops are meant to help; a loss at both depths (loss_at_4=…, loss_at_16=… to probe.step) "

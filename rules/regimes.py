@@ -11,7 +11,7 @@ Not covered: rules and what they found (``diagnosis.py``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,8 @@ from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
 from .exits import exits_said
 from .expression import Series
-from .variables import is_measured, late_ratios_of, per_pass, variables_of
+from .variable_verdicts import lost_since
+from .variables import is_measured, per_pass, variables_of
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
 LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
@@ -33,10 +34,8 @@ SEVERAL_DEPTHS = (
     "trajectory: a fixed batch would be one"
 )
 NO_LOOP = "No loop was recorded."
-UNSETTLED = ("drifting", "orbiting", "exploding")
 STATE_GROWS = 1.05  # factor per loop of the state norm from which on it grows with its steps, as in LS030
 STANDS = 0.95  # part of the measurements since a step in which a number is above its limit, for it to stand there
-KEEPS_STEPS = 0.97  # ratio of late steps from which on they do not settle, as in LS031
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 
 
@@ -73,7 +72,7 @@ def read_regimes(run: Run) -> RunRegimes:
     laws = variable_laws(run)
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
     of_training = "" if laws and law.kind == "unknown" else law.sentence  # too few passes, and more were measured
-    parts = [*said, of_training, attracting, seen.sentence, variables_said(run, laws), exits_said(run, recent)]
+    parts = [*said, of_training, attracting, seen.sentence, last_steps_said(run), exits_said(run, recent)]
     sentence = ". ".join(part.rstrip(".") for part in parts if part) + "."
     return RunRegimes(seen.regimes, seen.verdict, radius, sentence, laws)
 
@@ -156,11 +155,24 @@ def _round_off(run: Run) -> float | None:
 def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     """Fit the decay law of the steps that every variable takes from pass to pass, where the loop carries several.
 
-    Those of the last measurement of the full loop; without one, of the deepest of the last training steps, where no
-    variable is updated more than once in a pass. Of what an inner loop does from pass to pass training steps tell
-    nothing: its updates do not vanish where the passes settle.
+    A state that is not finite at the end has exploded, whatever was measured before. Else the laws are those of the
+    last measurement of the full loop; without one, of the deepest of the last training steps, where no variable is
+    updated more than once in a pass. Of what an inner loop does from pass to pass training steps tell nothing: its
+    updates do not vanish where the passes settle.
     """
     names = variables_of(run)
+    lost = {name: _lost_law(name) for name in names if lost_since(run, name) is not None}
+    return _measured_laws(run, names) | lost
+
+
+def _lost_law(variable: str) -> TrajectoryLaw:
+    """Return the law of a variable whose state is not finite."""
+    said, nan = f"The state of {variable} is not finite.", math.nan
+    return TrajectoryLaw("exploding", "unstable", nan, nan, nan, nan, nan, nan, "non-finite", said)
+
+
+def _measured_laws(run: Run, names: Sequence[str]) -> dict[str, TrajectoryLaw]:
+    """Return the laws of the last passes that were measured, or of training steps."""
     if names and VARIABLE_PASSES in run.array_names:
         _, (*_, measured) = run.arrays(VARIABLE_PASSES, slice(-1, None))
         if is_measured(measured, len(names)):
@@ -175,29 +187,8 @@ def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     return laws
 
 
-def laws_said(run: Run, laws: Mapping[str, TrajectoryLaw]) -> str:
-    """Return what each variable does from pass to pass, and since when where it does not settle; empty without laws."""
-    said = []
-    for name, law in laws.items():
-        since = unsettled_since(run, name) if law.kind in UNSETTLED else None
-        when = "" if since is None else " from the start" if since == 0 else f" since step {since:,}"
-        said.append(f"{name} {law.words}{when}")
-    return f"By variable: {', '.join(said)}." if said else ""
-
-
-def unsettled_since(run: Run, variable: str) -> int | None:
-    """Return the step since which the late passes of a variable on the fixed batch have not got shorter.
-
-    None where they do at the end, or were never measured. It lies at a measurement; it began after the one before.
-    """
-    steps, ratios = late_ratios_of(run, variable, "residual_ratio")
-    settles = np.flatnonzero(ratios < KEEPS_STEPS)
-    first = int(settles[-1]) + 1 if len(settles) else 0
-    return int(steps[first]) if first < len(steps) else None
-
-
-def variables_said(run: Run, laws: Mapping[str, TrajectoryLaw]) -> str:
-    """Return what each variable does from pass to pass, and how far it still moves in the last recorded step.
+def last_steps_said(run: Run) -> str:
+    """Return how far each variable still moves in the last recorded step.
 
     The size is that of its last update beside its norm, means over tokens; the variable that moves most comes first.
     Empty for a loop of one tensor.
@@ -215,9 +206,7 @@ def variables_said(run: Run, laws: Mapping[str, TrajectoryLaw]) -> str:
                 break
     order = sorted(moves, key=moves.__getitem__, reverse=True)
     said = [f"{name} {f'{moves[name]:.2g}' if moves[name] < math.inf else 'is not finite'}" for name in order]
-    parts = [laws_said(run, laws).rstrip(".")] if laws else []
-    parts += [f"Last step beside the norm, by variable: {', '.join(said)}"] if said else []
-    return ". ".join(parts)
+    return f"Last step beside the norm, by variable: {', '.join(said)}" if said else ""
 
 
 def _no_law(sentence: str) -> TrajectoryLaw:

@@ -42,7 +42,7 @@ FALLEN: Final = 0.85
 """Where the loss has been this part of its start, the run began untrained. Before, or where a trained model goes on
 under a new file, how deep the loss has been says nothing."""
 SIGNALS: Final = {
-    "growth": "each late loop multiplies what goes through it by {x:.2f}",
+    "growth": "each late loop multiplies what goes through it by {x:.3g}",
     "radius": "ρ(A̅) is {x:.2f}",
     "readout": "the read-out matrix has grown {x:.1f}-fold since the start",
     "injection": "the matrices of the injection have grown {x:.1f}-fold since the start",

@@ -3,7 +3,7 @@
 (() => {
   const element = (...parts) => window.React.createElement(...parts);
   const badge = (kind, glyph, text, title) =>
-    element("span", { className: `ls-badge ls-${kind}`, title }, element("i", null, glyph), text);
+    element("span", { className: `ls-badge ls-${kind}`, "data-tip": title }, element("i", null, glyph), text);
   const cells = (window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {});
   const functions = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
   const glyphs = { stable: "●", marginal: "◆", unstable: "▲", unknown: "○" };
@@ -21,8 +21,23 @@
   const TAIL = 9;
   cells.LsRun = (props) => {
     const at = props.value.length > 2 * TAIL ? props.value.length - TAIL : props.value.length;
-    return element("a", { className: "ls-run", href: props.data.href, title: `${props.value} · ${props.data.path}`, onClick: follow(props.data.href) },
+    const name = element("a", { className: "ls-run", href: props.data.href, title: `${props.value} · ${props.data.path}`, onClick: follow(props.data.href) },
       element("span", null, props.value.slice(0, at)), element("span", null, props.value.slice(at)));
+    const { lr, loss, variable, state } = props.data, more = []; /* a phone has no columns for these */
+    if (variable) more.push(element("small", { key: "fails", className: "ls-failing" }, variable));
+    if (state !== "reading") more.push(element("small", { key: "more" }, `lr ${functions.lsNumber(lr)} · loss ${functions.lsNumber(loss)}`));
+    return element("span", { className: "ls-runname" }, name, ...more);
+  };
+  cells.LsVariable = (props) => {
+    const { variable, variable_name, variable_step, variable_rule, href } = props.data;
+    if (!variable) return element("span", { className: "ls-dim" }, props.data.verdict ? "–" : "");
+    const [what, since] = variable.split(" since ");
+    const more = [since && `since ${since}`, (variable_rule || "").split(" ")[0]].filter(Boolean).join(" · ");
+    const query = new URLSearchParams({ tab: "where", batch: `variable:${variable_name}` });
+    if (variable_step !== null) query.set("step", variable_step);
+    const target = `${href}?${query}`;
+    return element("a", { className: "ls-failing", href: target, title: `${variable}, says ${variable_rule || "no rule yet"}: see its own loops`, onClick: follow(target) },
+      element("span", null, element("i", null, "▲ "), what), element("small", null, more));
   };
   /* A run that cannot be read has its error where the other cells would be. */
   cells.LsVerdict = (props) => {
@@ -71,6 +86,10 @@
 
   /* The error of a broken run takes up the whole row. */
   functions.lsSpan = (params) => (params.data && params.data.state === "unreadable" ? params.api.getAllDisplayedColumns().length - 1 : 1);
+  functions.lsRowHeight = (params) => {
+    const usual = parseInt(getComputedStyle(document.getElementById("runs")).getPropertyValue("--ls-row"), 10) || 38;
+    return usual > 38 && params.data && params.data.variable ? usual + 18 : usual; /* on a phone its name has lines below it */
+  };
   const order = ["stable", "unknown", "marginal", "unstable"];
   const outcomes = ["pass", "error", "fail"];
   functions.lsGateOrder = (a, b) => outcomes.indexOf(a) - outcomes.indexOf(b);
@@ -88,10 +107,10 @@
 
   /* Search: words, and field:value, field>number. Every part must hold. */
   let parts = [], filters = new Set(), grid = null;
-  const FIELDS = ["name", "injection", "norm", "width", "lr", "size", "seed", "loss", "radius", "state_norm", "steps", "alert", "state", "verdict", "gate"];
+  const FIELDS = ["name", "injection", "norm", "width", "lr", "size", "seed", "loss", "radius", "state_norm", "steps", "alert", "state", "verdict", "gate", "variable"];
   const ALIASES = { run: "name", rho: "radius", "ρ": "radius", parameters: "size", step: "steps" };
   const WORDS = ["verdict", "gate", "state", "injection", "norm"]; /* "stable" must not find "unstable" */
-  const TEXT = ["name", "injection", "norm", "verdict", "gate", "state", "alert", "sentence", "fault"];
+  const TEXT = ["name", "injection", "norm", "verdict", "gate", "state", "alert", "variable", "sentence", "fault"];
   const parse = (text) => {
     const found = [], wrong = [];
     for (const word of (text || "").trim().split(/\s+/).filter(Boolean)) {
@@ -177,13 +196,18 @@
   const ticked = () => { try { return JSON.parse(sessionStorage.getItem("ticked")) || []; } catch { return []; } };
   let chosen = null, restoring = true;
 
+  const OFTEN_EMPTY = ["variable", "injection", "norm", "radius"];
   /* A phone shows what decides; the rest is one tap away. */
   const fit = (columns) => {
     if (!live() || !document.getElementById("runs")) return;
     const width = document.getElementById("runs").clientWidth;
-    const room = width >= 1150 ? null : width >= 700 ? ["gate", "injection", "lr", "spark", "radius", "alert", "state"] : ["gate"];
-    const all = ["gate", "injection", "norm", "width", "lr", "size", "seed", "spark", "radius", "state_norm", "steps", "alert", "started", "state"];
-    const shown = all.filter((one) => columns.includes(one) && (room === null || room.includes(one)));
+    const room = width >= 1150 ? null : width >= 700 ? ["gate", "variable", "injection", "lr", "spark", "radius", "alert", "state"] : ["gate"];
+    const has = new Set(); /* a column in which no run has anything is left out */
+    grid.forEachNode(({ data }) => { for (const one of OFTEN_EMPTY) if (data && data[one] !== null && data[one] !== undefined && data[one] !== "") has.add(one); });
+    const tight = has.has("variable") && width < 1290 ? ["norm"] : [];
+    const all = ["gate", "variable", "injection", "norm", "width", "lr", "size", "seed", "spark", "radius", "state_norm", "steps", "alert", "started", "state"];
+    const shown = all.filter((one) => columns.includes(one) && (room === null || room.includes(one)) && !tight.includes(one)
+      && (!OFTEN_EMPTY.includes(one) || has.has(one) || (one !== "variable" && !grid.getDisplayedRowCount())));
     grid.setColumnWidths([{ key: "verdict", newWidth: width >= 700 ? 136 : 104 }]); /* a phone has no room for the regimes behind it */
     grid.setColumnsVisible(all, false);
     grid.setColumnsVisible(shown, true);
@@ -212,7 +236,7 @@
         fit(chosen || []);
         press();
         grid.onFilterChanged();
-        grid.addEventListener("gridSizeChanged", () => fit(chosen || []));
+        grid.addEventListener("gridSizeChanged", () => { fit(chosen || []); grid.resetRowHeights(); });
         grid.addEventListener("sortChanged", () => {
           const sorted = grid.getColumnState().find((state) => state.sort && state.colId !== "attention");
           keep({ sort: sorted ? `${sorted.colId}.${sorted.sort}` : "" });
@@ -242,7 +266,8 @@
       const remove = change.gone.map((id) => grid.getRowNode(id)).filter(Boolean).map((node) => node.data);
       grid.applyTransaction({ add, update, remove });
       tick();
-      if (update.length) grid.refreshCells({ columns: ["verdict", "gate", "name", "alert"], force: true });
+      if (update.length) grid.refreshCells({ columns: ["verdict", "gate", "name", "variable", "alert"], force: true });
+      if (change.rows.some((row) => row.verdict)) fit(chosen || []);
       requestAnimationFrame(press);
       return dash.no_update;
     },

@@ -54,14 +54,15 @@ def _body(chosen: list[str]) -> tuple[list[Any], str]:
     kinds = _kinds(chosen)
     hidden = f"{len(alerts) - len(wanted):,} more are hidden by the choice above"
     if not wanted:
-        reading = " Some runs are still being read." if table.reading else ""
-        words = f"No {kinds}; {hidden}.{reading}" if alerts else f"No rule fired and nothing happened.{reading}"
+        none = "Nothing so far." if table.reading else "No rule fired and nothing happened."
+        words = f"No {kinds}; {hidden}.{table.still}" if alerts else f"{none}{table.still}"
         return [html.P(words)], words
     rows = [_row(one, one.key in seen[one.run_id]) for one in wanted[:LISTED]]
     first = f"; the first {LISTED} are listed" if len(wanted) > LISTED else ""
     count = f"{len(wanted):,} {kinds}{first}" + (f"; {hidden}." if len(alerts) > len(wanted) else ", all there are.")
+    count += table.still
     head = ("severity", "what", "message", "run", "step", "lead over the loss", "seen")
-    version = str(hash((tuple(wanted), tuple(sorted((run, *keys) for run, keys in seen.items())))))
+    version = str(hash((tuple(wanted), table.reading, tuple(sorted((run, *keys) for run, keys in seen.items())))))
     grid = html.Div(components.rows_table(head, rows), className="ls-alerts")
     return [html.P(count, className="ls-dim"), grid], version
 

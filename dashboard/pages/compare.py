@@ -116,6 +116,7 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
             advice += [" Or ", dcc.Link(f"compare the first {len(others)}", href=address, refresh=True), "."]
         return [*parts, html.Section(html.P(advice), className="ls-card")]
     parts += [_plot(there, axis, quantity) for quantity in what[:PLOTS_LIMIT]]
+    parts += _said(there)
     changed = compare.differences([held.run.info for _, held in there])
     head: Any = ("setting", *[dcc.Link(entry.name, href=f"/run/{entry.id}") for entry, _ in there])
     grid: Any = html.P("Nothing differs.")
@@ -125,6 +126,22 @@ def _body(there: list[tuple[Entry, OpenRun]], faults: list[str], axis: str, what
         )
     parts.append(html.Section([html.H2("What differs"), grid], className="ls-card"))
     return parts
+
+
+def _said(there: list[tuple[Entry, OpenRun]]) -> list[Any]:
+    """Return the verdict of each run, and which of its variables fails, where a run has several."""
+    stories = [held.story(wait=False) for _, held in there]
+    several = any(story.variables for story in stories if story)
+    rows: list[Any] = []
+    for (entry, _), story in zip(there, stories, strict=True):
+        cells: list[Any] = [dcc.Link(entry.name, href=f"/run/{entry.id}"), "reading…", ""]
+        if story is not None:
+            fails = [components.variable_link(entry.id, one) for one in story.variables if one.fails]
+            none = html.Span("none" if story.variables else "one variable only", className="ls-dim")
+            cells[1:] = [[components.regime_badge(story.verdict), " ", shown(story.sentence, 200)], fails or none]
+        rows.append(cells if several else cells[:2])
+    head = ["run", "verdict", "variable that fails"][: 3 if several else 2]
+    return [html.Section([html.H2("Verdicts"), components.rows_table(head, rows)], className="ls-card")]
 
 
 def _plot(there: list[tuple[Entry, OpenRun]], axis: str, quantity: str) -> html.Section:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from ...rules.lead import RISE, WINDOW
-from .. import components, map_figures
+from .. import components, glossary, map_figures
 from ..frame import graph_config
 from ..panel import summary
 from ..polling import Clock
@@ -36,6 +36,7 @@ from .runs import current_table
 POLL_MS: Final = 2000
 LISTED: Final = 300
 HINT: Final = "Every run. Click one to open it; draw a box around some to list only them."
+BY_DESIGN: Final = f"addition keeps ρ(A̅) = 1 whatever it learns. Marginal: {glossary.WORDS['marginal']}"
 _CLOCK = Clock("map-poll", ("map",))
 
 
@@ -45,7 +46,7 @@ def layout(x: str = "", y: str = "", **_: Any) -> html.Div:
     rows, numbers = table.rows(), table.details("numbers")
     there = quantities(rows, numbers)
     known = None if table.reading else there  # what the address asks for may come yet
-    chosen = [_chosen(asked, there, known, first) for asked, first in ((x, FIRST[0]), (y, FIRST[1]))]
+    chosen = [_chosen(asked, there, known, first) for asked, first in ((x, FIRST[0]), (y, _upwards(there)))]
     drawn = _drawn(*chosen)
     choices = [
         html.Div([html.Label(words, htmlFor=f"map-{axis}"), _choice(axis, value, there)], className="ls-map-choice")
@@ -56,7 +57,10 @@ def layout(x: str = "", y: str = "", **_: Any) -> html.Div:
     )
     return html.Div(
         [
-            html.Div([html.H1("Map"), html.Span(HINT, className="ls-dim")], className="ls-title"),
+            html.Div(
+                [html.H1("Map"), html.Span(HINT, className="ls-dim"), components.terms(glossary.REGIMES)],
+                className="ls-title",
+            ),
             html.Div(choices, className="ls-choices"),
             html.Section(graph, className="ls-panel"),
             html.Div(drawn[1], id="map-survival"),
@@ -68,6 +72,11 @@ def layout(x: str = "", y: str = "", **_: Any) -> html.Div:
             *_CLOCK.parts(POLL_MS),
         ]
     )  # fmt: skip
+
+
+def _upwards(there: list[str]) -> str:
+    """Return what is drawn upwards first: the first of `FIRST` that a run has."""
+    return next((name for name in FIRST[1] if name in there), FIRST[1][0])
 
 
 def _chosen(asked: str, there: list[str], known: list[str] | None, first: str) -> str:
@@ -95,8 +104,8 @@ def _drawn(x: str, y: str, brushed: Collection[str] = ()) -> tuple[go.Figure, li
     )
     told = survival(rows, numbers)
     words = [in_words(one, x) for one in boundaries]
-    version = str(hash((x, y, tuple(placed), str(told))))
-    return chart, _survival(told, words), _listed(placed, len(rows), x, y, brushed), version
+    version = str(hash((x, y, tuple(placed), str(told), table.reading)))
+    return chart, _survival(told, words), _listed(placed, len(rows), x, y, brushed, table.still), version
 
 
 def _survival(told: Survival, words: list[str]) -> list[Any]:
@@ -139,14 +148,14 @@ def _ended(cell: Cell) -> Any:
     return [said, *[html.Div(words, className="ls-dim") for words in below if words]]
 
 
-def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection[str]) -> list[Any]:
-    """Return the table of the runs that are drawn, or of those in the box that the reader drew."""
+def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection[str], still: str = "") -> list[Any]:
+    """Return the table of the runs that are drawn, or of those in the box; ``still`` says which are being read."""
     chosen = [one for one in placed if not brushed or one.href in brushed]
     rows = [
         (
             dcc.Link(one.name, href=one.href),
-            components.badge("marginal", "◇", "marginal by design") if one.by_design
-            else components.regime_badge(one.regime),
+            [components.badge("marginal", "◇", "marginal by design", tip=BY_DESIGN) if one.by_design
+             else components.regime_badge(one.regime), *_failing(one)],
             number(one.x),
             number(one.y),
         )
@@ -155,7 +164,7 @@ def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection
     more = f"{len(placed)} of {count} runs have both numbers" + (
         f"; the first {LISTED}" if len(chosen) > LISTED else ""
     )
-    body: list[Any] = [html.H2("Runs on the map"), html.P(f"{more}.", className="ls-dim")]
+    body: list[Any] = [html.H2("Runs on the map"), html.P(f"{more}.{still}", className="ls-dim")]
     if brushed:
         every = html.Button("all runs", id="map-all", className="ls-link")
         body[1] = html.P([f"{len(chosen)} in the box of {len(placed)} on the map. ", every], role="status")
@@ -163,6 +172,11 @@ def _listed(placed: list[Place], count: int, x: str, y: str, brushed: Collection
         named = ("run", "regime", label(x), label(y))
         body.append(components.rows_table(named, rows))
     return [html.Section(body, className="ls-card")]
+
+
+def _failing(one: Place) -> list[Any]:
+    """Return which variables of a run fail."""
+    return [html.Span(f" {shown(one.failing, 80)}", className="ls-failing-words")] if one.failing else []
 
 
 def register(app: Dash) -> None:
@@ -176,6 +190,7 @@ def register(app: Dash) -> None:
         Output("map-drawn", "data"),
         Output("map-x", "options"),
         Output("map-y", "options"),
+        Output("map-y", "value"),
         Output("map-query", "data"),
         _CLOCK.answered("map"),
         _CLOCK.tick,
@@ -189,15 +204,23 @@ def register(app: Dash) -> None:
         """Draw the map of other numbers, or of runs that were read meanwhile."""
         table = current_table()
         there = quantities(table.rows(), table.details("numbers"))
+        if there and str(y) not in there and not table.reading:  # the page was opened before any run was read
+            y = _upwards(there)
         drawn = _drawn(str(x), str(y), brushed or ())
         if drawn[3] == before:
-            return [*[no_update] * 7, asked]
+            return [*[no_update] * 8, asked]
         options = [{"label": label(name), "value": name} for name in dict.fromkeys([*there, str(x), str(y)])]
-        return [*drawn, options, options, "?" + urlencode({"x": x, "y": y}), asked]
+        return [*drawn, options, options, y, "?" + urlencode({"x": x, "y": y}), asked]
 
     app.clientside_callback(
         ClientsideFunction("loopscope", "address"), Output("map-mirrored", "data"), Input("map-query", "data")
     )
+
+    _register_box(app)
+
+
+def _register_box(app: Dash) -> None:
+    """Add what a click on a run and a box around some do."""
 
     @app.callback(
         Output("map-table", "children", allow_duplicate=True),

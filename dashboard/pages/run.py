@@ -104,7 +104,7 @@ def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
             dcc.Store(id="mirrored"),
             *_CLOCK.parts(_pace(held), disabled=held.run.state == "finished" and held.judged),
             _title(entry.name, held.run.state, report_address([entry.id])),
-            html.Section(strip(held), id="verdict", className=_strip_class(held)),
+            html.Section(strip(held, entry.id), id="verdict", className=_strip_class(held)),
             _tab_bar(tab),
             html.Div(body(ask, tab), id="tab-body", role="tabpanel"),
         ],
@@ -128,7 +128,7 @@ def _strip_class(held: OpenRun) -> str:
     return f"ls-strip ls-{story.verdict if story else 'unknown'}"
 
 
-def strip(held: OpenRun) -> list[Any]:
+def strip(held: OpenRun, run_id: str) -> list[Any]:
     """Return the verdict strip: the sentence, the configuration, speed, age, how it ended, how to go on."""
     run, end = held.run, held.ending()
     chips = [html.Span(chip, className="ls-chip") for chip in held.settings().chips()]
@@ -146,7 +146,10 @@ def strip(held: OpenRun) -> list[Any]:
         code = [html.Code(again)] if again else []
         resume = [html.Details([html.Summary(", ".join(words)), *whole, *code], className="ls-resume")]
     facts_line = html.Span(" · ".join(facts), className="ls-dim")
-    return [*components.verdict(held.story(wait=False)), html.Div([*chips, facts_line, *resume], className="ls-chips")]
+    return [
+        *components.verdict(held.story(wait=False), run_id),
+        html.Div([*chips, facts_line, *resume], className="ls-chips"),
+    ]
 
 
 def _pace_words(held: OpenRun) -> list[str]:
@@ -284,7 +287,7 @@ def _register_follow(app: Dash) -> None:
         ):  # else what followed from it was lost on its way
             return *[no_update] * 7, *[asked] * 3
         state = held.run.state
-        shown = strip(held), _strip_class(held), components.state_badge(state), _bounds(held)
+        shown = strip(held, run_id), _strip_class(held), components.state_badge(state), _bounds(held)
         return f"{asked} {news}", _pace(held), state == "finished" and held.judged, *shown, *[no_update] * 3
 
 
@@ -381,9 +384,10 @@ def _register_plots(app: Dash) -> None:
         """Send what is new in the plots; nothing where the reader looks at an earlier stretch."""
         if have.get("past") and not have.get("anew"):
             return no_update, asked
-        if have.get("anew") or have.get("zoomed"):
-            return {"whole": True}, no_update
         try:
+            _held(run_id).time_anew()
+            if have.get("anew") or have.get("zoomed"):
+                return {"whole": True}, no_update
             return _tails(have.get("panels"), run_id, batch), no_update
         except RunFileError:  # gone since the clock asked: it says so at its next tick, which this answer lets through
             return no_update, asked
@@ -397,7 +401,6 @@ def _tails(have: Any, run_id: str, batch: str) -> Any:
     """
     ask = _ask(run_id, None, None, batch, "")
     known = have if isinstance(have, dict) else {}
-    ask.held.time_anew()
     panels = {name: lines for name, lines in known.items() if name in PANELS and isinstance(lines, dict)}
     return {"panels": {name: tail(PANELS[name], ask, lines) for name, lines in panels.items()}}
 

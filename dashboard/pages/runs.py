@@ -14,7 +14,7 @@ import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from flask import current_app
 
-from .. import components
+from .. import components, glossary
 from ..colours import REGIME_COLOURS
 from ..index import RunIndex, current_index
 from ..polling import Clock
@@ -41,6 +41,7 @@ COLUMNS: Final[tuple[dict[str, Any], ...]] = (
     {"field": "gate", "headerName": "gate", "cellRenderer": "LsGate", "width": 76,
      "comparator": {"function": "lsGateOrder"}},
     {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 116, "flex": 5},
+    {"field": "variable", "headerName": "variable that fails", "cellRenderer": "LsVariable", "width": 140},
     {"field": "injection", "headerName": "injection", "width": 106},
     {"field": "norm", "headerName": "norm", "width": 78},
     {"field": "width", "headerName": "width", **_COUNT, "width": 68, "hide": True},
@@ -71,13 +72,17 @@ _OPTIONS: Final[dict[str, Any]] = {
                      "selectAll": "filtered"},
     "selectionColumnDef": {"width": 40, "pinned": None, "suppressHeaderMenuButton": True},
     "animateRows": False,
-    "rowHeight": 38,
+    "getRowHeight": {"function": "lsRowHeight(params)"},
     "headerHeight": 38,
     "isExternalFilterPresent": {"function": "true"},
     "doesExternalFilterPass": {"function": "lsPasses(params)"},
     "localeText": {"noRowsToShow": "No run file here yet: a run appears as soon as a probe writes it.",
                    "noMatchingRows": "No run matches this search."},
 }  # fmt: skip
+ORDER_HELP: Final = (
+    "On top: what is live, then what fails the gate, then the worse verdict, then the earlier first alert. Click a "
+    "head to sort by it."
+)
 QUERY_HELP: Final = "words, injection:concatenation, lr>0.01, verdict:unstable, gate:fail, steps<100"
 
 
@@ -124,7 +129,9 @@ def layout(**_: Any) -> html.Div:
         className="ls-table",
         style=_style(len(rows)),
     )
-    hint = html.P(f"Search understands {QUERY_HELP}. {gate_words(table.index)}", className="ls-dim ls-hint")
+    words = components.terms((*glossary.REGIMES, "gate"))
+    hint = html.P([f"{ORDER_HELP} Search understands {QUERY_HELP}. {gate_words(table.index)} ", words, "."],
+                  className="ls-dim ls-hint")  # fmt: skip
     stores = [
         dcc.Store(id="runs-serial", data=serial),
         *[dcc.Store(id=f"runs-{kept}") for kept in ("change", "ready", "done")],
@@ -142,7 +149,7 @@ def gate_words(index: RunIndex) -> str:
 
 def _style(count: int) -> dict[str, str]:
     """Return a height that holds all rows, the window permitting: the grid draws only what is in view."""
-    return {"height": f"min(100dvh - var(--ls-above-table), {47 + 38 * max(count, 3)}px)"}
+    return {"height": f"min(100dvh - var(--ls-above-table), 47px + var(--ls-row) * {max(count, 3)})"}
 
 
 def tally(rows: Iterable[Row]) -> list[Any]:

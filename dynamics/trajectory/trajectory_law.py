@@ -75,6 +75,8 @@ class TrajectoryLaw:
             return f"settles {how}".strip()
         if self.kind == "undecided":
             return f"undecided between {' and '.join(self.between)}"
+        if self.method == "non-finite":
+            return "is not finite"
         return {"drifting": "drifts", "orbiting": "orbits", "exploding": "explodes"}.get(self.kind, "too few loops")
 
     def grown(self, loops: int) -> float:

@@ -11,7 +11,10 @@ from loopscope.dashboard import run_map as values
 from loopscope.dashboard.boundary import boundary
 from loopscope.dashboard.map_figures import BAND, plane
 from loopscope.dashboard.pages import map as map_page
+from loopscope.dashboard.pages import runs as runs_page
 from loopscope.dashboard.run_map import Cell, Place, converged, edges, numbers_of, places, quantities, survival
+
+from .two_variables import write_two
 
 
 def row(name: str, **cells) -> dict:
@@ -88,8 +91,6 @@ def test_the_figure_tells_regimes_apart_by_glyph_and_takes_names_as_text():
 
 
 def test_the_page_shows_runs_and_the_table_and_sends_no_details_with_the_rows(client, runs):
-    from loopscope.dashboard.pages import runs as runs_page
-
     served = client(runs)
     with served.app.server.test_request_context():
         served.app.server.preprocess_request()
@@ -123,6 +124,32 @@ def test_the_boundary_is_said_in_one_sound_sentence(tried, failed, said):
     words = values.in_words(one, "setting.lr")
     assert said in words and words.endswith(f"{len(tried)} runs at {len(set(tried))} values).")
     assert "lie between below" not in words and "inf" not in words and "nan" not in words and "–" not in words
+
+
+@pytest.mark.parametrize("failed", [[0, 0, 1, 1], [0, 0, 0, 1], [0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1]])
+def test_the_band_ends_where_its_sentence_says(failed):
+    tried = (0.003, 0.01, 0.03, 0.05)
+    placed = [
+        Place(f"a{x}", "a", "/", "unstable" if bad else "stable", False, x, 1.0, "a")
+        for x, bad in zip(tried, failed, strict=True)
+    ]
+    (one,) = edges(placed)
+    (band,) = (shape for shape in plane(placed, "x", "y", [one]).layout.shapes if shape.type == "rect")
+    assert (band.x0, band.x1) == one.band and tried[0] <= band.x0 <= band.x1 <= tried[-1]
+    words = values.in_words(one, "setting.lr").partition("; estimate")[2]
+    assert "grey band" in words
+    if "do not say" not in words:
+        assert all(values.number(end, 2) in words for end in one.band)
+
+
+def test_the_map_falls_back_on_a_number_that_runs_have(client, tmp_path):
+    write_two(tmp_path / "a.h5")
+    served = client(tmp_path)
+    with served.app.server.test_request_context():
+        served.app.server.preprocess_request()
+        runs_page.current_table().read_all()
+    assert "upwards" in (page := json.dumps(served.page("/map"), ensure_ascii=False))
+    assert '"value": "last.residual_ratio"' in page and "1 of 1 runs have both numbers" in page
 
 
 def test_the_band_of_a_boundary_is_named_once():

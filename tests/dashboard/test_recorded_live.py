@@ -12,6 +12,8 @@ from loopscope.dashboard.recorded_live import CONFIRMED, NOT_CONFIRMED, recorded
 from loopscope.rules.findings import Finding, Judgement
 from loopscope.runfile.layout import Event
 
+OVERRULED = NOT_CONFIRMED.format(severity="an error")
+
 
 @pytest.fixture
 def sandwich():
@@ -31,9 +33,9 @@ def test_the_lane_has_every_finding_of_the_list_at_its_alarm(sandwich):
         for step, text in zip(trace.x, trace.text, strict=True)
     }
     assert {(one.step, one.rule, one.severity) for one in story.findings} <= lane
-    assert (70, "LS020", "error") in lane  # recorded live; no rule of today says so
+    assert (70, "LS020", "note") in lane  # raised as an error while it trained; no rule of today says so
     texts = [mark.text for mark in marks(sandwich) if mark.step == 70]
-    assert len(texts) == 1 and NOT_CONFIRMED in texts[0]
+    assert len(texts) == 1 and OVERRULED in texts[0]
     assert len([mark for mark in marks(sandwich) if mark.step == 25]) == 1  # told twice, drawn once
 
 
@@ -41,7 +43,12 @@ def test_alerts_name_the_rule_of_what_was_recorded_live(sandwich):
     alerts = alerts_of(sandwich, sandwich.story())
     live = next(one for one in alerts if one["step"] == 70)
     assert (live["rule"], live["name"]) == ("LS020", "injection-unstable")
-    assert live["message"].startswith(NOT_CONFIRMED) and "injection-unstable" not in live["message"]
+    assert live["message"].startswith(OVERRULED) and "injection-unstable" not in live["message"]
+    assert live["severity"] == "note" and live["lead"] is None  # nobody has to act on it: the gate does not count it
+    fails = [one for one in alerts if one["severity"] == "error"]
+    assert {(one["rule"], one["step"]) for one in fails} == {
+        (one.rule, one.step) for one in sandwich.story().findings if one.severity == "error"
+    }
 
 
 def test_each_event_finds_its_rule_by_id_or_by_kind():
@@ -59,6 +66,6 @@ def test_each_event_finds_its_rule_by_id_or_by_kind():
     live = recorded_live(said, [fired], judged)
     assert [one.rule for one in live] == ["LS010", "LS010", "LS030", ""]
     assert [one.told for one in live] == [True, False, False, False]
-    assert [one.message for one in live][1:] == [f"{CONFIRMED}: again", f"{NOT_CONFIRMED}: grows", "from step 9"]
+    assert [one.message for one in live][1:] == [f"{CONFIRMED}: again", f"{OVERRULED}: grows", "from step 9"]
     later = recorded_live(said, [replace(fired, step=7)], judged)
     assert [one.told for one in later] == [False, True, False, False]

@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+from loopscope.dashboard import glossary
 from loopscope.dashboard.opened import OpenRun
 from loopscope.dashboard.panel import Ask, drawn, table
 from loopscope.dashboard.panels import PANELS
+from loopscope.dashboard.report import report_html
+from loopscope.dashboard.row_cells import cells_of
 from loopscope.runfile.writer import RunWriter
+
+from .two_variables import write_two
 
 
 @pytest.fixture
@@ -66,5 +71,36 @@ def test_the_strip_says_which_variable_fails_and_since_when(client, tmp_path):
         writer.seal()
     here = client(path)
     page = str(here.page(f"/run/{here.index.entries()[0].id}"))
-    assert "By variable: z_H settles geometrically, z_L orbits since step 10." in page
+    said = OpenRun(path).story().variables
+    assert [one.said for one in said] == [
+        "z_H settles geometrically",
+        "z_L orbits since step 10 (at step 0 it still settled; LS031 loop-does-not-settle, alarm at step 30)",
+    ]
+    assert "By variable: " in page and " since step 10 (at step 0 it still settled; " in page
     assert "'z_L: on the fixed batch" in page and "began at step 10" in page
+
+
+@pytest.mark.parametrize(("name", "how", "rule"), [("z_L", "explodes", "LS030"), ("z_H", "nan", "LS001")])
+def test_a_report_says_which_variable_fails_and_what_the_words_mean(tmp_path, name, how, rule):
+    document = report_html([write_two(tmp_path / "a.h5", name, how)])
+    assert f"{name} fails, " in document and f"By variable: {name} fails: it " in document
+    assert f"since step 40 ({rule} " in document or "(at step 20 it still settled; " + rule in document
+    assert document.count("By variable:") == 1 and glossary.WORDS["unstable"] in document
+
+
+def test_the_gate_names_the_variable_of_a_finding(tmp_path):
+    held = OpenRun(write_two(tmp_path / "a.h5", "z_L"))
+    assert "LS030 state-explosion of z_L (alarm at step" in held.story().gate_sentence
+    assert held.story().failing == "z_L explodes since step 40"
+    held.close()
+
+
+def test_the_search_of_runs_finds_a_variable_and_the_row_names_its_rule(tmp_path):
+    held = OpenRun(write_two(tmp_path / "a.h5", "z_H", "nan"))
+    row = cells_of(held)
+    told = (row["variable"], row["variable_name"], row["variable_step"], row["variable_rule"])
+    assert told == ("z_H is not finite since step 40", "z_H", 40, "LS001 non-finite")
+    held.close()
+    sound = OpenRun(write_two(tmp_path / "b.h5"))
+    assert cells_of(sound)["variable"] == "" and not any(one.fails for one in sound.story().variables)
+    sound.close()

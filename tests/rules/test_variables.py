@@ -15,6 +15,7 @@ from loopscope.probes.recorder import Record, Recorder, VariableRecord
 from loopscope.rules.diagnosis import diagnose
 from loopscope.rules.judging import judge
 from loopscope.rules.rule_files import load_rules
+from loopscope.rules.variable_verdicts import lost_since, lost_variables
 from loopscope.rules.variables import loops_of_rows, per_pass
 from loopscope.runfile.flights import FlightStep
 from loopscope.runfile.layout import VARIABLE_COLUMNS, VARIABLE_PASSES
@@ -149,7 +150,7 @@ def test_a_verdict_says_what_every_variable_does_from_pass_to_pass(tmp_path: Pat
         said = diagnose(run, [])
     assert {name: law.kind for name, law in said.variables.items()} == {"high": "settling", "low": "drifting"}
     assert "By variable: high settles geometrically, low drifts" in said.summary
-    assert said.as_dict()["variables"]["low"] == {"regime": "marginal", "kind": "drifting"}
+    assert said.as_dict()["variables"]["low"] == {"regime": "marginal", "kind": "drifting", "since": 20, "rule": None}
 
 
 def test_nothing_is_said_of_passes_where_only_inner_updates_are_known(tmp_path: Path, rules) -> None:
@@ -227,11 +228,55 @@ def test_a_verdict_says_since_when_a_variable_does_not_settle(tmp_path: Path) ->
     with open_run(tmp_path / "a.h5") as run:
         said = diagnose(run, [])
     assert said.variables["low"].kind in ("orbiting", "drifting")
-    assert f"By variable: high settles geometrically, low {said.variables['low'].words} since step 40." in said.summary
+    told = f"low {said.variables['low'].words} since step 40 (at step 20 it still settled; measured last at step 60)."
+    assert f"By variable: high settles geometrically (measured last at step 60), {told}" in said.summary
+    assert not any(one.fails for one in said.by_variable)
 
 
 @pytest.mark.parametrize(("at", "words"), [({0: 1.0, 60: 1.0}, " from the start"), ({0: 1.0, 60: 0.7}, "")])
 def test_a_variable_that_never_settled_did_not_from_the_start(tmp_path: Path, at: dict[int, float], words: str) -> None:
     write_measured(tmp_path / "a.h5", {step: passes(0.5, ratio) for step, ratio in at.items()}, [])
     with open_run(tmp_path / "a.h5") as run:
-        assert f"low {diagnose(run, []).variables['low'].words}{words}. " in diagnose(run, []).summary
+        low = next(one for one in diagnose(run, []).by_variable if one.name == "low")
+        assert low.brief == f"low {low.does}{words}" and low.settled_at is None
+
+
+def test_the_variable_that_explodes_fails_and_its_rule_is_named(tmp_path: Path) -> None:
+    shipped = load_rules()
+    explodes = passes(0.7, 1.4)
+    explodes[1, :, 0] = 1.4 ** np.arange(17.0)
+    measured = {step: passes(0.7, 0.8) if step < 40 else explodes for step in range(0, 120, 20)}
+    write_measured(tmp_path / "a.h5", measured, shipped)
+    with open_run(tmp_path / "a.h5") as run:
+        said = diagnose(run, shipped)
+    first, second = said.by_variable
+    assert (first.name, first.fails, first.since, first.settled_at) == ("low", True, 40, 20)
+    assert (second.name, second.fails) == ("high", False)
+    assert first.finding is not None and (first.finding.rule, first.finding.variable) == ("LS030", "low")
+    told = (
+        "By variable: low fails: it explodes since step 40 (at step 20 it still settled; LS030 state-explosion, alarm"
+    )
+    assert said.summary.startswith(told)
+    of_low = said.as_dict()["variables"]["low"]
+    assert of_low == {"regime": "unstable", "kind": "exploding", "since": 40, "rule": "LS030"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("from_step", "to_step", "since"), [(50, 120, 50), (50, 60, None), (0, 120, 0)])
+def test_the_variable_that_is_not_finite_fails_whatever_was_measured_before(
+    tmp_path: Path, value: float, from_step: int, to_step: int, since: int | None
+) -> None:
+    recorder = Recorder(tmp_path / "a.h5", info=INFO, scalars=(), rules=[], resume=False, overwrite=False)
+    for step in range(120):
+        high, low = np.linspace(1.0, 1.5, 4), np.linspace(1.0, 1.5, 3 * INNER + 1)
+        if from_step <= step < to_step:
+            low[1:] = value
+        one = record_of(step, high, low)
+        recorder.put(replace(one, arrays={VARIABLE_PASSES: passes(0.7, 0.8)}) if step == 0 else one)
+    recorder.close()
+    with open_run(tmp_path / "a.h5") as run:
+        low_verdict = next(one for one in diagnose(run, []).by_variable if one.name == "low")
+        assert lost_since(run, "low") == since and lost_since(run, "high") is None
+        assert lost_variables(run, 55) == ["low"] and not lost_variables(run, 119 if since is None else -1)
+    assert (low_verdict.fails, low_verdict.since) == (since is not None, since)
+    assert low_verdict.does == ("settles geometrically" if since is None else "is not finite")
