@@ -26,7 +26,7 @@ from .lineage import LineageLoop, lineage_loops, marked_apart, marked_variables
 from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
-from .site import BY_MARKS, LoopSite, LoopSiteError, Place, Variable, modules_of, plain_name, uncompiled
+from .site import BY_MARKS, Item, LoopSite, LoopSiteError, Place, Variable, modules_of, plain_name, uncompiled
 from .states import Passes, Roles, StateHooks
 from .trace import Event, example_tokens, trace
 
@@ -271,7 +271,7 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
         state_argument=place,
         input_argument=periods.input_place(loop, link, body),
         shared=periods.reached_otherwise(loop, link, body, beside=after if every_loop else None),
-        sublayers=periods.chain(loop, link, body),
+        sublayers=() if isinstance(place, Item) else periods.chain(loop, link, body),
         prelude=periods.prelude(loop),
         found="discovered from one forward",
         notes=("it runs again later in the forward: each run of the loop counts as a forward of its own",)

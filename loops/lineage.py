@@ -386,8 +386,8 @@ def _handed_back(flow: Flow, track: Track, others: list[Track]) -> int | None:
     made = [flow.key(call.writes[source[1]]) for call in calls]
     for other in others:
         place = own_argument(flow, calls, made, other) if returner_of(flow, other.keys) == source else None
-        for call, key in zip(calls, made, strict=True) if place is not None else ():
-            value = call.places.get(place)
+        for call, key in zip(calls, made, strict=True):
+            value = None if place is None else call.places.get(place)
             if value is not None and flow.key(value) == track.keys[0]:
                 return key
     return None
