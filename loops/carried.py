@@ -126,7 +126,8 @@ def _variable(flow: Flow, name: str, source: tuple[str, int], track: Track, shar
     every = _period_of(_own_calls(flow, made, track, sharing))
     if every is None:
         return None
-    return Variable(name=name, output=output, item=item, turns=every[0], of=every[1], first=1)
+    turns, of = every if every[1] > 1 else ((), 1)  # one that makes all of them needs no turns
+    return Variable(name=name, output=output, item=item, turns=turns, of=of, first=1)
 
 
 def _turns(

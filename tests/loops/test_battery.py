@@ -95,7 +95,8 @@ def test_the_passes_that_discovery_tells_of_are_those_that_run(case: Case) -> No
 
 
 # A case each for how a state is seen: received, returned, in turn by one network, marked, on the first batch only.
-BODIES = {"Plain", "Gated", "LayerStack", "OneNetworkTwoVariables", "ManyVariables", "LooksAhead", "TwoLevels marked"}
+BODIES = {"Plain", "Gated", "LayerStack", "OneNetworkTwoVariables", "ManyVariables", "LooksAhead", "InDict"}
+BODIES |= {"TwoLevels marked"}
 FEWER = {"Plain", "Gated", "OneNetworkTwoVariables", "TwoLevels marked"}
 PARTS = {"body": BODIES, "wrapped": FEWER, "model": FEWER}
 COMPILED = [(case, part) for part, names in PARTS.items() for case in CASES if ALL or case.name in names]
