@@ -96,10 +96,11 @@ def _derivatives_of(model: nn.Module) -> Iterator[None]:
     except (LoopSiteError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raised_in, ours = Path(traceback.extract_tb(error.__traceback__)[-1].filename), Path(__file__).parents[1]
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raised_in, ours = Path(at.filename), Path(__file__).parents[1]
         if any(raised_in.is_relative_to(ours / folder) for folder in ("loops", "dynamics")):  # or wrong arguments
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = " ".join(str(error).split()) or f"{type(error).__name__} at {raised_in.name}:{at.lineno}: {at.line}"
         raise LoopSiteError(
             f"a derivative of the loop of {type(unwrap(model)).__name__} cannot be taken ({said}), so it can be "
             "watched but not linearised"

@@ -87,17 +87,17 @@ def passes_of(flow: Flow, carried: Sequence[Carried], blocks: int) -> int:
         blocks: Passes as the uses of parameters show them; the answer where the calls of modules give none.
     """
     variables = [one.variable for one in carried if one.variable is not None]
-    told = all(len(of_source) == 1 or all(v.turns for v in of_source) for of_source in _by_source(variables).values())
+    # As `states.Roles` has it, what is no variable's turn is that of the one without turns.
+    told = all(sum(not v.turns for v in of_source) <= 1 for of_source in _by_source(variables).values())
     if len(carried) < 2 or len(variables) < len(carried) or not told:
         return blocks
     passes, count = Passes(len(variables)), Counter[str]()
     for call in calls_in(flow):
         for source, of_source in _by_source(v for v in variables if v.output == call.name).items():
-            turn, of = count[source], of_source[0].of
+            own = [v for v in of_source if v.turns and count[source] % v.of in v.turns]
             count[source] += 1
-            for variable in of_source:
-                if not variable.turns or turn % of in variable.turns:
-                    passes.update(variables.index(variable))
+            for variable in own or [v for v in of_source if not v.turns]:
+                passes.update(variables.index(variable))
     return passes.number + passes.whole
 
 
@@ -126,7 +126,8 @@ def _variable(flow: Flow, name: str, source: tuple[str, int], track: Track, shar
     every = _period_of(_own_calls(flow, made, track, sharing))
     if every is None:
         return None
-    return Variable(name=name, output=output, item=item, turns=every[0], of=every[1], first=1)
+    turns, of = every if every[1] > 1 else ((), 1)  # one that makes all of them needs no turns
+    return Variable(name=name, output=output, item=item, turns=turns, of=of, first=1)
 
 
 def _turns(

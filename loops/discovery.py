@@ -22,11 +22,11 @@ from .call import Call, Input
 from .carried import Carried
 from .diagram import diagram
 from .hooks import LoopHooks
-from .lineage import LineageLoop, lineage_loops, marked_variables
+from .lineage import LineageLoop, lineage_loops, marked_apart, marked_variables
 from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
-from .site import BY_MARKS, LoopSite, LoopSiteError, Place, modules_of, plain_name, uncompiled
+from .site import BY_MARKS, Item, LoopSite, LoopSiteError, Place, Variable, modules_of, plain_name, uncompiled
 from .states import Passes, Roles, StateHooks
 from .trace import Event, example_tokens, trace
 
@@ -99,6 +99,7 @@ def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
     """
     marked, passes = marked_variables(root)
     if marked:
+        _check_one_loop(root, marked)
         return LoopSite(variables=marked, found=BY_MARKS, mean_depth=passes or None)
     levels = levels_of_trace(model, root)
     if len(levels) == 1 and levels[0].site is not None and not levels[0].problem:
@@ -108,6 +109,23 @@ def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
     if certain and len(loops) == 1 and (site := _site_of_lineage(loops[0])) is not None:
         return site
     raise LoopSiteError(_explanation(model, levels, loops, root))
+
+
+def _check_one_loop(root: Event, marked: Sequence[Variable]) -> None:
+    """Check that the marks of a forward are in one loop.
+
+    Raises:
+        LoopSiteError: They are in loops that run one after the other, as in an encoder and a decoder.
+    """
+    loops = marked_apart(root, marked)
+    if len(loops) < 2:
+        return
+    said = ", then ".join(" and ".join(names) for names in loops)
+    own = ", ".join(f"Variable(name={name!r})" for name in loops[0])
+    raise LoopSiteError(
+        f"the marks are in {len(loops)} loops that run one after the other ({said}), and a probe records one: mark the "
+        f"states of one loop only, or attach a probe for each, with a file each: site=LoopSite(variables=({own},))"
+    )
 
 
 def _site_of_lineage(loop: LineageLoop) -> LoopSite | None:
@@ -121,6 +139,9 @@ def _site_of_lineage(loop: LineageLoop) -> LoopSite | None:
     if any(one.shape[:-1] == seen[:-1] and one.shape[-1] >= seen[-1] for one in unseen for seen in shapes):
         return None
     notes = [f"it also carries {_what(carried)}, not recorded{_advice(carried)}" for carried in unseen]
+    if any(carried.line is not None for carried in unseen):
+        others = "".join(_advice(carried) for carried in loop.carried if carried.variable is not None)
+        notes.append(f"a probe that sees marks reads nothing else, so mark the others besides{others}")
     if loop.skips:
         notes.append("passes also hand on values to later passes (skips): it can be watched, not linearised")
     return LoopSite(
@@ -250,7 +271,7 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
         state_argument=place,
         input_argument=periods.input_place(loop, link, body),
         shared=periods.reached_otherwise(loop, link, body, beside=after if every_loop else None),
-        sublayers=periods.chain(loop, link, body),
+        sublayers=() if isinstance(place, Item) else periods.chain(loop, link, body),
         prelude=periods.prelude(loop),
         found="discovered from one forward",
         notes=("it runs again later in the forward: each run of the loop counts as a forward of its own",)
@@ -467,6 +488,8 @@ def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[Line
         lines.append(f"Say where it is: {by_hand}")
     if calls := diagram(root):
         lines.append(f"The calls of this forward: {calls}")
+    if len(loops) > 1:
+        lines.append("Or mark the states of one of these loops, not of several:")
     lines += [line for loop in loops for line in _carried_lines(loop.carried)]
     return "\n".join(lines)
 

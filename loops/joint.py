@@ -2,7 +2,7 @@
 
 The model is run as it is. Where each variable is seen for the last time in one pass, another value is put in its place,
 and where it is seen for the last time in the next pass, the value is caught. So a loop can be linearised whose state
-enters it at no module of its own; two passes of a forward are enough, and the others are run as well.
+enters it at no module of its own. The first two passes of a forward are taken, and those behind them are not run.
 
 Whether the variables are all that the loop carries is tried out: from the state after one pass the function has to give
 the state after the next, wherever in the forward that is. A loop that draws random numbers in its passes is a map for
@@ -109,7 +109,7 @@ class _Joint:
                 "two: give an input, or set a depth, with which it runs at least two"
             )
         states = self.states()
-        self._from, self._to = ends[-2], ends[-1]
+        self._from, self._to = ends[:2]  # the forward is left where the state is caught: what comes later costs nothing
         wrong, remark = self._why_no_map(states), ""
         if wrong:
             self._ends_at, remark = {max(end) for end in ends}, SAME_NOISE
@@ -164,8 +164,8 @@ class _Joint:
 
     @torch.no_grad()
     def _why_no_map(self, states: list[Tensor]) -> str:
-        """Return why the function does not give the state that followed, after any pass before the last two."""
-        for one, other in pairwise(states[:-1]):
+        """Return why the function does not give the state that followed, after any pass behind the first two."""
+        for one, other in pairwise(states[1:]):
             apart = float((self.step(one) - other).norm() / other.norm().clamp(min=1e-12))
             if not apart <= MOST_APART:
                 return (

@@ -132,10 +132,38 @@ def marked_variables(root: Event) -> tuple[tuple[Variable, ...], int]:
             marks.setdefault(order[-1], []).append(flow.key(event.reads[0]))
     variables = []
     for name, keys in marks.items():
-        one, two = (behind.get(key, 0) for key in (keys[0], keys[min(1, len(keys) - 1)]))
-        again = {labels[bit] for bit in _bits(two & ~one)} & {labels[bit] for bit in _bits(one)}
+        made = [behind.get(key, 0) for key in keys[:3]]
+        anew = [{labels[bit] for bit in _bits(other & ~one)} for one, other in pairwise(made)]
+        again = {labels[bit] for bit in _bits(made[0])}.intersection(*anew) if anew else set()
         variables.append(Variable(name=name, first=1 if again else 0))
     return tuple(variables), _passes_of_marks(order, variables)
+
+
+def marked_apart(root: Event, variables: Sequence[Variable]) -> list[list[str]]:
+    """Return the names of marks by loop, where some run whole passes before others begin; in running order.
+
+    Args:
+        root: The model's own call.
+        variables: As `marked_variables` gives them.
+    """
+    updates: dict[str, list[int]] = {v.name: [] for v in variables}
+    before = {v.name for v in variables if v.first == 0}
+    marks = [e.name.removeprefix(MARK) for e in root.walk() if e.module is None and e.name.startswith(MARK)]
+    for at, name in enumerate(marks):
+        if name in before:
+            before.remove(name)
+        else:
+            updates[name].append(at)
+    loops: list[list[str]] = []
+    ends = -1
+    for name, own in sorted(updates.items(), key=lambda item: item[1][:1]):
+        if len(own) < 2:
+            return []  # a mark that is made once tells of no loop of its own
+        if own[0] > ends:
+            loops.append([])
+        loops[-1].append(name)
+        ends = max(ends, own[-1])
+    return loops
 
 
 def _passes_of_marks(order: Sequence[str], variables: Sequence[Variable]) -> int:
@@ -339,8 +367,30 @@ def _tracks(flow: Flow, live: list[list[int]]) -> list[Track]:
             holding[key] = track
         for key in dead:
             holding.pop(key, None)
-    steady = max((len(track.keys) for track in tracks), default=0)
-    return [track for track in tracks if len(track.keys) > 1 or steady < 2]
+    steady = [track for track in tracks if len(track.keys) > 1]
+    for track in tracks:
+        if len(track.keys) == 1 and (last := _handed_back(flow, track, steady)) is not None:
+            track.keys.append(last)
+            track.blocks.append(len(live))
+    return [track for track in tracks if len(track.keys) > 1 or not steady]
+
+
+def _handed_back(flow: Flow, track: Track, others: list[Track]) -> int | None:
+    """Return the next value of a variable that is alive between two passes only, as the slower one of two passes is.
+
+    The module that made it receives it again, where it receives the variable that it makes in turn with this one.
+    """
+    if (source := returner_of(flow, track.keys)) is None:
+        return None
+    calls = [call for call in calls_in(flow) if call.name == source[0] and len(call.writes) > source[1]]
+    made = [flow.key(call.writes[source[1]]) for call in calls]
+    for other in others:
+        place = own_argument(flow, calls, made, other) if returner_of(flow, other.keys) == source else None
+        for call, key in zip(calls, made, strict=True):
+            value = None if place is None else call.places.get(place)
+            if value is not None and flow.key(value) == track.keys[0]:
+                return key
+    return None
 
 
 def _without_history(flow: Flow, tracks: list[Track]) -> list[Track]:

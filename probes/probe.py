@@ -374,6 +374,8 @@ class Probe:
         if self._preset.rows(step):
             self._send(step, numbers, began)
         self._begin_awaited()
+        if self._seeker is not None:
+            self._seeker.end_step()
         if self._watch is not None:
             try:
                 self._watch.prepare(self._step, self._sender.waiting)
@@ -433,10 +435,9 @@ class Probe:
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""
-        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling() or looking():
-            return
-        if in_transform():  # tensors without memory of their own: another forward will do
-            return
+        compiling = torch.compiler.is_compiling()
+        if compiling or not module.training or not torch.is_grad_enabled() or looking() or in_transform():
+            return  # in a transform tensors have no memory of their own: another forward will do
         if self._seeker is not None:
             self._call = args, kwargs
             self._seeker.begin(module, args, kwargs, self._step)
@@ -454,8 +455,7 @@ class Probe:
         if self._watch is None:
             return
         try:
-            done = self._watch.pass_of_fixed_batch(step, last=last)
-            if done is not None:
+            if (done := self._watch.pass_of_fixed_batch(step, last=last)) is not None:
                 self._probed = step
                 self._sender.send_pass(step, done, partial(self._watch.compare_a_bar, step, last=last))
         except Exception as error:

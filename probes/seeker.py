@@ -103,6 +103,9 @@ class Seeker:
         self._handles = [] if self._compiled else [
             module.register_forward_pre_hook(Hook(self._count)) for module in model.modules() if not _holds(module)
         ]  # fmt: skip
+        self._ran: dict[str, nn.Module] = {}  # the model itself and its direct parts, as they first run
+        parts = [] if self._compiled else [("", model), *model.named_children()]
+        self._handles += [part.register_forward_pre_hook(Hook(self._note(name))) for name, part in parts]
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
         """Look at the training forward that begins now, where that is due."""
@@ -130,6 +133,16 @@ class Seeker:
         if module is self._model:  # its own hooks are being called already
             self._recorder.entering("")(module, args, kwargs)
 
+    def end_step(self) -> None:
+        """Say so where training calls parts of the model and never its own forward, as a wrapper's own method does."""
+        if self._done or "" in self._ran or not self._ran:
+            return
+        parts = ", ".join(f"model.{name} ({type(part).__name__})" for name, part in self._ran.items())
+        self._waits(
+            f"in a whole step no forward of {type(self._model).__name__} itself ran, only of its parts: attach the "
+            f"probe to the module that training calls and whose forward holds the loop, of {parts}"
+        )
+
     def stop(self) -> None:
         """Look no more."""
         self._done = True
@@ -140,6 +153,12 @@ class Seeker:
 
     def _count(self, module: nn.Module, args: Any) -> None:
         self._calls += self._model.training  # an evaluation in between tells nothing about the training's forwards
+
+    def _note(self, name: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any) -> None:
+            self._ran.setdefault(name, module)
+
+        return note
 
     def _see(self, moment: Moment) -> None:
         """Take note of a moment; the last one is that of the model itself."""

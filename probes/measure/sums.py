@@ -4,8 +4,8 @@ The tap adds states; nobody waits for the device. Token counts and the place of 
 anyway, so only sums are on the device. Sums add exactly over micro-batches, and are divided when they reach the host.
 
 Means are over the tokens whose state moved in a loop: a sequence that waits or has stopped is not a step of size zero.
-Where nothing moved at all, the loop has made a step of zero, and the means are over all its tokens. But where some
-tokens had stopped before, and not at a fixed point, all have stopped now: such a loop counts no tokens.
+Where nothing moved at all, the loop has made a step of zero, and the means are over all its tokens. But where the
+loop before took a step too large to end at a fixed point, all have stopped: such a loop counts no tokens.
 """
 
 # Shapes: R rows kept, n sequences, S positions, D width, T loops, M micro-batches.
@@ -266,7 +266,7 @@ def _means(
     """Return the means ``(T + 1, 3)`` and over how many tokens they are; row ``t`` is of the loop that leaves h_t."""
     inside = loop > 0  # the rows that a loop led to; row r - 1 holds the state it left
     steps = np.where(inside, counts[:, STEPS], 0)
-    stopped = _stopped(sums, steps)
+    stopped = _stopped(sums, counts, loop)
     rests = (steps > 0) & (sums[:, MOVED] == 0)  # nothing moved at all: a step of zero, over all its tokens
     moved = np.where(steps > 0, np.where(rests, steps, sums[:, MOVED]), 0)
     turned = np.where((loop > 1) & (moved > 0), sums[:, TURNED], 0)
@@ -295,27 +295,23 @@ def _means(
     return np.where((tokens > 0) & np.isnan(means), np.inf, means), present
 
 
-def _stopped(sums: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _stopped(sums: NDArray[np.float64], counts: NDArray[np.int64], loop: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return the rows to which no token moved because all have stopped, not because the loop has come to a fixed point.
 
-    In the last loop in which any token moved, others had stopped already, and those that moved went farther than
-    rounding takes a state.
+    In the last loop in which any token moved, they went farther than rounding takes a state. Where nobody saw the state
+    before the loop, and nothing moves behind its first pass, nothing says that this pass came to rest.
 
     Args:
         sums: The rows.
-        steps: Over how many tokens each step was measured; 0 where a forward begins.
+        counts: What the host knows of them.
+        loop: Of each row, the loop that led to it.
     """
-    stopped = np.zeros(len(sums), dtype=np.bool_)
+    steps = np.where(loop > 0, counts[:, STEPS], 0)
     moved = np.where(steps > 0, sums[:, MOVED], 0)
-    if not (moved < steps).any():
-        return stopped
-    far = sums[:, STEP] >= FAR * sums[:, LEFT]
-    some = False
-    for row, count in enumerate(steps):
-        if count == 0 or moved[row] > 0:
-            some = bool(0 < moved[row] < count and far[row])
-        stopped[row] = some and moved[row] == 0
-    return stopped
+    still = (moved == 0) & (steps > 0)
+    last = np.maximum.accumulate(np.where(still, 0, np.arange(len(steps))))  # the row before, to which any token moved
+    far = np.where(moved > 0, sums[:, STEP] >= FAR * sums[:, LEFT], (loop == 1) & (steps == 0))
+    return np.asarray(still & far[last])
 
 
 def _depths(
@@ -323,11 +319,9 @@ def _depths(
 ) -> dict[str, float]:
     """Return how many loops ran: the mean over sequences, the fewest, and the most.
 
-    A sequence runs a loop if any of its tokens moved in it, or if nothing moved at all and nothing had stopped before.
+    A sequence runs a loop if any of its tokens moved in it, or if nothing moved at all and it has not stopped.
     """
-    inside = np.ones(len(counts), dtype=np.bool_)
-    inside[firsts] = False
-    stopped = _stopped(sums, np.where(inside, counts[:, STEPS], 0))
+    stopped = _stopped(sums, counts, np.arange(len(counts)) - np.repeat(firsts, lengths))
     known = (counts[:, SEQUENCES] > 0) & (sums[:, ACTIVE] > 0)
     share = np.where(known, sums[:, ACTIVE] / np.maximum(counts[:, SEQUENCES], 1), np.where(stopped, 0.0, 1.0))
     entered = np.append(0, counts[:-1, TOKENS]) * share  # tokens that went into the loop that led to a row

@@ -344,9 +344,9 @@ class LoopTap:
 
         Args:
             runs: Loops of each run of the loop so far; the last one is under way.
-            place: As of `see`,
-            seen: and
-            number: so.
+            place: As that of `see`.
+            seen: As that of `see`.
+            number: As that of `see`.
         """
         if place == "end":
             self._end_evaluation(runs, raised=bool(number))

@@ -15,10 +15,11 @@ import loopscope
 import numpy as np
 import pytest
 import torch
+from loopscope.loops.discovery import discover
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from battery.shapes import CASES, Case
+from battery.shapes import CASES, Case, plain_call
 
 STEPS = 3
 ALL = os.environ.get("LOOPSCOPE_BATTERY", "")
@@ -88,8 +89,14 @@ def test_a_loop_is_recorded_as_its_twin_notes_it_and_training_is_the_same(case: 
     check_recording(tmp_path / "a.h5", case, seen)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.call is plain_call], ids=lambda case: case.name)
+def test_the_passes_that_discovery_tells_of_are_those_that_run(case: Case) -> None:
+    assert discover(case.make()).mean_depth == case.passes
+
+
 # A case each for how a state is seen: received, returned, in turn by one network, marked, on the first batch only.
-BODIES = {"Plain", "Gated", "LayerStack", "OneNetworkTwoVariables", "ManyVariables", "LooksAhead", "TwoLevels marked"}
+BODIES = {"Plain", "Gated", "LayerStack", "OneNetworkTwoVariables", "ManyVariables", "LooksAhead", "InDict"}
+BODIES |= {"TwoLevels marked"}
 FEWER = {"Plain", "Gated", "OneNetworkTwoVariables", "TwoLevels marked"}
 PARTS = {"body": BODIES, "wrapped": FEWER, "model": FEWER}
 COMPILED = [(case, part) for part, names in PARTS.items() for case in CASES if ALL or case.name in names]

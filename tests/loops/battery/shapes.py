@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import loopscope
 import torch
@@ -172,8 +172,8 @@ class Carry:
 class OneNetworkTwoVariables(Noting):
     """z_L several times, then z_H, by one network; only the last cycle has gradients; a carry comes and goes."""
 
-    def __init__(self, inner: int = 3) -> None:
-        super().__init__()
+    def __init__(self, inner: int = 3, depth: int = 3) -> None:
+        super().__init__(depth)
         self.level, self.inner, self.halt = Mix(), inner, nn.Linear(D, 2)
 
     def forward(self, carry: Carry, batch: dict[str, Tensor]) -> tuple[Carry, Tensor]:
@@ -645,6 +645,201 @@ class Nested(Noting):
         return self.head(self.core(self.start(tokens)))
 
 
+class DictCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = Mix(), Mix()
+
+    def forward(self, state: dict[str, Any]) -> dict[str, Any]:
+        h = self.one(state["h"], state["m"] + state["e"])
+        return {"e": state["e"], "h": h, "m": self.other(state["m"], h), "t": state["t"] + 1}
+
+
+class InDict(Noting):
+    """Two states, an input and a counter in a dictionary; one module returns all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = DictCell()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        state = {"e": e, "h": self.note(0.1 * e, "h"), "m": self.note(torch.ones_like(e), "m"), "t": 0}
+        for _ in range(self.depth):
+            state = self.cell(state)
+            self.note(state["h"], "h")
+            self.note(state["m"], "m")
+        return self.head(state["h"] + state["m"])
+
+
+class Step(NamedTuple):
+    t: int
+    e: Tensor
+    h: Tensor
+
+
+class NamedCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, step: Step) -> Step:
+        return step._replace(h=self.mix(step.h, step.e), t=step.t + 1)
+
+
+class InNamedTuple(Noting):
+    """The state is the second tensor of what the module returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = NamedCell()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        step = Step(0, e, self.note(torch.zeros_like(e)))
+        for _ in range(self.depth):
+            step = self.cell(step)
+            self.note(step.h)
+        return self.head(step.h)
+
+
+@dataclass
+class Held:
+    h: Tensor
+    e: Tensor
+    n: int = 0
+
+
+class HeldCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = Mix(), Mix()
+
+    def forward(self, held: Held) -> Held:
+        held.h = self.one(held.h, held.e)
+        held.e, held.n = self.other(held.e, held.h), held.n + 1
+        return held
+
+
+class InDataclass(Noting):
+    """A module writes both of its next states into the object that it received."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = HeldCell()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        held = Held(self.note(torch.zeros_like(e), "h"), self.note(e, "e"))
+        for _ in range(self.depth):
+            held = self.cell(held)
+            self.note(held.h, "h")
+            self.note(held.e, "e")
+        return self.head(held.h)
+
+
+class LongShortTerm(Noting):
+    """A cell of torch's own that takes and returns a pair of states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(D, D)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.start(tokens).flatten(0, 1)
+        h, c = self.note(0.1 * x, "h"), self.note(torch.zeros_like(x), "c")
+        for _ in range(self.depth):
+            h, c = self.cell(x, (h, c))
+            self.note(h, "h")
+            self.note(c, "c")
+        return self.head(h.view(*tokens.shape, D))
+
+
+class Scan(nn.Module):
+    """A recurrence over positions that hands its last state on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out, self.a = nn.Linear(D, D), nn.Linear(D, D), nn.Parameter(torch.zeros(D))
+
+    def forward(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        rows = []
+        for u in self.into(x).unbind(1):
+            s = torch.sigmoid(self.a) * s + u
+            rows.append(s)
+        return x + self.out(torch.stack(rows, 1)), s
+
+
+class CarryBeside(Noting):
+    """A recurrent carry of another shape goes from loop to loop beside the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scan, self.block = Scan(), Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens), "h")
+        s = self.note(h.new_zeros(len(h), D), "s")
+        for _ in range(self.depth):
+            h, s = self.scan(h, s)
+            self.note(s, "s")
+            h = self.note(self.block(h), "h")
+        return self.head(h)
+
+
+class Streams(Noting):
+    """Hyper-connections: four residual streams ``(B, S, n, D)``, read and written by weights outside of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.mix = Block(), nn.Parameter(torch.eye(4) / 2)
+        self.read, self.write = nn.Parameter(torch.ones(4) / 4), nn.Parameter(torch.ones(4) / 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        streams = self.note(torch.stack([self.start(tokens)] * 4, 2))
+        for _ in range(self.depth):
+            made = self.block(torch.einsum("bsnd,n->bsd", streams, self.read))
+            streams = torch.einsum("mn,bsnd->bsmd", self.mix, streams)
+            streams = self.note(streams + self.write[:, None] * made[:, :, None, :])
+        return self.head(streams.mean(2))
+
+
+class Tied(Noting):
+    """Layers of their own that share one set of parameters: each module runs once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(self.depth))
+        for layer in self.layers[1:]:
+            for name, module in layer.named_children():
+                module.weight, module.bias = (
+                    getattr(self.layers[0].get_submodule(name), n) for n in ("weight", "bias")
+                )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        for layer in self.layers:
+            h = self.note(layer(h))
+        return self.head(h)
+
+
+class CacheGrows(Noting):
+    """Every loop attends to keys and values of all loops before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.block = nn.Linear(D, D), nn.Linear(D, 2 * D), Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        kept: list[Tensor] = []
+        for _ in range(self.depth):
+            kept.append(self.kv(h))
+            k, v = torch.cat(kept, 1).chunk(2, -1)
+            h = self.note(self.block(h + F.scaled_dot_product_attention(self.q(h), k, v)))
+        return self.head(h)
+
+
 class Growing(Noting):
     """Off at first: one pass; then the loop is switched on."""
 
@@ -706,6 +901,7 @@ CASES = [
     )),
     Case("LayerStack", LayerStack, call=labelled_call),
     Case("OneNetworkTwoVariables", OneNetworkTwoVariables, ("z_H", "z_L"), carried_call),
+    Case("OneNetworkTwoVariables twice", lambda: OneNetworkTwoVariables(depth=2), ("z_H", "z_L"), carried_call, 2),
     Case("SingleVariable", SingleVariable, ("z",)),
     Case("TwoLevels", TwoLevels, ("z_H", "z_L")),
     Case("ThreeLevels", ThreeLevels, ("a", "b", "c")),
@@ -720,6 +916,12 @@ CASES = [
     *(Case(shape.__name__, shape, ("x",), passes=4) for shape in (
         SkipsAcross, SkipsByOneGate, SkipsGatedTwice, SkipsByModule,
     )),
+    Case("InDict", InDict, ("h", "m")),
+    Case("InNamedTuple", InNamedTuple),
+    Case("InDataclass", InDataclass, ("h", "e")),
+    Case("LongShortTerm", LongShortTerm, ("h", "c")),
+    Case("CarryBeside", CarryBeside, ("s", "h")),
+    *(Case(f"{shape.__name__} marked", marked(shape)) for shape in (Streams, Tied, CacheGrows)),
     Case("HaltsBeside marked", marked(HaltsBeside), ("x",), passes=4),
     *(Case(f"{shape.__name__} marked", marked(shape)) for shape in (Plain, Bare, Gated, SkipsInside)),
     Case("OneNetworkTwoVariables marked", marked(OneNetworkTwoVariables), ("z_H", "z_L"), carried_call),

@@ -35,7 +35,8 @@ def frozen(leave_after: list[int], loops: int = 4, step: float = 0.5) -> list[Te
         ([1, 2, 3, 4], [4, 3, 2, 1, 4]),
         ([0, 1, 1, 1], [3, 0, 0, 0, 4]),  # one never started
         ([4, 4, 4, 4], [4, 4, 4, 4, 4]),
-        ([2, 2, 2, 2], [4, 4, 4, 4, 4]),  # all at once: nothing tells them from a loop that rests
+        ([2, 2, 2, 2], [4, 4, 0, 0, 4]),  # all at once
+        ([1, 1, 1, 1], [4, 0, 0, 0, 4]),
     ],
 )
 def test_loops_that_nobody_runs_any_more_have_no_tokens(leave_after: list[int], tokens: list[int]) -> None:
@@ -44,11 +45,15 @@ def test_loops_that_nobody_runs_any_more_have_no_tokens(leave_after: list[int], 
     assert means[:, 3].tolist() == tokens
     empty = np.array(tokens) == 0
     assert (means[empty, 1] == 0).all() and np.isfinite(means[:, 0]).all()
-    told = 0 in tokens or len(set(leave_after)) == 4
-    assert once["depth"] == pytest.approx(np.mean(leave_after) if told else 4)
-    for t, left in enumerate(np.flatnonzero(~empty)[:-1]):
-        own = [i for i, n in enumerate(leave_after) if n > left] if told else list(range(4))
-        assert means[left, 0] == pytest.approx(float(states[t][own].norm(dim=-1).mean()), rel=1e-6)
+    assert once["depth"] == pytest.approx(np.mean(leave_after))
+    for t in np.flatnonzero(~empty)[:-1]:
+        own = [i for i, n in enumerate(leave_after) if n > t]
+        assert means[t, 0] == pytest.approx(float(states[t][own].norm(dim=-1).mean()), rel=1e-6)
+
+
+def test_a_loop_that_never_moves_rests() -> None:
+    means, once = means_of(frozen([0, 0, 0, 0]))
+    assert (means[:, 3] == 4).all() and (means[:-1, 1] == 0).all() and once["depth"] == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,3 +79,14 @@ def test_of_two_batches_the_one_that_goes_on_gives_the_means() -> None:
     assert means[:, 3].tolist() == [8, 7, 4, 4, 8] and once["depth"] == pytest.approx((1.75 + 4) / 2)
     for t in (2, 3):
         assert means[t, 0] == pytest.approx(float(goes_on[t].norm(dim=-1).mean()), rel=1e-6)
+
+
+def test_a_loop_whose_beginning_nobody_saw_and_that_does_not_move_behind_its_first_pass_has_stopped() -> None:
+    sums = sums_on(torch.device("cpu"))
+    _, *states = frozen([1, 1, 1, 1])
+    sums.begin(states[0], has_gradients=True)
+    sums.add_missing(states[0])
+    for state in states:
+        sums.add(state)
+    means, once = loop_means(sums.device_rows()["sums"].numpy(), sums.counts)
+    assert means[:, 3].tolist() == [4, 0, 0, 0, 4] and once["depth"] == 1

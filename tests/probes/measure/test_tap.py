@@ -344,11 +344,11 @@ def test_a_loop_in_which_nothing_moved_is_a_step_of_zero():
     h = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
     buffer = LoopSums(8, torch.device("cpu"))
     buffer.begin()
-    for state in (h, 2 * h, 2 * h, 2 * h):
+    for state in (h, 1.01 * h, 1.01 * h, 1.01 * h):  # after a large step it would be a stop: test_stopped.py
         buffer.add(state)
     means, once = loop_means(*rows(buffer))
     assert means[1:3, 1].tolist() == [0, 0] and (means[:, 3] == 6).all() and once["depth"] == 3
-    assert means[1, 0] == pytest.approx(float((2 * h).norm(dim=-1).mean()), rel=RELATIVE)
+    assert means[1, 0] == pytest.approx(float((1.01 * h).norm(dim=-1).mean()), rel=RELATIVE)
 
 
 def test_a_state_that_is_measured_and_not_finite_is_infinite_and_one_not_measured_is_nan():
