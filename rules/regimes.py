@@ -25,7 +25,7 @@ from ..runfile.reader import Run
 from .exits import exits_said
 from .expression import Series
 from .variable_verdicts import lost_since
-from .variables import is_measured, per_pass, variables_of
+from .variables import is_measured, per_pass, until_lost, variables_of
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
 LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
@@ -156,9 +156,10 @@ def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     """Fit the decay law of the steps that every variable takes from pass to pass, where the loop carries several.
 
     A state that is not finite at the end has exploded, whatever was measured before. Else the laws are those of the
-    last measurement of the full loop; without one, of the deepest of the last training steps, where no variable is
-    updated more than once in a pass. Of what an inner loop does from pass to pass training steps tell nothing: its
-    updates do not vanish where the passes settle.
+    last measurement of the full loop; where one variable is not finite from a pass on, the others are judged before it.
+    Without a measurement they are those of the deepest of the last training steps, where no variable is updated more
+    than once in a pass. Of what an inner loop does from pass to pass training steps tell nothing: its updates do not
+    vanish where the passes settle.
     """
     names = variables_of(run)
     lost = {name: _lost_law(name) for name in names if lost_since(run, name) is not None}
@@ -176,8 +177,11 @@ def _measured_laws(run: Run, names: Sequence[str]) -> dict[str, TrajectoryLaw]:
     if names and VARIABLE_PASSES in run.array_names:
         _, (*_, measured) = run.arrays(VARIABLE_PASSES, slice(-1, None))
         if is_measured(measured, len(names)):
-            return {name: classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=_round_off(run))
-                    for name, rows in zip(names, measured.astype(np.float64), strict=True)}  # fmt: skip
+            passes, first = until_lost(measured.astype(np.float64))
+            laws = {name: classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=_round_off(run))
+                    for name, rows in zip(names, passes, strict=True)}  # fmt: skip
+            lost = [name for name, gone in zip(names, first, strict=True) if gone and laws[name].kind != "exploding"]
+            return laws | {name: _lost_law(name) for name in lost}
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
     laws = {}
     for name in names:

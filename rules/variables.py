@@ -128,6 +128,8 @@ def _late_ratios(run: Run) -> tuple[NDArray[np.int64], Series]:
             at = np.flatnonzero(lengths == length)
             rows = np.concatenate([arrays[i] for i in at]).astype(np.float64)
             table[:, at] = np.stack(late_ratios(rows[:, :-1, 1], rows[:, :, 0])).reshape(-1, len(at), count)
+            for i in at[~np.isfinite(rows[:, 1:, 0]).reshape(len(at), -1).all(axis=1)]:
+                table[:, i] = _ratios(arrays[i])
         kept = _KEPT[run] = when, (np.asarray(steps, np.int64), table)
     return kept[1]
 
@@ -145,9 +147,36 @@ def ratios_of_passes(measured: NDArray[Any], count: int) -> list[dict[str, float
     """
     if not is_measured(measured, count):
         return []
-    rows = measured.astype(np.float64)
-    ratios = np.stack(late_ratios(rows[:, :-1, 1], rows[:, :, 0]), axis=1)
-    return [dict(zip(PROBE_DERIVED, map(float, own), strict=True)) for own in ratios]
+    return [dict(zip(PROBE_DERIVED, map(float, own), strict=True)) for own in _ratios(measured).T]
+
+
+def _ratios(measured: NDArray[Any]) -> Series:
+    """Return ``PROBE_DERIVED`` of every variable ``(2, V)`` from the passes of one measurement."""
+    rows, first = until_lost(measured.astype(np.float64))
+    ratios = np.stack(late_ratios(rows[:, :-1, 1], rows[:, :, 0]))
+    ratios[:, first] = np.inf
+    return ratios
+
+
+def until_lost(passes: Series) -> tuple[Series, NDArray[np.bool_]]:
+    """Return the passes before the first one in which a variable is not finite, and which variables those are.
+
+    One that is not finite takes the others with it in the passes that follow: what these did on their own stands before.
+
+    Args:
+        passes: ``(V, T + 1, 3)`` as ``VARIABLE_PASSES``.
+
+    >>> passes = np.ones((2, 5, 3))
+    >>> passes[0, 3:], passes[1, 4:] = np.inf, np.nan
+    >>> rows, first = until_lost(passes)
+    >>> rows.shape, first.tolist()
+    ((2, 3, 3), [True, False])
+    """
+    lost = ~np.isfinite(passes[:, 1:, 0])
+    if not lost.any():
+        return passes, np.zeros(len(passes), bool)
+    at = int(np.argmax(lost.any(axis=0)))
+    return passes[:, : at + 1], lost[:, at]
 
 
 def is_measured(measured: NDArray[Any], count: int) -> bool:

@@ -280,3 +280,25 @@ def test_the_variable_that_is_not_finite_fails_whatever_was_measured_before(
         assert lost_variables(run, 55) == ["low"] and not lost_variables(run, 119 if since is None else -1)
     assert (low_verdict.fails, low_verdict.since) == (since is not None, since)
     assert low_verdict.does == ("settles geometrically" if since is None else "is not finite")
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_variable_that_overflows_does_not_make_the_other_one_fail(tmp_path: Path, failing: int) -> None:
+    """Once one is infinite, the next passes of both are NaN: what the other did on its own stands before."""
+    shipped = load_rules()
+    sick = passes(*[(1.4, 0.7), (0.7, 1.4)][failing])
+    sick[failing, :, 0] = 1.4 ** np.arange(17.0)
+    sick[failing, 12:, :2], sick[1 - failing, 13:, :2] = np.inf, np.nan
+    sick[1 - failing, 12, 1] = np.nan
+    write_measured(
+        tmp_path / "a.h5", {step: passes(0.7, 0.7) if step < 40 else sick for step in range(0, 120, 20)}, shipped
+    )
+    with open_run(tmp_path / "a.h5") as run:
+        said = diagnose(run, shipped)
+    told = {one.name: (one.fails, one.does, one.since) for one in said.by_variable}
+    names = INFO["variables"]
+    assert told == {
+        names[failing]: (True, "explodes", 40),
+        names[1 - failing]: (False, "settles geometrically", None),
+    }
+    assert {f.variable for f in said.findings if f.rule == "LS030"} == {names[failing]}
