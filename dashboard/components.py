@@ -225,7 +225,7 @@ def report_link(address: str) -> list[Any]:
 
 def problem(title: str, text: str) -> html.Section:
     """Return a card for a page that cannot be shown, with the way back."""
-    body = [html.H1([html.I("✕"), title]), html.P(shown(text)), dcc.Link("All runs", href="/")]
+    body = [html.H1([html.I("✕"), title]), html.P(with_code(text)), dcc.Link("All runs", href="/")]
     return html.Section(body, className="ls-card ls-problem ls-unreadable")
 
 

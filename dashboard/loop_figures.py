@@ -68,16 +68,22 @@ def loop_profile(
     for law in laws:
         _add_law(chart, law)
     log_axis(chart, np.concatenate([np.ravel(values) for one, _ in passes for values in (one.state, one.residual)]))
-    broken = [int(np.argmax(~np.isfinite(one.state))) for one, _ in passes if _stops_being_finite(one.state)]
+    broken = [loop for one, _ in passes if (loop := _first_broken(one.state)) is not None]
     if broken:
         note(chart, f"▲ the state is not finite from loop {min(broken)} on")
     headroom(chart, 8 + (LINE + 8) * bool(laws))  # subscripts make lines taller; laws take a second one
     return chart.update_layout(hovermode="x unified", xaxis={"rangemode": "tozero", "tickformat": "d"})
 
 
-def _stops_being_finite(state: Array) -> bool:
-    """Say whether a state that began finite stopped being so."""
-    return bool(np.isfinite(state[0]) and not np.isfinite(state).all())
+def _first_broken(state: Array) -> int | None:
+    """Return the first loop whose state is not finite; None without one.
+
+    NaN before the first recorded state is "not recorded"; behind it, or infinite, it is "not finite".
+    """
+    recorded = np.flatnonzero(~np.isnan(state))
+    broken = np.flatnonzero(~np.isfinite(state))
+    broken = broken[broken >= recorded[0]] if len(recorded) else broken[:0]
+    return int(broken[0]) if len(broken) else None
 
 
 def _add_pass(chart: go.Figure, one: Profile, kind: str) -> None:

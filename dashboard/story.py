@@ -184,7 +184,7 @@ def _cause(run: Run, diagnosis: Diagnosis) -> tuple[int | None, str]:
         return _crossed(run, "a_bar_radius", 1.0), f"the injection amplifies the state {diagnosis.radius:.3g}× per loop"
     if regimes["trajectory"] == verdict == "unstable":
         ratio = _last(run, "residual_ratio")
-        whose, what = ("the step of all", "the joint state") if diagnosis.by_variable else ("its step", "the state")
+        whose, what = ("the joint step", "the joint state") if diagnosis.by_variable else ("its step", "the state")
         grows = f"each loop multiplies {whose} by {ratio:.3g}" if math.isfinite(ratio) else f"{what} explodes"
         where = "on the fixed batch" if len(run.probe_steps) else "in the forward of training"
         return _crossed(run, "residual_ratio", 1.0), f"{where} {grows}"

@@ -265,6 +265,9 @@
       for (const row of change.rows) (grid.getRowNode(row.id) ? update : add).push(row);
       const remove = change.gone.map((id) => grid.getRowNode(id)).filter(Boolean).map((node) => node.data);
       grid.applyTransaction({ add, update, remove });
+      /* Their error takes up the whole row, which a row that was there before learns only when it is drawn anew. */
+      const broken = update.filter((row) => row.state === "unreadable").map((row) => grid.getRowNode(row.id)).filter(Boolean);
+      if (broken.length) grid.redrawRows({ rowNodes: broken });
       tick();
       if (update.length) grid.refreshCells({ columns: ["verdict", "gate", "name", "variable", "alert"], force: true });
       if (change.rows.some((row) => row.verdict)) fit(chosen || []);

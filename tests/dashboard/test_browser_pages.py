@@ -195,3 +195,13 @@ def test_a_choice_from_a_list_is_made_with_the_keyboard_alone(screen, runs):  # 
     page.wait_for_function(f"({option} || 'last.a_bar_radius') !== 'last.a_bar_radius'")
     page.keyboard.press("Space")
     page.wait_for_url(re.compile(r"y=(?!last\.a_bar_radius$)"))
+
+
+def test_the_reason_of_a_file_that_is_no_run_has_the_whole_row(screen, tmp_path):  # noqa: F811
+    (tmp_path / "damaged.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(4000))
+    (tmp_path / "foreign.h5").write_bytes(b"not HDF5 at all")
+    page = screen(tmp_path).open()
+    for name in ("damaged", "foreign"):
+        row = page.locator(".ag-row", has_text=name)
+        sync_api.expect(row.locator(".ag-cell[col-id='verdict'] .ls-fault")).to_be_visible(timeout=PATIENCE)
+        sync_api.expect(row.locator(".ag-cell[col-id='name']")).to_have_count(0)

@@ -133,6 +133,16 @@ def test_profile_is_logarithmic_and_names_the_loop_where_the_state_was_lost():
     assert list(chart.data[0].x) == [0, 1] and list(chart.data[1].y) == [9.0]
 
 
+@pytest.mark.parametrize(
+    ("state", "loop"),
+    [([np.nan, np.inf, np.inf], 1), ([np.nan, 3.0, np.inf], 2), ([np.inf] * 3, 0), ([np.nan, 1, 2], 0)],
+)
+def test_a_profile_says_from_which_loop_on_a_state_is_not_finite_though_its_start_was_not_recorded(state, loop):
+    chart = loop_figures.loop_profile(Profile(9, np.array(state), np.full(2, np.inf)))
+    said = [str(one.text) for one in chart.layout.annotations if "not finite" in str(one.text)]
+    assert said == ([f"▲ the state is not finite from loop {loop} on"] if np.isinf(state).any() else [])
+
+
 def test_a_fitted_law_is_drawn_over_the_late_loops_and_its_rival_thinner():
     laws = [Law("×0.5 per loop", 2, np.array([4.0, 2.0]), True), Law("t^-1", 2, np.array([4.0, 3.0]), False)]
     chart = loop_figures.loop_profile(Profile(0, np.ones(5), np.ones(4)), None, laws)
