@@ -11,8 +11,8 @@ brings the rows off the device, `recorder` writes them.
 Whatever fails costs as little as it can: one number, one step, or the loop. Where the loop is lost, the numbers that
 training gives go on being recorded and judged, and the file says from which step on, and why (``probe_lost``).
 
-Not covered: attaching to a model that has already run compiled. Its cached graphs do not hold the hooks; the first step
-that leaves no loop behind says so.
+Not covered: attaching to a model that has already run compiled as a whole. Its cached graphs do not hold the hooks; the
+first step that leaves no loop behind says so.
 """
 
 from __future__ import annotations

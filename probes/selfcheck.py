@@ -157,8 +157,8 @@ def selfcheck(
         site: Where the loop is, for a model whose loop is not found.
         steps: Training steps compared.
         timed: Pairs of steps timed.
-        tolerance: Relative difference that passes when the model is compiled. An extra reader of the state may change
-            how operations are fused and rounded (2^-24 each in float32), and a few steps of training amplify that.
+        tolerance: Relative difference that passes when something is compiled. A reader of the state in a graph may
+            change how operations are fused and rounded (2^-24 each in float32), and steps of training amplify that.
 
     Returns:
         What was found; ``passed`` is the verdict.

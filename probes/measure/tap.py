@@ -3,9 +3,10 @@
 A hook on the first module of the loop body sees ``h_t``; a hook on the first module after the loop sees ``h_T``. There
 is no ``.item()``: what is summed stays on the device until the step is over.
 
-Inside a compiled graph the hooks become one operator that Dynamo does not look into (`_tap`). The graph is then the
-same in every loop, step and recomputation: a graph that knew whether recording is on would differ when a checkpoint
-recomputes it, which torch refuses, and noting the last state would be a side effect, which breaks the graph.
+Hooks of a module that is compiled by itself are called outside of its graph (`loops.compiled`). Inside of a larger
+graph they become one operator that Dynamo does not look into (`_tap`). The graph is then the same in every loop, step
+and recomputation: a graph that knew whether recording is on would differ when a checkpoint recomputes it, which torch
+refuses, and noting the last state would be a side effect, which breaks the graph.
 
 What is not part of a step is not recorded: what a checkpoint runs again, forwards without gradients beside others with
 them (a validation, a reference model), forwards that raised. Of forwards in evaluation mode the loops are counted
