@@ -161,7 +161,7 @@ def _ratios(measured: NDArray[Any]) -> Series:
 def until_lost(passes: Series) -> tuple[Series, NDArray[np.bool_]]:
     """Return the passes before the first one in which a variable is not finite, and which variables those are.
 
-    One that is not finite takes the others with it in the passes that follow: what these did on their own stands before.
+    One that is not finite takes the others with it in the next passes: what these did on their own stands before.
 
     Args:
         passes: ``(V, T + 1, 3)`` as ``VARIABLE_PASSES``.
