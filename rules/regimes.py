@@ -1,9 +1,9 @@
 """The regimes that a recorded run ends in, and one sentence with the numbers that decide.
 
 They are read at the end of the run: of the linear part from the last recorded ρ(A̅), of the full loop from its largest
-Lyapunov exponent and its Jacobian's radius in the last step in which they were measured, of the trajectory from the
-decay law of the last pass of the fixed probe batch (or, without one, of the deepest of the last training steps).
-Nothing is taken from a name or a setting.
+Lyapunov exponent and its Jacobian's radius in the last step in which they were measured, if that is not long ago, of
+the trajectory from the decay law of the last pass of the fixed probe batch (or, without one, of the deepest of the last
+training steps). Nothing is taken from a name or a setting.
 
 Not covered: rules and what they found (``diagnosis.py``).
 """
@@ -37,6 +37,8 @@ NO_LOOP = "No loop was recorded."
 STATE_GROWS = 1.05  # factor per loop of the state norm from which on it grows with its steps, as in LS030
 STANDS = 0.95  # part of the measurements since a step in which a number is above its limit, for it to stand there
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
+FULL_LOOP = ("full_loop_seconds", "lyapunov_max", "jacobian_radius")  # the first is there where the others failed, too
+ALONE = 10  # steps for which the only measurement of the full loop says something of the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,10 @@ def read_regimes(run: Run) -> RunRegimes:
     seen = law.beside(radius, log_radius, exponent)
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
     if rates:
-        shown = ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
         disagree = ", which disagree" if seen.rates_disagree else ""
-        said.append(f"Full loop {seen.regimes['loop']}: {shown} per loop{disagree}")
+        said.append(f"Full loop {seen.regimes['loop']}: {_in_words(rates)} per loop{disagree}")
+    elif (step := measured_long_ago(run)) is not None and (older := rates_at(run)):
+        said.append(f"Full loop at step {step:,}, too long ago to count: {_in_words(older)} per loop")
     attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
     laws = variable_laws(run)
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
@@ -220,6 +223,24 @@ def _no_law(sentence: str) -> TrajectoryLaw:
 
 
 def loop_rates(run: Run) -> dict[str, float]:
+    """Return the full loop's growth rates of perturbations at the end of a run, as `rates_at`; empty if too old."""
+    return rates_at(run) if measured_long_ago(run) is None else {}
+
+
+def measured_long_ago(run: Run) -> int | None:
+    """Return the step of the last measurement of the full loop where it says nothing of the end of the run; else None.
+
+    Measurements come at intervals, which grow. One that is older than twice the longest of them, or the only one and
+    older than `ALONE` steps, is of other weights: that of step 0 is of those that nobody has trained.
+    """
+    steps = next((steps for name in FULL_LOOP if len(steps := _series(run, name)[0])), None)
+    if steps is None:
+        return None
+    usual = 2 * int(np.diff(steps).max()) if len(steps) > 1 else ALONE
+    return int(steps[-1]) if run["step"][-1] - steps[-1] > usual else None
+
+
+def rates_at(run: Run) -> dict[str, float]:
     """Return the full loop's growth rates of perturbations, as measured last, nats per loop, by what they are.
 
     The largest Lyapunov exponent over the late loops and the logarithm of the Jacobian's radius at the last one, as far
@@ -235,6 +256,11 @@ def loop_rates(run: Run) -> dict[str, float]:
     if (radius := last.get("jacobian_radius")) is not None:
         rates[LOG_RADIUS] = math.log(radius) if radius > 0 else -math.inf
     return rates
+
+
+def _in_words(rates: Mapping[str, float]) -> str:
+    """Return growth rates as they stand in a sentence."""
+    return ", ".join(f"{name} {rate:+.2f}" for name, rate in rates.items())
 
 
 def _series(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

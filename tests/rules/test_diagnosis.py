@@ -124,6 +124,26 @@ def test_a_measurement_that_failed_at_the_end_leaves_the_loop_unknown(write_run)
     assert diagnosed.regimes["loop"] == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("measured", "steps", "counts"),
+    [
+        ((0,), 9, True),
+        ((0,), 14, False),
+        ((0, 4), 12, True),
+        ((0, 4), 14, False),
+        ((0, 20, 39), 60, True),
+        ((), 40, False),
+    ],
+)
+def test_a_measurement_of_other_weights_says_nothing_of_the_end(write_run, measured, steps, counts):
+    at = np.isin(np.arange(steps), measured)
+    values = {"lyapunov_max": np.where(at, 0.5, np.nan), "full_loop_seconds": np.where(at, 0.2, np.nan)}
+    diagnosed = diagnosis(write_run(loss=wavy(steps), a_bar_radius=0.8, **values))
+    assert diagnosed.regimes["loop"] == ("unstable" if counts else "unknown")
+    assert any(each.rule == "LS005" for each in diagnosed.findings) is counts
+    assert ("too long ago to count: λ +0.50" in diagnosed.summary) is (bool(measured) and not counts)
+
+
 def test_an_expansive_loop_is_warned_of(write_run):
     exponent = np.where(np.arange(30) % 10 == 0, np.arange(30) / 100, np.nan)  # 0, 0.1 and 0.2 at every tenth step
     seconds = np.where(np.isnan(exponent), np.nan, 0.1)
