@@ -21,7 +21,7 @@ _BY_FOLDER: Final = {
     ("probes", "runfile.disk"): "handle heaps integrity lease proven repair rewrite superblock",
     ("probes", "runfile.ranks"): "companions merge merged_run",
     ("probes", "rules"): "detectors expression live_rules spikes",
-    ("probes", "probes.measure"): "fixed_batch full_loop fused group hashing inside sums tap transfer",
+    ("probes", "probes.measure"): "fixed_batch full_loop fused group hashing inside sums transfer",
     ("dynamics", "dynamics.linear"): "arnoldi certificate circle discretize golub_kahan gramian hinfinity "
     "norm_bound pseudospectrum response spectrum tracker transient",
     ("dynamics", "dynamics.loop"): "attribution jacobian krylov linearization linearize per_token",
@@ -37,6 +37,7 @@ _SPLIT: Final = {
     "probes.rules": ("rules.rule_files", "rules.findings", "rules.judging", "rules.series"),
     "probes.reduction": ("probes.measure.reduction", "probes.measure.fastest"),
     "probes.site": ("loops.site", "loops.find"),
+    "probes.tap": ("probes.measure.tap", "loops.hooks"),
 }
 MOVED: Final[dict[str, tuple[str, ...]]] = {
     f"{old}.{name}".strip("."): (f"{new}.{name}",) for (old, new), names in _BY_FOLDER.items() for name in names.split()
