@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ..estimate import Estimate
 from ..regime import LYAPUNOV_TOLERANCE, Regime, Views, full_loop_regime, lti_regime, rates_disagree
+from ..shown import Shown
+from .sheet import sheet
 
 if TYPE_CHECKING:
     from ..linear.transient import PeakGrowth
@@ -56,8 +58,8 @@ class LinearPart:
     read_out_norm: Estimate | None
 
 
-@dataclass(frozen=True, slots=True)
-class FullLoop:
+@dataclass(frozen=True, slots=True, repr=False)
+class FullLoop(Shown):
     """The Jacobian of the whole loop at the last state visited, and along the way there.
 
     Attributes:
@@ -163,7 +165,7 @@ class FullLoop:
         return f"at least ×{self.growth:.3g}{rising}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Linearization:
     """Everything measured about one loop.
 
@@ -198,6 +200,10 @@ class Linearization:
     seconds: dict[str, float]
     variables: dict[str, TrajectoryLaw] = field(default_factory=dict)
     blocks: list[JacobianBlock] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Show the verdict and every number with its bounds, one to a line."""
+        return sheet(self)
 
     @property
     def views(self) -> Views:

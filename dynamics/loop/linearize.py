@@ -249,7 +249,7 @@ def _linear_part(a_bar: Tensor | None, b_bar: Tensor | None, c_out: Tensor | Non
     system = LTISystem(a_bar)
     proven = certify_radius(system.a_bar)
     exact = system.spectral_radius()
-    radius = Estimate(exact.value, proven.lower, proven.upper, exact.residual, f"exact, {proven.method}", True)
+    radius = Estimate(exact.value, proven.lower, proven.upper, exact.residual, f"exact, {proven.method.removeprefix('exact, ')}", True)
     return LinearPart(
         radius=radius,
         certificate=certificate_words(proven),
