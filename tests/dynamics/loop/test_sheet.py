@@ -32,7 +32,8 @@ def test_the_sheet_shows_the_verdict_and_every_estimate_with_its_bounds(result):
 
 
 def test_what_was_left_out_and_what_disagrees_is_on_the_sheet(result):
-    said = str(dataclasses.replace(result, skipped={"gap": "A̅ was not given"}, linear=None, depth=None, fixed_points=[]))
+    missing = {"gap": "A̅ was not given"}
+    said = str(dataclasses.replace(result, skipped=missing, linear=None, depth=None, fixed_points=[]))
     assert "left out" in said and "gap: A̅ was not given" in said and "ρ(A̅)" not in said and "safe depth" not in said
     empty = dataclasses.replace(result, loop=None, linear=None)
     assert "full loop unknown" in str(empty) and "ρ_J" not in str(empty)
