@@ -249,7 +249,8 @@ def _linear_part(a_bar: Tensor | None, b_bar: Tensor | None, c_out: Tensor | Non
     system = LTISystem(a_bar)
     proven = certify_radius(system.a_bar)
     exact = system.spectral_radius()
-    radius = Estimate(exact.value, proven.lower, proven.upper, exact.residual, f"exact, {proven.method.removeprefix('exact, ')}", True)
+    method = f"exact, {proven.method.removeprefix('exact, ')}"
+    radius = Estimate(exact.value, proven.lower, proven.upper, exact.residual, method, True)
     return LinearPart(
         radius=radius,
         certificate=certificate_words(proven),
