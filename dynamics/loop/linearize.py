@@ -36,8 +36,9 @@ from .attribution import SublayerError, SublayerGain, sublayer_gains
 from .blocks import JacobianBlock, jacobian_blocks
 from .full_loop import measure_loop, read_out_gain
 from .jacobian import LoopJacobian, Step, jacobian_gap
-from .linearization import FullLoop, Linearization, LinearPart
+from .linearization import Linearization
 from .own_token import find_structure, own_token_step
+from .parts import FullLoop, LinearPart
 from .per_token import CausalityError
 
 __all__ = ["linearize_loop"]

@@ -1,4 +1,4 @@
-"""A `Linearization` on one screen: the verdict, every number with its bounds and its method, and what was left out.
+"""A linearised loop on one screen: the verdict, then every number with its bounds and its method, one to a line.
 
 Not covered: JSON (`Linearization.to_dict`).
 """
@@ -6,7 +6,7 @@ Not covered: JSON (`Linearization.to_dict`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 from unicodedata import combining
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ..estimate import Estimate
-    from .linearization import FullLoop, Linearization, LinearPart
+    from .parts import FullLoop, LinearPart
 
 EIGENVALUES: Final = 4  # shown of a spectrum
 
@@ -23,43 +23,22 @@ Row = tuple[str, str]
 """What a number is, and the number in words."""
 
 
-def sheet(result: Linearization) -> str:
-    """Return the result as lines of text: the verdict first, then one number to a line.
+def sheet(first: Iterable[str], rows: Iterable[Row]) -> str:
+    """Return lines of text: what comes first, then one number to a line; what is empty is left out.
 
-    An interval in brackets holds the exact number; what follows says how it was had.
+    >>> print(sheet(["stable", ""], [("ρ(A̅)", "0.5"), ("trajectory", "settles"), ("gap", "")]))
+    stable
+      ρ(A̅)        0.5
+      trajectory  settles
     """
-    rows = [row for row in _rows(result) if row[1]]
-    wide = max((_width(name) for name, _ in rows), default=0)
-    lines = [result.verdict]
-    if result.disagreement:
-        lines.append(result.disagreement)
-    lines += [f"  {name}{' ' * (wide - _width(name))}  {said}" for name, said in rows]
-    return "\n".join(lines)
+    known = [row for row in rows if row[1]]
+    wide = max((_width(name) for name, _ in known), default=0)
+    return "\n".join(
+        [*filter(None, first), *(f"  {name}{' ' * (wide - _width(name))}  {said}" for name, said in known)]
+    )
 
 
-def _rows(result: Linearization) -> Iterator[Row]:
-    """Yield the numbers, in the order in which they are explained in docs/theory.md."""
-    if result.linear is not None:
-        yield from _linear(result.linear)
-    if result.loop is not None:
-        yield from _loop(result.loop)
-    yield from ((f"∂{each.of}/∂{each.by}", str(each).partition(": ")[2]) for each in result.blocks)
-    yield "trajectory", result.trajectory.sentence
-    yield from ((name, law.sentence) for name, law in result.variables.items())
-    for point in result.fixed_points:
-        starts = f", from {point.starts} starts" if point.starts > 1 else ""
-        yield "fixed point", f"{point.kind}, ρ {point.radius:.3g}, residual {point.residual:.1e}{starts}"
-    if result.start is not None:
-        stays = "depends on it" if result.start.depends else "forgets it"
-        yield "start", f"the end {stays} (distance × {result.start.factor:.3g} per loop)"
-    if result.input is not None:
-        yield "input", f"changes the end by {result.input.gain:.3g} times its own relative change"
-    if result.depth is not None:
-        yield "safe depth", result.depth.sentence
-    yield from (("left out", f"{part}: {reason}") for part, reason in result.skipped.items())
-
-
-def _linear(part: LinearPart) -> Iterator[Row]:
+def rows_of_linear_part(part: LinearPart) -> Iterator[Row]:
     """Yield the numbers of the linear part."""
     yield "ρ(A̅)", f"{part.radius}, {part.certificate}"
     yield "σ_max(A̅)", str(part.norm)
@@ -68,7 +47,7 @@ def _linear(part: LinearPart) -> Iterator[Row]:
     yield "σ_max(C)", _said(part.read_out_norm)
 
 
-def _loop(loop: FullLoop) -> Iterator[Row]:
+def rows_of_loop(loop: FullLoop) -> Iterator[Row]:
     """Yield the numbers of the full loop."""
     yield "ρ_J", str(loop.radius)
     yield "eigenvalues", _leading(loop.eigenvalues)
