@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from loopscope.loops.call import Call
 from loopscope.loops.site import LoopSiteError
+from loopscope.models import build
 from loopscope.probes import LoopSite, open_run
 from loopscope.probes.measure.fixed_batch import POSITIONS, SEQUENCES
 from loopscope.probes.schedule import inspecting
