@@ -66,9 +66,7 @@ class Diagnosis:
     def __repr__(self) -> str:
         """Show the verdict, the numbers that decide, and every finding, one to a line."""
         lines = [f"{self.verdict} after {self.steps:,} steps: {self.summary}"]
-        lines += [
-            f"  {each.rule} {each.name} [{each.severity}] step {each.step}: {each.message}" for each in self.findings
-        ]
+        lines += [f"  {each.rule} {each.name} [{each.severity}] {each.when}: {each.message}" for each in self.findings]
         lines.append(
             f"  {len(self.judgements) - len(self.skipped)} rules judged, {len(self.skipped)} not (.judgements)"
         )
