@@ -53,7 +53,7 @@ class Hook:
             for one in inspect.signature(call).parameters.values()
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any) -> Any:
         """Return what torch calls."""
         if self._around is not None and self._around.running:
             return None
@@ -63,7 +63,7 @@ class Hook:
             return None
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return None  # else what the hook computes would become a part of the traced model
-        return self._call(*args, **kwargs)
+        return self._call(*args)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments and returns None
