@@ -24,7 +24,6 @@ _MAY_WRITE = ("tag_activation_checkpoint", "autograd.Function")
 """Operators whose functions may write to what they are given."""
 
 
-@torch.compiler.assume_constant_result  # asked while a graph is made, and answered in it once and for all
 def in_operator() -> bool:
     """Return whether Dynamo is at a function that an operator takes, as those of ``torch.while_loop`` or ``scan``.
 
@@ -44,6 +43,9 @@ def in_operator() -> bool:
     except (KeyError, AttributeError):
         pass
     return False
+
+
+in_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]  # answered as a graph is made, for good
 
 
 def leave_alone(module: nn.Module) -> None:

@@ -77,8 +77,8 @@ class Value:
         return len(self.shape)
 
     def is_floating_point(self) -> bool:
-        """Return whether it holds real numbers."""
-        return self.dtype.is_floating_point
+        """Return whether it holds real or complex numbers."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
 
     def numel(self) -> int:
         """Return how many numbers it holds."""
