@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ...dynamics.loop.full_loop import UNKNOWN, measure_loop, read_out_gain
 from ...dynamics.loop.jacobian import LoopJacobian
-from ...dynamics.loop.linearization import FullLoop, Structure
+from ...dynamics.loop.parts import FullLoop, Structure
 from ...dynamics.loop.per_token import CausalityError, TokenJacobian
 from ...loops.bound import bound_loop
 from ...loops.call import Call
