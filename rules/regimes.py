@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dynamics.regime import Regime
-from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
+from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, classify
+from ..dynamics.trajectory.trajectory_law import STATE_GROWS, TrajectoryLaw
 from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
 from .depth_law import RECENT, REFERENCE, law_began
@@ -36,7 +37,6 @@ SEVERAL_DEPTHS = (
     "trajectory: a fixed batch would be one"
 )
 NO_LOOP = "No loop was recorded."
-STATE_GROWS = 1.05  # factor per loop of the state norm from which on it grows with its steps, as in LS030
 STANDS = 0.95  # part of the measurements since a step in which a number is above its limit, for it to stand there
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 FULL_LOOP = ("full_loop_seconds", "lyapunov_max", "jacobian_radius")  # the first is there where the others failed, too
