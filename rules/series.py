@@ -1,8 +1,8 @@
 """What an expression can read of a run: its recorded series, series derived from them, and what is true throughout.
 
 Series that are recorded more rarely than every step keep their last value until the next one, so that a rule may
-combine them; one of a loop that the next one does not run has none then. Where a series is missing, the reason is given: the run has nothing of the kind, or it
-should have been there.
+combine them; one of a loop that the next one does not run has none then. Where a series is missing, the reason is
+given: the run has nothing of the kind, or it should have been there.
 
 A run is gone through some rows at a time (`RunSeries`): what is derived of a row is made, read and forgotten while the
 processor's caches hold it, and a long run takes hardly more memory than a short one.

@@ -148,6 +148,8 @@ class LoopSums:
         Raises:
             ValueError: The state is not one that has norms.
         """
+        if state.is_complex():  # its norm is that of its real and imaginary parts
+            state = torch.view_as_real(state.resolve_conj()).flatten(-2)
         if state.ndim < 2 or not state.is_floating_point():
             raise ValueError(f"a state of {state.ndim} axes in {state.dtype} on {state.device} has no norm per token")
         if not state.numel():

@@ -31,6 +31,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from ...loops.compiled import in_operator
 from ...loops.hooks import LoopHooks, Off, hook_before, hook_behind, state_in
 from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument, modules_of, uncompiled
@@ -257,6 +258,8 @@ class LoopTap:
         """
         try:
             if torch.compiler.is_dynamo_compiling():
+                if in_operator():  # a loop that is one operator is not seen
+                    return
                 _tap(self._order, [tensor.detach() for tensor in find(a, b)], self._key, place, number)
             elif self._target is not None or self._runs is not None or place == "begin":
                 self._take(place, find(a, b), number)
