@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dynamics.regime import Regime
-from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
+from ..dynamics.trajectory.trajectory import TrajectoryLaw, classify
 from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
 from .exits import exits_said
 from .expression import Series
-from .variable_verdicts import lost_since
-from .variables import is_measured, per_pass, until_lost, variables_of
+from .variable_verdicts import laws_of_passes, lost_law, lost_since
+from .variables import per_pass, round_off_of, variables_of
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
 LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
@@ -133,7 +133,7 @@ def _law_of_loops(residual: Series, cosine: Series, state: Series, tokens: Serie
     loops = int(_depths(tokens[None])[0])
     if loops == 0:
         return _no_law(NO_LOOP)
-    return classify(residual[:loops], cosine[:loops], state[: loops + 1], round_off=_round_off(run))
+    return classify(residual[:loops], cosine[:loops], state[: loops + 1], round_off=round_off_of(run))
 
 
 def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
@@ -146,15 +146,6 @@ def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     return np.asarray(np.where((tokens > 0).any(axis=1), ran, 0), np.int64)
 
 
-def _round_off(run: Run) -> float | None:
-    """Return the round-off level of the states where their type is known: short parameters make short states.
-
-    Of float32 parameters it is not: autocast makes bfloat16 states of them.
-    """
-    kind = run.info.get("parameter_dtype")
-    return ROUND_OFF_OF[kind] if kind in ("float64", "float16", "bfloat16") else None
-
-
 def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     """Fit the decay law of the steps that every variable takes from pass to pass, where the loop carries several.
 
@@ -165,26 +156,16 @@ def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     vanish where the passes settle.
     """
     names = variables_of(run)
-    lost = {name: _lost_law(name) for name in names if lost_since(run, name) is not None}
+    lost = {name: lost_law(name) for name in names if lost_since(run, name) is not None}
     return _measured_laws(run, names) | lost
-
-
-def _lost_law(variable: str) -> TrajectoryLaw:
-    """Return the law of a variable whose state is not finite."""
-    said, nan = f"The state of {variable} is not finite.", math.nan
-    return TrajectoryLaw("exploding", "unstable", nan, nan, nan, nan, nan, nan, "non-finite", said)
 
 
 def _measured_laws(run: Run, names: Sequence[str]) -> dict[str, TrajectoryLaw]:
     """Return the laws of the last passes that were measured, or of training steps."""
     if names and VARIABLE_PASSES in run.array_names:
         _, (*_, measured) = run.arrays(VARIABLE_PASSES, slice(-1, None))
-        if is_measured(measured, len(names)):
-            passes, first = until_lost(measured.astype(np.float64))
-            laws = {name: classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=_round_off(run))
-                    for name, rows in zip(names, passes, strict=True)}  # fmt: skip
-            lost = [name for name, gone in zip(names, first, strict=True) if gone and laws[name].kind != "exploding"]
-            return laws | {name: _lost_law(name) for name in lost}
+        if laws := laws_of_passes(run, measured):
+            return laws
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
     laws = {}
     for name in names:

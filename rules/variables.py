@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dynamics.trajectory.round_off import ROUND_OFF_OF
 from ..runfile.layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_DERIVED, VARIABLE_COLUMNS, VARIABLE_PASSES
 from ..runfile.ratios import late_ratios
 from ..runfile.reader import Run
@@ -34,6 +35,15 @@ _OF_UPDATES: Final = ("residual_norm", "step_cosine")
 def variables_of(run: Run) -> tuple[str, ...]:
     """Return the variables that are judged one by one; none where the loop carries one tensor."""
     return run.variables if len(run.variables) > 1 else ()
+
+
+def round_off_of(run: Run) -> float | None:
+    """Return the round-off level of the states where their type is known: short parameters make short states.
+
+    Of float32 parameters it is not: autocast makes bfloat16 states of them.
+    """
+    kind = run.info.get("parameter_dtype")
+    return ROUND_OFF_OF[kind] if kind in ("float64", "float16", "bfloat16") else None
 
 
 def is_of_states(rule: Rule) -> bool:
