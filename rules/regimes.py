@@ -36,6 +36,7 @@ SEVERAL_DEPTHS = (
 NO_LOOP = "No loop was recorded."
 STATE_GROWS = 1.05  # factor per loop of the state norm from which on it grows with its steps, as in LS030
 STANDS = 0.95  # part of the measurements since a step in which a number is above its limit, for it to stand there
+_BADNESS = ("settling", "unknown", "bounded", "orbiting", "drifting", "undecided", "exploding")
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 FULL_LOOP = ("full_loop_seconds", "lyapunov_max", "jacobian_radius")  # the first is there where the others failed, too
 ALONE = 10  # steps for which the only measurement of the full loop says something of the weights
@@ -63,6 +64,9 @@ class RunRegimes:
 def read_regimes(run: Run) -> RunRegimes:
     """Return the regimes at the end of a run that has recorded something."""
     radius, rates, law = _last(run, "a_bar_radius"), loop_rates(run), trajectory_law(run)
+    laws = variable_laws(run)
+    on_passes = joint_law(laws) if VARIABLE_PASSES in run.array_names and measured_long_ago(run) is None else None
+    law = on_passes or law
     log_radius, exponent = rates.get(LOG_RADIUS, math.nan), rates.get(EXPONENT, math.nan)
     seen = law.beside(radius, log_radius, exponent)
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
@@ -72,9 +76,9 @@ def read_regimes(run: Run) -> RunRegimes:
     elif (step := measured_long_ago(run)) is not None and (older := rates_at(run)):
         said.append(f"Full loop at step {step:,}, too long ago to count: {_in_words(older)} per loop")
     attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
-    laws = variable_laws(run)
     recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
-    of_training = "" if laws and law.kind == "unknown" else law.sentence  # too few passes, and more were measured
+    # What the variables do has a sentence of its own, of more passes than training runs.
+    of_training = "" if on_passes or (laws and law.kind == "unknown") else law.sentence
     parts = [*said, of_training, attracting, seen.sentence, last_steps_said(run), exits_said(run, recent)]
     sentence = ". ".join(part.rstrip(".") for part in parts if part) + "."
     return RunRegimes(seen.regimes, seen.verdict, radius, sentence, laws)
@@ -158,6 +162,20 @@ def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     names = variables_of(run)
     lost = {name: lost_law(name) for name in names if lost_since(run, name) is not None}
     return _measured_laws(run, names) | lost
+
+
+def joint_law(laws: Mapping[str, TrajectoryLaw]) -> TrajectoryLaw | None:
+    """Return the law of all variables together: that of the one that is farthest from settling; None without any.
+
+    The joint state settles where all of them do, and explodes where one does.
+
+    >>> from loopscope.dynamics import classify
+    >>> laws = {"z_H": classify([0.5**t for t in range(12)]), "z_L": classify([1.5**t for t in range(12)])}
+    >>> joint_law(laws).kind
+    'exploding'
+    """
+    worst = max(laws.values(), key=lambda law: _BADNESS.index("bounded" if law.bounded else law.kind), default=None)
+    return None if worst is None or worst.kind == "unknown" else worst
 
 
 def _measured_laws(run: Run, names: Sequence[str]) -> dict[str, TrajectoryLaw]:

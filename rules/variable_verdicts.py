@@ -180,10 +180,10 @@ def laws_of_passes(run: Run, measured: NDArray[Any], only: str = "") -> dict[str
     if not is_measured(measured, len(names)):
         return {}
     passes, first = until_lost(measured.astype(np.float64))
-    laws = {}
+    laws, level = {}, round_off_of(run, passes=True)
     for name, rows, gone in zip(names, passes, first, strict=True):
         if only in ("", name):
-            law = classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=round_off_of(run))
+            law = classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=level)
             laws[name] = lost_law(name) if gone and law.kind != "exploding" else law
     return laws
 

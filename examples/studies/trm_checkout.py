@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 REPOSITORY = "SamsungSAILMontreal/TinyRecursiveModels"
-LENGTH, VALUES, BATCH = 9, 12, 16  # of the sorting task: tokens, their values (0 is not used), sequences of a step
+LENGTH, VALUES, LARGEST, BATCH = 9, 12, 3, 16  # of the sorting task: tokens, vocabulary, numbers 1 to 3, sequences
 H_CYCLES, L_CYCLES, HALT_AFTER = 3, 6, 4
 
 
@@ -74,7 +74,7 @@ def batches(seed: int, length: int = LENGTH) -> Iterator[dict[str, Tensor]]:
     """Yield sequences of random numbers, and the same sorted."""
     draw = torch.Generator().manual_seed(1000 + seed)
     while True:
-        given = torch.randint(1, VALUES, (BATCH, length), generator=draw)
+        given = torch.randint(1, LARGEST + 1, (BATCH, length), generator=draw)
         yield {
             "inputs": given,
             "labels": given.sort(dim=1).values,

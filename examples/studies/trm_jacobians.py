@@ -4,9 +4,9 @@
 
 Each model is trained on a sorting task, and linearised before training, after 50 and after 300 steps, as
 `loopscope.linearize` does it. Beside that one joint pass is derived in float64 at the same state, the one after 17
-passes, from a loop written out by hand, with ``torch.autograd.functional.jacobian``, and the numbers are taken from that
-matrix. A number is within its bound where a lower bound is not above the dense number, an upper one not below it, and
-where it differs by no more than its residual allows: that of a norm by itself, that of a spectral radius times the
+passes, from a loop written out by hand, with ``torch.autograd.functional.jacobian``, and the numbers are taken from
+that matrix. A number is within its bound where a lower bound is not above the dense number, an upper one not below it,
+and where it differs by no more than its residual allows: that of a norm by itself, that of a spectral radius times the
 condition number of the eigenvalue, both besides ROUNDING.
 """
 

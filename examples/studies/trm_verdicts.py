@@ -25,7 +25,7 @@ from typing import Any
 import loopscope
 import numpy as np
 import torch
-from loopscope.dynamics.trajectory.trajectory import classify
+from loopscope.rules.variable_verdicts import laws_of_passes
 from study import pieces, table
 from torch import Tensor
 from trm_checkout import ByHand, batches, build, missing, optimizer_of
@@ -98,9 +98,8 @@ def judged(path: str, checkout: str, lr: float, seed: int) -> dict[str, Any]:
         states = ByHand.of(head, batch, torch.float64).states(PASSES)
         more: dict[str, Tensor] = {}
         recorded = ByHand.of(head, batch, torch.float32).states(passes.shape[1])
-        for number, name in enumerate(run.variables):
+        for number, (name, law) in enumerate(laws_of_passes(run, passes).items()):
             own = passes[number].astype(np.float64)
-            law = classify(own[:-1, 1], own[:-1, 2], own[:, 0])
             truth = by_hand(states[name])
             if truth == "open" or law.kind == "undecided":
                 more = more or ByHand.of(head, batch, torch.float64).states(MORE)
