@@ -66,6 +66,11 @@ class VariableVerdict:
         return self.regime == "unstable"
 
     @property
+    def failed(self) -> bool:
+        """Whether a rule of severity error fired about it, although it does not fail at the end."""
+        return not self.fails and self.finding is not None and self.finding.severity == "error"
+
+    @property
     def when(self) -> str:
         """Since when, in words that follow others; empty where there is nothing to say."""
         return "" if self.since is None else " from the start" if self.since == 0 else f" since step {self.since:,}"
@@ -77,7 +82,7 @@ class VariableVerdict:
         >>> VariableVerdict("z_L", "exploding", "unstable", "explodes", 99).brief
         'z_L explodes since step 99'
         """
-        return f"{self.name} {self.does}{self.when}"
+        return f"{self.name} {'failed, now ' if self.failed else ''}{self.does}{self.when}"
 
     @property
     def said(self) -> str:
@@ -88,7 +93,9 @@ class VariableVerdict:
         """
         notes = [f"at step {self.before[0]:,} it {self.before[1]}"] if self.before is not None else []
         notes += [f"measured last at step {self.measured:,}"] if self.measured is not None else []
-        if self.finding is not None and self.kind in UNSETTLED:
+        # An alarm of before is about another time; an error is what the gate fails for.
+        late = self.finding is not None and (self.before is None or self.finding.step > self.before[0])
+        if self.finding is not None and self.kind in UNSETTLED and (late or self.failed):
             notes.append(f"{self.finding.rule} {self.finding.name}, alarm at step {self.finding.step:,}")
         more = f" ({'; '.join(notes)})" if notes else ""
         return f"{self.name} {'fails: it ' if self.fails else ''}{self.does}{self.when}{more}"
@@ -110,7 +117,7 @@ def verdicts_of(
         findings: What the rules say of the run.
     """
     verdicts = [_verdict(run, name, law, findings) for name, law in laws.items()]
-    return tuple(sorted(verdicts, key=lambda one: (not one.fails, one.since or 0 if one.fails else 0)))
+    return tuple(sorted(verdicts, key=lambda one: (not one.fails, not one.failed, one.since or 0 if one.fails else 0)))
 
 
 def _verdict(run: Run, name: str, law: TrajectoryLaw, findings: Sequence[Finding]) -> VariableVerdict:
