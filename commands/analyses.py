@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..models.packed import tokenize as write_tokens
+from ..runfile.text import plain
 from .checkpoints import depth_curve, linearize_checkpoint, said_by_its_run
 from .output import say
 from .progress import part_progress
@@ -39,11 +40,10 @@ def linearize(
     if as_json:
         say(result.to_json())
         return
-    say(result.verdict)
+    for line in str(result).splitlines():
+        say(plain(line))
     if differs := said_by_its_run(checkpoint, result):
         say(differs)
-    for part, reason in result.skipped.items():
-        say(f"left out: {part}: {reason}")
 
 
 def depth(checkpoint: Path, depths: str, *, batches: int, device: str, as_json: bool) -> None:

@@ -24,7 +24,8 @@ AXES: Final = {
     "breach": "steps since the first breach",
 }
 QUANTITIES: Final = ("loss", "a_bar_radius")
-"""What is compared first."""
+STABILITY: Final = ("a_bar_radius", "jacobian_radius", "residual_ratio", "last_residual_norm")
+"""What says how stable a loop is; of a run without A̅ the later ones."""
 UNITS: Final = {"loss": "loss, nats per token", "grad_norm": "gradient norm"}
 NOT_COMPARED: Final = ("step", "time", "generation")
 PER_RUN: Final = ("started", "command", "host", "rank", "parameter_names")
@@ -105,6 +106,15 @@ def quantities(runs: Sequence[OpenRun]) -> list[str]:
     """Return the numbers that at least one of the runs recorded, the usual ones first."""
     names = {name for held in runs for name in held.run.names if name not in NOT_COMPARED}
     return [name for name in QUANTITIES if name in names] + sorted(names - set(QUANTITIES))
+
+
+def usual(runs: Sequence[OpenRun]) -> list[str]:
+    """Return what is compared where nothing was asked for: the loss, and what says most of the stability of these runs.
+
+    Of the numbers of stability it is the first one that most of the runs measured.
+    """
+    measured = {name: sum(not held.tracks.track(name).empty for held in runs) for name in STABILITY}
+    return ["loss", max(STABILITY, key=lambda name: measured[name])]
 
 
 def differences(infos: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:

@@ -186,6 +186,8 @@ def finding_card(finding: Finding, lead: int | None) -> html.Article:
     """Return one fired rule: what, since when, how long before the loss, and what to try."""
     head: list[Any] = [html.I(SEVERITY_GLYPHS.get(finding.severity, "●")), *rule(finding.rule, finding.name)]
     head.append(goto(finding.step, finding.rule, f"alarm at step {finding.step:,}"))
+    if finding.episodes > 1:
+        head.append(html.Span(f"{finding.episodes} times", className="ls-lead"))
     if finding.since < finding.step:
         head.append(goto(finding.since, f"{finding.rule} since", f"began at step {finding.since:,}"))
     if lead is not None and finding.severity != "note":
@@ -208,7 +210,8 @@ def risk_card(risk: Risk) -> list[Any]:
     if not risk.parts:
         return []
     rows = [(one.name, f"{one.share:.0%}", shown(one.said)) for one in risk.parts]
-    basis = "" if risk.basis == "loop" else " No loop was recorded: loss and gradient alone are judged."
+    alone = " It is judged from loss and gradient alone: nothing that it reads of the loop is recorded."
+    basis = "" if risk.basis == "loop" else alone
     words = f"The risk that this run is lost is {risk.value:.2f} at step {risk.step:,}.{basis}"
     table = rows_table(("part", "share", "what was seen"), rows)
     head = html.H2("What the risk is made of")

@@ -180,6 +180,7 @@ def _autopsy(page: _Page, held: OpenRun) -> None:
             "" if lead is None else f", {abs(lead):,} steps {'before' if lead >= 0 else 'after'} the loss showed it"
         )
         head = f"{finding.rule} {shown(finding.name)}: began at step {finding.since:,}, alarm at step {finding.step:,}"
+        head += f", {finding.episodes} times" if finding.episodes > 1 else ""
         page.raw(f'<div class="finding {finding.severity}"><i>{SEVERITY_GLYPHS[finding.severity]}</i> ')
         page.add("b", head + before)
         page.add("div", sentence(finding.message))

@@ -38,10 +38,10 @@ from .loop.jacobian import LoopJacobian as LoopJacobian
 from .loop.jacobian import jacobian_gap as jacobian_gap
 from .loop.krylov import LeadingEigenvalues as LeadingEigenvalues
 from .loop.krylov import leading_eigenvalues as leading_eigenvalues
-from .loop.linearization import FullLoop as FullLoop
 from .loop.linearization import Linearization as Linearization
-from .loop.linearization import LinearPart as LinearPart
 from .loop.linearize import linearize_loop as linearize_loop
+from .loop.parts import FullLoop as FullLoop
+from .loop.parts import LinearPart as LinearPart
 from .loop.per_token import CausalityError as CausalityError
 from .loop.per_token import TokenJacobian as TokenJacobian
 from .loop.per_token import TokenSpectra as TokenSpectra

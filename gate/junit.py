@@ -73,7 +73,7 @@ def _outcome(finding: Finding, where: str) -> Error | Failure:
 
 def _text(finding: Finding, where: str) -> str:
     """Return a finding with where to look and its remedy."""
-    lines = [f"{finding.rule} {finding.name} [{finding.severity}] step {finding.step}: {finding.message}"]
+    lines = [f"{finding.rule} {finding.name} [{finding.severity}] {finding.when}: {finding.message}"]
     lines += [f"where: {where}"] if where else []
     lines += [f"try: {finding.remedy}"] if finding.remedy else []
     return "\n".join(plain(line) for line in lines)

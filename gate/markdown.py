@@ -125,7 +125,7 @@ def _of_finding(finding: Finding, where: str) -> Iterator[str]:
     """Yield the lines of one finding."""
     pending = f" *(pending, {finding.held} of {finding.hold} steps)*" if finding.state == "pending" else ""
     head = f"{SEVERITY_SYMBOLS[finding.severity]} **{finding.rule} {escape(finding.name)}** [{finding.severity}]"
-    yield f"- {head} step {finding.step}{pending}: {escape(finding.message)}"
+    yield f"- {head} {finding.when}{pending}: {escape(finding.message)}"
     if where:
         yield f"  <br>where: {escape(where)}"
     if finding.remedy:

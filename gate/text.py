@@ -73,7 +73,7 @@ def _steps(diagnosis: Diagnosis) -> str:
 
 def _of_finding(finding: Finding, where: str) -> Iterator[str]:
     """Yield the lines of a finding."""
-    yield plain(f"{INDENT}{finding.rule} {finding.name} [{finding.severity}] step {finding.step}: {finding.message}")
+    yield plain(f"{INDENT}{finding.rule} {finding.name} [{finding.severity}] {finding.when}: {finding.message}")
     if where:
         yield plain(f"{INDENT}{INDENT}where: {where}")
     if finding.remedy:

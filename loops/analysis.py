@@ -17,6 +17,7 @@ import torch
 from ..dynamics.loop.linearize import linearize_loop
 from .bound import bound_loop
 from .call import Input
+from .rerun import CUTS
 from .site import LoopSite, LoopSiteError, unwrap
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def linearize(
             budget=budget,
             progress=progress,
         )
-        return replace(result, skipped={**result.skipped, "noise": loop.remark}) if loop.remark else result
+        said = {"noise": loop.remark} if loop.remark else {}
+        said |= {"detached": CUTS} if loop.cuts() else {}
+        return replace(result, skipped={**result.skipped, **said}) if said else result
 
 
 @contextmanager

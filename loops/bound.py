@@ -22,7 +22,19 @@ from .call import Call, Input
 from .find import find_site
 from .hooks import LoopHooks, state_in
 from .neutral import Look, on_the_side, start_streams
-from .rerun import BoundLoop, KeepsGradients, ReachedError, Repeats, Step, no_recomputation
+from .rerun import (
+    NO_GRADIENT,
+    BoundLoop,
+    KeepsGradients,
+    ReachedError,
+    Repeats,
+    Step,
+    check_numbers,
+    check_shapes,
+    no_recomputation,
+    real,
+    unreal,
+)
 from .site import BY_HAND, LoopSite, LoopSiteError, Place, Variable, argument, modules_of, unwrap, with_argument
 
 MOST_APART = 1e-3  # relative difference from which on a loop is not the one that was run
@@ -118,7 +130,11 @@ class _Interception:
         if not self.seen:
             raise LoopSiteError(f"module {self.site.body!r} was not called by this input: is it the loop's?")
         (state, e), self.loops = self.seen[0], len(self.seen)
+        check_numbers(self.model, state)
+        check_shapes(self.model, [seen for seen, _ in self.seen])
         self._check()
+        if state.ndim != 3 or state.is_complex():
+            return self._as_tokens(state)
         modules = modules_of(self.model)
         return BoundLoop(
             step=self._step(None),
@@ -128,7 +144,23 @@ class _Interception:
             e=e,
             sublayers={name: modules[name] for name in self.site.sublayers},
             site=self.site,
+            cuts=lambda: self.keeps_gradients.cuts,
         )
+
+    def _as_tokens(self, state: Tensor) -> BoundLoop:
+        """Return the loop of a state that is not ``(B, S, D)`` as one of a state that is."""
+        model_step = self._step(None)
+        shape = real(state).shape
+
+        def tokens(of: Tensor) -> Tensor:
+            of = real(of)
+            return of.flatten(1, -2) if of.ndim > 3 else of[:, None] if of.ndim == 2 else of
+
+        def step(h: Tensor) -> Tensor:
+            return tokens(model_step(unreal(h.reshape(shape), state)))
+
+        cuts = lambda: self.keeps_gradients.cuts  # noqa: E731
+        return BoundLoop(step, None, None, tokens(state), None, {}, self.site, cuts=cuts)
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -206,7 +238,7 @@ class _Interception:
         if torch.is_grad_enabled() and h.requires_grad and (state.is_inference() or not state.requires_grad):
             raise LoopSiteError(
                 f"the state reaches {self.site.after!r} without its gradient: the loop of {type(self.model).__name__} "
-                "detaches it, or runs under torch.inference_mode(), so it can be watched but not linearised. "
+                f"{NO_GRADIENT}, or runs under torch.inference_mode(), so it can be watched but not linearised. "
                 "torch.no_grad() around loops is no hindrance"
             )
         return state
@@ -239,7 +271,7 @@ class _Interception:
             return None
         if self.calls != self.loops or self.state is None or self.site.state_argument is None:
             return None
-        self.keeps_gradients.begin()
+        self.keeps_gradients.begin(self.state)
         args, kwargs = with_argument(args, kwargs, self.site.state_argument, self.state)
         if self.e is not None and self.site.input_argument is not None:
             args, kwargs = with_argument(args, kwargs, self.site.input_argument, self.e)

@@ -10,7 +10,9 @@ returns is a module of its own, which calls its hooks outside of the graph.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,57 @@ import torch
 from torch import nn
 
 Call = Callable[..., Any]
+_MAY_WRITE = ("tag_activation_checkpoint", "autograd.Function")
+"""Operators whose functions may write to what they are given."""
+
+
+def in_operator() -> bool:
+    """Return whether Dynamo is at a function that an operator takes, as those of ``torch.while_loop`` or ``scan``.
+
+    Such a function must write to nothing, so that no hook can be a part of it. Checkpointing is no such operator.
+    Without the private names the answer is no, and such a model fails with a hook in its loop.
+
+    >>> in_operator()
+    False
+    """
+    try:
+        dynamo: Any = sys.modules["torch._dynamo.symbolic_convert"]
+        tracer = dynamo.InstructionTranslator.current_tx().output.current_tracer
+        while tracer.parent is not None:
+            if getattr(tracer.source_target, "__name__", tracer.source_target) not in _MAY_WRITE:
+                return True
+            tracer = tracer.parent
+    except (KeyError, AttributeError):
+        pass
+    return False
+
+
+in_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]  # answered as a graph is made, for good
+
+
+def leave_alone(module: nn.Module) -> None:
+    """Let Dynamo leave the forward of one of torch's own modules alone, as it does where that has no hooks.
+
+    Where a graph breaks, the calls behind it run as they are, and Dynamo makes a graph of the forward of each of
+    torch's modules that holds a hook: its last bits change, and a second derivative fails. In a larger graph such a
+    forward is a part as before. Without the private names it is as torch has it.
+
+    Not covered: where a user's own hooks are on another module of the same kind, that is left alone then, too.
+
+    Args:
+        module: What is about to get a hook.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    if not type(module).__module__.startswith("torch.") or any(
+        type(hook).__module__.split(".")[0] != __name__.split(".", maxsplit=1)[0]
+        for one in hooks
+        for hook in one.values()
+    ):
+        return  # hooks of the user's own: then torch does so anyway
+    with suppress(AttributeError):
+        dynamo: Any = torch._C._dynamo.eval_frame
+        strategy = dynamo._FrameExecStrategy(dynamo._FrameAction.SKIP, dynamo._FrameAction.DEFAULT)
+        dynamo.set_code_exec_strategy(type(module).forward.__code__, strategy)
 
 
 class CompiledCall:

@@ -47,7 +47,7 @@ class Matrix:
         return f"{self.name}: {self.structure}{size}, {learned}{radius}, norm {self.norm.value:.4g}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LoopDescription:
     """Where the loop of a model is and what is known about it; print it.
 
@@ -73,7 +73,8 @@ class LoopDescription:
     missing: tuple[str, ...] = ()
     levels: tuple[Level, ...] = ()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        """Show where the loop is and what is known of it, or why it was not found."""
         if self.site is None:
             return self.problem
         site = self.site

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from .compiled import CompiledCall
+from .compiled import CompiledCall, leave_alone
 from .nested import tensors_in
 from .site import LoopSite, modules_of
 
@@ -39,28 +39,31 @@ class Hook:
     Args:
         call: What is called.
         around: The compiled call of its module: while that runs, it calls the hook, and torch does not.
+        in_graphs: Whether it becomes a part of a graph that Dynamo makes, and not nothing.
 
     >>> import copy
     >>> copy.deepcopy(Hook(lambda x: 2 * x))(3) is None, Hook(lambda x: 2 * x)(3)
     (True, 6)
     """
 
-    def __init__(self, call: Watcher, around: CompiledCall | None = None) -> None:
-        self._call, self._around = call, around
+    def __init__(self, call: Watcher, around: CompiledCall | None = None, *, in_graphs: bool = False) -> None:
+        self._call, self._around, self._in_graphs = call, around, in_graphs
         self._takes = sum(
             one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
             for one in inspect.signature(call).parameters.values()
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any) -> Any:
         """Return what torch calls."""
         if self._around is not None and self._around.running:
+            return None
+        if not self._in_graphs and torch.compiler.is_dynamo_compiling():
             return None
         if len(args) < self._takes:  # taken off a moment ago
             return None
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return None  # else what the hook computes would become a part of the traced model
-        return self._call(*args, **kwargs)
+        return self._call(*args)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments and returns None
@@ -77,7 +80,8 @@ def hook_before(module: nn.Module, call: Watcher, *, prepend: bool = False) -> O
     around = CompiledCall.of(module)
     offs = [] if around is None else [around.before(call, first=prepend)]
     if not _is_left_as_it_is(module):
-        hook = Hook(call, around)
+        leave_alone(module)
+        hook = Hook(call, around, in_graphs=True)
         offs.append(module.register_forward_pre_hook(hook, prepend=prepend, with_kwargs=True).remove)
     return partial(_all, offs)
 
@@ -93,7 +97,8 @@ def hook_behind(module: nn.Module, call: Watcher, *, always: bool = False) -> Of
     around = CompiledCall.of(module)
     offs = [] if around is None else [around.behind(call, always=always)]
     if not _is_left_as_it_is(module):
-        hook = Hook(call, around)
+        leave_alone(module)
+        hook = Hook(call, around, in_graphs=True)
         offs.append(module.register_forward_hook(hook, with_kwargs=True, always_call=always).remove)
     return partial(_all, offs)
 

@@ -24,7 +24,18 @@ from torch import Tensor, nn
 from .call import Call, Input
 from .hooks import LoopHooks
 from .neutral import on_the_side, start_streams
-from .rerun import BoundLoop, KeepsGradients, ReachedError, Repeats, no_recomputation
+from .rerun import (
+    NO_GRADIENT,
+    BoundLoop,
+    KeepsGradients,
+    ReachedError,
+    Repeats,
+    check_numbers,
+    check_shapes,
+    no_recomputation,
+    real,
+    unreal,
+)
 from .site import LoopSite, LoopSiteError
 from .states import Passes, Roles, StateHooks
 
@@ -88,6 +99,7 @@ class _Joint:
         self._swap: dict[int, Tensor] = {}  # by the number of a sight
         self._catch: dict[int, int] = {}  # which variable is caught at which sight
         self._caught: dict[int, Tensor] = {}
+        self._given: list[Tensor] = []  # what was put in place of states in the pass under way
         self._ends_at: set[int] = set()  # sights behind which the random streams start again
         self._hooks = LoopHooks(model, site, begin=self._begin)
         self._states = StateHooks(model, site, returned=self._returned, marked=self._marked)
@@ -108,6 +120,10 @@ class _Joint:
                 f"the forward of {type(self.model).__name__} runs {len(ends)} passes of its loop; linearising it takes "
                 "two: give an input, or set a depth, with which it runs at least two"
             )
+        for number in range(len(self.site.variables)):
+            seen = [self._seen[end[number]][1] for end in ends]
+            check_numbers(self.model, seen[0])
+            check_shapes(self.model, seen)
         states = self.states()
         self._from, self._to = ends[:2]  # the forward is left where the state is caught: what comes later costs nothing
         wrong, remark = self._why_no_map(states), ""
@@ -118,13 +134,16 @@ class _Joint:
             states = self.states()
             if self._why_no_map(states):
                 raise LoopSiteError(wrong)
-        return BoundLoop(self.step, None, None, states[0], None, {}, self.site, self._channels(), remark)
+        return BoundLoop(self.step, None, None, states[0], None, {}, self.site, self._channels(), remark, self._cuts)
+
+    def _cuts(self) -> bool:
+        return self.keeps_gradients.cuts
 
     def step(self, h: Tensor) -> Tensor:
         """Run one pass from a joint state."""
         self._swap = dict(zip(self._from, self._parts(h), strict=True))
         self._catch = {at: number for number, at in enumerate(self._to)}
-        self._caught = {}
+        self._caught, self._given = {}, []
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()), self.keeps_gradients:
                 self.run()
@@ -132,8 +151,7 @@ class _Joint:
             state = reached.state
             if torch.is_grad_enabled() and h.requires_grad and not state.requires_grad:
                 raise LoopSiteError(
-                    f"the loop of {type(self.model).__name__} detaches its state within a pass, so it can be watched "
-                    "but not linearised"
+                    f"the loop of {type(self.model).__name__} {NO_GRADIENT}, so it can be watched but not linearised"
                 ) from None
             return state
         finally:
@@ -146,7 +164,7 @@ class _Joint:
 
     def states(self) -> list[Tensor]:
         """Return the joint state after each whole pass of the forward that was run."""
-        values = [[_wide(self._seen[at][1].detach()) for at in end] for end in self._ends()]
+        values = [[real(self._seen[at][1].detach()) for at in end] for end in self._ends()]
         self._shapes = [value.shape for value in values[0]] if values else []
         return [self._joined(value) for value in values]
 
@@ -168,6 +186,12 @@ class _Joint:
         for one, other in pairwise(states[1:]):
             apart = float((self.step(one) - other).norm() / other.norm().clamp(min=1e-12))
             if not apart <= MOST_APART:
+                if unused := self._unused(one):
+                    return (
+                        f"another value of {unused!r} changes nothing in the pass that follows: use what "
+                        f"loopscope.mark returns, as in {unused} = loopscope.mark({unused}, {unused!r}); without that "
+                        f"the loop of {type(self.model).__name__} can be watched but not linearised"
+                    )
                 return (
                     f"from the states after one pass the next pass of {type(self.model).__name__} does not give "
                     f"those that followed ({100 * apart:.2g} % apart): the loop carries more than "
@@ -177,12 +201,33 @@ class _Joint:
                 )
         return ""
 
+    def _unused(self, state: Tensor) -> str:
+        """Return a variable whose mark in the loop is made for nothing: what it returns does not go on."""
+        kept, (self._from, self._to) = (self._from, self._to), self._ends()[-2:]
+        try:
+            return self._without_effect(state)
+        finally:
+            self._from, self._to = kept
+
+    def _without_effect(self, state: Tensor) -> str:
+        """Return the first marked variable whose value does not matter to the next state; empty where all do."""
+        after, channels = self.step(state), self._channels() or {self.site.variables[0].name: slice(None)}
+        for variable in self.site.variables:
+            if variable.output is None:
+                own, other = channels[variable.name], state.clone()
+                change = torch.linspace(-1, 1, other[..., own].numel(), dtype=state.dtype, device=state.device)
+                other[..., own] += 0.01 * (1 + state.abs().mean()) * change.view(other[..., own].shape)
+                if torch.equal(self.step(other), after):
+                    return variable.name
+        return ""
+
     def _joined(self, values: list[Tensor]) -> Tensor:
         """Return variables as one state ``(B, S, D)``: side by side along their channels, or a row per sequence."""
         if self.tokenwise:
             state = torch.cat(values, dim=-1)
             return state.flatten(1, -2) if state.ndim > 3 else state[:, None] if state.ndim == 2 else state
-        return torch.cat([value.flatten(1) for value in values], dim=-1)[:, None]
+        rows = [value.flatten(1) if self.rowwise else value.reshape(1, -1) for value in values]
+        return torch.cat(rows, dim=-1)[:, None]
 
     def _channels(self) -> dict[str, slice]:
         """Return which channels of a joint state each variable has; nothing where there is one variable."""
@@ -192,7 +237,9 @@ class _Joint:
 
     def _widths(self) -> list[int]:
         """Return how many channels of a joint state each variable has."""
-        return [shape[-1] if self.tokenwise else shape[1:].numel() for shape in self._shapes]
+        if self.tokenwise:
+            return [shape[-1] for shape in self._shapes]
+        return [shape[1:].numel() if self.rowwise else shape.numel() for shape in self._shapes]
 
     def _parts(self, h: Tensor) -> list[Tensor]:
         """Return the variables of a joint state."""
@@ -203,6 +250,11 @@ class _Joint:
     def tokenwise(self) -> bool:
         """Whether all variables have the same tokens."""
         return len({shape[:-1] for shape in self._shapes}) == 1
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether all variables have the same sequences."""
+        return len({shape[0] for shape in self._shapes}) == 1
 
     def run(self) -> None:
         """Run the model; each run begins as the first one did."""
@@ -239,14 +291,12 @@ class _Joint:
         if at in self._catch:
             self._caught[self._catch[at]] = state
             if len(self._caught) == len(self._catch):
-                raise ReachedError(self._joined([self._caught[number] for number in range(len(self._caught))]))
+                raise ReachedError(self._joined([real(self._caught[number]) for number in range(len(self._caught))]))
         if at in self._swap:
-            if not self.keeps_gradients.active:
-                self.keeps_gradients.begin()
-            return self._swap[at].to(state.dtype)
+            other = unreal(self._swap[at], state)
+            if state.requires_grad and not other.requires_grad:  # a pass may derive by its state
+                other = other.detach().requires_grad_()
+            self._given.append(other)
+            self.keeps_gradients.begin(*self._given)
+            return other
         return None
-
-
-def _wide(state: Tensor) -> Tensor:
-    """Return a state in float32 at least."""
-    return state if state.dtype == torch.float64 else state.float()

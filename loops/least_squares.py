@@ -24,6 +24,7 @@ from ..dynamics.estimate import Estimate
 from .call import Call, Input
 from .hooks import LoopHooks, state_in
 from .neutral import on_the_side
+from .rerun import real
 from .site import LoopSite, LoopSiteError, argument
 from .trace import EXAMPLE_SHAPE, example_tokens
 
@@ -248,7 +249,7 @@ def _samples(visited: Visited) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 def _rows(tensor: Tensor) -> NDArray[np.float64]:
     """Turn ``(B, S, D)`` into ``(B S, D)`` in float64 on the host."""
-    rows: NDArray[np.float64] = tensor.double().flatten(0, -2).cpu().numpy()
+    rows: NDArray[np.float64] = real(tensor).double().flatten(0, -2).cpu().numpy()
     return rows
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import mark as front
+from .compiled import in_operator
 
 Seen = Callable[[str, Tensor, Tensor | None], Tensor | None]
 """Takes a mark's name, state and input. What it returns takes the state's place, if it is not None."""
@@ -75,7 +76,7 @@ def _show(h: Any, name: str, given: Any) -> Any:
     if not isinstance(h, Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return h
     if torch.compiler.is_dynamo_compiling():
-        if not torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting() and not in_operator():
             _mark(_ORDER, [h.detach()] if given is None else [h.detach(), given.detach()], name)
         return h
     for watcher in list(_WATCHERS):

@@ -5,7 +5,7 @@ Not covered: which state is exchanged where (`bound`, `joint`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -16,11 +16,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .neutral import Look
+from .periods import FOLDED, SAME
 from .python_state import PythonState
-from .site import LoopSite
+from .site import LoopSite, LoopSiteError
 from .writes import memory_of
 
 Step = Callable[[Tensor], Tensor]
+
+
+CUTS = "a pass detaches tensors that depend on its state: derivatives leave out what goes through them"
+
+
+NO_GRADIENT = "detaches all that its state goes through, or has a step without a derivative, such as argmax"
 
 
 class ReachedError(Exception):
@@ -44,6 +51,7 @@ class BoundLoop:
         site: Where the loop is.
         variables: Which channels of the state each variable has, where the loop carries several.
         remark: What a reader of its numbers should know; often nothing.
+        cuts: Says whether derivatives of its steps leave out what a pass detaches.
     """
 
     step: Step
@@ -55,23 +63,32 @@ class BoundLoop:
     site: LoopSite
     variables: dict[str, slice] = field(default_factory=dict)
     remark: str = ""
+    cuts: Callable[[], bool] = bool
 
 
 class KeepsGradients(TorchFunctionMode):
-    """Lets a model's own ``torch.no_grad()`` do nothing between the state's entry and its exit.
+    """Lets a model's own ``torch.no_grad()`` do nothing between the state's entry and its exit, nor a detached state.
 
-    Models that truncate backpropagation run most of their loops without gradients; their loop is the same function.
+    Models that truncate backpropagation run most of their loops without gradients, or detach the state in every pass;
+    their loop is the same function. What else a pass detaches stays so, for a model may round by it.
 
     Attributes:
         active: Whether the state is on its way.
+        cuts: Whether a pass has detached anything else that depends on the state.
     """
 
-    active = False
+    active = cuts = False
 
-    def begin(self) -> None:
-        """Enter the state; gradients are on if the caller of the step wants them."""
-        torch.set_grad_enabled(self._wanted)
+    def begin(self, *states: Tensor) -> None:
+        """Enter the state; gradients are on if the caller of the step wants them.
+
+        Args:
+            states: What is put in the state's place.
+        """
+        if self._wanted:  # else a model that derives by its state within a pass goes on doing so
+            torch.set_grad_enabled(True)
         self.active = self._wanted
+        self._whole = [*states] if self.active else []
 
     def __enter__(self) -> Self:
         self._wanted = torch.is_grad_enabled()
@@ -79,9 +96,24 @@ class KeepsGradients(TorchFunctionMode):
         return self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.active and func is torch._C._set_grad_enabled:
+        if not self.active:
+            return func(*args, **(kwargs or {}))
+        if func is torch._C._set_grad_enabled:
             return None
-        return func(*args, **(kwargs or {}))
+        name, of = getattr(func, "__name__", ""), args[0] if args else None
+        whole = any(of is state for state in self._whole)
+        if name in ("detach", "detach_") or func == _DATA:
+            if whole:
+                return of
+            self.cuts |= isinstance(of, Tensor) and of.requires_grad
+        output = func(*args, **(kwargs or {}))
+        if whole and name in _HANDS_ON and isinstance(output, Tensor):
+            self._whole.append(output)
+        return output
+
+
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_HANDS_ON = SAME - {"__getitem__"} | FOLDED
 
 
 class Repeats:
@@ -115,6 +147,55 @@ class Repeats:
     def __exit__(self, *_: object) -> None:
         self._writes.undo()
         self._state.rewind()
+
+
+def check_numbers(model: nn.Module, state: Tensor) -> None:
+    """Check that a state is of numbers in which derivatives mean something.
+
+    Raises:
+        LoopSiteError: They have half the digits.
+    """
+    if state.dtype in (torch.float16, torch.bfloat16):
+        raise LoopSiteError(
+            f"the loop of {type(model).__name__} computes in {str(state.dtype).removeprefix('torch.')}, whose digits "
+            "are too few for derivatives, so it can be watched but not linearised: linearise a copy of the model in "
+            "float32, copy.deepcopy(model).float()"
+        )
+
+
+def check_shapes(model: nn.Module, states: Sequence[Tensor]) -> None:
+    """Check that all states of a forward have one shape.
+
+    Raises:
+        LoopSiteError: They have several, so that a pass is no map of a space into itself.
+    """
+    shapes = list(dict.fromkeys("x".join(map(str, state.shape)) for state in states))
+    if len(shapes) > 1:
+        raise LoopSiteError(
+            f"the state of {type(model).__name__} changes its shape from pass to pass ({', then '.join(shapes[:3])}), "
+            "so it can be watched but not linearised"
+        )
+
+
+def real(state: Tensor) -> Tensor:
+    """Return a state of real numbers in float32 at least: of complex ones the real and the imaginary parts in turn.
+
+    >>> real(torch.tensor([[1 + 2j, 3 + 4j]])).tolist()
+    [[1.0, 2.0, 3.0, 4.0]]
+    """
+    state = torch.view_as_real(state.resolve_conj()).flatten(-2) if state.is_complex() else state
+    return state if state.dtype == torch.float64 else state.float()
+
+
+def unreal(state: Tensor, like: Tensor) -> Tensor:
+    """Return what `real` was given, in the numbers of another tensor.
+
+    >>> unreal(torch.tensor([[1.0, 2.0]]), torch.zeros(1, dtype=torch.complex64)).tolist()
+    [[(1+2j)]]
+    """
+    if like.is_complex():
+        state = torch.view_as_complex(state.unflatten(-1, (-1, 2)).contiguous())
+    return state.to(like.dtype)
 
 
 @contextmanager

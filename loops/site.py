@@ -229,12 +229,14 @@ def plain_name(name: str) -> str:
 
 def argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor:
     """Return the tensor a module received at a position or under a keyword, or the channels of it that are meant."""
-    if isinstance(place, Part):
-        return argument(args, kwargs, place.argument)[..., place.start : place.stop]
-    if isinstance(place, Item):
-        return tensors_in(argument(args, kwargs, place.argument))[place.number]
-    tensor: Tensor = kwargs[place] if isinstance(place, str) else args[place]
-    return tensor
+    if isinstance(place, int):  # the common ones first: this is asked of every state
+        tensor: Tensor = args[place]
+        return tensor
+    if isinstance(place, str):
+        named: Tensor = kwargs[place]
+        return named
+    whole = argument(args, kwargs, place.argument)
+    return whole[..., place.start : place.stop] if isinstance(place, Part) else tensors_in(whole)[place.number]
 
 
 def with_argument(

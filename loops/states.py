@@ -175,27 +175,24 @@ class StateHooks:
         """Put hooks on a module that returns variables."""
         places = places_before(variables)
         inside = {source: place for source, (_, place) in places.items() if isinstance(place, Item)}
-        received: dict[str, Tensor] = {}
+        received: dict[str, Tensor | None] = {}
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             # Before the call: a module may write the next value into the very object that it received.
-            try:
-                received.update((source, argument(args, kwargs, place)) for source, place in inside.items())
-            except _NOT_THERE as error:
-                _told(unread, error)
+            received.update((source, before(args, kwargs, place)) for source, place in inside.items())
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             whole, exchanged = output, False
             for source, (item, place) in places.items():
-                before = received.pop(source, None)
+                last = received.pop(source, None)
+                if place is not None and source not in inside:
+                    last = before(args, kwargs, place)
                 try:
-                    if place is not None and source not in inside:
-                        before = argument(args, kwargs, place)
                     state = state_in(whole, item)
                 except _NOT_THERE as error:
                     _told(unread, error)
                     continue
-                other = returned(source, before, state)
+                other = returned(source, last, state)
                 if other is not None:
                     whole, exchanged = replaced(whole, item, other), True
             return whole if exchanged else None
@@ -211,6 +208,15 @@ class StateHooks:
         self._offs.clear()
         if self._watcher is not None:
             self._watcher.close()
+
+
+def before(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place) -> Tensor | None:
+    """Return the value that a module received; None where it received none, as a recurrence may at its first call."""
+    try:
+        value: Any = argument(args, kwargs, place)
+    except _NOT_THERE:
+        return None
+    return value if isinstance(value, Tensor) else None
 
 
 def is_same(state: Tensor, held: Tensor | None) -> bool:

@@ -77,8 +77,8 @@ class Value:
         return len(self.shape)
 
     def is_floating_point(self) -> bool:
-        """Return whether it holds real numbers."""
-        return self.dtype.is_floating_point
+        """Return whether it holds real or complex numbers."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
 
     def numel(self) -> int:
         """Return how many numbers it holds."""
@@ -299,6 +299,10 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if (
+            torch.compiler.is_dynamo_compiling()
+        ):  # a part that a forward compiles by itself, as ``torch.while_loop`` does
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         if name in _NO_EVENTS or self._is_shown:
             return func(*args, **kwargs)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 UNDECLARED = ("running_mean", "running_var")  # batch norms write to these without saying so in their schema
@@ -69,7 +70,11 @@ class Writes(TorchDispatchMode):
         """Keep torch from importing its compiler on the first call: a look runs nothing compiled."""
         return False
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):  # what such an operator is given must not write
+            return func(*args, **(kwargs or {}))
         if not PLAIN.issuperset(types):  # it takes itself apart first, and its parts come by here
             return NotImplemented
         kwargs = kwargs or {}

@@ -252,6 +252,9 @@ class Probe:
         """The run file of this process."""
         return self._recorder.path
 
+    def __repr__(self) -> str:
+        return f"Probe({str(self.path)!r}, {'closed' if self._closed else 'open'}, next step {self._step})"
+
     def step(
         self,
         *,

@@ -144,6 +144,24 @@ class DepthLaw:
         self._odd = sum(was_odd for _, was_odd in self._recent)
 
 
+def law_began(depths: NDArray[np.float64]) -> int:
+    """Return the row at which the law of the last depths began: the first odd one of its change, or 0 without one.
+
+    Args:
+        depths: Of each row, NaN where none was recorded.
+
+    >>> law_began(np.array([2.0] * 40 + [5.0] * 12)), law_began(np.array([2.0, 3.0, 4.0] * 20))
+    (40, 0)
+    """
+    said = DepthLaw().update_many(depths)
+    changes = np.flatnonzero(said == CHANGED)
+    if not len(changes):
+        return 0
+    at = int(changes[-1])
+    known = np.flatnonzero(~np.isnan(depths[: at + 1]))[-RECENT:]
+    return int(known[said[known] != USUAL][0])
+
+
 def _of_windows(combine: np.ufunc, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the largest or the smallest of each `REFERENCE` values that follow one another."""
     size = 1

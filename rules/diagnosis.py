@@ -17,6 +17,7 @@ from ..dynamics.regime import Regime
 from ..dynamics.trajectory.trajectory_law import TrajectoryLaw
 from ..runfile.ending import Ending, ending
 from ..runfile.reader import Run
+from ..runfile.text import plain
 from .completeness import completeness, unjudged, unseen_loop, unstable_end
 from .evaluation import evaluated_deeper
 from .findings import Finding, Judgement
@@ -30,7 +31,7 @@ from .variable_verdicts import VariableVerdict, naming_variables, sentence_of, v
 Scope = Literal["loop", "loss only"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Diagnosis:
     """The verdict on a run.
 
@@ -61,6 +62,15 @@ class Diagnosis:
     scope: Scope = "loop"
     variables: dict[str, TrajectoryLaw] = field(default_factory=dict)
     by_variable: tuple[VariableVerdict, ...] = ()
+
+    def __repr__(self) -> str:
+        """Show the verdict, the numbers that decide, and every finding, one to a line."""
+        lines = [f"{self.verdict} after {self.steps:,} steps: {self.summary}"]
+        lines += [f"  {each.rule} {each.name} [{each.severity}] {each.when}: {each.message}" for each in self.findings]
+        lines.append(
+            f"  {len(self.judgements) - len(self.skipped)} rules judged, {len(self.skipped)} not (.judgements)"
+        )
+        return "\n".join(map(plain, lines))
 
     @property
     def evaluated(self) -> bool:

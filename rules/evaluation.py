@@ -17,7 +17,7 @@ import numpy as np
 from ..runfile.layout import EVALUATED
 from ..runfile.reader import Run
 from .findings import Finding
-from .regimes import RECENT_STEPS, trajectory_law
+from .regimes import recent_rows, trajectory_law
 from .variable_verdicts import UNSETTLED
 
 _SETTLES: Final = (
@@ -67,7 +67,7 @@ def evaluated_deeper(run: Run) -> list[Finding]:
         beyond = "" if deep >= most else f"; beyond {deep} loops nothing is recorded"
         shown = f"on the fixed batch, {deep} loops deep, the state {law.words}{beyond}"
         remedy = _UNSETTLED if law.kind in (*UNSETTLED, "undecided") else _SETTLES
-    depth = run["depth"][-RECENT_STEPS:]
+    depth = run["depth"][recent_rows(run)]
     usual = f"{np.nanmean(depth):.3g} loops on average" if np.isfinite(depth).any() else "its loop"
     message = (
         f"the model is evaluated at {most:g} loops, where training ran {usual} in the end and never more than "

@@ -2,8 +2,9 @@
 
 The text is read by ``grammar`` and worked out over arrays by this module; no text is ever executed. The logic has three
 values, after Kleene: what was not recorded is NaN, a comparison with NaN is neither true nor false but unknown, and
-``not`` of unknown is unknown. So a rule can fire only on data. ``recorded(name)`` asks whether there is a value, and is
-always known.
+``not`` of unknown is unknown. So a rule can fire only on data. What has overflowed is infinite: larger than any number,
+but nobody knows of two such values which is the larger. ``recorded(name)`` asks whether there is a value, and is always
+known.
 
 An expression may look back over steps (``windows``). Then its rows come in order to an `Evaluator`, as many at a time
 as there are: live a few, afterwards all of them, with the same result.
@@ -15,6 +16,7 @@ Source of the logic: Kleene, Introduction to Metamathematics (1952), section 64.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,7 +87,7 @@ class Outcome(NamedTuple):
     def first_comparison(self, row: int) -> tuple[float, float]:
         """Return both sides of the first comparison that is known at a row: a finding's value and its threshold."""
         pairs = [(float(left[row]), float(right[row])) for left, right in self.sides]
-        return next((pair for pair in pairs if pair[0] == pair[0] and pair[1] == pair[1]), pairs[0])
+        return next((pair for pair in pairs if not math.isnan(pair[0] - pair[1])), pairs[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,8 @@ class Evaluator:
                 self._sides.insert(place, (a, b))
                 unknown, holds = np.isnan(a), np.asarray(_COMPARISONS[sign](a, b))
                 if not isinstance(right, Number):
-                    unknown |= np.isnan(b)
+                    unknown |= np.isnan(b) | (np.isinf(a) & (a == b))  # of two infinities neither is the larger
+                    holds = holds & ~unknown
                 return Truth(holds & ~unknown if sign == "!=" else holds, ~(holds | unknown))
             case Recorded(series):
                 known = ~np.isnan(self._quantity(series))

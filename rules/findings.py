@@ -65,6 +65,15 @@ class Finding:
         """Steps by which it came before the loss showed the trouble, negative after it; None where it shows none."""
         return None if self.loss_step is None else self.loss_step - self.step
 
+    @property
+    def when(self) -> str:
+        """The step at which it fired first, and how often it did.
+
+        >>> Finding("LS016", "depth-changed", "note", 31, 31, 1.0, 0.0, "", "", episodes=3).when
+        'step 31, 3 times'
+        """
+        return f"step {self.step}" + (f", {self.episodes} times" if self.episodes > 1 else "")
+
     def as_dict(self) -> dict[str, Any]:
         """Return the finding for JSON; a number that is not finite becomes ``None``."""
         said = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}

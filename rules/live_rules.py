@@ -181,9 +181,12 @@ class LiveRules:
         self._known = dict.fromkeys(keys, math.nan) | self._known
 
     def _learn(self, values: Mapping[str, float], variable: str = "") -> None:
-        """Keep what was recorded; a series that was not keeps what it had last."""
+        """Keep what was recorded; a series that was not keeps what it had last.
+
+        Not that of a loop which this step does not run, and not what is made of every row.
+        """
         for name in self._names & values.keys():
-            if not math.isnan(values[name]) or name in LOSS_DERIVED:
+            if not math.isnan(values[name]) or name in LOSS_DERIVED or loop_entry(name) is not None:
                 self._known[variable, name] = values[name]
 
     def idle(self, now: float) -> list[Event]:

@@ -22,12 +22,14 @@ from ..dynamics.regime import Regime
 from ..dynamics.trajectory.trajectory import TrajectoryLaw, classify
 from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
+from .depth_law import RECENT, REFERENCE, law_began
 from .exits import exits_said
 from .expression import Series
 from .variable_verdicts import laws_of_passes, lost_law, lost_since
 from .variables import per_pass, round_off_of, variables_of
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
+BEFORE_THEM = REFERENCE + RECENT  # by which a change of their depths is seen
 LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
 SEVERAL_DEPTHS = (
     "In every recent step the sequences ran through different numbers of loops, so that means over tokens are no "
@@ -76,7 +78,7 @@ def read_regimes(run: Run) -> RunRegimes:
     elif (step := measured_long_ago(run)) is not None and (older := rates_at(run)):
         said.append(f"Full loop at step {step:,}, too long ago to count: {_in_words(older)} per loop")
     attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
-    recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
+    recent = recent_rows(run)
     # What the variables do has a sentence of its own, of more passes than training runs.
     of_training = "" if on_passes or (laws and law.kind == "unknown") else law.sentence
     parts = [*said, of_training, attracting, seen.sentence, last_steps_said(run), exits_said(run, recent)]
@@ -91,7 +93,7 @@ def trajectory_law(run: Run) -> TrajectoryLaw:
     every token ran through all loops. Means over different tokens in different loops are no trajectory, and give
     ``unknown``.
     """
-    recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
+    recent = recent_rows(run)
     if not len(run.probe_steps):
         law = _law_of_training({name: run.loops(name, rows=recent) for name in LOOP_COLUMNS_READ}, run)
         return _as_deep_as_trained(law)
@@ -100,6 +102,14 @@ def trajectory_law(run: Run) -> TrajectoryLaw:
     trained = max(np.nanmax(run[name][recent], initial=0) for name in ("depth", "depth_max"))
     deeper = _depths(tokens[None])[0] > trained
     return law if deeper else _as_deep_as_trained(law)
+
+
+def recent_rows(run: Run) -> slice:
+    """Return the rows that tell how a run ends: the last ones, as far as the loop runs to the depths of now."""
+    count = len(run)
+    first = max(0, count - RECENT_STEPS - BEFORE_THEM)
+    began = first + law_began(run["depth"][first:])
+    return slice(max(0, count - RECENT_STEPS, began if began > first else 0), count)
 
 
 def _as_deep_as_trained(law: TrajectoryLaw) -> TrajectoryLaw:
@@ -184,7 +194,7 @@ def _measured_laws(run: Run, names: Sequence[str]) -> dict[str, TrajectoryLaw]:
         _, (*_, measured) = run.arrays(VARIABLE_PASSES, slice(-1, None))
         if laws := laws_of_passes(run, measured):
             return laws
-    recent = slice(max(0, len(run) - RECENT_STEPS), len(run))
+    recent = recent_rows(run)
     laws = {}
     for name in names:
         if np.nanmax(run.loops("inner", recent, variable=name), initial=0) > 1:
@@ -200,7 +210,7 @@ def last_steps_said(run: Run) -> str:
     Empty for a loop of one tensor.
     """
     moves: dict[str, float] = {}
-    rows = slice(max(0, len(run) - RECENT_STEPS), len(run))
+    rows = recent_rows(run)
     for name in variables_of(run):
         names = ("state_norm", "residual_norm", "tokens")
         state, step, tokens = (run.loops(which, rows, variable=name) for which in names)

@@ -1,8 +1,8 @@
 """What an expression can read of a run: its recorded series, series derived from them, and what is true throughout.
 
 Series that are recorded more rarely than every step keep their last value until the next one, so that a rule may
-combine them. Where a series is missing, the reason is given: the run has nothing of the kind, or it
-should have been there.
+combine them; one of a loop that the next one does not run has none then. Where a series is missing, the reason is
+given: the run has nothing of the kind, or it should have been there.
 
 A run is gone through some rows at a time (`RunSeries`): what is derived of a row is made, read and forgotten while the
 processor's caches hold it, and a long run takes hardly more memory than a short one.
@@ -143,6 +143,30 @@ class _EveryRow:
         return here
 
 
+class _OfLoop(_EveryRow):
+    """A number of one loop, as it was in the last step whose loops were recorded; NaN where that ran too few of them.
+
+    What a deeper step had there says nothing of one that does not get as far.
+
+    Args:
+        values: The number in every row, ``(rows,)``.
+        recorded: The rows whose loops were recorded, ``(rows,)``.
+
+    >>> at = np.array([True, True, False, True, False])
+    >>> _OfLoop(np.array([np.nan, 1.0, np.nan, np.nan, np.nan]), at).known(slice(0, 5)).tolist()
+    [nan, 1.0, 1.0, nan, nan]
+    """
+
+    def __init__(self, values: Series, recorded: NDArray[np.bool_]) -> None:
+        super().__init__(values)
+        last = np.maximum.accumulate(np.where(recorded, np.arange(len(values)), 0))
+        self._shown = values if recorded.all() else values[last]
+
+    def known(self, rows: slice) -> Series:
+        """Return the value at each of some rows."""
+        return self._shown[rows]
+
+
 class _NowAndThen:
     """A series with values at some steps, which need not be those of rows.
 
@@ -245,10 +269,23 @@ class RunSeries:
         source = _MADE_OF.get(name, name)
         extent = self._extent(source)
         if extent.values:
-            return _stopped(source, extent, int(self.steps[-1]))
+            missing = _stopped(source, extent, int(self.steps[-1]))
+            if missing is not None and self._too_shallow(source, extent.last):
+                return Missing("not applicable", f"since step {extent.last} no step runs enough loops for {name}")
+            return missing
         if loop_entry(source) is not None and (self._run["depth"] > 0).any():
             return Missing("not applicable", f"no step runs enough loops for {name}")
         return _never(self._run, source)
+
+    def _too_shallow(self, name: str, step: int) -> bool:
+        """Return whether loops go on behind a step, and none of those steps gets to the loop of a name."""
+        if (entry := loop_entry(name)) is None:
+            return False
+        series, index = entry
+        needed = PER_LOOP[series] + (index if index >= 0 else -index - 1)
+        later = self.steps > step
+        deepest = max(np.nanmax(self._run[depth][later], initial=0.0) for depth in ("depth", "depth_max"))
+        return bool(0 < deepest < needed)
 
     def _track(self, name: str) -> _EveryRow | _NowAndThen | None:
         """Return a recorded series, read when it is first asked for; None where the run does not know the name."""
@@ -270,7 +307,9 @@ class RunSeries:
         entries = {name: entry[1] for name in wanted if name and (entry := _entry(name)) and entry[0] == series}
         at = [*entries.values()]
         read = at_passes(self._run, self._variable, series, at) if self._variable else self._run.at_loops(series, at)
-        self._tracks |= {name: _EveryRow(values) for name, values in zip(entries, read, strict=True)}
+        recorded = ~np.isnan(self._run["depth"])
+        for name, values in zip(entries, read, strict=True):
+            self._tracks[name] = _EveryRow(values) if name in STEP_DERIVED else _OfLoop(values, recorded)
 
     def _extent(self, name: str) -> _Extent:
         """Return where a recorded series has values."""

@@ -267,7 +267,7 @@ class Event:
         severity: ``"note"``, ``"warning"`` or ``"error"``.
         value: The number that caused it, NaN where there is none.
         threshold: What it was compared with, NaN where there is none.
-        message: One sentence for a person (240 bytes of UTF-8; longer is cut).
+        message: One sentence for a person (240 bytes of UTF-8; what is longer ends in …).
         generation: Which process recorded it, as the file says; the writer sets it.
 
     >>> Event(step=3, time=0.0, kind="loss_spike", severity="warning", value=9.5, message="loss rose to 9.5").threshold
@@ -284,9 +284,25 @@ class Event:
     generation: int = 0
 
 
+ELLIPSIS: Final = "…".encode()
+
+
 def clip_utf8(text: str, size: int) -> bytes:
     """Encode ``text`` in at most ``size`` bytes without cutting a character in half."""
     return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore").encode("utf-8")
+
+
+def cut_at_word(text: str, size: int) -> bytes:
+    """Encode ``text`` in at most ``size`` bytes; an ellipsis says where it was cut, between two words.
+
+    >>> cut_at_word("what was expected", 17), cut_at_word("what was expected", 16).decode()
+    (b'what was expected', 'what was …')
+    """
+    whole = text.encode("utf-8", "replace")
+    if len(whole) <= size:
+        return whole
+    kept = clip_utf8(text, size - len(ELLIPSIS)).decode()
+    return kept[: kept.rfind(" ") + 1].encode() + ELLIPSIS if " " in kept else clip_utf8(text, size)
 
 
 def pack_event(event: Event, generation: int) -> tuple[Any, ...]:
@@ -299,7 +315,7 @@ def pack_event(event: Event, generation: int) -> tuple[Any, ...]:
         clip_utf8(event.severity, 8),
         float(event.value),
         float(event.threshold),
-        clip_utf8(event.message, 240),
+        cut_at_word(event.message, 240),
     )
 
 

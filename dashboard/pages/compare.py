@@ -39,7 +39,7 @@ _CLOCK = Clock("compare-poll", ("plots",))
 def layout(runs: str = "", by: str = "", what: str = "", **_: Any) -> html.Div:
     """Return the page; what is compared comes from the address, or from the ticks with the first callback."""
     asked = [one for one in runs.split(",") if one][:RUNS_LIMIT]
-    chosen = [one for one in what.split(",") if one][:PLOTS_LIMIT] or list(compare.QUANTITIES)
+    chosen = [one for one in what.split(",") if one][:PLOTS_LIMIT]
     axes = {"step": "step", "tokens": "tokens", "time": "time", "breach": "first breach"}
     axis = dcc.RadioItems(
         id="compare-by",
@@ -177,6 +177,7 @@ def register(app: Dash) -> None:
         Output("compare-count", "children"),
         Output("compare-report", "children"),
         Output("compare-what", "options"),
+        Output("compare-what", "value"),
         Output("compare-version", "data"),
         Output("compare-query", "data"),
         _CLOCK.answered("plots"),
@@ -192,16 +193,17 @@ def register(app: Dash) -> None:
         run_ids = [str(one) for one in (given or ticked or ())]
         axis, what = axis if axis in compare.AXES else "step", [str(one) for one in what or ()]
         there, faults = _opened(run_ids)
+        what = what or compare.usual([held for _, held in there])
         known = [(entry.id, held.version, held.judged) for entry, held in there]
         version = str(hash((axis, *what, *faults, *known)))
         if version == before:
-            return [*[no_update] * 6, asked]
+            return [*[no_update] * 7, asked]
         options = dict.fromkeys([*compare.quantities([held for _, held in there]), *what])
         query = "?" + urlencode({"runs": ",".join(run_ids), "by": axis, "what": ",".join(what)}, safe=",")
         count = f"{len(there)} runs" + ("" if len(run_ids) <= RUNS_LIMIT else f", the first of {len(run_ids)}")
         choices = [{"label": _named(name), "value": name} for name in options]
         report = components.report_link(report_address([entry.id for entry, _ in there]) if there else "")
-        return [_body(there, faults, axis, what), count, report, choices, version, query, asked]
+        return [_body(there, faults, axis, what), count, report, choices, what, version, query, asked]
 
     app.clientside_callback(
         ClientsideFunction("loopscope", "address"), Output("compare-mirrored", "data"), Input("compare-query", "data")

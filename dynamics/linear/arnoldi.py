@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import as_numpy
+from ..shown import Shown
 
 # A numpy array or a torch tensor: both offer the few operations used here.
 Vector = Any
@@ -31,8 +32,8 @@ FEWEST, MOST = 4, 6
 MIXED: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class RitzValues:
+@dataclass(frozen=True, slots=True, repr=False)
+class RitzValues(Shown):
     """Approximate eigenvalues of one operator, largest modulus first.
 
     Attributes:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import as_numpy
+from ..shown import Shown
 from .arnoldi import Vector, empty, norm
 
 # Rounding of a product and of its orthogonalisation, in units of the dtype's, below which a new direction is noise.
 BREAKDOWN = 16
 
 
-@dataclass(frozen=True, slots=True)
-class RitzSingular:
+@dataclass(frozen=True, slots=True, repr=False)
+class RitzSingular(Shown):
     """Approximate largest singular value of one operator.
 
     Attributes:

@@ -23,7 +23,7 @@ from ..estimate import Estimate
 from ..trajectory.lyapunov import LyapunovSpectrum, lyapunov_exponents, token_exponents
 from .jacobian import LoopJacobian, Step
 from .krylov import LeadingEigenvalues, random_start
-from .linearization import FullLoop, Structure
+from .parts import FullLoop, Structure
 from .per_token import TokenJacobian, TokenSpectra, token_spectra
 
 __all__ = ["Attempt", "measure_loop", "read_out_gain"]

@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..linear.arnoldi import extend, precision, ritz
+from ..shown import Shown
 
 __all__ = ["LeadingEigenvalues", "leading_eigenvalues", "random_start"]
 
 Apply = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class LeadingEigenvalues:
+@dataclass(frozen=True, slots=True, repr=False)
+class LeadingEigenvalues(Shown):
     """The outer eigenvalues of N operators.
 
     Attributes:

@@ -36,8 +36,9 @@ from .attribution import SublayerError, SublayerGain, sublayer_gains
 from .blocks import JacobianBlock, jacobian_blocks
 from .full_loop import measure_loop, read_out_gain
 from .jacobian import LoopJacobian, Step, jacobian_gap
-from .linearization import FullLoop, Linearization, LinearPart
+from .linearization import Linearization
 from .own_token import find_structure, own_token_step
+from .parts import FullLoop, LinearPart
 from .per_token import CausalityError
 
 __all__ = ["linearize_loop"]
@@ -249,7 +250,8 @@ def _linear_part(a_bar: Tensor | None, b_bar: Tensor | None, c_out: Tensor | Non
     system = LTISystem(a_bar)
     proven = certify_radius(system.a_bar)
     exact = system.spectral_radius()
-    radius = Estimate(exact.value, proven.lower, proven.upper, exact.residual, f"exact, {proven.method}", True)
+    method = f"exact, {proven.method.removeprefix('exact, ')}"
+    radius = Estimate(exact.value, proven.lower, proven.upper, exact.residual, method, True)
     return LinearPart(
         radius=radius,
         certificate=certificate_words(proven),

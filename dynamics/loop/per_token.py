@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..shown import Shown
 from .jacobian import Step, require_deterministic
 from .krylov import leading_eigenvalues, random_start
 from .own_token import TokenStructure, find_structure, own_token_step
@@ -48,8 +49,8 @@ class CausalityError(ValueError):
     """The loop is not block triangular over tokens, so it has no per-token spectrum."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSpectra:
+@dataclass(frozen=True, slots=True, repr=False)
+class TokenSpectra(Shown):
     """Leading eigenvalues of every token's own block of the Jacobian.
 
     Attributes:

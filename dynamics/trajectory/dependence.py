@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..loop.jacobian import Step
+from ..shown import Shown
 from .trajectory import ROUND_OFF, ROUND_OFF_OF
 
 __all__ = ["InputDependence", "StartDependence", "input_dependence", "start_dependence"]
@@ -29,8 +30,8 @@ FORGOTTEN = 0.01
 first alone is met by a drift, whose norm grows, the second alone by starts that were far off."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartDependence:
+@dataclass(frozen=True, slots=True, repr=False)
+class StartDependence(Shown):
     """How far runs from different starts stay apart.
 
     Attributes:

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..shown import Shown
+
 __all__ = ["ModeDecomposition", "decompose"]
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class ModeDecomposition:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModeDecomposition(Shown):
     """Modes of the linear map fitted to snapshot pairs, largest modulus first.
 
     Attributes:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..loop.jacobian import LoopJacobian, Step
 from ..loop.per_token import CausalityError, token_spectra
+from ..shown import Shown
 
 __all__ = ["FixedPoint", "Search", "classify_multipliers", "find_fixed_point", "fixed_points"]
 
@@ -46,8 +47,8 @@ NEAR = 0.05
 exponents)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
+@dataclass(frozen=True, slots=True, repr=False)
+class Search(Shown):
     """The end of one search for a fixed point.
 
     Attributes:
@@ -66,8 +67,8 @@ class Search:
     method: Method
 
 
-@dataclass(frozen=True, slots=True)
-class FixedPoint:
+@dataclass(frozen=True, slots=True, repr=False)
+class FixedPoint(Shown):
     """A fixed point with its classification.
 
     Attributes:

@@ -24,14 +24,15 @@ from torch import Tensor
 from ..loop.jacobian import LoopJacobian, Step
 from ..loop.krylov import random_start
 from ..loop.per_token import TokenJacobian, TokenStructure
+from ..shown import Shown
 
 __all__ = ["LyapunovSpectrum", "lyapunov_exponents", "smooth_mean", "token_exponents"]
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class LyapunovSpectrum:
+@dataclass(frozen=True, slots=True, repr=False)
+class LyapunovSpectrum(Shown):
     """Exponents with the rates they are means of.
 
     Attributes:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..shown import Shown
 from .trajectory import ROUND_OFF_OF, TrajectoryMap, classify_map
 
 __all__ = ["TokenMap", "detect_periods", "token_map"]
@@ -29,8 +30,8 @@ STRAIGHT = 0.5
 """Mean cosine of successive steps above which a drift keeps its direction: a slider."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenMap:
+@dataclass(frozen=True, slots=True, repr=False)
+class TokenMap(Shown):
     """Every token's trajectory; all arrays ``(B, S)`` unless said otherwise.
 
     Attributes:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..shown import Shown
 from .trajectory import ROUND_OFF, TrajectoryMap, classify_map
 
 __all__ = ["SafeDepth", "judged_from", "measured_depth", "predicted_depth"]
@@ -29,8 +30,8 @@ SHARE = 0.95
 """Share of the tokens whose answer must stand."""
 
 
-@dataclass(frozen=True, slots=True)
-class SafeDepth:
+@dataclass(frozen=True, slots=True, repr=False)
+class SafeDepth(Shown):
     """How deep a model can be run.
 
     Attributes:

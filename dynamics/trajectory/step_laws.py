@@ -22,6 +22,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..shown import Shown
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -55,8 +57,8 @@ BLOCK: Final = 4096
 """Series fitted at a time, so that many tokens need little memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class LawFits:
+@dataclass(frozen=True, slots=True, repr=False)
+class LawFits(Shown):
     """The best law of each class, for N series.
 
     Attributes:

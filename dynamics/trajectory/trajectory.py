@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..regime import Regime
+from ..shown import Shown
 from .direction import STRAIGHT, direction, mean_where
 from .round_off import FLOOR_GROWTH, ROUND_OFF, ROUND_OFF_OF, end_above, follows_a_law
 from .step_laws import BAND, CLASSES, LawFits, fit_laws
@@ -78,8 +79,8 @@ AHEAD: Final = 8
 """How many times the loops run are looked ahead for the depth at which two laws part."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrajectoryMap:
+@dataclass(frozen=True, slots=True, repr=False)
+class TrajectoryMap(Shown):
     """`TrajectoryLaw` of many series at once; every array has the leading shape of the input, fields as there.
 
     ``mean_cosine`` is the mean cosine of successive late steps (NaN where not given). ``first`` and ``second`` are the

@@ -134,7 +134,8 @@ def sentence_of(
     if law.method == "non-finite":
         return f"The loop explodes: the state is not finite from loop {bad_loop} of {loops} on."
     if law.kind == "unknown":
-        return f"{loops} loops are too few to tell how the steps change; at least {fewest} are needed."
+        few = "1 loop is" if loops == 1 else f"{loops} loops are"
+        return f"{few} too few to tell how the steps change; at least {fewest} are needed."
     if law.kind == "undecided":
         return _undecided(law, laws, end)
     if law.method == "round-off":

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from ...dynamics.loop.full_loop import UNKNOWN, measure_loop, read_out_gain
 from ...dynamics.loop.jacobian import LoopJacobian
 from ...dynamics.loop.krylov import random_start
-from ...dynamics.loop.linearization import FullLoop, Structure
+from ...dynamics.loop.parts import FullLoop, Structure
 from ...dynamics.loop.per_token import CausalityError, TokenJacobian
 from ...loops.bound import bound_loop
 from ...loops.call import Call
 from ...loops.neutral import eagerly
-from ...loops.rerun import BoundLoop
+from ...loops.rerun import CUTS, BoundLoop
 from ...loops.site import LoopSite, LoopSiteError
 from ...runfile.layout import (
     JACOBIAN_EIGENVALUES,
@@ -266,7 +266,10 @@ class FullLoopProbe:
     def _measured(self, batch: Call | None) -> tuple[FullLoop, dict[str, Array], str]:
         """Measure once, in eager mode and without autocast; return the numbers and where they were taken."""
         if batch is None:
-            raise LoopSiteError("training called the model without a tensor; give attach() a probe_batch")
+            raise LoopSiteError(
+                "no forward was seen whose input can be kept (none inside of torch.compile or torch.func can); give "
+                "attach() a probe_batch"
+            )
         if is_sharded(self._model):
             raise LoopSiteError("its parameters are sharded; linearise a checkpoint instead")
         loops = LOOPS if self._site.mean_depth is None else 2 * self._site.mean_depth
@@ -283,4 +286,5 @@ class FullLoopProbe:
             states = states[: max(loops, _bounded(states)) + 1]
             where = f"at loop {len(states) - 1} of {' x '.join(str(n) for n in tokens.shape[:2])} tokens"
             where += f" ({loop.remark})" if loop.remark else ""
-            return _measured_at(loop, states, late, self._structure), passes, where
+            measured = _measured_at(loop, states, late, self._structure)
+            return measured, passes, f"{where} ({CUTS})" if loop.cuts() else where

@@ -174,7 +174,8 @@ class EagerReduction:
 
     def __init__(self, keep_steps: int = 0) -> None:
         self._keep = keep_steps
-        self._shape, self._device, self._inner = torch.Size(), torch.device("cpu"), 0
+        self._shape, self._device, self._count, self._inner = torch.Size(), torch.device("cpu"), 0, 0
+        self._all = Tokens(0, 0, 0, 0)  # of a state with two steps behind all its sequences
         self._state = self._step = torch.empty(0)  # h_{t-1} and the step that led to it, (n, …, D)
         # Of every token, the columns before ACTIVE: (1 + waiting, ACTIVE, n, …). The first is the last settled state.
         self._tokens = torch.empty(0)
@@ -198,15 +199,16 @@ class EagerReduction:
         """Take the next state, as `Reduction.add` says."""
         if state.dtype == torch.float64:  # else its rounding would be a step, of sequences that wait too
             state = state.float()
-        if self._waiting == self._room or at != self._at + self._waiting or rows is not self._rows:
+        moved = rows is not self._rows  # they are where the states are
+        if moved or self._waiting == self._room or at != self._at + self._waiting:
             self.settle()
             self._rows, self._at = rows, at
-        if state.shape != self._shape or state.device != self._device:
+        if state.shape != self._shape or (moved and state.device != self._device):
             self.settle()
             self._at = at
             self._change(state)
         self._waiting = waiting = self._waiting + 1
-        n, m, count = self._last_count, self._before_count, len(state)
+        n, m, count = self._last_count, self._before_count, self._count
         # The last state becomes the step, in place, and the last step makes room for the state.
         self._state, self._step = now, step = self._step, self._state
         if n == count:
@@ -222,6 +224,8 @@ class EagerReduction:
         torch.linalg.vector_norm(step, dim=-1, out=step_norms)
         self._known += 1
         self._last_count, self._before_count = count, n
+        if m == count:
+            return self._all
         return Tokens(count * self._inner, n * self._inner, m * self._inner, n)
 
     def settle(self) -> None:
@@ -268,7 +272,9 @@ class EagerReduction:
         tokens = state.shape[:-1].numel()
         slots = 1 + max(1, min(MOST_WAITING, WAITING_BYTES // (4 * ACTIVE * max(1, tokens))))
         old_state, old_step, old_tokens, n = self._state, self._step, self._tokens, self._last_count
-        self._shape, self._device, self._inner = state.shape, state.device, state.shape[1:-1].numel()
+        self._shape, self._device = state.shape, state.device
+        self._count, self._inner = len(state), state.shape[1:-1].numel()
+        self._all = Tokens(tokens, tokens, tokens, self._count)
         self._state, self._step = (torch.zeros(state.shape, device=state.device) for _ in range(2))
         self._tokens = torch.zeros(slots, ACTIVE, *state.shape[:-1], device=state.device)
         self._zero = torch.zeros((), device=state.device)

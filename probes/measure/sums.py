@@ -32,7 +32,6 @@ BATCHES: Final = 64  # micro-batches of a step whose hash is kept
 # What the host knows of a row, in the columns of `LoopSums.counts`.
 BEGINS, TOKENS, READ, STEPS, SEQUENCES, INPUTS, INJECTED = range(7)
 COUNTS: Final = 7
-_NO_INPUTS: Final = (0, 0)
 GOES_ON, FIRST, AGAIN = range(3)  # values of BEGINS: a row of the loop under way, the first, or the first if it differs
 
 
@@ -149,17 +148,20 @@ class LoopSums:
         Raises:
             ValueError: The state is not one that has norms.
         """
+        if state.is_complex():  # its norm is that of its real and imaginary parts
+            state = torch.view_as_real(state.resolve_conj()).flatten(-2)
         if state.ndim < 2 or not state.is_floating_point():
             raise ValueError(f"a state of {state.ndim} axes in {state.dtype} on {state.device} has no norm per token")
         if not state.numel():
             raise ValueError(f"a state of shape {tuple(state.shape)} holds no token")
         if state.device != self.device:
             self._move(state.device)
-        at = min(self.cursor, self.capacity - 1)
-        tokens = self.reduction.add(state.detach(), self._rows, at)
-        begins = AGAIN if again else GOES_ON if self.cursor > self.first else FIRST
-        inputs = _NO_INPUTS if given is None else self._add_given(at, given.detach().float(), b_bar)
-        self._note((begins, tokens.state, tokens.state, tokens.step, tokens.sequences, *inputs))
+        cursor = self.cursor
+        at = cursor if cursor < self.capacity else self.capacity - 1
+        tokens, steps, _, sequences = self.reduction.add(state.detach(), self._rows, at)
+        begins = AGAIN if again else GOES_ON if cursor > self.first else FIRST
+        given_to, injected = (0, 0) if given is None else self._add_given(at, given.detach().float(), b_bar)
+        self._note((begins, tokens, tokens, steps, sequences, given_to, injected))
 
     def add_missing(self, like: Tensor | None = None) -> None:
         """Add a row for a state that could not be read: what is missing is recorded as such.
@@ -171,7 +173,7 @@ class LoopSums:
         tokens = before if like is None else like.shape[:-1].numel()
         begins = GOES_ON if self.loop else FIRST
         self.reduction.forget()  # the step to the next state is not known either
-        self._note((begins, tokens, 0, 0, 0, *_NO_INPUTS))
+        self._note((begins, tokens, 0, 0, 0, 0, 0))
 
     def _note(self, counts: tuple[int, ...]) -> None:
         """Note what the host knows of a row."""

@@ -31,6 +31,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from ...loops.compiled import in_operator
 from ...loops.hooks import LoopHooks, Off, hook_before, hook_behind, state_in
 from ...loops.neutral import looking
 from ...loops.site import LoopSite, argument, modules_of, uncompiled
@@ -257,6 +258,8 @@ class LoopTap:
         """
         try:
             if torch.compiler.is_dynamo_compiling():
+                if in_operator():  # a loop that is one operator is not seen
+                    return
                 _tap(self._order, [tensor.detach() for tensor in find(a, b)], self._key, place, number)
             elif self._target is not None or self._runs is not None or place == "begin":
                 self._take(place, find(a, b), number)
@@ -379,7 +382,8 @@ class LoopTap:
         if sums is self.sums and looking():  # a module of ours is called on the side, in the middle of a forward
             return
         if place == "loop":
-            self._enter(sums, seen)
+            if self._site.state_argument is not None:
+                self._enter(sums, seen)
         elif place == "inner":
             if self.on_inner is not None and sums is self.sums and sums.loop <= 1:
                 self.on_inner(number, seen[0])
@@ -400,22 +404,21 @@ class LoopTap:
     def _enter(self, sums: LoopSums, seen: list[Tensor]) -> None:
         """Record a state that enters the loop, unless it was recorded where it was returned."""
         again = False
-        if self._site.state_argument is None:
-            return
-        inside = sums.cursor > sums.first
-        if inside:
-            if self._ended:
-                self._ended = False
-                if is_same(seen[0], self._held):
-                    return
-                again, self._again = True, sums.cursor
-                self._say_again("where it began with another state, that is recorded as a run of its own")
-            elif self._site.output is not None:
+        given: Tensor | None = None
+        if sums.cursor == sums.first:
+            given = seen[1] if len(seen) > 1 else None
+        elif self._ended:
+            self._ended = False
+            if is_same(seen[0], self._held):
                 return
-        given = seen[1] if len(seen) > 1 and (again or not inside) else None
-        self._add(sums, seen[0], given, again=again)
+            again, self._again = True, sums.cursor
+            self._say_again("where it began with another state, that is recorded as a run of its own")
+            given = seen[1] if len(seen) > 1 else None
+        elif self._site.output is not None:
+            return
+        self._add(sums, seen[0], given, again)
 
-    def _add(self, sums: LoopSums, state: Tensor, given: Tensor | None = None, *, again: bool = False) -> None:
+    def _add(self, sums: LoopSums, state: Tensor, given: Tensor | None = None, again: bool = False) -> None:
         """Add the next state to the sums."""
         if self.on_state is not None and self._again < 0 and sums is self.sums:
             self.on_state(sums.loop, state)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ...loops.hooks import LoopHooks, state_in
 from ...loops.neutral import looking
-from ...loops.site import argument
-from ...loops.states import Passes, Roles, StateHooks, places_before
+from ...loops.states import Passes, Roles, StateHooks, before, places_before
 from .internals import in_backward
 from .tap import LoopTap, Report, Spot
 from .variables import VariableSums
@@ -76,10 +75,10 @@ class VariableTap(LoopTap):
         super()._unhook()
         self._states.remove()
 
-    def _returned(self, source: str, before: Tensor | None, state: Tensor) -> None:
+    def _returned(self, source: str, last: Tensor | None, state: Tensor) -> None:
         # Memory of a compiled graph may be used again before the forward is over.
         compiling = torch.compiler.is_dynamo_compiling()
-        states = [state] if before is None else [state, before]
+        states = [state] if last is None else [state, last]
         place: Spot = COPIED if compiling else STATE
         number = self._sources.index(source)
         states = [s.detach().clone() for s in states] if compiling else states
@@ -104,8 +103,8 @@ class VariableTap(LoopTap):
         if kind == "leave":
             of_module = [variable for variable in self._site.variables if variable.output == name]
             for source, (item, place) in places_before(of_module).items():
-                before = None if place is None else argument(args, kwargs, place)
-                self._returned(source, before, state_in(output, item))
+                last = None if place is None else before(args, kwargs, place)
+                self._returned(source, last, state_in(output, item))
 
     def _replay_mark(self, name: str, state: Tensor, given: Tensor | None) -> None:
         """Take in a mark."""
@@ -141,9 +140,9 @@ class VariableTap(LoopTap):
             self._end_evaluation(runs, raised=bool(number))
         elif not looking() and (variable := self._variable(place, seen, number)) is not None:
             of = self._site.variables[variable]
-            begun, received = variable in self._begun, of.argument is not None and place != MARK and len(seen) > 1
+            begun, returned = variable in self._begun, place != MARK
             self._begun.add(variable)
-            if begun or received or of.first != 0:  # else it is the value before the loop
+            if begun or returned or of.first != 0:  # else it is the value before the loop
                 self._passes.update(variable)
                 runs[0] = self._passes.number + self._passes.whole
 
@@ -151,8 +150,8 @@ class VariableTap(LoopTap):
         """Return the number of the variable that a state is of; None where it is of none."""
         if place == MARK:
             return number
-        before = seen[1] if len(seen) > 1 else None
-        variable = self._roles.of(self._sources[number], before, copied=place == COPIED)
+        last = seen[1] if len(seen) > 1 else None
+        variable = self._roles.of(self._sources[number], last, copied=place == COPIED)
         if variable is not None:
             self._roles.hold(variable, seen[0])
         return variable
@@ -166,13 +165,14 @@ class VariableTap(LoopTap):
         if variable is None:
             return
         if place in (STATE, COPIED):
-            before = seen[1] if len(seen) > 1 else None
+            last = seen[1] if len(seen) > 1 else None
             receives = self._site.variables[variable].argument is not None
-            if receives and before is not None and not self._active.sums[variable].loop:
-                self._add_first(sums, variable, before)
+            if receives and last is not None and not self._active.sums[variable].loop:
+                self._add_first(sums, variable, last)
         else:
             given = seen[1] if len(seen) > 1 else None
-        self._add_joint(sums, self._active.add(variable, seen[0]), given)
+        first = place == MARK and self._site.variables[variable].first == 0
+        self._add_joint(sums, self._active.add(variable, seen[0], marks_first=first), given)
 
     def _add_first(self, sums: LoopSums, variable: int, state: Tensor) -> None:
         """Record the value that a variable has before the loop."""

@@ -77,10 +77,16 @@ class VariableSums:
         self._firsts[variable] = state.detach()
         return _together(self._firsts)
 
-    def add(self, variable: int, state: Tensor) -> list[Tensor | None]:
-        """Add the next value of a variable; return the joint states that are due, None for one that is not known."""
+    def add(self, variable: int, state: Tensor, *, marks_first: bool) -> list[Tensor | None]:
+        """Add the next value of a variable; return the joint states that are due, None for one that is not known.
+
+        Args:
+            variable: Its number.
+            state: The value.
+            marks_first: Whether the first value of it that is seen is the one before the loop.
+        """
         sums = self.sums[variable]
-        if not sums.loop and self._variables[variable].first == 0:
+        if not sums.loop and marks_first:
             first = self.add_first(variable, state)
             return [] if first is None else [first]
         if not sums.loop:
@@ -130,10 +136,14 @@ def _together(states: list[Tensor | None]) -> Tensor | None:
 def joined(states: list[Tensor]) -> Tensor:
     """Return several states as one: side by side along their channels, or all numbers of a sequence in one row.
 
+    Where they do not even have the same sequences, all numbers are one row.
+
     >>> joined([torch.ones(2, 3, 4), torch.ones(2, 3, 5)]).shape, joined([torch.ones(2, 3, 4), torch.ones(2, 7)]).shape
     (torch.Size([2, 3, 9]), torch.Size([2, 1, 19]))
     """
     shape = states[0].shape[:-1]
     if all(state.shape[:-1] == shape for state in states):
         return torch.cat([state.detach() for state in states], dim=-1)
-    return torch.cat([state.detach().flatten(1) for state in states], dim=-1)[:, None]
+    alike = all(state.shape[:1] == shape[:1] for state in states)
+    rows = [state.detach().flatten(1) if alike else state.detach().reshape(1, -1) for state in states]
+    return torch.cat(rows, dim=-1)[:, None]

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from loopscope.dashboard import compare_figures
-from loopscope.dashboard.compare import Line, axis_of, differences, line, quantities
+from loopscope.dashboard.compare import Line, axis_of, differences, line, quantities, usual
 from loopscope.dashboard.opened import OpenRun
+from loopscope.runfile.writer import RunWriter
 
 STEPS = np.arange(5.0)
 NONE = np.full(5, np.nan)
@@ -85,3 +86,23 @@ def test_the_page_draws_the_ticked_runs_or_those_of_the_address(client, runs):
     assert "not among the runs" in json.dumps(fire(served, [], given=["../../etc/passwd"]))
     assert "tick some" in json.dumps(fire(served, None))
     assert "without a breach: addition" in json.dumps(fire(served, ids, axis="breach"))
+
+
+def test_runs_without_a_linear_part_are_compared_by_a_number_that_they_have(tmp_path, write_run, client):
+    folder = tmp_path / "both"
+    folder.mkdir()
+    writer = RunWriter.create(folder / "theirs.h5", info={})
+    loops = np.array([[1.0, 0.5, np.nan, 4], [1.2, 0.25, 0.9, 4], [1.3, np.nan, np.nan, 4]])
+    for step in range(30):
+        writer.append_step({"step": float(step), "loss": 2.0, "depth": 2.0, "jacobian_radius": 0.7}, loops)
+    writer.flush()
+    writer.seal()
+    writer.close()
+    theirs, ours = OpenRun(folder / "theirs.h5"), OpenRun(write_run(tmp_path / "ours.h5"))
+    assert usual([theirs]) == ["loss", "jacobian_radius"] and usual([ours]) == usual([]) == ["loss", "a_bar_radius"]
+    theirs.close()
+    ours.close()
+    served = client(folder)
+    said = fire(served, [entry.id for entry in served.index.entries()], what=())
+    assert said["compare-what"]["value"] == ["loss", "jacobian_radius"]
+    assert "None of these" not in json.dumps(said)

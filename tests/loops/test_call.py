@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from loopscope.loops.call import Call
 from loopscope.loops.site import LoopSiteError
+from loopscope.models import build
 from loopscope.probes import LoopSite, open_run
 from loopscope.probes.measure.fixed_batch import POSITIONS, SEQUENCES
 from loopscope.probes.schedule import inspecting
@@ -298,3 +299,13 @@ class OfOneBatch(WithTargets):
 )
 def test_describe_takes_a_call_as_it_is_made(model: nn.Module, args: tuple, kwargs: dict) -> None:
     assert loopscope.describe(model, *args, **kwargs).loops == 3
+
+
+def test_a_description_and_a_probe_show_themselves_in_a_notebook(tmp_path):
+    model = build("demo", injection="parcae", width=8, heads=1, mlp_width=16)
+    described = loopscope.describe(model)
+    assert repr(described) == str(described) and repr(described).startswith("LoopedTransformer: a loop")
+    assert repr(loopscope.describe(nn.Linear(2, 2), torch.zeros(1, 2))).startswith("Linear does not state")
+    with loopscope.attach(model, tmp_path / "a.h5") as probe:
+        assert repr(probe) == f"Probe({str(tmp_path / 'a.h5')!r}, open, next step 0)"
+    assert "closed" in repr(probe)

@@ -14,6 +14,7 @@ from loopscope.loops.find import find_site
 from loopscope.loops.hooks import LoopHooks, hook_before, hook_behind
 from loopscope.loops.site import LoopSite
 from torch import Tensor, nn
+from torch._higher_order_ops import scan
 
 TOKENS = torch.arange(8).reshape(2, 4)
 
@@ -252,3 +253,101 @@ def test_a_fault_of_the_search_costs_no_training(monkeypatch: pytest.MonkeyPatch
     with loopscope.open_run(tmp_path / "a.h5") as run:
         assert len(run["loss"]) == 3
         assert "on purpose" in next(event.message for event in run.events if event.kind == "loop_awaited")
+
+
+class Breaking(Looped):
+    """A graph breaks in its loop, whose body is a module of torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        for _ in range(3):
+            h = self.body(h)
+            if float(h.detach().norm()) > 1e6:
+                break
+        return self.head(h)
+
+
+def graphs_of_breaking(watch) -> list[list[str]]:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, graphs = Breaking(), Graphs()
+    model.compile(backend=graphs)
+    watch(model)
+    model(TOKENS)
+    return [operations for operations in graphs.operations if not any("loopscope" in name for name in operations)]
+
+
+def test_behind_a_broken_graph_torchs_own_modules_are_left_alone_where_they_hold_our_hooks() -> None:
+    without = graphs_of_breaking(lambda model: None)
+    assert graphs_of_breaking(lambda model: hook_before(model.body, lambda *_: None)) == without
+    assert graphs_of_breaking(lambda model: hook_behind(model.body[1], lambda *_: None)) == without
+
+
+def test_where_a_user_has_hooked_such_a_module_it_goes_on_being_compiled() -> None:
+    def users(model: nn.Module) -> None:
+        model.body[2].register_forward_hook(lambda *_: None)
+
+    def both(model: nn.Module) -> None:
+        users(model)
+        hook_behind(model.body[2], lambda *_: None)
+
+    with_users = graphs_of_breaking(users)
+    assert with_users != graphs_of_breaking(lambda model: None) and graphs_of_breaking(both) == with_users
+
+
+class InAnOperator(nn.Module):
+    """Loops that are one operator of torch's, and one that is not, over one module."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.embed, self.body, self.head, self.operator = (
+            nn.Embedding(16, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 16),
+            operator,
+        )
+
+    def inside(self, h: Tensor) -> Tensor:
+        if self.operator == "scan":
+            rows = h[None].expand(3, *h.shape)
+            return scan(lambda c, x: (loopscope.mark(torch.tanh(self.body(c) + x), "h"), c.clone()), 0 * h, rows)[0]
+        if self.operator == "cond":
+            return torch.cond(h.sum() > 0, lambda h: torch.tanh(self.body(h)), lambda h: torch.sin(self.body(h)), (h,))
+        weight = self.body.weight
+        with torch.no_grad():
+            step = lambda i, h: (i + 1, loopscope.mark(torch.tanh(h @ weight), "h"))  # noqa: E731
+            return torch.while_loop(lambda i, h: i < 3, step, (torch.tensor(0), h))[1]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.inside(self.embed(tokens))
+        for _ in range(3):
+            h = torch.tanh(self.body(h))
+        return self.head(h)
+
+
+@pytest.mark.parametrize("stated", [False, True])
+@pytest.mark.parametrize("operator", ["scan", "cond", "while"])
+def test_a_loop_that_is_one_operator_trains_as_without_a_probe(operator: str, stated: bool, tmp_path: Path) -> None:
+    ended = []
+    site = LoopSite(body="body", after="head", state_argument=None, output="body") if stated else None
+    for watched in (False, True):
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        model = InAnOperator(operator)
+        probe = loopscope.attach(model, tmp_path / "a.h5", site=site) if watched else None
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(TOKENS).square().mean()
+            loss.backward()
+            optimizer.step()
+            if probe is not None:
+                probe.step(loss=loss)
+        ended.append([loss, *model.parameters()])
+        if probe is not None:
+            probe.close()
+    assert all(map(torch.equal, *ended))

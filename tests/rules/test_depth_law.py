@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import loopscope
 import numpy as np
 import pytest
+from loopscope.gate.check import check_runs
+from loopscope.gate.text import as_text
 from loopscope.rules.depth_law import CHANGED, IS_ODD, USUAL, DepthLaw
+from loopscope.runfile.writer import RunWriter
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -71,3 +75,15 @@ def test_a_loop_that_begins_late_is_a_change(silent: int, seen: bool) -> None:
     for cut in (0, silent // 2, silent, silent + 1):
         law = DepthLaw()
         assert np.concatenate([law.update_many(depths[:cut]), law.update_many(depths[cut:])]).tolist() == single
+
+
+def test_every_change_is_counted(tmp_path):
+    """Thirty steps apart: each is news, and what is said of the first one says how many there were."""
+    depths = [2.0, 5.0, 9.0, 3.0]
+    with RunWriter.create(tmp_path / "a.h5", info={}) as writer:
+        for step in range(120):
+            writer.append_step({"step": float(step), "loss": 2.0 - 0.01 * step, "depth": depths[step // 30]})
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        (told,) = [each for each in loopscope.diagnose(run).findings if each.rule == "LS016"]
+    assert told.episodes == 3 and told.when == f"step {told.step}, 3 times" and 30 < told.step < 45
+    assert f"LS016 depth-changed [note] {told.when}: " in as_text(check_runs([tmp_path / "a.h5"]))

@@ -213,3 +213,15 @@ def test_steps_that_grow_in_the_last_loops_of_training_are_an_explosion_only_whe
     with open_run(path) as run:
         assert diagnose(run).regimes["trajectory"] == verdict
         assert ("what the last loops are trained to do" in diagnose(run).summary) == (verdict == "unknown")
+
+
+def test_a_diagnosis_shows_itself_on_one_screen_and_what_a_file_says_is_no_command(write_run):
+    path = write_run(loss=np.linspace(3, 2, 60), a_bar_radius=np.linspace(0.9, 1.3, 60))
+    with open_run(path) as run:
+        said = diagnose(run)
+    first, *rest, last = repr(said).splitlines()
+    assert first.startswith(f"{said.verdict} after 60 steps: ") and said.summary in first
+    assert [line.split()[0] for line in rest] == [each.rule for each in said.findings] and rest
+    assert last.endswith("(.judgements)") and str(said) == repr(said)
+    forged = replace(said, findings=[replace(said.findings[0], message="x\x1b]0;owned\x07\n::error::y")])
+    assert "\x1b" not in repr(forged) and "\n::" not in repr(forged)

@@ -24,6 +24,15 @@ def test_what_was_not_recorded_never_fires_a_comparison():
     assert holds("not recorded(x) or x >= 1", x=[np.nan, 0, 2]) == [True, False, True]  # said where it is wanted
 
 
+@pytest.mark.parametrize("sign", ["<", "<=", ">", ">=", "==", "!="])
+def test_of_two_numbers_that_have_overflowed_neither_is_the_larger(sign):
+    inf = np.inf
+    assert holds(f"x {sign} 1.2 * y", x=[inf, -inf], y=[inf, -inf]) == [False, False]
+    assert holds(f"not x {sign} 1.2 * y", x=[inf, -inf], y=[inf, -inf]) == [False, False]
+    assert holds("x >= 1.2 * y", x=[inf, inf, 1], y=[1, -inf, inf]) == [True, True, False]
+    assert holds("x > 3", x=[inf, -inf]) == [True, False]
+
+
 def test_a_bare_name_is_true_when_recorded_and_not_zero():
     assert holds("flag and x > 0", flag=[0, 1, np.nan], x=[1, 1, 1]) == [False, True, False]
 

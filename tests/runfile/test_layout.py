@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +43,17 @@ def test_rows_never_written_are_no_commits() -> None:
     assert Commit.unpack(np.zeros(len(layout.COMMIT_COLUMNS), dtype=np.int64)) is None
 
 
-def test_an_event_survives_packing_and_long_text_is_cut_between_characters() -> None:
+def test_an_event_survives_packing_and_long_text_is_cut_between_words() -> None:
     event = Event(7, 12.5, "loss_spike", "error", math.inf, 3.0, "ρ(A̅) " * 100)
     row = np.array([layout.pack_event(event, 2)], dtype=layout.EVENT_DTYPE)[0]
     unpacked = layout.unpack_event(row)
     assert (unpacked.step, unpacked.time, unpacked.kind, unpacked.severity, unpacked.value, unpacked.threshold) == (
         7, 12.5, "loss_spike", "error", math.inf, 3.0,
     )  # fmt: skip
-    assert event.message.startswith(unpacked.message) and 236 < len(unpacked.message.encode()) <= 240
+    assert unpacked.message.endswith("ρ(A̅) …") and 228 < len(unpacked.message.encode()) <= 240
+    assert event.message.startswith(unpacked.message[:-1])
+    unbroken = layout.pack_event(replace(event, message="ρ" * 300), 2)[-1].decode()
+    assert unbroken == "ρ" * 120  # nowhere to cut but between two characters
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "loss", "state_norm", "residual_ratio"])
