@@ -47,7 +47,12 @@ _PASS_WORDS: Final = {"training": "training", "probe batch": "dotted: fixed batc
 
 
 def loop_profile(
-    train: Profile | None, probe: Profile | None = None, laws: Sequence[Law] = (), *, revision: str = ""
+    train: Profile | None,
+    probe: Profile | None = None,
+    laws: Sequence[Law] = (),
+    *,
+    revision: str = "",
+    whose: str = "",
 ) -> go.Figure:
     """Draw state norm and residual norm against the loop index, at one training step, with the law of its steps.
 
@@ -56,15 +61,17 @@ def loop_profile(
         probe: The loops of the fixed batch at the nearest earlier step, run deeper than training does; or None.
         laws: Laws fitted to the late steps of the fixed batch, or of the training step without one.
         revision: See `frame.figure`.
+        whose: Whose passes on the fixed batch these are, where they are of one variable, to begin the subtitle with.
     """
     passes = [(one, kind) for one, kind in ((train, "training"), (probe, "probe batch")) if one is not None]
     passes = [(one, kind) for one, kind in passes if np.any(~np.isnan(one.state))]
     if not passes:
         return empty("No loops were recorded at this step.", remedy="Select another step.")
-    named = " · ".join(f"{_PASS_WORDS[kind]} step {one.step:,.0f}" for one, kind in passes)
+    words = {"probe batch": f"{whose}fixed batch,"} if whose else _PASS_WORDS
+    named = " · ".join(f"{words[kind]} step {one.step:,.0f}" for one, kind in passes)
     chart = figure(x="loop t", y="mean norm over tokens", subtitle=named, revision=revision)
     for one, kind in passes:
-        _add_pass(chart, one, kind)
+        _add_pass(chart, one, "training" if whose else kind)
     for law in laws:
         _add_law(chart, law)
     log_axis(chart, np.concatenate([np.ravel(values) for one, _ in passes for values in (one.state, one.residual)]))

@@ -20,7 +20,7 @@ from .frame import empty
 from .loop_figures import Profile
 from .opened import OpenRun
 from .panel import FIXED_BATCH, Ask, Columns, Panel
-from .profiles import fitted_laws, probe_at, profile_at
+from .profiles import fitted_laws, passes_at, probe_at, profile_at
 from .recorded_live import recorded_live
 from .text import plain
 
@@ -182,14 +182,17 @@ def block_names(held: OpenRun) -> list[str]:
 
 def _profile(ask: Ask) -> go.Figure:
     """Draw the loops of the selected step with the law of their steps."""
-    train, probe = profile_at(ask.held, ask.at), probe_at(ask.held, ask.at)
-    laws = fitted_laws(ask.held, ask.at)
-    return loop_figures.loop_profile(train, probe, laws, revision=ask.revision)
+    passes = passes_at(ask.held, ask.at, ask.variable)
+    train, probe = (None, passes) if passes else (profile_at(ask.held, ask.at), probe_at(ask.held, ask.at))
+    laws = fitted_laws(ask.held, ask.at, ask.variable)
+    whose = f"{plain(ask.variable, 30)}, passes on the " if passes else ""
+    return loop_figures.loop_profile(train, probe, laws, revision=ask.revision, whose=whose)
 
 
 def _profile_columns(ask: Ask) -> Columns:
     """Return the loops of the selected step as columns."""
-    train = profile_at(ask.held, ask.at) or Profile(0, np.empty(0), np.empty(0))
+    passes = passes_at(ask.held, ask.at, ask.variable)
+    train = passes or profile_at(ask.held, ask.at) or Profile(0, np.empty(0), np.empty(0))
     residual = np.append(train.residual, np.full(len(train.state) - len(train.residual), np.nan))
     return {"loop": np.arange(len(train.state)), "state_norm": train.state, "residual_norm": residual}
 
@@ -360,7 +363,9 @@ _PANELS: Final = (
     Panel(
         "profile",
         "Profile at the cursor",
-        "State and update against the loop index at the selected step, with the law that the late updates follow.",
+        "State and update against the loop index at the selected step, with the law that the late updates follow. "
+        "Where one variable is chosen, its passes on the fixed batch, deeper than training runs: its verdict rests on "
+        "them.",
         "Updates that rise, or that keep their size: the loop explodes or drifts.",
         _profile,
         _profile_columns,

@@ -1,4 +1,4 @@
-"""The loops of one step: of training, of the fixed batch, and the laws fitted to them.
+"""The loops of one step: of training, of the fixed batch, of one variable, and the laws fitted to them.
 
 Not covered: the laws themselves (`dynamics.trajectory`).
 """
@@ -8,6 +8,8 @@ import math
 import numpy as np
 
 from ..dynamics.trajectory.trajectory import classify
+from ..rules.variables import is_measured
+from ..runfile.layout import VARIABLE_PASSES
 from .loop_figures import Law, Profile
 from .opened import OpenRun
 
@@ -35,12 +37,21 @@ def probe_at(held: OpenRun, step: float | None) -> Profile | None:
     return Profile(float(steps[row]), state[row, :ran], residual)
 
 
-def fitted_laws(held: OpenRun, step: float | None) -> list[Law]:
+def passes_at(held: OpenRun, step: float | None, variable: str) -> Profile | None:
+    """Return the passes of a variable on the fixed batch, as they were measured last at or before a step."""
+    known = held.array_at(VARIABLE_PASSES, step) if variable else None
+    if known is None or not is_measured(known[1], len(held.run.variables)):
+        return None
+    own = known[1][held.run.variables.index(variable)].astype(np.float64)
+    return Profile(known[0], own[:, 0], own[:-1, 1])
+
+
+def fitted_laws(held: OpenRun, step: float | None, variable: str = "") -> list[Law]:
     """Return the law that the late steps of a pass follow, and its rival; nothing where there is none.
 
     Both are drawn through the middle of the late loops, with the rate or the exponent that the analysis fitted.
     """
-    one = probe_at(held, step) or profile_at(held, step)
+    one = passes_at(held, step, variable) or probe_at(held, step) or profile_at(held, step)
     if one is None or len(one.residual) < 4 or not np.isfinite(one.residual).all():
         return []
     law = classify(one.residual, None, one.state if len(one.state) == len(one.residual) + 1 else None)

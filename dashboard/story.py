@@ -69,8 +69,8 @@ class Story:
 
     @property
     def failing(self) -> str:
-        """Which variables fail, what they do and since when, in a few words; empty where none does."""
-        return ", ".join(one.brief for one in self.variables if one.fails)
+        """Which variables fail or failed, what they do and since when, in a few words; empty where none does."""
+        return ", ".join(one.brief for one in self.variables if one.fails or one.failed)
 
     @property
     def agree(self) -> bool:
@@ -182,6 +182,8 @@ def _cause(run: Run, diagnosis: Diagnosis) -> tuple[int | None, str]:
     held = regimes["lti"] == "unstable" and _held(run, regimes)
     if regimes["lti"] == verdict == "unstable" and not held:
         return _crossed(run, "a_bar_radius", 1.0), f"the injection amplifies the state {diagnosis.radius:.3g}× per loop"
+    if verdict == "unstable" and any(one.fails for one in diagnosis.by_variable):
+        return _cause_of_variables(diagnosis)
     if regimes["trajectory"] == verdict == "unstable":
         ratio = _last(run, "residual_ratio")
         whose, what = ("the joint step", "the joint state") if diagnosis.by_variable else ("its step", "the state")
@@ -198,6 +200,16 @@ def _cause(run: Run, diagnosis: Diagnosis) -> tuple[int | None, str]:
     if verdict == "marginal":
         return None, _marginal_cause(run, diagnosis)
     return None, _stable_cause(run, diagnosis)
+
+
+def _cause_of_variables(diagnosis: Diagnosis) -> tuple[int | None, str]:
+    """Return since when a variable fails, the first one, and what it does."""
+    failing = [one for one in diagnosis.by_variable if one.fails]
+    first, law = failing[0], diagnosis.variables[failing[0].name]
+    since = min((one.since for one in failing if one.since is not None), default=None)
+    if not math.isfinite(law.residual_ratio):
+        return since, f"the state of {first.name} is not finite"
+    return since, f"each pass multiplies the step of {first.name} by {law.residual_ratio:.3g}"
 
 
 def _held(run: Run, regimes: Mapping[str, str]) -> bool:
@@ -239,7 +251,10 @@ def _loss_words(run: Run, since: int | None, shows: int | None) -> str:
 def _advice(run: Run, diagnosis: Diagnosis, settings: Settings) -> str:
     """Say what to do about an unstable run."""
     blocks = diagnosis.regimes["lti"] != "unstable"
-    if blocks:
+    failing = [one.name for one in diagnosis.by_variable if one.fails]
+    if blocks and failing:
+        other = f"lower the learning rate, or normalise {' and '.join(failing)} in every pass"
+    elif blocks:
         other = "lower the learning rate or use sandwich norm"
     elif settings.injection == "parcae":
         other = "lower the learning rate"
@@ -268,7 +283,7 @@ def _crossed(run: Run, name: str, limit: float) -> int | None:
 
 def _failing_cells(story: Story) -> dict[str, object]:
     """Return the cells about the variables that fail; the address is that of the first one."""
-    first = next((one for one in story.variables if one.fails), None)
+    first = next((one for one in story.variables if one.fails or one.failed), None)
     if first is None:
         return {"variable": ""}
     rule = "" if first.finding is None else f"{first.finding.rule} {first.finding.name}"

@@ -33,7 +33,7 @@ LIVE_SECONDS: Final = 2.0  # and not before so many seconds
 IDLE_SECONDS: Final = 15.0  # nobody asked for so long: the thread ends
 DETAILS: Final = ("numbers", "alerts")
 """What is read of a run for other pages, and not sent with its row."""
-CACHE_VERSION: Final = f"5 {__version__}"
+CACHE_VERSION: Final = f"6 {__version__}"
 _VERDICTS: Final = ("unstable", "marginal", "unknown", "stable")
 _GATES: Final = ("fail", "error", "pass")
 

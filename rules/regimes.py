@@ -19,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dynamics.regime import Regime
-from ..dynamics.trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
+from ..dynamics.trajectory.trajectory import classify
+from ..dynamics.trajectory.trajectory_law import STATE_GROWS, TrajectoryLaw
 from ..runfile.layout import VARIABLE_PASSES
 from ..runfile.reader import Run
 from .depth_law import RECENT, REFERENCE, law_began
 from .exits import exits_said
 from .expression import Series
-from .variable_verdicts import lost_since
-from .variables import is_measured, per_pass, until_lost, variables_of
+from .variable_verdicts import laws_of_passes, lost_law, lost_since
+from .variables import per_pass, round_off_of, variables_of
 
 RECENT_STEPS = 50  # training steps looked back on when there is no probe batch
 BEFORE_THEM = REFERENCE + RECENT  # by which a change of their depths is seen
@@ -36,8 +37,8 @@ SEVERAL_DEPTHS = (
     "trajectory: a fixed batch would be one"
 )
 NO_LOOP = "No loop was recorded."
-STATE_GROWS = 1.05  # factor per loop of the state norm from which on it grows with its steps, as in LS030
 STANDS = 0.95  # part of the measurements since a step in which a number is above its limit, for it to stand there
+_BADNESS = ("settling", "unknown", "bounded", "orbiting", "drifting", "undecided", "exploding")
 EXPONENT, LOG_RADIUS = "λ", "log ρ(J)"
 FULL_LOOP = ("full_loop_seconds", "lyapunov_max", "jacobian_radius")  # the first is there where the others failed, too
 ALONE = 10  # steps for which the only measurement of the full loop says something of the weights
@@ -65,6 +66,9 @@ class RunRegimes:
 def read_regimes(run: Run) -> RunRegimes:
     """Return the regimes at the end of a run that has recorded something."""
     radius, rates, law = _last(run, "a_bar_radius"), loop_rates(run), trajectory_law(run)
+    laws = variable_laws(run)
+    on_passes = joint_law(laws) if VARIABLE_PASSES in run.array_names and measured_long_ago(run) is None else None
+    law = on_passes or law
     log_radius, exponent = rates.get(LOG_RADIUS, math.nan), rates.get(EXPONENT, math.nan)
     seen = law.beside(radius, log_radius, exponent)
     said = [f"ρ(A̅) = {radius:.3f}{_crossing(run)}"] if not math.isnan(radius) else []
@@ -74,9 +78,9 @@ def read_regimes(run: Run) -> RunRegimes:
     elif (step := measured_long_ago(run)) is not None and (older := rates_at(run)):
         said.append(f"Full loop at step {step:,}, too long ago to count: {_in_words(older)} per loop")
     attracting = "The cycle is an attracting one: small differences shrink along it" if seen.cycle else ""
-    laws = variable_laws(run)
     recent = recent_rows(run)
-    of_training = "" if laws and law.kind == "unknown" else law.sentence  # too few passes, and more were measured
+    # What the variables do has a sentence of its own, of more passes than training runs.
+    of_training = "" if on_passes or (laws and law.kind == "unknown") else law.sentence
     parts = [*said, of_training, attracting, seen.sentence, last_steps_said(run), exits_said(run, recent)]
     sentence = ". ".join(part.rstrip(".") for part in parts if part) + "."
     return RunRegimes(seen.regimes, seen.verdict, radius, sentence, laws)
@@ -143,7 +147,7 @@ def _law_of_loops(residual: Series, cosine: Series, state: Series, tokens: Serie
     loops = int(_depths(tokens[None])[0])
     if loops == 0:
         return _no_law(NO_LOOP)
-    return classify(residual[:loops], cosine[:loops], state[: loops + 1], round_off=_round_off(run))
+    return classify(residual[:loops], cosine[:loops], state[: loops + 1], round_off=round_off_of(run))
 
 
 def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
@@ -156,15 +160,6 @@ def _depths(tokens: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     return np.asarray(np.where((tokens > 0).any(axis=1), ran, 0), np.int64)
 
 
-def _round_off(run: Run) -> float | None:
-    """Return the round-off level of the states where their type is known: short parameters make short states.
-
-    Of float32 parameters it is not: autocast makes bfloat16 states of them.
-    """
-    kind = run.info.get("parameter_dtype")
-    return ROUND_OFF_OF[kind] if kind in ("float64", "float16", "bfloat16") else None
-
-
 def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     """Fit the decay law of the steps that every variable takes from pass to pass, where the loop carries several.
 
@@ -175,26 +170,30 @@ def variable_laws(run: Run) -> dict[str, TrajectoryLaw]:
     vanish where the passes settle.
     """
     names = variables_of(run)
-    lost = {name: _lost_law(name) for name in names if lost_since(run, name) is not None}
+    lost = {name: lost_law(name) for name in names if lost_since(run, name) is not None}
     return _measured_laws(run, names) | lost
 
 
-def _lost_law(variable: str) -> TrajectoryLaw:
-    """Return the law of a variable whose state is not finite."""
-    said, nan = f"The state of {variable} is not finite.", math.nan
-    return TrajectoryLaw("exploding", "unstable", nan, nan, nan, nan, nan, nan, "non-finite", said)
+def joint_law(laws: Mapping[str, TrajectoryLaw]) -> TrajectoryLaw | None:
+    """Return the law of all variables together: that of the one that is farthest from settling; None without any.
+
+    The joint state settles where all of them do, and explodes where one does.
+
+    >>> from loopscope.dynamics import classify
+    >>> laws = {"z_H": classify([0.5**t for t in range(12)]), "z_L": classify([1.5**t for t in range(12)])}
+    >>> joint_law(laws).kind
+    'exploding'
+    """
+    worst = max(laws.values(), key=lambda law: _BADNESS.index("bounded" if law.bounded else law.kind), default=None)
+    return None if worst is None or worst.kind == "unknown" else worst
 
 
 def _measured_laws(run: Run, names: Sequence[str]) -> dict[str, TrajectoryLaw]:
     """Return the laws of the last passes that were measured, or of training steps."""
     if names and VARIABLE_PASSES in run.array_names:
         _, (*_, measured) = run.arrays(VARIABLE_PASSES, slice(-1, None))
-        if is_measured(measured, len(names)):
-            passes, first = until_lost(measured.astype(np.float64))
-            laws = {name: classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=_round_off(run))
-                    for name, rows in zip(names, passes, strict=True)}  # fmt: skip
-            lost = [name for name, gone in zip(names, first, strict=True) if gone and laws[name].kind != "exploding"]
-            return laws | {name: _lost_law(name) for name in lost}
+        if laws := laws_of_passes(run, measured):
+            return laws
     recent = recent_rows(run)
     laws = {}
     for name in names:

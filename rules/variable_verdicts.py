@@ -9,23 +9,27 @@ Not covered: the joint state; which variable made another one fail, beyond the o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..dynamics.regime import Regime
+from ..dynamics.trajectory.trajectory import classify
 from ..dynamics.trajectory.trajectory_law import Kind, TrajectoryLaw
 from ..runfile.layout import VARIABLE_PASSES, Severity
 from ..runfile.reader import Run
 from .expression import Series
 from .findings import Finding
-from .variables import late_ratios_of, variables_of
+from .variables import is_measured, round_off_of, until_lost, variables_of
 
 UNSETTLED: Final = ("drifting", "orbiting", "exploding")
-KEEPS_STEPS: Final = 0.97
-"""Ratio of late passes from which on they do not settle, as in LS031."""
+DID: Final = {"settling": "still settled", "drifting": "drifted", "orbiting": "orbited", "exploding": "exploded"}
+AT_ONCE: Final = 64
+"""Measurements that are read at a time, the last ones first."""
 NON_FINITE: Final = "LS001"
 """The rule that counts numbers of a step which are not finite, and does not know whose they are."""
 ROWS_AT_ONCE: Final = 10_000
@@ -40,9 +44,9 @@ class VariableVerdict:
         kind: What its passes do, as `TrajectoryLaw.kind`.
         regime: The regime of that.
         does: The same in two or three words.
-        since: Step since which it does not settle, or is not finite; None where it settles, or nobody knows.
-        settled_at: The measurement before ``since``, at which it still settled; None without one, or where ``since`` is
-            exact.
+        since: Step since which it does that in every measurement, or is not finite; None where it settles, or nobody
+            knows.
+        before: The measurement before ``since`` and what it did there; None without one, or where ``since`` is exact.
         measured: Step of the last measurement where a later one was due and was not made; None where it is up to date.
         finding: The most serious finding about this variable alone, the earliest of several; None without any.
     """
@@ -52,7 +56,7 @@ class VariableVerdict:
     regime: Regime
     does: str
     since: int | None = None
-    settled_at: int | None = None
+    before: tuple[int, str] | None = None
     measured: int | None = None
     finding: Finding | None = None
 
@@ -60,6 +64,11 @@ class VariableVerdict:
     def fails(self) -> bool:
         """Whether its passes grow or its state is not finite."""
         return self.regime == "unstable"
+
+    @property
+    def failed(self) -> bool:
+        """Whether a rule of severity error fired about it, although it does not fail at the end."""
+        return not self.fails and self.finding is not None and self.finding.severity == "error"
 
     @property
     def when(self) -> str:
@@ -73,18 +82,20 @@ class VariableVerdict:
         >>> VariableVerdict("z_L", "exploding", "unstable", "explodes", 99).brief
         'z_L explodes since step 99'
         """
-        return f"{self.name} {self.does}{self.when}"
+        return f"{self.name} {'failed, now ' if self.failed else ''}{self.does}{self.when}"
 
     @property
     def said(self) -> str:
         """The same with what it rests on.
 
-        >>> VariableVerdict("z_L", "exploding", "unstable", "explodes", 99, settled_at=49).said
+        >>> VariableVerdict("z_L", "exploding", "unstable", "explodes", 99, before=(49, "still settled")).said
         'z_L fails: it explodes since step 99 (at step 49 it still settled)'
         """
-        notes = [f"at step {self.settled_at:,} it still settled"] if self.settled_at is not None else []
+        notes = [f"at step {self.before[0]:,} it {self.before[1]}"] if self.before is not None else []
         notes += [f"measured last at step {self.measured:,}"] if self.measured is not None else []
-        if self.finding is not None and self.kind in UNSETTLED:
+        # An alarm of before is about another time; an error is what the gate fails for.
+        late = self.finding is not None and (self.before is None or self.finding.step > self.before[0])
+        if self.finding is not None and self.kind in UNSETTLED and (late or self.failed):
             notes.append(f"{self.finding.rule} {self.finding.name}, alarm at step {self.finding.step:,}")
         more = f" ({'; '.join(notes)})" if notes else ""
         return f"{self.name} {'fails: it ' if self.fails else ''}{self.does}{self.when}{more}"
@@ -106,7 +117,7 @@ def verdicts_of(
         findings: What the rules say of the run.
     """
     verdicts = [_verdict(run, name, law, findings) for name, law in laws.items()]
-    return tuple(sorted(verdicts, key=lambda one: (not one.fails, one.since or 0 if one.fails else 0)))
+    return tuple(sorted(verdicts, key=lambda one: (not one.fails, not one.failed, one.since or 0 if one.fails else 0)))
 
 
 def _verdict(run: Run, name: str, law: TrajectoryLaw, findings: Sequence[Finding]) -> VariableVerdict:
@@ -120,8 +131,8 @@ def _verdict(run: Run, name: str, law: TrajectoryLaw, findings: Sequence[Finding
         since = lost_since(run, name)
         if since is not None:
             return replace(verdict, since=since)
-    since, before = unsettled_since(run, name) if law.kind in UNSETTLED else (None, None)
-    return replace(verdict, since=since, settled_at=before, measured=_overdue(run))
+    since, before = unsettled_since(run, name, law.kind) if law.kind in UNSETTLED else (None, None)
+    return replace(verdict, since=since, before=before, measured=_overdue(run))
 
 
 def _overdue(run: Run) -> int | None:
@@ -133,25 +144,61 @@ def _overdue(run: Run) -> int | None:
     return int(steps[-1]) if usual and run["step"][-1] > steps[-1] + usual else None
 
 
-def unsettled_since(run: Run, variable: str) -> tuple[int | None, int | None]:
-    """Return the step since which the late passes of a variable on the fixed batch have not got shorter.
+def unsettled_since(run: Run, variable: str, kind: Kind) -> tuple[int | None, tuple[int, str] | None]:
+    """Return the step since which a variable does on the fixed batch what it does at the end, in every measurement.
 
-    Both steps are measurements. The change lies between them: at the second one the variable still settled.
+    The change lies between two measurements: that one and the one before it. One that is undecided counts where it may
+    be the same and does not settle by either of its laws.
 
     Args:
         run: An opened run.
         variable: One of its variables.
+        kind: What it does at the end; one of `UNSETTLED`.
 
     Returns:
-        That step, and the measurement before it. None and None where the passes settle at the end or were never
-        measured; a second None where they never settled before.
+        That step, and the measurement before it with what the variable did there. None and None where it does something
+        else at the end or was never measured; a second None where it never did anything else.
     """
-    steps, ratios = late_ratios_of(run, variable, "residual_ratio")
-    settles = np.flatnonzero(ratios < KEEPS_STEPS)
-    first = int(settles[-1]) + 1 if len(settles) else 0
-    if first >= len(steps):
-        return None, None
-    return int(steps[first]), int(steps[first - 1]) if first else None
+    first: int | None = None
+    for stop in range(len(run.array_steps(VARIABLE_PASSES)) if VARIABLE_PASSES in run.array_names else 0, 0, -AT_ONCE):
+        steps, arrays = run.arrays(VARIABLE_PASSES, slice(max(0, stop - AT_ONCE), stop))
+        for step, measured in zip(reversed(steps.tolist()), reversed(arrays), strict=True):
+            law = laws_of_passes(run, measured, only=variable).get(variable)
+            if law is None:  # damaged
+                continue
+            same = law.kind == kind or (kind in law.between and "settling" not in law.between and kind != "exploding")
+            if not same:
+                return first, None if first is None else (int(step), DID.get(law.kind, f"was {law.words}"))
+            first = int(step)
+    return first, None
+
+
+def laws_of_passes(run: Run, measured: NDArray[Any], only: str = "") -> dict[str, TrajectoryLaw]:
+    """Fit the law of every variable to the passes of one measurement; nothing where it is damaged.
+
+    Where one variable is not finite from a pass on, the others are judged before it.
+
+    Args:
+        run: The run that it is of.
+        measured: ``(V, T + 1, 3)`` as ``VARIABLE_PASSES``.
+        only: Of this variable alone.
+    """
+    names = variables_of(run)
+    if not is_measured(measured, len(names)):
+        return {}
+    passes, first = until_lost(measured.astype(np.float64))
+    laws, level = {}, round_off_of(run, passes=True)
+    for name, rows, gone in zip(names, passes, first, strict=True):
+        if only in ("", name):
+            law = classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=level)
+            laws[name] = lost_law(name) if gone and law.kind != "exploding" else law
+    return laws
+
+
+def lost_law(variable: str) -> TrajectoryLaw:
+    """Return the law of a variable whose state is not finite."""
+    said, nan = f"The state of {variable} is not finite.", math.nan
+    return TrajectoryLaw("exploding", "unstable", nan, nan, nan, nan, nan, nan, "non-finite", said)
 
 
 def lost_since(run: Run, variable: str) -> int | None:

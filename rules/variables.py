@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runfile.layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_DERIVED, VARIABLE_COLUMNS, VARIABLE_PASSES
+from ..dynamics.trajectory.round_off import ROUND_OFF_OF
+from ..runfile.layout import LOOP_COLUMNS, PASS_ROUNDING, PROBE_DERIVED, STEP_DERIVED, VARIABLE_COLUMNS, VARIABLE_PASSES
 from ..runfile.ratios import late_ratios
 from ..runfile.reader import Run
 from .expression import Series
@@ -34,6 +35,25 @@ _OF_UPDATES: Final = ("residual_norm", "step_cosine")
 def variables_of(run: Run) -> tuple[str, ...]:
     """Return the variables that are judged one by one; none where the loop carries one tensor."""
     return run.variables if len(run.variables) > 1 else ()
+
+
+def round_off_of(run: Run, *, passes: bool = False) -> float | None:
+    """Return the round-off level of the states where their type is known: short parameters make short states.
+
+    Of float32 parameters it is not, for autocast makes bfloat16 states of them; but whether a pass on the fixed batch
+    rounds to a short type was tried out.
+
+    Args:
+        run: An opened run.
+        passes: Of the states in the passes of its variables, as they were measured last.
+    """
+    kind = run.info.get("parameter_dtype")
+    if kind in ("float64", "float16", "bfloat16"):
+        return ROUND_OFF_OF[kind]
+    if passes and kind == "float32" and PASS_ROUNDING in run.array_names:
+        _, (*_, bends) = run.arrays(PASS_ROUNDING, slice(-1, None))
+        return ROUND_OFF_OF[kind] if bends.size and float(bends.max()) <= ROUND_OFF_OF[kind] else None
+    return None
 
 
 def is_of_states(rule: Rule) -> bool:

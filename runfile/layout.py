@@ -103,7 +103,10 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
     "a_bar_radius_upper": ("1", "upper end of that interval; recorded where a_bar_radius is left out, too"),
     "a_bar_radius_exact": ("1", "exact ρ(A̅) of an earlier step, in the row in which its computation arrived"),
     "a_bar_radius_exact_step": ("steps", "the step whose A̅ a_bar_radius_exact is of"),
-    "jacobian_radius": ("1", "spectral radius of the full loop's Jacobian after 2·μ_rec loops of the probe batch"),
+    "jacobian_radius": (
+        "1",
+        "spectral radius of the full loop's Jacobian after 2·μ_rec loops of the probe batch, 64 of several variables",
+    ),
     "jacobian_norm": ("1", "σ_max of the same Jacobian: the worst growth of a perturbation in one loop"),
     "lyapunov_max": ("nats/loop", "largest growth rate of a perturbation over the late loops; above 0 it grows"),
     "lyapunov_error": ("nats/loop", "standard error of lyapunov_max"),
@@ -136,6 +139,7 @@ LYAPUNOV_EXPONENTS: Final = "lyapunov_exponents"
 TOKEN_RADIUS: Final = "token_jacobian_radius"
 JACOBIAN_EIGENVALUES: Final = "jacobian_eigenvalues"
 VARIABLE_PASSES: Final = "variable_passes"
+PASS_ROUNDING: Final = "pass_rounding"
 A_BAR: Final = "a_bar"
 ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
     BLOCK_NORM: (
@@ -178,6 +182,12 @@ ARRAY_DESCRIPTIONS: Final[dict[str, tuple[str, str, str]]] = {
         "of every variable, in the passes t = 0 … T that the measurement of the full loop runs, at least 64 (16 before "
         "December 2026): `state_norm` after pass t, `residual_norm` from there to the end of the next pass, "
         "`step_cosine` of that step with the one before, as in `loops`",
+    ),
+    PASS_ROUNDING: (
+        "float32 (V)",
+        "1",
+        "of every variable, how far from straight one pass is over a change of the state by 1e-4 of its size, beside "
+        "its norm: ‖F(h + δ) + F(h − δ) − 2 F(h)‖. Above 1e-5 a pass may round more than float32 does",
     ),
     A_BAR: (
         "float32 (d, d) or (d)",

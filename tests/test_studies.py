@@ -107,3 +107,53 @@ def test_the_page_shows_what_is_committed(everything: ModuleType) -> None:
     assert len(re.findall(r"<!-- table [\w]+ -->\n\n\|.*?\|\n\n<!-- end -->", PAGE, re.S)) >= 5
     assert {path.stem for path in COMMITTED.glob("*.json")} <= set(everything.STUDIES)
     assert set(everything.STUDIES) <= {path.stem for path in STUDIES.glob("*.py")}
+
+
+def turned(angle: float, radius: np.ndarray) -> torch.Tensor:
+    """States of one token that turn by an angle in each of some passes."""
+    t = np.arange(len(radius))
+    return torch.tensor(np.stack([radius * np.cos(angle * t), radius * np.sin(angle * t)], -1))[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("states", "does"),
+    [
+        (turned(0.0, 1 + 0.9 ** np.arange(201.0)), "settles"),
+        (turned(0.0, 1 + 1e-13 * np.cos(np.arange(201.0))), "settles"),  # round-off
+        (turned(0.7, np.ones(201)), "orbits"),
+        (turned(0.7, 1 + 0.2 * np.sin(1.3 * np.arange(201.0))), "orbits"),
+        (turned(0.0, 1 + np.arange(201.0)), "drifts"),
+        (turned(0.7, 1.02 ** np.arange(201.0)), "grows"),
+        (turned(0.7, 1.3e300 ** (np.arange(201.0) / 199)), "grows"),  # not finite at the end
+        (turned(0.0, 1 + np.log1p(np.arange(201.0))), "open"),
+    ],
+)
+def test_the_study_of_trm_says_by_hand_what_a_variable_does(states: torch.Tensor, does: str) -> None:
+    assert importlib.import_module("trm_verdicts").by_hand(states) == does
+
+
+def test_the_studies_of_trm_are_left_out_with_a_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("trm_verdicts", "trm_jacobians"):
+        for more, why in (([], "no checkout of Samsung"), (["--checkout", str(tmp_path)], "is no checkout")):
+            monkeypatch.setattr(sys, "argv", [name, *more])
+            assert importlib.import_module(name).main() == 0
+            assert re.search(f"skipped: .*{why}", capsys.readouterr().out)
+
+
+def test_the_study_of_trm_counts_a_verdict_as_true_false_or_open() -> None:
+    agrees = importlib.import_module("trm_verdicts").agrees
+    row = {"kind": "orbiting", "by_hand": "orbits", "later": ""}
+    assert agrees(row) is True and agrees(row | {"by_hand": "settles"}) is False
+    assert agrees(row | {"by_hand": "open"}) is None and agrees(row | {"by_hand": "open", "later": "orbits"}) is True
+    assert agrees(row | {"kind": "undecided"}) is None
+
+
+def test_the_study_of_jacobians_says_what_is_outside_its_bound() -> None:
+    jacobians = importlib.import_module("trm_jacobians")
+    assert jacobians.radius_of(np.array([[0.5, 100.0], [0.0, 0.25]])) == (0.5, pytest.approx(400, rel=1e-2))
+    rest = {"what": "σ", "dense": 1.0, "allowed": 1e-3, "upper": np.inf, "converged": True}
+    assert jacobians.Compared(value=0.9995, lower=0.9995, **rest).within
+    assert not jacobians.Compared(value=0.99, lower=0.99, **rest).within
+    assert not jacobians.Compared(value=1.0005, lower=1.0005, **rest).within  # a lower bound above the number

@@ -136,7 +136,7 @@ def _said(there: list[tuple[Entry, OpenRun]]) -> list[Any]:
     for (entry, _), story in zip(there, stories, strict=True):
         cells: list[Any] = [dcc.Link(entry.name, href=f"/run/{entry.id}"), "reading…", ""]
         if story is not None:
-            fails = [components.variable_link(entry.id, one) for one in story.variables if one.fails]
+            fails = [components.variable_link(entry.id, one) for one in story.variables if one.fails or one.failed]
             none = html.Span("none" if story.variables else "one variable only", className="ls-dim")
             cells[1:] = [[components.regime_badge(story.verdict), " ", shown(story.sentence, 200)], fails or none]
         rows.append(cells if several else cells[:2])

@@ -51,6 +51,7 @@ class Linearization:
         seconds: Time each part took.
         variables: Decay law of the steps of every variable, pass by pass, where the loop carries several.
         blocks: How these act on each other in one pass at the last state: the blocks of the joint Jacobian.
+        followed: Loops over which the laws were seen: more than ``loops`` where those did not tell.
     """
 
     loops: int
@@ -67,6 +68,7 @@ class Linearization:
     seconds: dict[str, float]
     variables: dict[str, TrajectoryLaw] = field(default_factory=dict)
     blocks: list[JacobianBlock] = field(default_factory=list)
+    followed: int = 0
 
     def __repr__(self) -> str:
         """Show the verdict and every number with its bounds, one to a line."""
@@ -121,13 +123,17 @@ class Linearization:
         """Whether the growth of the steps is no more than a transient of a loop with ρ_J < 1 explains: it grows, but
         how it ends was not seen.
 
-        A drift is explained so only where J was seen to be the same over the late loops: elsewhere the states change
-        what the loop does.
+        A drift or an orbit is explained so only where J was seen to be the same over the late loops: elsewhere the
+        states change what the loop does. Of an orbit the transient must also still last, for J may be the same all
+        around a cycle that attracts.
         """
         kind, loop = self.trajectory.kind, self.loop
-        if loop is None or loop.regime != "stable" or not (kind == "exploding" or (kind == "drifting" and loop.steady)):
+        if loop is None or loop.regime != "stable":
             return False
-        return self.trajectory.grown(self.loops) <= loop.growth  # NaN where either is not known: False
+        seen = self.followed or self.loops
+        lasts = loop.radius.value**seen if kind == "orbiting" else 1.0
+        explains = kind == "exploding" or (kind in ("drifting", "orbiting") and loop.steady)
+        return explains and self.trajectory.grown(seen) <= lasts * loop.growth  # NaN where either is not known: False
 
     @property
     def attracting_cycle(self) -> bool:

@@ -31,9 +31,9 @@ from ..trajectory.dmd import ModeDecomposition, decompose
 from ..trajectory.fixed_point import fixed_points
 from ..trajectory.orbits import TokenMap, token_map
 from ..trajectory.safe_depth import SafeDepth, judged_from, predicted_depth
-from ..trajectory.trajectory import ROUND_OFF_OF, TrajectoryLaw, classify
 from .attribution import SublayerError, SublayerGain, sublayer_gains
 from .blocks import JacobianBlock, jacobian_blocks
+from .following import follow
 from .full_loop import measure_loop, read_out_gain
 from .jacobian import LoopJacobian, Step, jacobian_gap
 from .linearization import Linearization
@@ -131,7 +131,7 @@ def linearize_loop(
     parts = _Parts(budget, progress)
     states = parts.must("trajectory", lambda: _run(step, state.detach(), loops))
     tokens = token_map(states)
-    law = _mean_law(states)
+    law, laws, followed = follow(step, states, variables or {}, go_on=lambda: parts.spent < budget / 4)
     finite = states[torch.isfinite(states).flatten(1).all(1)]
     linear = parts.run("linear part", lambda: _linear_part(a_bar, b_bar, c_out), needs=a_bar is not None, what="A̅")
     loop = _full_loop(parts, step, finite, a_bar, c_out, sublayers, count)
@@ -157,10 +157,11 @@ def linearize_loop(
             what="step_of and e",
         ),
         fixed_points=parts.run("fixed points", lambda: fixed_points(step, several, count=count, max_calls=250)) or [],
-        variables={name: _mean_law(states[..., own]) for name, own in (variables or {}).items()},
+        variables=laws,
         blocks=_blocks(parts, step, finite[-1], variables or {}),
         skipped=parts.skipped,
         seconds=parts.finish(),
+        followed=followed,
     )
 
 
@@ -196,6 +197,11 @@ class _Parts:
         self.seconds: dict[str, float] = {}
         self.began = time.monotonic()
 
+    @property
+    def spent(self) -> float:
+        """Seconds since the first part began."""
+        return time.monotonic() - self.began
+
     def must(self, name: str, part: Callable[[], T]) -> T:
         """Run a part without which there is no result."""
         self.progress(name, self.names.index(name) / len(self.names))
@@ -209,7 +215,7 @@ class _Parts:
         """Run a part that may be missing."""
         if not needs:
             self.skipped[name] = f"{what} was not given"
-        elif time.monotonic() - self.began > self.budget:
+        elif self.spent > self.budget:
             self.skipped[name] = f"the budget of {self.budget:g} s was used up"
         else:
             try:
@@ -233,16 +239,6 @@ def _run(step: Step, state: Tensor, loops: int) -> Tensor:
         if not bool(torch.isfinite(states[-1]).all()):
             break
     return torch.stack(states)
-
-
-def _mean_law(states: Tensor) -> TrajectoryLaw:
-    """Return the decay law of the norms averaged over tokens, as a probe records them."""
-    norm = torch.linalg.vector_norm(states, dim=-1).double().mean((1, 2)).cpu().numpy()
-    steps = states[1:] - states[:-1]
-    residual = torch.linalg.vector_norm(steps, dim=-1).double().mean((1, 2)).cpu().numpy()
-    turn = nn.functional.cosine_similarity(steps[1:], steps[:-1], dim=-1).double().mean((1, 2)).cpu().numpy()
-    level = ROUND_OFF_OF[str(states.dtype).removeprefix("torch.")]
-    return classify(residual, np.concatenate([[np.nan], turn]), norm, round_off=level)
 
 
 def _linear_part(a_bar: Tensor | None, b_bar: Tensor | None, c_out: Tensor | None) -> LinearPart:

@@ -15,6 +15,8 @@ from ..regime import Regime, Views, views
 Kind = Literal["settling", "drifting", "orbiting", "exploding", "undecided", "unknown"]
 SEEN_GROWTH = 1.005
 """Factor per loop from which on the growth of the state is worth a word."""
+STATE_GROWS = 1.05
+"""The same from which on a state grows with its steps, as in the rule LS030; below, steps that grow explode nothing."""
 
 
 @dataclass(frozen=True, slots=True)

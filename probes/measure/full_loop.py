@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ...dynamics.loop.full_loop import UNKNOWN, measure_loop, read_out_gain
 from ...dynamics.loop.jacobian import LoopJacobian
+from ...dynamics.loop.krylov import random_start
 from ...dynamics.loop.parts import FullLoop, Structure
 from ...dynamics.loop.per_token import CausalityError, TokenJacobian
 from ...loops.bound import bound_loop
@@ -35,7 +36,14 @@ from ...loops.call import Call
 from ...loops.neutral import eagerly
 from ...loops.rerun import CUTS, BoundLoop
 from ...loops.site import LoopSite, LoopSiteError
-from ...runfile.layout import JACOBIAN_EIGENVALUES, LYAPUNOV_EXPONENTS, TOKEN_RADIUS, VARIABLE_PASSES, Event
+from ...runfile.layout import (
+    JACOBIAN_EIGENVALUES,
+    LYAPUNOV_EXPONENTS,
+    PASS_ROUNDING,
+    TOKEN_RADIUS,
+    VARIABLE_PASSES,
+    Event,
+)
 from .sharded import is_sharded
 
 log = logging.getLogger("loopscope")
@@ -44,6 +52,8 @@ SEQUENCES = 2
 POSITIONS = 32
 LOOPS = 16  # run when the site does not say how many are usual
 PASSES = 64  # that every variable makes at least: after 16 a long transient of TRM and an orbit look the same
+MOST_GROWN = 1e6
+SMALL = 1e-4
 EXPONENTS = 4  # growth rates kept, largest first: of every token where those are its own, else of the whole loop
 EIGENVALUES_KEPT = 64
 EVENT = "full_loop"  # kind of the event that says how the loop was measured
@@ -106,18 +116,18 @@ def measure_full_loop(loop: BoundLoop, *, loops: int, structure: Structure | Non
     """
     if loops < 1:
         raise ValueError(f"loops: expected at least 1, found {loops}")
-    return _measured_at(loop, _visited(loop, loops), structure)
+    return _measured_at(loop, _visited(loop, loops), loops - loops // 2, structure)
 
 
-def _measured_at(loop: BoundLoop, states: list[Tensor], structure: Structure | None) -> FullLoop:
-    """Measure at the last of these states, and on the way there from the one half way."""
-    last, loops = states[-1], len(states) - 1
+def _measured_at(loop: BoundLoop, states: list[Tensor], late: int, structure: Structure | None) -> FullLoop:
+    """Measure at the last of these states, and along so many late loops on the way there."""
+    last = states[-1]
     if not bool(torch.isfinite(last).all()):
         return FullLoop(np.zeros(0, np.complex128), structure or "whole", UNKNOWN, math.nan, math.nan, None, None)
     measured = measure_loop(
         LoopJacobian(loop.step, last),
-        states[loops // 2],
-        loops - loops // 2,
+        states[-1 - late],
+        late,
         attempt=_attempt,
         structure=structure or _structure(loop, last),
         directions=EXPONENTS,
@@ -143,6 +153,12 @@ def _visited(loop: BoundLoop, loops: int) -> list[Tensor]:
     return states
 
 
+def _bounded(states: list[Tensor]) -> int:
+    """Return the last loop before the state has grown by `MOST_GROWN`: far out derivatives overflow."""
+    size = [float(state.abs().max()) for state in states]
+    return next((t - 1 for t, one in enumerate(size) if not one <= MOST_GROWN * max(size[0], 1.0)), len(states) - 1)
+
+
 @torch.no_grad()
 def passes_of(loop: BoundLoop, states: list[Tensor]) -> NDArray[np.float32]:
     """Return the norms and steps of every variable along these states, ``(V, T + 1, 3)`` as `VARIABLE_PASSES` is.
@@ -159,6 +175,22 @@ def passes_of(loop: BoundLoop, states: list[Tensor]) -> NDArray[np.float32]:
         rows[number, :-1, 1] = _mean_over_tokens(steps.norm(dim=-1))
         rows[number, 1:-1, 2] = _mean_over_tokens(torch.cosine_similarity(steps[1:], steps[:-1], dim=-1))
     return rows
+
+
+@torch.no_grad()
+def rounding_of(loop: BoundLoop, states: list[Tensor]) -> NDArray[np.float32]:
+    """Return how far from straight the last pass is over a small change of the state, ``(V,)`` as `PASS_ROUNDING` is.
+
+    Smooth functions are straight there but for 1e-8 of their curvature; one that rounds to a short type goes in stairs.
+    Random numbers of its own decide the direction of the change.
+    """
+    before, after = states[-2:]
+    change = random_start(1, before.numel(), before)[0].reshape(before.shape)
+    for own in loop.variables.values():
+        change[..., own] *= SMALL * before[..., own].norm() / change[..., own].norm()
+    bend = loop.step(before + change) + loop.step(before - change) - 2 * after
+    apart = [bend[..., own].norm() / after[..., own].norm() for own in loop.variables.values()]
+    return torch.stack(apart).float().cpu().numpy()
 
 
 def _mean_over_tokens(values: Tensor) -> NDArray[np.float32]:
@@ -241,13 +273,18 @@ class FullLoopProbe:
         if is_sharded(self._model):
             raise LoopSiteError("its parameters are sharded; linearise a checkpoint instead")
         loops = LOOPS if self._site.mean_depth is None else 2 * self._site.mean_depth
+        late = loops - loops // 2
         part = batch.cut(SEQUENCES, POSITIONS)
         tokens = part.tokens
-        where = f"at loop {loops} of {' x '.join(str(n) for n in tokens.shape[:2])} tokens"
         wide = torch.autocast(tokens.device.type, enabled=False)
         with wide, eagerly(), bound_loop(self._model, part, site=self._site) as loop:
+            # Several variables are judged by where their passes lead: so is the loop, there and not on the way.
             states = _visited(loop, max(loops, PASSES) if loop.variables else loops)
-            passes: dict[str, Array] = {VARIABLE_PASSES: passes_of(loop, states)} if loop.variables else {}
+            passes: dict[str, Array] = {}
+            if loop.variables:
+                passes = {VARIABLE_PASSES: passes_of(loop, states), PASS_ROUNDING: rounding_of(loop, states)}
+            states = states[: max(loops, _bounded(states)) + 1]
+            where = f"at loop {len(states) - 1} of {' x '.join(str(n) for n in tokens.shape[:2])} tokens"
             where += f" ({loop.remark})" if loop.remark else ""
-            measured = _measured_at(loop, states[: loops + 1], self._structure)
+            measured = _measured_at(loop, states, late, self._structure)
             return measured, passes, f"{where} ({CUTS})" if loop.cuts() else where

@@ -1,16 +1,26 @@
 """The tensors that a loop carries: each has its own loops on the tab Where, chosen in the page and in the address."""
 
+from dataclasses import replace
+
+import loopscope
 import numpy as np
 import pytest
+import torch
 from loopscope.dashboard import glossary
 from loopscope.dashboard.opened import OpenRun
 from loopscope.dashboard.panel import Ask, drawn, table
 from loopscope.dashboard.panels import PANELS
 from loopscope.dashboard.report import report_html
 from loopscope.dashboard.row_cells import cells_of
+from loopscope.probes.schedule import inspecting
+from loopscope.rules.findings import Finding
+from loopscope.rules.variable_verdicts import VariableVerdict
 from loopscope.runfile.writer import RunWriter
+from torch import Tensor, nn
 
 from .two_variables import write_two
+
+ERROR = Finding("LS030", "state-explosion", "error", 169, 149, 1.4, 1.1, "the state explodes", "", 1, variable="z_H")
 
 
 @pytest.fixture
@@ -104,3 +114,98 @@ def test_the_search_of_runs_finds_a_variable_and_the_row_names_its_rule(tmp_path
     sound = OpenRun(write_two(tmp_path / "b.h5"))
     assert cells_of(sound)["variable"] == "" and not any(one.fails for one in sound.story().variables)
     sound.close()
+
+
+class Grows(nn.Module):
+    """Two variables in the structure of TRM: z_L is normalised at its end, z_H is kept by a factor that is learned."""
+
+    def __init__(self, keep: float) -> None:
+        super().__init__()
+        self.embed, self.low, self.head = nn.Embedding(8, 6), nn.Linear(6, 6), nn.Linear(6, 8)
+        self.high = High(keep)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.embed(tokens)
+        z_h = z_l = 0.3 + 0 * e
+        for _ in range(3):
+            for _ in range(4):
+                z_l = loopscope.mark(unit(0.2 * self.low(z_l + unit(z_h)) + e), "z_L")
+            z_h = loopscope.mark(self.high(z_h, z_l), "z_H")
+        return self.head(unit(z_h))
+
+
+class High(nn.Module):
+    def __init__(self, keep: float) -> None:
+        super().__init__()
+        self.keep = nn.Parameter(torch.tensor(keep))
+
+    def forward(self, z_h: Tensor, z_l: Tensor) -> Tensor:
+        return self.keep * z_h + z_l
+
+
+def unit(h: Tensor) -> Tensor:
+    return h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.fixture(scope="module")
+def fails_alone(tmp_path_factory):
+    """A training in which z_H begins to grow at step 30: its factor is raised from 0.5 to 1.3."""
+    path = tmp_path_factory.mktemp("runs") / "fails.h5"
+    torch.manual_seed(0)
+    model = Grows(0.5)
+    tokens = torch.arange(10).reshape(2, 5) % 8
+    config = {"train": {"lr": 0.01}}
+    with loopscope.attach(model, path, preset=inspecting(10, 80), config=config) as probe:
+        for step in range(80):
+            if step == 30:
+                with torch.no_grad():
+                    model.high.keep.fill_(1.3)
+            probe.step(loss=model(tokens).square().mean(), lr=0.01)
+    return path
+
+
+def test_a_training_in_which_one_variable_fails_is_told_since_when_why_and_what_to_do(fails_alone):
+    held = OpenRun(fails_alone)
+    story = held.story()
+    assert story.verdict == "unstable" and story.since == 39
+    assert story.sentence.startswith(
+        "Unstable since step 39: z_H fails, z_L does not; each pass multiplies the step of z_H by 1.3; "
+    )
+    assert story.advice == "Lower the learning rate, or normalise z_H in every pass."
+    first, second = story.variables
+    assert first.said.startswith("z_H fails: it explodes since step 39 (at step 29 it still settled; LS030 ")
+    assert (second.name, second.kind) == ("z_L", "settling")
+    held.close()
+
+
+def test_the_profile_of_a_variable_shows_the_passes_that_its_verdict_rests_on(fails_alone):
+    held = OpenRun(fails_alone)
+    ask = Ask(held, batch="variable:z_H")
+    chart = drawn(PANELS["profile"], ask)
+    assert "z_H, passes on the fixed batch, step 79" in chart.layout.annotations[0].text
+    state, step, *laws = chart.data
+    assert len(state.x) == 65 and len(step.x) == 64
+    ratios = np.asarray(step.y, float)[30:] / np.asarray(step.y, float)[29:-1]
+    assert ratios == pytest.approx(1.3, rel=1e-3) and laws[0].name == "×1.3 per loop"
+    assert len(table(PANELS["profile"], ask)["loop"]) == 65
+    other = drawn(PANELS["profile"], Ask(held, batch="variable:z_L"))
+    assert "z_L, passes on the fixed batch, step 79" in other.layout.annotations[0].text
+    assert "training step 79" in drawn(PANELS["profile"], Ask(held, batch="training")).layout.annotations[0].text
+    held.close()
+
+
+def test_a_variable_that_failed_and_does_not_any_more_is_named_beside_the_gate_that_fails(tmp_path):
+    said = VariableVerdict("z_H", "drifting", "marginal", "drifts", 299, before=(249, "exploded"), finding=ERROR)
+    assert not said.fails and said.failed and said.brief == "z_H failed, now drifts since step 299"
+    assert "LS030 state-explosion, alarm at step 169" in said.said
+    note = replace(ERROR, severity="note", rule="LS031", name="loop-does-not-settle", step=20)
+    orbits = VariableVerdict("z_L", "orbiting", "marginal", "orbits", 249, before=(199, "still settled"), finding=note)
+    assert not orbits.failed and orbits.said == "z_L orbits since step 249 (at step 199 it still settled)"
+    path = write_two(tmp_path / "a.h5", "z_L", until=100)
+    held = OpenRun(path)
+    row = cells_of(held)
+    assert held.story().gate == "fail" and not any(one.fails for one in held.story().variables)
+    assert (
+        row["variable"] == "z_L failed, now settles geometrically" and row["variable_rule"] == "LS030 state-explosion"
+    )
+    held.close()

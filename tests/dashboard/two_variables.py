@@ -25,19 +25,20 @@ def loops(growth: float) -> np.ndarray:
     return np.where(table == 8.0, table, np.float32(np.inf)) if np.isnan(growth) else table
 
 
-def write_two(path: Path, fails: str = "", how: str = "explodes", **info: object) -> Path:
+def write_two(path: Path, fails: str = "", how: str = "explodes", *, until: int = STEPS, **info: object) -> Path:
     """Write a run and seal it.
 
     Args:
         path: Where to.
         fails: Name of the variable that fails; empty for none.
+        until: Step from which on it does not fail any more.
         how: ``explodes``, or ``nan``: its state is not finite.
         info: What the run says of itself.
     """
     bad = np.nan if how == "nan" else 1.4
     with RunWriter.create(path, info={"variables": list(NAMES), "config": {"train": {"lr": 0.01}}} | info) as writer:
         for step in range(STEPS):
-            ill = fails if step >= FROM else ""
+            ill = fails if FROM <= step < until else ""
             joint = bad if ill else 0.6
             row = {"step": step, "loss": 3.0 + 0.01 * np.sin(step), "lr": 0.01, "depth": 16, "time": 1.7e9 + step}
             writer.append_step(row | {"nonfinite": float(bool(ill) and how == "nan")}, loops(joint))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from loopscope.rules.exits import exit_shares
 from loopscope.runfile.writer import RunWriter
+from torch import nn
 
 
 def rules_of(path: Path) -> dict[str, int]:
@@ -101,3 +102,32 @@ def test_no_histogram_where_tokens_wait_or_all_run_alike(tmp_path: Path) -> None
         assert len(exit_shares(run)) == 0 and "in the mean" not in loopscope.diagnose(run).summary
     with loopscope.open_run(write(tmp_path / "b.h5", losses(40))) as run:
         assert exit_shares(run).tolist() == [0, 0, 0, 0, 1] and "in the mean" not in loopscope.diagnose(run).summary
+
+
+def test_micro_batches_of_different_depths_are_counted_at_the_depth_they_ran(tmp_path: Path) -> None:
+    """The last state of a shallow forward is in the means of the next loop, which that forward does not run."""
+
+    class Drawn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.block, self.head, self.depth = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9), 3
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            h = self.embed(tokens)
+            for _ in range(self.depth):
+                h = torch.tanh(self.block(h)) + 0.1
+            return self.head(h)
+
+    torch.manual_seed(0)
+    model, draw = Drawn(), np.random.default_rng(0)
+    ran = []
+    with loopscope.attach(model, tmp_path / "a.h5") as probe:
+        for _ in range(30):
+            for model.depth in draw.choice([3, 5, 8], size=4, p=[0.5, 0.25, 0.25]).tolist():
+                model(torch.arange(8).view(2, 4)).square().mean().backward()
+                ran.append(model.depth)
+            probe.step(loss=1.0)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        shares = exit_shares(run)
+        assert np.allclose(shares, np.bincount(ran, minlength=9) / len(ran))
+        assert f"Tokens run {np.mean(ran):.1f} loops in the mean" in loopscope.diagnose(run).summary

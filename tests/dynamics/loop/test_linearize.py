@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loopscope.dynamics.loop.following import _on, _Sizes, follow
 from loopscope.dynamics.loop.jacobian import LoopJacobian
 from loopscope.dynamics.loop.linearize import _modes, _run, linearize_loop
 from loopscope.dynamics.loop.per_token import token_jacobians, token_spectra
@@ -384,3 +385,53 @@ def test_exponents_of_a_frozen_jacobian_are_those_of_the_matrix():
     assert kept.exponents.max() == pytest.approx(np.log(0.5), abs=0.05)  # Jordan block of 4: off by 3 log t / t
     whole = lyapunov_exponents(lambda h: torch.tanh(h @ a.T), 0 * state, iterations=200, warmup=50, frozen=True)
     assert whole.exponents[0] == pytest.approx(np.log(0.5), abs=0.05)
+
+
+def test_a_loop_whose_first_steps_do_not_tell_is_followed_further():
+    """Narrow ellipses around a large mean, all of them orbits: by their first loops some explode and some settle."""
+    draw = np.random.default_rng(5)  # others than those of the table in `following`
+    first, further = [], []
+    for angle, narrow, phase in draw.uniform([0.03, 0.03, 0], [0.5, 0.9, 6.28], (40, 3)).tolist():
+        axes = torch.tensor([1.0, narrow], dtype=torch.float64)
+        cos, sin = math.cos(angle), math.sin(angle)
+        matrix = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+
+        def turn(h, axes=axes, matrix=matrix):
+            return torch.cat([h[..., :1], (h[..., 1:] / axes) @ matrix.T * axes], -1)
+
+        states = _run(turn, torch.tensor([[[10.0, math.cos(phase), narrow * math.sin(phase)]]]).double(), 16)
+        first.append(_Sizes.of(states).law(2.0**-52).kind)
+        law, _, seen = follow(turn, states, {})
+        further.append(law.kind)
+        assert seen == (128 if first[-1] in ("undecided", "exploding") else 16)
+    assert first.count("exploding") >= 3 and further.count("exploding") == 0
+    assert further.count("settling") <= first.count("settling") + 1
+    assert further.count("orbiting") >= 30 > 5 > first.count("orbiting")
+
+
+def test_an_orbit_with_the_same_jacobian_all_around_is_no_transient():
+    found = linearize_loop(lambda h: -torch.tanh(2 * h), torch.full((1, 2, 3), 0.3, dtype=torch.float64))
+    assert found.trajectory.kind == "orbiting" and found.loop.steady and not found.in_transient, found.verdict
+    assert found.attracting_cycle
+
+
+def test_following_in_pieces_is_following_at_once():
+    step = lambda h: 0.97 * h.roll(1, -1) + 0.1  # noqa: E731
+    start = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    first = _run(step, start, 6)
+    sizes, last = _Sizes.of(first), first[-2:]
+    for _ in range(3):
+        last, chunk = _on(step, last, 6)
+        sizes = sizes.and_then(_Sizes.of(chunk))
+    for ours, whole in zip(sizes, _Sizes.of(_run(step, start, 24)), strict=True):
+        assert ours.shape == whole.shape and np.allclose(ours, whole, rtol=1e-12)
+
+
+def test_growing_steps_in_a_state_that_stays_are_no_explosion_yet():
+    def step(h):  # leaves a large state by a tiny perturbation that grows for longer than is looked at
+        return torch.cat([h[..., :1], h[..., 1:] * 1.02], -1)
+
+    start = torch.tensor([[[1e2, 1e-7]]], dtype=torch.float64)
+    found = linearize_loop(step, start, loops=8)
+    assert found.trajectory.kind == "undecided" and "an explosion that begins, or an orbit" in found.trajectory.sentence
+    assert found.trajectory.regime == "unknown" and found.followed == 64

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loopscope.loops.site import LoopSite, LoopSiteError, Variable
+from loopscope.rules.variables import round_off_of
 from torch import Tensor, nn
 
 
@@ -166,3 +167,68 @@ def test_inspect_records_what_every_variable_does_over_64_passes(tmp_path: Path)
         assert np.allclose(rows[:, 0], state, rtol=1e-5)
         assert np.allclose(rows[:-1, 1], step, rtol=1e-3, atol=1e-6)
     assert {name: law.kind for name, law in said.items()} == {"z_H": "settling", "z_L": "settling"}
+
+
+class Staircase(Level):
+    """A pass that rounds to bfloat16 within, and gives a state of float32 back."""
+
+    def forward(self, hidden: Tensor, injected: Tensor) -> Tensor:
+        made = super().forward(hidden, injected)
+        return 0.5 * hidden + 0.5 * made.bfloat16().float()
+
+
+@pytest.mark.parametrize("level", [Level, Staircase])
+def test_inspect_measures_the_full_loop_where_the_variables_are_judged_and_how_a_pass_rounds(
+    tmp_path: Path, level: type[Level]
+) -> None:
+    torch.manual_seed(0)
+    model = TwoLevels(marks=True)
+    model.level = level()
+    with torch.no_grad():
+        model.level.layer.weight.mul_(3)
+    tokens = torch.arange(8).view(2, 4)
+    with loopscope.attach(model, tmp_path / "a.h5", preset="inspect") as probe:
+        probe.step(loss=model(tokens).square().mean())
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        _, (rounding,) = run.arrays("pass_rounding")
+        (radius,) = run.series("jacobian_radius")[1]
+        (told,) = [event.message for event in run.events if event.kind == "full_loop"]
+        assert round_off_of(run, passes=True) == (None if level is Staircase else 1e-5) and round_off_of(run) is None
+    assert "at loop 64 of 2 x 4 tokens" in told and rounding.shape == (2,)
+    if level is Staircase:
+        assert rounding.min() > 1e-5
+        return
+    assert rounding.max() < 1e-5
+    e = model.embed(tokens).detach()
+
+    def one(joint: Tensor) -> Tensor:
+        z_h, z_l = joint.split(8, -1)
+        for _ in range(3):
+            z_l = model.level(z_l, z_h + e)
+        return torch.cat([model.level(z_h, z_l), z_l], -1)
+
+    state = torch.cat([0.1 + 0 * e, 0.2 + 0 * e], -1)
+    with torch.no_grad():
+        for _ in range(65):  # the first joint state of a forward is the one after a pass
+            state = one(state)
+    dense = torch.autograd.functional.jacobian(one, state).reshape(128, 128)
+    assert radius == pytest.approx(float(torch.linalg.eigvals(dense).abs().max()), rel=1e-4)
+
+
+def test_a_state_that_explodes_is_linearised_before_it_overflows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TwoLevels(marks=True)
+
+    class Grows(Level):
+        def forward(self, hidden: Tensor, injected: Tensor) -> Tensor:
+            return 1.5 * hidden + torch.tanh(injected)
+
+    model.level = Grows()
+    with loopscope.attach(model, tmp_path / "a.h5", preset="inspect") as probe:
+        probe.step(loss=model(torch.arange(8).view(2, 4)).square().mean())
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        (radius,) = run.series("jacobian_radius")[1]
+        said = loopscope.diagnose(run)
+    assert radius == pytest.approx(1.5**3, rel=1e-3)  # three updates of z_L in a pass
+    assert {law.kind for law in said.variables.values()} == {"exploding"}
+    assert said.regimes["trajectory"] == said.verdict == "unstable"
