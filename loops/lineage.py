@@ -157,7 +157,7 @@ def marked_anew(root: Event) -> list[str]:
     for event in root.walk():
         if event.module is None and event.name.startswith(MARK):
             name, made = event.name.removeprefix(MARK), behind.get(flow.key(event.reads[0]), 0)
-            if made and last.get(name, 0) & ~made:  # of what nothing is known, as behind a transform, nothing is said
+            if made and last.get(name, 0) & ~made:  # behind a transform nothing is known
                 anew[name] = None
             last[name] = made
     return list(anew)
