@@ -119,9 +119,9 @@ def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
         runs = _runs(flow, all_passes)
         passes = _whole_passes(flow, max(runs, key=len))
         readings = [loop for ends in _ENDS if (loop := _loop(flow, passes, ends)) is not None]
-        found = [loop for loop in readings if any(each.variable for each in loop.carried)]
+        known = [loop for loop in readings if any(each.variable for each in loop.carried)]
         if readings:
-            best = min(found, key=lambda loop: not _is_seen(loop), default=readings[0])
+            best = min(known, key=lambda loop: not _is_seen(loop), default=readings[0])
             loops.append(replace(best, least=readings[0].least, runs=len(runs)))
     return loops
 
