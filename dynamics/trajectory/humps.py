@@ -40,7 +40,7 @@ def humps(residual: Floats, state: Floats, grows: Bools, rate: Floats) -> tuple[
 
     >>> steps = np.array([[2.0, 0.1, 0.002, 0.001, 0.0011, 0.0012]])
     >>> doubt, more = humps(steps, np.ones((1, 7)), np.array([True]), np.array([1.1]))
-    >>> bool(doubt[0]), 0 < more[0] < 100
+    >>> bool(doubt[0]), bool(0 < more[0] < 100)
     (True, True)
     """
     last, factor = residual[:, -1], np.maximum(rate, 1 + 1e-9)
