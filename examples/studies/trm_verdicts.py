@@ -61,9 +61,9 @@ def by_hand(states: Tensor) -> str:
     return "drifts" if away[-quarter:].max() > 1.25 * away[:-quarter].max() else "orbits"
 
 
-def trained(path: str, checkout: str, lr: float, seed: int, largest: int) -> dict[str, Any]:
+def trained(path: str, checkout: str, kind: str, lr: float, seed: int, largest: int) -> dict[str, Any]:
     """Train once under a probe, and keep the first batch and the weights of every measurement beside the run."""
-    head, kept = build(Path(checkout), seed), dict[int, Any]()
+    head, kept = build(Path(checkout), seed, kind=kind), dict[int, Any]()
     optimizer, stream = optimizer_of(head, lr), batches(seed, largest=largest)
     first = batch = next(stream)
     carry = head.initial_carry(batch)  # type: ignore[operator]
@@ -84,14 +84,14 @@ def trained(path: str, checkout: str, lr: float, seed: int, largest: int) -> dic
             probe.step(loss=loss, lr=lr, **{name: float(value) / halted for name, value in shares.items()})
             batch = next(stream)
     torch.save({"batch": first, "weights": kept}, Path(path).with_suffix(".pt"))
-    return judged(path, checkout, lr, seed)
+    return judged(path, checkout, kind, lr, seed)
 
 
-def judged(path: str, checkout: str, lr: float, seed: int) -> dict[str, Any]:
+def judged(path: str, checkout: str, kind: str, lr: float, seed: int) -> dict[str, Any]:
     """Return what was recorded, what it was judged to be, and what the loop by hand does, of every measurement."""
     run, kept = loopscope.open_run(path), torch.load(Path(path).with_suffix(".pt"))
     batch = {name: value[:SEQUENCES] for name, value in kept["batch"].items()}
-    head = build(Path(checkout), seed)
+    head = build(Path(checkout), seed, kind=kind)
     steps, arrays = run.arrays("variable_passes")
     rows = []
     for step, passes in zip(steps.tolist(), arrays, strict=True):
@@ -178,6 +178,7 @@ def main() -> int:
     parser.add_argument("--checkout", type=Path, help="of TRM's repository")
     parser.add_argument("--jobs", type=int, default=0, help="runs trained at the same time; 0: one per processor")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--kind", choices=("trm", "trm_hier6", "hrm"), default="trm")
     parser.add_argument("--largest", type=int, default=3, help="sort numbers from 1 to this one")
     options = parser.parse_args()
     if why := missing(options.checkout):
@@ -185,7 +186,7 @@ def main() -> int:
         return 0
     names = {f"lr{lr:g}-seed{seed}": (lr, seed, options.largest) for lr in options.rates for seed in SEEDS}
     where = str(options.checkout.resolve())
-    items = {name: (str(options.folder / f"{name}.h5"), where, *of) for name, of in names.items()}
+    items = {name: (str(options.folder / f"{name}.h5"), where, options.kind, *of) for name, of in names.items()}
     print(tables(list(pieces(options.folder, trained, items, options.jobs, "runs trained").values())))
     return 0
 
