@@ -41,6 +41,7 @@ from .states import Passes, Roles, StateHooks
 
 MOST_APART = 1e-3  # relative difference at which the variables are not all that the loop carries
 SAME_NOISE = "the same random numbers are drawn in every pass"
+TWO_PASSES = "the forward runs two passes, so that both are the same map could not be checked"
 
 
 @contextmanager
@@ -126,7 +127,7 @@ class _Joint:
             check_shapes(self.model, seen)
         states = self.states()
         self._from, self._to = ends[:2]  # the forward is left where the state is caught: what comes later costs nothing
-        wrong, remark = self._why_no_map(states), ""
+        wrong, remark = self._why_no_map(states), "" if len(states) > 2 else TWO_PASSES
         if wrong:
             self._ends_at, remark = {max(end) for end in ends}, SAME_NOISE
             with torch.no_grad():
@@ -195,9 +196,9 @@ class _Joint:
                 return (
                     f"from the states after one pass the next pass of {type(self.model).__name__} does not give "
                     f"those that followed ({100 * apart:.2g} % apart): the loop carries more than "
-                    f"{', '.join(v.name for v in self.site.variables)}, or differs from pass to pass; it can be "
-                    "watched but not linearised. If it carries more, name every tensor that it carries where that "
-                    "gets its new value: h = loopscope.mark(h, 'h')"
+                    f"{', '.join(v.name for v in self.site.variables)}, or differs from pass to pass, or begins "
+                    "anew within the forward; it can be watched but not linearised. If it carries more, name every "
+                    "tensor that it carries where that gets its new value: h = loopscope.mark(h, 'h')"
                 )
         return ""
 

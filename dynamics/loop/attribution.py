@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .jacobian import Step
+from .own_token import cut_off
 
 __all__ = ["SublayerError", "SublayerGain", "sublayer_gains"]
 
@@ -115,8 +116,8 @@ def _require_whole(step: Step, state: Tensor, name: str, module: nn.Module) -> N
 
     def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, tuple | list):  # (state, cache), as Hugging Face layers return
-            return type(output)([output[0].detach().requires_grad_(), *output[1:]])
-        return output.detach().requires_grad_()
+            return type(output)([cut_off(output[0]).requires_grad_(), *output[1:]])
+        return cut_off(output).requires_grad_()
 
     handle = module.register_forward_hook(cut)
     try:

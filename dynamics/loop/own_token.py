@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from .jacobian import Step
 from .krylov import random_start
 
-__all__ = ["TokenStructure", "find_structure", "own_token_step"]
+__all__ = ["TokenStructure", "cut_off", "find_structure", "own_token_step"]
 
 _FUSED = functional.scaled_dot_product_attention
 CHUNK = 512
@@ -218,7 +218,7 @@ def _own_token_attention(
     """
     _require_no_dropout(dropout_p)
     options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    out = _FUSED(query, key.detach(), value.detach(), **options)
+    out = _FUSED(query, cut_off(key), cut_off(value), **options)
     if not (key.requires_grad or value.requires_grad):
         return out
     if enable_gqa:
@@ -228,8 +228,18 @@ def _own_token_attention(
     with torch.no_grad():
         own = _own_probability(query, key, attn_mask, is_causal, size)[..., None]
         by_key = own * size * (value - out)
-    to_own_key = (query.detach() * (key - key.detach())).sum(-1, keepdim=True)
-    return out + own * (value - value.detach()) + by_key * to_own_key
+    to_own_key = (cut_off(query) * (key - cut_off(key))).sum(-1, keepdim=True)
+    return out + own * (value - cut_off(value)) + by_key * to_own_key
+
+
+def cut_off(tensor: Tensor) -> Tensor:
+    """Detach a tensor for a purpose of ours, which nobody takes for the model's own ``detach``.
+
+    >>> cut_off(torch.ones(1, requires_grad=True)).requires_grad
+    False
+    """
+    cut: Tensor = torch.ops.aten.detach.default(tensor)
+    return cut
 
 
 def _own_probability(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, size: float) -> Tensor:

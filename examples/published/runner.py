@@ -14,9 +14,12 @@ inside ``make`` only.
 
 import argparse
 import contextlib
+import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
+import linecache
 import logging
 import os
 import random
@@ -24,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +64,7 @@ class Training:
         by_hand: Sets hooks on the model and returns the list that they fill with the states of a step, in order: of a
             variable's name (None: the state itself) the states, the last of which is the last one recorded. See
             `received` and `returned`. Called in a training of its own.
+        moving: Whether the norms are means over the tokens that moved in a loop: sequences run to depths of their own.
     """
 
     model: nn.Module
@@ -71,6 +76,7 @@ class Training:
     attach: dict[str, Any] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     by_hand: Callable[[], dict[str | None, list[Tensor]]] | None = None
+    moving: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,14 +154,55 @@ def returned(module: nn.Module) -> list[Tensor]:
     return states
 
 
-def edited(path: Path, changes: dict[str, str]) -> str:
-    """The text of a published file with lines replaced, every one of them found; for marks and for what is missing."""
+def visited(model: nn.Module, first: nn.Module, last: nn.Module, part: slice = slice(None)) -> list[Tensor]:
+    """What ``first`` is given at every call, or a part of its width, and at the end what ``last`` returned last."""
+    states: list[Tensor] = []
+    final: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, out: Any) -> None:
+        final[:] = [(out[0] if isinstance(out, tuple) else out).detach().clone()]
+
+    first.register_forward_pre_hook(lambda _, given: states.append(given[0][..., part].detach().clone()))
+    last.register_forward_hook(keep)
+    model.register_forward_hook(lambda *_: states.extend(final))
+    return states
+
+
+def importable(checkout: Path) -> None:
+    """Make what a checkout holds come first when something is imported."""
+    if sys.path[0] != str(checkout):
+        sys.path.insert(0, str(checkout))
+
+
+def stand_in(name: str, path: Path | None = None, **held: Any) -> None:
+    """Put a module of our own where a published one imports ``name``; with a path an empty package over its files."""
+    if name not in sys.modules:
+        module = sys.modules[name] = types.ModuleType(name)
+        module.__dict__.update(held)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=path is not None)
+        if path is not None:
+            module.__path__ = [str(path)]
+
+
+def edited(name: str, path: Path, changes: dict[str, str]) -> Any:
+    """Import a published file as the module ``name`` with lines replaced, every one of them found: marks, say."""
+    if name in sys.modules and hasattr(sys.modules[name], "_edited"):
+        return sys.modules[name]
     text = path.read_text(encoding="utf-8")
     for old, new in changes.items():
-        if old not in text:
-            raise LookupError(f"{path.name} has no {old!r}")
+        if text.count(old) != 1:
+            raise LookupError(f"{path.name} has {old!r} {text.count(old)} times")
         text = text.replace(old, new)
-    return text
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_text(text, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(name, copy)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        linecache.cache[str(copy)] = (len(text), None, text.splitlines(keepends=True), str(copy))
+    module._edited = True
+    return module
 
 
 def seed_all(seed: int = 0) -> None:
@@ -169,6 +216,12 @@ def tokens(number: int, batch: int = 4, length: int = 17, vocabulary: int = 64) 
     """The batch of a step, from a generator of its own."""
     generator = torch.Generator().manual_seed(1000 + number)
     return torch.randint(0, vocabulary, (batch, length), generator=generator)
+
+
+def pair(number: int, batch: int = 4, length: int = 16, vocabulary: int = 64) -> tuple[Tensor, Tensor]:
+    """The inputs of a step and the tokens that come next."""
+    drawn = tokens(number, batch, length + 1, vocabulary)
+    return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
 
 
 @dataclass
@@ -266,14 +319,23 @@ def _range(values: Any) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _apart(path: Path, states: dict[str | None, list[Tensor]]) -> float | None:
+def _norms(states: list[Tensor], moving: bool) -> Any:
+    """The mean norm of every state, over the tokens that go on to move where that is asked for; all at the end."""
+    if not moving:
+        return np.array([float(state.double().norm(dim=-1).mean()) for state in states])
+    moved = [(one != other).any(-1) for one, other in itertools.pairwise(states)]
+    moved += [torch.ones_like(state[..., 0], dtype=torch.bool) for state in states[-1:]]
+    return np.array([float(s.double().norm(dim=-1)[at].mean()) for s, at in zip(states, moved, strict=True)])
+
+
+def _apart(path: Path, states: dict[str | None, list[Tensor]], moving: bool) -> float | None:
     """Largest relative difference of a recorded norm of the last step from that of the states seen by hand."""
     worst = None
     with loopscope.open_run(path) as run:
         for variable, seen in states.items():
             norms = run.loops("state_norm") if variable is None else run.loops("state_norm", variable=variable)
             row = norms[-1][np.isfinite(norms[-1])]
-            plain = np.array([float(state.double().norm(dim=-1).mean()) for state in seen])
+            plain = _norms(seen, moving)
             count = min(len(row), len(plain))
             if not count:
                 continue
@@ -346,9 +408,9 @@ def run_one(published: Published, checkouts: Path, folder: Path, how: How) -> Ou
     outcome.recorded = _recorded(folder / "watch.h5") | {"inspect": _recorded(folder / "inspect.h5")}
     if not all(bool(torch.isfinite(loss).all()) for loss in bare.losses):
         outcome.notes.append("the loss is not finite, without a probe either")
-    if bare.training.by_hand is not None:
+    if bare.training.by_hand is not None and not how.compile:
         states = _train(published, checkout, how.steps, how, by_hand=True).states
-        outcome.by_hand = _apart(folder / "watch.h5", states)
+        outcome.by_hand = _apart(folder / "watch.h5", states, bare.training.moving)
     if not how.compile and not how.dtype:
         outcome.linearized = _linearize(last.training)
     outcome.seconds = time.perf_counter() - began
@@ -357,7 +419,7 @@ def run_one(published: Published, checkouts: Path, folder: Path, how: How) -> Ou
 
 def adapters(folder: Path) -> Iterator[Published]:
     """All models of the files of a folder, in order of the files' names."""
-    sys.path[:0] = [str(HERE), str(folder)]
+    sys.modules.setdefault("runner", sys.modules[__name__])  # what the files import
     for path in sorted(folder.glob("*.py")):
         if path.name != Path(__file__).name:
             spec = importlib.util.spec_from_file_location(f"published_{path.stem}", path)
@@ -438,5 +500,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.modules.setdefault("runner", sys.modules["__main__"])  # what adapters import
     sys.exit(main())

@@ -13,6 +13,7 @@ from loopscope import mark
 from loopscope.loops.bound import bound_loop
 from loopscope.loops.rerun import CUTS
 from loopscope.loops.site import LoopSiteError
+from loopscope.models import build
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
@@ -242,3 +243,10 @@ def test_a_complex_state_is_recorded_by_its_modulus(tmp_path: Path) -> None:
     with loopscope.open_run(tmp_path / "a.h5") as run:
         recorded = torch.tensor(run.loops("state_norm")[0], dtype=torch.float32)
     assert torch.allclose(recorded, torch.stack(norms).detach().abs(), rtol=1e-5)
+
+
+def test_what_an_analysis_detaches_for_itself_is_not_the_models() -> None:
+    torch.manual_seed(0)
+    assert (
+        "detached" not in loopscope.linearize(build("demo"), torch.zeros(1, 4, dtype=torch.int64), num_loops=4).skipped
+    )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from loopscope.loops.bound import bound_loop
 from loopscope.loops.site import LoopSite, LoopSiteError, Variable
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from battery import shapes
@@ -183,6 +183,28 @@ def test_noise_does_not_hide_what_else_a_loop_carries() -> None:
         bound_loop(Noisy("torch", memory=True), torch.tensor([[1, 2]])),
     ):
         pass
+
+
+def test_of_two_passes_nobody_can_say_that_they_are_one_map() -> None:
+    """A pass that knows its number is refused where three run; two give no state that the map could be tried on."""
+
+    class Numbered(nn.Module):
+        def __init__(self, passes: int) -> None:
+            super().__init__()
+            self.embed, self.body, self.head, self.passes = nn.Embedding(4, 6), nn.Linear(6, 6), nn.Linear(6, 4), passes
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            e = self.embed(tokens)
+            h = e
+            for number in range(self.passes):
+                h = loopscope.mark(torch.tanh(self.body(h) + e + number), "h")
+            return self.head(h)
+
+    torch.manual_seed(0)
+    with pytest.raises(LoopSiteError, match="differs from pass to pass"):
+        loopscope.linearize(Numbered(3), torch.tensor([[1, 2]]), num_loops=4)
+    skipped = loopscope.linearize(Numbered(2), torch.tensor([[1, 2]]), num_loops=4).skipped
+    assert "could not be checked" in skipped["two passes"]
 
 
 def test_a_loop_without_noise_has_no_remark() -> None:
