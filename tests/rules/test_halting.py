@@ -202,7 +202,7 @@ def test_tokens_that_come_to_rest_are_no_halting(tmp_path: Path) -> None:
 
 
 def test_a_fixed_batch_of_long_ago_says_nothing_of_the_end(tmp_path: Path) -> None:
-    """It was given up: what it measured of earlier weights is not what the run ends with, and no data that is missing."""
+    """It was given up: what it measured of earlier weights is not what the run ends with, and no data is missing."""
     why = "the fixed batch is not run: of 3 loops a pass no deeper than training would tell too little"
     path = halting_run(tmp_path / "a.h5", {0: GROWING, 10: GROWING}, [64] * 9, told=why)
     with loopscope.open_run(path) as run:
