@@ -50,7 +50,7 @@ class MarkWatcher:
 
 
 _log = logging.getLogger("loopscope")
-_refused: set[str] = set()  # names of marks that were told of
+_refused: set[str] = set()  # names of such marks, each said once
 _WATCHERS: WeakSet[MarkWatcher] = WeakSet()
 _ORDER = torch.zeros(1, dtype=torch.int64)  # keeps the marks of a compiled graph in order, and is not changed
 
