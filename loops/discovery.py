@@ -10,19 +10,16 @@ Not covered: loops inside compiled modules or in one module's own operations, an
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from .call import Call, Input
-from .carried import Carried
-from .diagram import diagram
+from .explanation import ELSEWHERE, OF_ITS_OWN, Level, advice, explanation, in_words, site_call
 from .hooks import LoopHooks
-from .lineage import LineageLoop, lineage_loops, marked_apart, marked_variables
+from .lineage import LineageLoop, lineage_loops, marked_anew, marked_apart, marked_variables
 from .linear_part import known_linear_part, traced_linear_part
 from .neutral import on_the_side
 from .periods import Link, Loop, Periods
@@ -31,22 +28,8 @@ from .states import Passes, Roles, StateHooks
 from .trace import Event, example_tokens, trace
 
 DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
-OF_ITS_OWN = (
-    "name every tensor that the loop carries where it gets its new value, h = loopscope.mark(h, 'h'), which changes "
-    "nothing; no site is needed then"
-)
-ELSEWHERE = "the same calls can be read as a loop that begins at another module"
+AGAIN = "it runs again later in the forward: each run %scounts as a forward of its own"
 MOST_TRIED = 8  # arguments, and attributes, at a small forward each
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One loop that was seen: its site where it can be recorded, else what stands in the way."""
-
-    loops: int
-    modules: tuple[str, ...]
-    site: LoopSite | None
-    problem: str = ""
 
 
 def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
@@ -84,7 +67,7 @@ def discover(model: nn.Module, example: Input | None = None) -> LoopSite:
     return site if site.mean_depth is None else _with_depth(model, site, site.mean_depth, example)
 
 
-def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
+def site_of_trace(model: nn.Module, root: Event, forward: str = "one forward in evaluation mode") -> LoopSite:
     """Return the site that a forward shows, the number of loops in it as its ``mean_depth``.
 
     Marks count first; then a loop whose modules receive and return its one state; then what parameters and data flow
@@ -93,6 +76,7 @@ def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
     Args:
         model: The user's module, unwrapped.
         root: Its own call, as `trace` or a `Recorder` wrote it down.
+        forward: What kind of forward that was, for whoever reads that it shows none.
 
     Raises:
         LoopSiteError: As `discover`.
@@ -100,15 +84,16 @@ def site_of_trace(model: nn.Module, root: Event) -> LoopSite:
     marked, passes = marked_variables(root)
     if marked:
         _check_one_loop(root, marked)
-        return LoopSite(variables=marked, found=BY_MARKS, mean_depth=passes or None)
-    levels = levels_of_trace(model, root)
+        anew = [f"{name!r} begins anew within the forward: its runs are recorded as one" for name in marked_anew(root)]
+        return LoopSite(variables=marked, found=BY_MARKS, mean_depth=passes or None, notes=tuple(anew))
+    levels = _without_repeats(levels_of_trace(model, root))
     if len(levels) == 1 and levels[0].site is not None and not levels[0].problem:
         return replace(levels[0].site, mean_depth=levels[0].loops)
     loops = lineage_loops(root)
     certain = not any(level.problem == ELSEWHERE for level in levels)
     if certain and len(loops) == 1 and (site := _site_of_lineage(loops[0])) is not None:
         return site
-    raise LoopSiteError(_explanation(model, levels, loops, root))
+    raise LoopSiteError(explanation(model, levels, loops, root, forward))
 
 
 def _check_one_loop(root: Event, marked: Sequence[Variable]) -> None:
@@ -138,10 +123,14 @@ def _site_of_lineage(loop: LineageLoop) -> LoopSite | None:
     # A state that nobody sees, beside which what is seen may be a gate: not what a solver remembers.
     if any(one.shape[:-1] == seen[:-1] and one.shape[-1] >= seen[-1] for one in unseen for seen in shapes):
         return None
-    notes = [f"it also carries {_what(carried)}, not recorded{_advice(carried)}" for carried in unseen]
+    notes = [f"it also carries {in_words(carried)}, not recorded{advice(carried)}" for carried in unseen]
     if any(carried.line is not None for carried in unseen):
-        others = "".join(_advice(carried) for carried in loop.carried if carried.variable is not None)
+        others = "".join(advice(carried) for carried in loop.carried if carried.variable is not None)
         notes.append(f"a probe that sees marks reads nothing else, so mark the others besides{others}")
+    if loop.runs > 1:
+        notes.append(
+            f"it runs {loop.runs} times in the forward, from beginnings of their own: its runs are recorded as one"
+        )
     if loop.skips:
         notes.append("passes also hand on values to later passes (skips): it can be watched, not linearised")
     return LoopSite(
@@ -150,37 +139,6 @@ def _site_of_lineage(loop: LineageLoop) -> LoopSite | None:
         found="discovered from parameters and data flow",
         notes=tuple(notes),
     )
-
-
-def _what(carried: Carried) -> str:
-    """Return a carried tensor in words."""
-    return f"{carried.name!r} of shape {'x'.join(map(str, carried.shape))}"
-
-
-def _advice(carried: Carried, name: str = "") -> str:
-    """Return how a tensor is marked that no module returns, under a name; default: its own."""
-    if carried.line is None:
-        return ""
-    start, end = carried.line.start, carried.line.number
-    place = f"{Path(carried.line.file).name}:{f'{start}-' if 0 < start < end else ''}{end}"
-    call = f"loopscope.mark({carried.spelt}, {name or repr(carried.name)})"
-    return f"; to record it: {carried.spelt} = {call} behind {place}"
-
-
-def _carried_lines(carried: Sequence[Carried]) -> list[str]:
-    """Return a line for each tensor that a loop carries, and how it is marked.
-
-    A name that a pass assigns several times is one variable of the user's: its state is what the pass leaves in it.
-    """
-    last: dict[tuple[Any, ...], Carried] = {}
-    for each in carried:
-        key = (each.name,) if each.line is None else (each.spelt, each.shape, each.line.code)
-        before = last.get(key)
-        if before is None or before.line is None or each.line is None or each.line.number >= before.line.number:
-            last[key] = each
-    spelt = Counter(each.spelt for each in last.values())
-    named = [(each, each.spelt if spelt[each.spelt] == 1 else each.name) for each in last.values()]
-    return [f"It carries {_what(replace(each, name=name))}{_advice(each, repr(name))}" for each, name in named]
 
 
 def find_levels(model: nn.Module, example: Input) -> list[Level]:
@@ -204,19 +162,16 @@ def levels_of_trace(model: nn.Module, root: Event) -> list[Level]:
     return levels
 
 
-def site_call(site: LoopSite) -> str:
-    """Return the Python call that makes a site, without what cannot be written down.
-
-    >>> site_call(LoopSite(body="block", after="head", found="discovered"))
-    "LoopSite(body='block', after='head')"
-    """
-    shown = [
-        f"{f.name}={value!r}"
-        for f in fields(site)
-        if f.name not in ("found", "notes", "sublayers", "prelude") and not callable(value := getattr(site, f.name))
-        if value != f.default
-    ]
-    return f"LoopSite({', '.join(shown)})"
+def _without_repeats(levels: Sequence[Level]) -> list[Level]:
+    """Return the loops that were seen without those that are another one again: a tap tells them apart."""
+    kept: list[Level] = []
+    for level in levels:
+        same = [n for n, one in enumerate(kept) if one.modules == level.modules and (one.site or not level.site)]
+        if same and (not kept[same[0]].problem or kept[same[0]].problem == level.problem != ELSEWHERE):
+            kept[same[0]] = replace(kept[same[0]], loops=max(kept[same[0]].loops, level.loops))
+        else:
+            kept.append(level)
+    return kept
 
 
 def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embedding | None) -> Level:
@@ -233,7 +188,10 @@ def _level(model: nn.Module, periods: Periods, loop: Loop, embedding: nn.Embeddi
         made = ", ".join(repr(name) for name in carried)
         problem = f"{len(carried)} tensors are carried from one period to the next (made by {made})"
         if mixed:
-            problem = f"{made} makes several variables in turn, and what it returns is no one trajectory; {OF_ITS_OWN}"
+            what = " and ".join(repr(name) for name in periods.mixing(loop))
+            problem = f"{what} makes several variables in turn, and what it returns is no one trajectory; {OF_ITS_OWN}"
+            if not what:
+                problem = f"no module returns all that the loop carries; {OF_ITS_OWN}"
         elif len(carried) == 1:
             problem = "the next state depends on more than the tensor that a period passes to its modules"
         return Level(loop.count, modules, offered, problem)
@@ -274,9 +232,7 @@ def _site(periods: Periods, loop: Loop, link: Link) -> LoopSite | None:
         sublayers=() if isinstance(place, Item) else periods.chain(loop, link, body),
         prelude=periods.prelude(loop),
         found="discovered from one forward",
-        notes=("it runs again later in the forward: each run of the loop counts as a forward of its own",)
-        if again
-        else (),
+        notes=(AGAIN % f"that comes to {after.name!r} ",) if again else (),
     )
 
 
@@ -286,7 +242,10 @@ def _returned_site(
     """Return the site of a state that is read from the module that returns it."""
     returns = periods.returner(loop, link)
     following = after or periods.next_call(loop)
-    if returns is None or following is None or periods.calls_of(returns) != loop.count:
+    if returns is None or following is None:
+        return None
+    again = periods.calls_of(returns) > loop.count
+    if again and (received is None or periods.calls_until(returns, loop, following) != loop.count):
         return None
     notes = ["the state is read where it is returned, because no module after the loop receives it"]
     if received is None:
@@ -294,6 +253,7 @@ def _returned_site(
             "no module receives the state itself (it is combined with other tensors first): "
             "it is read where it is returned, and h_0 is not recorded"
         ]
+    notes += [AGAIN % ""] if again else []
     body = received[1] if received is not None else periods.calls(loop, 1)[0]
     return LoopSite(
         body=body.name,
@@ -455,43 +415,6 @@ def _passes(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int
     finally:
         states.remove()
     return passes.number + passes.whole
-
-
-def _explanation(model: nn.Module, levels: Sequence[Level], loops: Sequence[LineageLoop], root: Event) -> str:
-    """Return what was seen, what is missing, and what to write."""
-    name = type(model).__name__
-    by_hand = "site=LoopSite(body='<first module of the loop>', after='<first module after the loop>')"
-    if not levels and loops:
-        lines = [f"{name}: parameters are used on what they made, by no module that returns the state itself:"]
-        for number, loop in enumerate(loops, 1):
-            lines.append(f"  {number}. {loop.passes} passes")
-            lines += [f"     {line}" for line in _carried_lines(loop.carried)]
-        lines.append(f"Where it gets its new value in every pass, {OF_ITS_OWN}")
-        return "\n".join(lines)
-    if not levels:
-        return (
-            f"{name} does not state where its loop is, and one forward in evaluation mode shows none: no module runs "
-            "twice on what it made itself. If the model loops only when asked to, say where: "
-            f"{by_hand}. If it loops over operations alone, {OF_ITS_OWN}."
-        )
-    seen = "several loops, or readings of one, were seen" if len(levels) > 1 else "a loop was seen"
-    lines = [f"{name}: {seen}, and a probe records one state of one loop:"]
-    for number, level in enumerate(levels, 1):
-        line = f"  {number}. {level.loops} times ({', '.join(level.modules)})"
-        line += f"; {level.problem}" if level.problem else ""
-        if level.site is not None:
-            line += "".join(f"; {note}" for note in level.site.notes) + f"; to record it: site={site_call(level.site)}"
-        lines.append(line)
-    if len(levels) > 1:
-        lines.append("Pass the site you mean; for all of them attach one probe each, with a file each.")
-    elif levels[0].site is None and OF_ITS_OWN not in levels[0].problem:  # a site of one module would mix them again
-        lines.append(f"Say where it is: {by_hand}")
-    if calls := diagram(root):
-        lines.append(f"The calls of this forward: {calls}")
-    if len(loops) > 1:
-        lines.append("Or mark the states of one of these loops, not of several:")
-    lines += [line for loop in loops for line in _carried_lines(loop.carried)]
-    return "\n".join(lines)
 
 
 __all__ = ["Level", "discover", "find_levels", "site_call"]

@@ -196,9 +196,9 @@ class _Joint:
                 return (
                     f"from the states after one pass the next pass of {type(self.model).__name__} does not give "
                     f"those that followed ({100 * apart:.2g} % apart): the loop carries more than "
-                    f"{', '.join(v.name for v in self.site.variables)}, or differs from pass to pass; it can be "
-                    "watched but not linearised. If it carries more, name every tensor that it carries where that "
-                    "gets its new value: h = loopscope.mark(h, 'h')"
+                    f"{', '.join(v.name for v in self.site.variables)}, or differs from pass to pass, or begins "
+                    "anew within the forward; it can be watched but not linearised. If it carries more, name every "
+                    "tensor that it carries where that gets its new value: h = loopscope.mark(h, 'h')"
                 )
         return ""
 

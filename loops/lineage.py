@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -55,6 +56,8 @@ class LineageLoop:
         carried: What it carries.
         line: Where its body is called.
         skips: Whether passes besides hand on values to passes that come later than the next.
+        runs: How often it runs in the forward, each time from a beginning of its own; the rest is of the longest run.
+        least: What it carries where least is alive between two passes, whether modules return that or not.
     """
 
     passes: int
@@ -62,6 +65,8 @@ class LineageLoop:
     carried: tuple[Carried, ...]
     line: Line | None
     skips: bool = False
+    least: tuple[Carried, ...] = ()
+    runs: int = 1
 
 
 def lineage_loops(root: Event) -> list[LineageLoop]:
@@ -110,10 +115,14 @@ def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
     """Return the loops of a forward, given its repeated uses of parameters and their labels."""
     loops = []
     for start, period, count in _stretches(labels):
-        passes = [uses[start + k * period : start + (k + 1) * period] for k in range(count)]
-        readings = [_loop(flow, passes, returned=returned) for returned in (False, True)]
-        seen = [loop for loop in readings if loop is not None and any(each.variable for each in loop.carried)]
-        loops += seen[:1] or [loop for loop in readings[:1] if loop is not None]
+        all_passes = [uses[start + k * period : start + (k + 1) * period] for k in range(count)]
+        runs = _runs(flow, all_passes)
+        passes = _whole_passes(flow, max(runs, key=len))
+        readings = [loop for ends in _ENDS if (loop := _loop(flow, passes, ends)) is not None]
+        known = [loop for loop in readings if any(each.variable for each in loop.carried)]
+        if readings:
+            best = min(known, key=lambda loop: not _is_seen(loop), default=readings[0])
+            loops.append(replace(best, least=readings[0].least, runs=len(runs)))
     return loops
 
 
@@ -137,6 +146,21 @@ def marked_variables(root: Event) -> tuple[tuple[Variable, ...], int]:
         again = {labels[bit] for bit in _bits(made[0])}.intersection(*anew) if anew else set()
         variables.append(Variable(name=name, first=1 if again else 0))
     return tuple(variables), _passes_of_marks(order, variables)
+
+
+def marked_anew(root: Event) -> list[str]:
+    """Return the names of marks whose values begin anew within the forward: they are not made of the last ones."""
+    flow = flow_of(root)
+    behind, _ = ancestry(flow)
+    last: dict[str, int] = {}
+    anew: dict[str, None] = {}
+    for event in root.walk():
+        if event.module is None and event.name.startswith(MARK):
+            name, made = event.name.removeprefix(MARK), behind.get(flow.key(event.reads[0]), 0)
+            if made and last.get(name, 0) & ~made:  # behind a transform nothing is known
+                anew[name] = None
+            last[name] = made
+    return list(anew)
 
 
 def marked_apart(root: Event, variables: Sequence[Variable]) -> list[list[str]]:
@@ -230,20 +254,21 @@ def _stretches(labels: Sequence[int]) -> list[tuple[int, int, int]]:
     return [*_stretches(labels[:start]), (start, period, count), *rest]
 
 
-def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop | None:
+Ends = Literal["least", "returned"]
+"""Where passes end: where least is alive, or where most of what is alive was returned by modules."""
+_ENDS: tuple[Ends, ...] = ("least", "returned")
+
+
+def _loop(flow: Flow, passes: list[list[int]], ends: Ends) -> LineageLoop | None:
     """Return the loop of these passes; None where it carries nothing.
 
     Args:
         flow: The forward.
         passes: The uses of parameters of every pass.
-        returned: Whether passes end where most of what is alive was returned by modules, not where least is alive.
+        ends: Where passes end.
     """
-    bounds = [uses[0] for uses in passes]
-    own = 0
-    for i in (i for uses in passes for i in uses):
-        own |= flow.bit[i]
-    span = _Span(bounds[0], passes[-1][-1] + 1, own)
-    cuts = [_cut(flow, span, one[-1], other[0], returned) for one, other in pairwise(passes)]
+    bounds, span = [uses[0] for uses in passes], _span(flow, passes)
+    cuts = [_cut(flow, span, one[-1], other[0], ends) for one, other in pairwise(passes)]
     live = [sorted(_live(flow, span, cut), key=lambda key: flow.made[key]) for cut in cuts]
     inner = live[len(live) // 2 :] or live
     count = Counter(len(keys) for keys in inner).most_common(1)[0][0]
@@ -252,14 +277,59 @@ def _loop(flow: Flow, passes: list[list[int]], *, returned: bool) -> LineageLoop
     while len(live[-1]) < count:  # in the last passes, what nobody reads any more is joined to what goes on
         live.pop()
     tracks = _without_history(flow, _tracks(flow, live))
-    carried = tuple(carried_by(flow, tracks, len(passes)))
+    carried = least = tuple(carried_by(flow, tracks, len(passes)))
     seen = all(each.variable for each in carried)
     chain = None if seen else _chain_of_passes(flow, span, passes, {key for keys in live for key in keys})
     if chain is not None:
         tracks, carried = [chain], tuple(carried_by(flow, [chain], len(passes)))
     names = tuple(dict.fromkeys(event.name for i in range(bounds[0], bounds[1]) for event in flow.owners[i][-1:]))
     body = call_at(flow, bounds[0])
-    return LineageLoop(passes_of(flow, carried, len(bounds)), names, carried, body, chain is not None)
+    whole = replace(span, stop=len(flow.events))
+    skips = chain is not None and any(_live(flow, whole, flow.made[key] + 1) != [key] for key in chain.keys[:-1])
+    return LineageLoop(passes_of(flow, carried, len(bounds)), names, carried, body, skips, least)
+
+
+def _runs(flow: Flow, passes: list[list[int]]) -> list[list[list[int]]]:
+    """Return the runs of a loop: between two of them nothing is alive that it made."""
+    alive = _alive(flow, passes)
+    if not any(alive):  # it hands on what cannot be a state
+        return [passes]
+    ends = [0, *(k for k, number in enumerate(alive, 1) if not number), len(passes)]
+    return [passes[a:b] for a, b in pairwise(ends)]
+
+
+def _alive(flow: Flow, passes: list[list[int]]) -> list[int]:
+    """Return how many values are alive between two passes, at the least."""
+    span = _with_tail(flow, _span(flow, passes))
+    return [len(_live(flow, span, _cut(flow, span, a[-1], b[0], "least"))) for a, b in pairwise(passes)]
+
+
+def _whole_passes(flow: Flow, passes: list[list[int]]) -> list[list[int]]:
+    """Return passes that are whole: a step of a solver that asks for its field several times is one of them.
+
+    Between two of its questions more is alive than between two steps. The first step tells nothing, for what it begins
+    with was made before the loop.
+    """
+    alive = _alive(flow, passes)
+    for size in range(2, len(passes) // 2 + 1):
+        later = [(alive[k - 1], k % size == 0) for k in range(size, len(passes))]
+        at_ends, inside = ({number for number, is_end in later if is_end is which} for which in (True, False))
+        if len(passes) % size == 0 and len(at_ends) == 1 and min(inside) > max(at_ends) > 0:
+            return [[i for one in passes[k : k + size] for i in one] for k in range(0, len(passes), size)]
+    return passes
+
+
+def _with_tail(flow: Flow, span: _Span) -> _Span:
+    """Return a loop with what comes behind its last use of parameters, until others are used."""
+    return replace(span, stop=next((i for i in uses_of(flow) if i >= span.stop), len(flow.events)))
+
+
+def _span(flow: Flow, passes: list[list[int]]) -> _Span:
+    """Return the functions of a loop, given the uses of parameters of every pass."""
+    own = 0
+    for i in (i for uses in passes for i in uses):
+        own |= flow.bit[i]
+    return _Span(passes[0][0], passes[-1][-1] + 1, own)
 
 
 def _chain_of_passes(flow: Flow, span: _Span, passes: list[list[int]], live: set[int]) -> Track | None:
@@ -293,8 +363,9 @@ def _makes_no_more(flow: Flow, span: _Span, keys: list[int]) -> bool:
     half = len(keys) // 2
     since = flow.made[keys[half - 1]] if half else 0
     later = keys[half:]
+    whole = _with_tail(flow, span)
     return len(later) > 1 and all(
-        flow.made[other] <= since for key in later for other in _live(flow, span, flow.made[key] + 1) if other != key
+        flow.made[other] <= since for key in later for other in _live(flow, whole, flow.made[key] + 1) if other != key
     )
 
 
@@ -313,7 +384,7 @@ class _Span:
     uses: int
 
 
-def _cut(flow: Flow, span: _Span, low: int, high: int, returned: bool) -> int:
+def _cut(flow: Flow, span: _Span, low: int, high: int, ends: Ends) -> int:
     """Return where between two uses the fewest values are alive, returned by the outermost modules."""
     depth: dict[int, int] = {}
     for owners in flow.owners:
@@ -324,7 +395,7 @@ def _cut(flow: Flow, span: _Span, low: int, high: int, returned: bool) -> int:
     def cost(at: int) -> tuple[int, int, int, int]:
         live = _live(flow, span, at)
         seen = sum(key in depth for key in live)
-        return -seen if returned else 0, len(live), sum(depth.get(key, _UNRETURNED) for key in live), at
+        return -seen if ends == "returned" else 0, len(live), sum(depth.get(key, _UNRETURNED) for key in live), at
 
     return min(range(low + 1, high + 1), key=cost)
 
@@ -356,6 +427,7 @@ def _tracks(flow: Flow, live: list[list[int]]) -> list[Track]:
             shape = flow.values[key].shape
             heirs = [old for old in dead if flow.values[old].shape == shape]
             alike = [old for old in heirs if maker_of(flow, old) == maker_of(flow, key)] or heirs
+            alike = alike or [old for old in dead if _is_longer(flow, old, key)]
             if alike:
                 track = holding.pop(alike[-1])
                 dead.remove(alike[-1])
@@ -373,6 +445,12 @@ def _tracks(flow: Flow, live: list[list[int]]) -> list[Track]:
             track.keys.append(last)
             track.blocks.append(len(live))
     return [track for track in tracks if len(track.keys) > 1 or not steady]
+
+
+def _is_longer(flow: Flow, one: int, other: int) -> bool:
+    """Return whether two values made at one place differ in how many tokens they have: a sequence that grows."""
+    a, b = flow.values[one].shape, flow.values[other].shape
+    return len(a) == len(b) and a[-1] == b[-1] and maker_of(flow, one) == maker_of(flow, other)
 
 
 def _handed_back(flow: Flow, track: Track, others: list[Track]) -> int | None:
@@ -402,7 +480,8 @@ def _without_history(flow: Flow, tracks: list[Track]) -> list[Track]:
     order = sorted((block, number) for number, track in enumerate(tracks) for block in track.blocks)
     turns = [number for _, number in order]
     rotates = all(a == b for a, b in zip(turns, turns[len(tracks) :], strict=False))
-    if len(tracks) < 2 or len(makers) > 1 or not rotates:
+    shapes = {flow.values[key].shape for track in tracks for key in track.keys}
+    if len(tracks) < 2 or len(makers) > 1 or len(shapes) > 1 or not rotates:
         return tracks
     source = returner_of(flow, [key for track in tracks for key in track.keys])
     output, item = source or ("", 0)

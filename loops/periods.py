@@ -127,6 +127,16 @@ class Periods:
                 return True
         return False
 
+    def mixing(self, loop: Loop) -> list[str]:
+        """Return the modules that make several of the tensors which one period leaves to the next."""
+        names: list[str] = []
+        for k in range(1, loop.count):
+            made = {self._maker[key] for key in self._reached(loop, k)[0]}
+            times = Counter(self.units[i].name for i in made)
+            several = [i for i in made if times[self.units[i].name] > 1 or i < loop.first[k - 1]]
+            names += [self.units[i].name for i in sorted(several) if self.units[i].module is not None]
+        return list(dict.fromkeys(names))
+
     def reader(self, loop: Loop, link: Link) -> Event | None:
         """Return the last call of a module inside the loop that receives the state which the last period leaves."""
         key = self.key(self.state(loop, link, loop.count))

@@ -178,7 +178,7 @@ class Seeker:
 
         timeline, self._timeline = self._timeline, Timeline()
         try:
-            site = site_of_trace(self._model, recorder.root.children[0])
+            site = site_of_trace(self._model, recorder.root.children[0], "a training forward")
         except Exception as error:  # of the search: training goes on
             self._waits(str(error))
             return

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from ...loops.site import LoopSite, LoopSiteError
 from .acting import Autocast, SeenInjection
 from .fastest import reduction_for
 from .reduction import EagerReduction
-from .sums import LoopSums
+from .sums import GOES_ON, LoopSums
 from .tap import LoopTap
 
 SEQUENCES = 2  # of the batch that are used
@@ -143,7 +144,8 @@ class FixedBatch:
             return self.run(tap, token_steps=token_steps)
         if done is None or self._deep:
             return done
-        loops = len(done.counts) - 1
+        begins = [*np.flatnonzero(done.counts[:, 0] != GOES_ON), len(done.counts)]  # of its runs
+        loops = max(int(b - a) - 1 for a, b in pairwise(begins))
         if loops not in self._depths[-1:]:
             self._depths.append(loops)
         if len(self._depths) > MOST_DEPTHS:

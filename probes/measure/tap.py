@@ -340,8 +340,10 @@ class LoopTap:
         self._target = self._held = None
         if raised:
             sums.drop_from(sums.first)
-        elif self._again >= 0 and not self._ended:  # the body's module ran again, and not as a loop
-            sums.drop_from(self._again)
+        elif self._again >= 0 and not self._ended:  # the body's module ran again
+            is_loop = self._site.output is not None and sums.cursor > self._again + 2
+            if not is_loop:
+                sums.drop_from(self._again)
 
     def _count(self, runs: list[int], place: Spot, seen: list[Tensor], number: int) -> None:
         """Count the loops of a forward in evaluation mode, as `_see` would have recorded them.
@@ -375,6 +377,7 @@ class LoopTap:
         self._runs = self._held = None
         if not raised:
             alone = len(runs) > 1 and not self._ended  # the body's module ran again, and not as a loop
+            alone = alone and (self._site.output is None or runs[-1] < 2)
             self.evaluations.add(runs[:-1] if alone else runs)
 
     def _see(self, sums: LoopSums, place: Spot, seen: list[Tensor], number: int) -> None:
@@ -412,7 +415,8 @@ class LoopTap:
             if is_same(seen[0], self._held):
                 return
             again, self._again = True, sums.cursor
-            self._say_again("where it began with another state, that is recorded as a run of its own")
+            until = "" if self._site.output is not None else f" and came to {self._site.after!r} once more"
+            self._say_again(f"where it began with another state{until}, that is recorded as a run of its own")
             given = seen[1] if len(seen) > 1 else None
         elif self._site.output is not None:
             return

@@ -667,7 +667,7 @@ def test_the_advice_of_a_refusal_followed_to_the_letter_names_every_variable(kin
 
 
 def test_one_module_in_two_roles_is_never_offered_as_one_state():
-    with pytest.raises(LoopSiteError, match="several variables in turn") as refused:
+    with pytest.raises(LoopSiteError, match="no module returns all that the loop carries") as refused:
         discover(TwoInTurn(named=False))
     assert "body=" not in str(refused.value)
     assert "z = loopscope.mark(z, 'z') behind test_discovery.py" in str(refused.value)

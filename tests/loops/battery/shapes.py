@@ -855,6 +855,208 @@ class Growing(Noting):
         return self.head(h)
 
 
+class TwoInSuccession(Noting):
+    """An encoder's loop, then a decoder's, which reads what the first one made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode, self.bridge = Block(), Mix(), nn.Linear(D, D)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        a = self.note(self.start(tokens), "a")
+        for _ in range(self.depth):
+            a = self.note(self.encode(a), "a")
+        b = self.note(self.bridge(a), "b")
+        for _ in range(4):
+            b = self.note(self.decode(b, a), "b")
+        return self.head(b)
+
+
+class Reversible(Noting):
+    """Two halves of the channels, each moved by what the other is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = Block(D // 2), Block(D // 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x1, x2 = self.start(tokens).chunk(2, dim=-1)
+        x1, x2 = self.note(x1, "x1"), self.note(x2, "x2")
+        for _ in range(self.depth):
+            x1 = self.note(x1 + torch.tanh(self.f(x2)), "x1")
+            x2 = self.note(x2 + torch.tanh(self.g(x1)), "x2")
+        return self.head(torch.cat([x1, x2], -1))
+
+
+class Recursion(Noting):
+    """No ``for``: a function that calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=4)
+        self.block = Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.again(self.note(self.start(tokens)), self.depth))
+
+    def again(self, h: Tensor, left: int) -> Tensor:
+        return self.again(self.note(self.block(h)), left - 1) if left else h
+
+
+class CallsItself(Noting):
+    """No ``for``: a module that calls itself, so that the outermost call returns the last state."""
+
+    class Core(nn.Module):
+        def __init__(self, note: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.block, self.note = Block(), note
+
+        def forward(self, h: Tensor, left: int) -> Tensor:
+            h = self.note(self.block(h))
+            return h if left == 1 else self(h, left - 1)
+
+    def __init__(self) -> None:
+        super().__init__(depth=4)
+        self.core = self.Core(self.note)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.core(self.note(self.start(tokens)), self.depth))
+
+
+class CachePerLoop(Noting):
+    """Two layers in every pass, with keys and values for each pass and layer."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.qkv, self.block = nn.LayerNorm(D), nn.Linear(D, 3 * D), Block()
+
+        def forward(self, x: Tensor, past: list[Tensor]) -> Tensor:
+            q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+            past[:] = [k, v] if not past else [torch.cat([a, b], 1) for a, b in zip(past, (k, v), strict=True)]
+            return self.block(x + F.scaled_dot_product_attention(q, *past))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(self.Layer() for _ in range(2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        past: list[list[list[Tensor]]] = [[[] for _ in self.layers] for _ in range(self.depth)]
+        h = self.note(self.start(tokens))
+        for of_pass in past:
+            for layer, own in zip(self.layers, of_pass, strict=True):
+                h = layer(h, own)
+            h = self.note(h)
+        return self.head(h)
+
+
+class OneInAList(Noting):
+    """A list that holds one module six times."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=6)
+        self.layers = nn.ModuleList([Block()] * self.depth)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.note(self.start(tokens))
+        for layer in self.layers:
+            h = self.note(layer(h))
+        return self.head(h)
+
+
+class Slots(Noting):
+    """Slots that compete for positions: a cell of torch's moves them, and a network after it, outside of any module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.cell, self.norm = nn.Linear(D, D), nn.Linear(D, 2 * D), nn.GRUCell(D, D), nn.LayerNorm(D)
+        self.mlp, self.first = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D)), nn.Parameter(torch.ones(D))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        k, v = self.kv(self.start(tokens)).chunk(2, -1)
+        slots = self.first + torch.randn(len(tokens), 3, D)
+        for _ in range(self.depth):
+            share = (self.q(self.norm(slots)) @ k.mT).softmax(1) + 1e-8
+            moved = (share / share.sum(-1, keepdim=True)) @ v
+            slots = self.cell(moved.flatten(0, 1), slots.flatten(0, 1))
+            slots = self.note(slots, "slots").view(len(tokens), 3, D)
+            slots = slots + self.mlp(self.norm(slots))
+        return self.head(slots.mean(1))
+
+
+class RungeKutta(Noting):
+    """A solver that asks one network for its field four times in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.field = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h, dt = self.note(self.start(tokens)), 1 / self.depth
+        for _ in range(self.depth):
+            k1 = self.field(h)
+            k2 = self.field(h + dt / 2 * k1)
+            k3 = self.field(h + dt / 2 * k2)
+            k4 = self.field(h + dt * k3)
+            h = self.note(h + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4))
+        return self.head(h)
+
+
+class Flow(Noting):
+    """A recurrent map ``(B, C, H, W)`` beside coordinates that are detached in every pass; no embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.gate = nn.Conv2d(1, D, 3, padding=1), nn.Conv2d(2 * D + 2, D, 3, padding=1)
+        self.new, self.move = nn.Conv2d(2 * D + 2, D, 3, padding=1), nn.Conv2d(D, 2, 3, padding=1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.seen.clear()
+        given = torch.relu(self.enter(image))
+        net, coords = self.note(torch.tanh(given), "net"), self.note(torch.zeros(2, 2, 5, 5), "coords")
+        flows = []
+        for _ in range(self.depth):
+            coords = coords.detach()
+            x = torch.cat([net, given, coords], 1)
+            z = torch.sigmoid(self.gate(x))
+            net = self.note((1 - z) * net + z * torch.tanh(self.new(x)), "net")
+            coords = self.note(coords + self.move(net), "coords")
+            flows.append(coords)
+        return flows
+
+
+class NoneAtFirst(Noting):
+    """A recurrence over positions, run again over what it made; its hidden state is not there before the first pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(D, D, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, hidden = self.note(self.start(tokens), "x"), None
+        for _ in range(self.depth):
+            x, hidden = self.rnn(x, hidden)
+            x, hidden = self.note(x, "x"), self.note(hidden, "hidden")
+        return self.head(x)
+
+
+class Positions(Noting):
+    """No depth: a memory goes from chunk to chunk of the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=2)
+        self.block, self.first = Block(), nn.Parameter(torch.ones(2, D))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        memory = self.note(self.first.expand(len(tokens), -1, -1), "memory")
+        made = []
+        for chunk in e.split(tokens.shape[1] // 2, dim=1):
+            both = self.block(torch.cat([memory, chunk + memory.mean(1, keepdim=True)], 1))
+            memory = self.note(both[:, :2], "memory")
+            made.append(both[:, 2:])
+        return self.head(torch.cat(made, 1))
+
+
 def marked(shape: type[Noting]) -> Callable[[], Noting]:
     """The same model, its states marked."""
 
@@ -879,6 +1081,11 @@ def carried_call(model: nn.Module, step: int) -> Tensor:
     return model(carry, batch={"inputs": (TOKENS + step) % V})[1].square().mean()
 
 
+def image_call(model: nn.Module, step: int) -> Tensor:
+    flows = model(torch.linspace(-1, 1, 50).view(2, 1, 5, 5) + 0.1 * step)
+    return sum((flow.square().mean() for flow in flows), torch.zeros(()))
+
+
 def labelled_call(model: nn.Module, step: int) -> Tensor:
     return model(input_ids=TOKENS, labels=(TOKENS + 1) % V)["loss"]
 
@@ -892,6 +1099,12 @@ class Case:
     variables: tuple[str, ...] = ("h",)
     call: Callable[[nn.Module, int], Any] = plain_call
     passes: int = 3
+    site: loopscope.LoopSite | None = None
+
+
+def only(name: str) -> loopscope.LoopSite:
+    """Of several loops that are marked, the one of this state."""
+    return loopscope.LoopSite(variables=(loopscope.Variable(name=name),))
 
 
 CASES = [
@@ -927,6 +1140,17 @@ CASES = [
     Case("OneNetworkTwoVariables marked", marked(OneNetworkTwoVariables), ("z_H", "z_L"), carried_call),
     Case("TwoLevels marked", marked(TwoLevels), ("z_H", "z_L")),
     Case("ThreeLevels marked", marked(ThreeLevels), ("a", "b", "c")),
+    *(Case(shape.__name__, shape, passes=passes) for shape, passes in (
+        (Recursion, 4), (CallsItself, 4), (CachePerLoop, 3), (OneInAList, 6),
+    )),
+    Case("TwoInSuccession first", marked(TwoInSuccession), ("a",), site=only("a")),
+    Case("TwoInSuccession second", marked(TwoInSuccession), ("b",), passes=4, site=only("b")),
+    Case("Reversible marked", marked(Reversible), ("x1", "x2")),
+    Case("Slots", Slots, ("slots",)),
+    Case("RungeKutta marked", marked(RungeKutta)),
+    Case("Flow marked", marked(Flow), ("net", "coords"), image_call),
+    Case("NoneAtFirst", NoneAtFirst, ("x", "hidden")),
+    Case("Positions marked", marked(Positions), ("memory",), passes=2),
     Case("Equilibrium marked", marked(Equilibrium), ("z",), passes=5),
     Case("Anderson marked", marked(Anderson), ("fz",), passes=5),  # its first value is marked in the loop
 ]  # fmt: skip
