@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _BULKY = ("left", "vectors", "shapes")
 """Fields that JSON leaves out: vectors of the width of the state."""
+SHOWN = 5.0
+"""Logarithm by which a perturbation must have grown to have shown itself."""
 __all__ = ["FullLoop", "LinearPart", "Linearization", "to_plain"]
 
 
@@ -95,9 +97,19 @@ class Linearization:
         yield from (("left out", f"{part}: {reason}") for part, reason in self.skipped.items())
 
     @property
+    def on_the_way(self) -> bool:
+        """Whether the full loop was linearised on the way to a rest that was seen behind it: what grows there has had
+        the loops to show it, and did not.
+        """
+        if self.loop is None or self.loop.regime != "unstable" or self.trajectory.kind != "settling":
+            return False
+        rate = np.nanmax([self.loop.log_radius, self.loop.lyapunov_max, -math.inf])
+        return bool(rate * (self.followed - self.loops) > SHOWN)
+
+    @property
     def views(self) -> Views:
         """What linear part, full loop and trajectory say together, by the rule that `diagnose` uses too."""
-        loop = self.loop
+        loop = None if self.on_the_way else self.loop
         law = replace(self.trajectory, regime="unknown") if self.in_transient else self.trajectory
         return law.beside(
             math.nan if self.linear is None else self.linear.radius.value,
@@ -142,6 +154,11 @@ class Linearization:
     @property
     def disagreement(self) -> str:
         """What it means when the three regimes differ; empty when they agree."""
+        if self.on_the_way:
+            return (
+                f"At loop {self.loops}, where it was linearised, small differences grow, and behind it the states "
+                f"settle: not so where they rest. Linearise there: num_loops={self.followed}."
+            )
         return self.views.sentence
 
     @property
@@ -173,6 +190,8 @@ class Linearization:
         share = self.loop.unstable_share
         where = f" for {100 * share:.0f} % of tokens" if self.regimes["loop"] == "unstable" and 0 < share < 1 else ""
         doubt = "" if self.loop.radius.converged else ", not converged"
+        if self.on_the_way:
+            return f"full loop unknown where it rests (on the way, at loop {self.loops}, ρ_J {self.loop.radius.value:.3g}{exponent})"
         differ = ", which disagree" if self.views.rates_disagree else ""
         differs = rates_disagree(self.loop.log_radius, self.loop.lyapunov_max, at_rest=self.loop.steady)
         if differs and self.loop.transient_exponent:

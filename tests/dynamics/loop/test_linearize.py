@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loopscope.dynamics.estimate import Estimate
 from loopscope.dynamics.loop.following import _on, _Sizes, follow
 from loopscope.dynamics.loop.jacobian import LoopJacobian
 from loopscope.dynamics.loop.linearize import _modes, _run, linearize_loop
@@ -435,3 +436,23 @@ def test_growing_steps_in_a_state_that_stays_are_no_explosion_yet():
     found = linearize_loop(step, start, loops=8)
     assert found.trajectory.kind == "undecided" and "an explosion that begins, or an orbit" in found.trajectory.sentence
     assert found.trajectory.regime == "unknown" and found.followed == 64
+
+
+@pytest.mark.parametrize(
+    ("radius", "exponent", "followed", "on_the_way"),
+    [
+        (2.85, 0.22, 128, True),  # as TRM of 15 steps at pass 16; at rest its dense Jacobian has 0.89
+        (2.85, 0.22, 16, False),  # nothing was seen behind it
+        (1.06, 0.06, 48, False),  # grows too slowly to have shown itself
+        (0.9, -0.1, 128, False),
+    ],
+)
+def test_a_loop_that_is_linearised_before_its_rest_is_not_called_unstable(radius, exponent, followed, on_the_way):
+    rests = linearize_loop(lambda h: 0.5 * h, torch.ones(1, 2, 3, dtype=torch.float64))
+    measured = replace(rests.loop, radius=Estimate.exact(radius, "test"), lyapunov_max=exponent, steady=False)
+    found = replace(rests, loop=measured, followed=followed)
+    assert found.on_the_way == on_the_way
+    if on_the_way:
+        assert found.regime == "stable" and "num_loops=128" in found.disagreement and "unstable" not in found.verdict
+    elif radius > 1.1:
+        assert "unstable" in found.verdict and "num_loops" not in found.disagreement
