@@ -191,7 +191,8 @@ class Linearization:
         where = f" for {100 * share:.0f} % of tokens" if self.regimes["loop"] == "unstable" and 0 < share < 1 else ""
         doubt = "" if self.loop.radius.converged else ", not converged"
         if self.on_the_way:
-            return f"full loop unknown where it rests (on the way, at loop {self.loops}, ρ_J {self.loop.radius.value:.3g}{exponent})"
+            there = f"on the way, at loop {self.loops}, ρ_J {self.loop.radius.value:.3g}{exponent}"
+            return f"full loop unknown where it rests ({there})"
         differ = ", which disagree" if self.views.rates_disagree else ""
         differs = rates_disagree(self.loop.log_radius, self.loop.lyapunov_max, at_rest=self.loop.steady)
         if differs and self.loop.transient_exponent:

@@ -1,4 +1,4 @@
-"""TRM, three of its models, and HRM, from TRM's repository and from its own: one carry over all steps, halting after 4."""
+"""TRM, three of its models, and HRM, from TRM's repository and its own: one carry over all steps, halting after 4."""
 
 import importlib
 from functools import partial
