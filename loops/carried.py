@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .flow import Flow
+from .marked import has_norms
 from .site import Place, Variable
 from .source_lines import names_assigned, statement_at, whole
 from .states import Passes
@@ -60,6 +61,7 @@ def carried_by(flow: Flow, tracks: list[Track], passes: int) -> Iterator[Carried
     calls = Counter(call.name for call in calls_in(flow))
     sources = [returner_of(flow, track.keys) for track in tracks]
     taken: Counter[str] = Counter()
+    shapes = [flow.values[track.keys[-1]].shape for track in tracks]
     for track, source in zip(tracks, sources, strict=True):
         output = None if source is None else source[0]
         spelt = _name(flow, track.keys, output)
@@ -70,6 +72,8 @@ def carried_by(flow: Flow, tracks: list[Track], passes: int) -> Iterator[Carried
         if source is not None and calls[source[0]] >= passes - 1:  # tied layers run once each: none sees every pass
             variable = _variable(flow, name, source, track, sharing)
         last = flow.values[track.keys[-1]]
+        if not has_norms(last) or any(last.shape == shape[:-1] for shape in shapes):
+            continue  # a mask of the tokens that go on; a number for each token, as the chance to go on
         line = _line_of(flow, track.keys[-1], output)
         if line is not None:
             before = spelt

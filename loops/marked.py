@@ -6,6 +6,7 @@ forward under way is its own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -48,6 +49,8 @@ class MarkWatcher:
         _count()
 
 
+_log = logging.getLogger("loopscope")
+_refused: set[str] = set()  # names of such marks, each said once
 _WATCHERS: WeakSet[MarkWatcher] = WeakSet()
 _ORDER = torch.zeros(1, dtype=torch.int64)  # keeps the marks of a compiled graph in order, and is not changed
 
@@ -71,9 +74,35 @@ def _mark(order: Tensor, seen: list[Tensor], name: str) -> None:
         watcher.shown(name, state, given)
 
 
+def has_norms(h: Any) -> bool:
+    """Return whether a tensor, or what a trace knows of one, can be a state: floating point numbers in rows.
+
+    >>> has_norms(torch.ones(4, 2)), has_norms(torch.ones(4, 2) > 0), has_norms(torch.ones(4))
+    (True, False, False)
+    """
+    return bool(h.is_floating_point() and h.ndim > 1)
+
+
+def _refuse(h: Tensor, name: str) -> None:
+    """Say once of a mark that what it names is no state."""
+    if name not in _refused:
+        _refused.add(name)
+        _log.warning(
+            "loopscope: the mark %r is not recorded: it names a tensor of %d axes in %s, which has no norm per token; "
+            "mark the states (…, D) of the loop only",
+            name,
+            h.ndim,
+            str(h.dtype).removeprefix("torch."),
+        )
+
+
 def _show(h: Any, name: str, given: Any) -> Any:
     """Show a state to all watchers; return it, or what one of them puts in its place."""
     if not isinstance(h, Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return h
+    if not has_norms(h):
+        if not torch.compiler.is_dynamo_compiling():
+            _refuse(h, name)
         return h
     if torch.compiler.is_dynamo_compiling():
         if not torch.compiler.is_exporting() and not in_operator():

@@ -154,7 +154,7 @@ class LiveRules:
         """Take a pass of the probe batch, ``(T + 1, 4)`` as ``LOOP_COLUMNS``; it belongs to the row before it."""
         if not self._names.isdisjoint((*PROBE_DERIVED, RISK)) and len(loops) > 1:
             rows = loops.astype(np.float64)
-            ratios = late_ratios(rows[None, :-1, 1], rows[None, :, 0])
+            ratios = late_ratios(rows[None, :-1, 1], rows[None, :, 0], rows[None, :, 3])
             measured = {name: float(ratio[0]) for name, ratio in zip(PROBE_DERIVED, ratios, strict=True)}
             self._learn(measured)
             if self._rows:

@@ -22,6 +22,7 @@ from ..dynamics.regime import Regime
 from ..dynamics.trajectory.trajectory import classify
 from ..dynamics.trajectory.trajectory_law import STATE_GROWS, TrajectoryLaw
 from ..runfile.layout import VARIABLE_PASSES
+from ..runfile.ratios import STOPPED, halts
 from ..runfile.reader import Run
 from .depth_law import RECENT, REFERENCE, law_began
 from .exits import exits_said
@@ -34,8 +35,9 @@ BEFORE_THEM = REFERENCE + RECENT  # by which a change of their depths is seen
 LOOP_COLUMNS_READ = ("residual_norm", "step_cosine", "state_norm", "tokens")
 SEVERAL_DEPTHS = (
     "In every recent step the sequences ran through different numbers of loops, so that means over tokens are no "
-    "trajectory: a fixed batch would be one"
+    "trajectory"
 )
+HALTING = f"On the fixed batch {STOPPED}, so that means over them are no trajectory"
 NO_LOOP = "No loop was recorded."
 STANDS = 0.95  # part of the measurements since a step in which a number is above its limit, for it to stand there
 _BADNESS = ("settling", "unknown", "bounded", "orbiting", "drifting", "undecided", "exploding")
@@ -94,10 +96,12 @@ def trajectory_law(run: Run) -> TrajectoryLaw:
     ``unknown``.
     """
     recent = recent_rows(run)
-    if not len(run.probe_steps):
+    if not len(run.probe_steps) or is_long_ago(run.probe_steps, run):
         law = _law_of_training({name: run.loops(name, rows=recent) for name in LOOP_COLUMNS_READ}, run)
         return _as_deep_as_trained(law)
     residual, cosine, state, tokens = (run.probe(name)[-1] for name in LOOP_COLUMNS_READ)
+    if halts(tokens[None], residual[None, :-1], state[None])[0]:
+        return _no_law(HALTING)
     law = _law_of_loops(residual, cosine, state, tokens, run)
     trained = max(np.nanmax(run[name][recent], initial=0) for name in ("depth", "depth_max"))
     deeper = _depths(tokens[None])[0] > trained
@@ -243,10 +247,13 @@ def measured_long_ago(run: Run) -> int | None:
     older than `ALONE` steps, is of other weights: that of step 0 is of those that nobody has trained.
     """
     steps = next((steps for name in FULL_LOOP if len(steps := _series(run, name)[0])), None)
-    if steps is None:
-        return None
+    return int(steps[-1]) if steps is not None and is_long_ago(steps, run) else None
+
+
+def is_long_ago(steps: NDArray[np.int64], run: Run) -> bool:
+    """Return whether a measurement at these steps says nothing of the end of a run, as `measured_long_ago` has it."""
     usual = 2 * int(np.diff(steps).max()) if len(steps) > 1 else ALONE
-    return int(steps[-1]) if run["step"][-1] - steps[-1] > usual else None
+    return bool(run["step"][-1] - steps[-1] > usual)
 
 
 def rates_at(run: Run) -> dict[str, float]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runfile.layout import LOOP_COLUMNS, PROBE_DERIVED, STEP_COLUMNS, STEP_DERIVED
+from ..runfile.ratios import STOPPED, halts
 from ..runfile.reader import Run
 from .expression import Series
 from .findings import JudgementState
@@ -272,6 +273,8 @@ class RunSeries:
             missing = _stopped(source, extent, int(self.steps[-1]))
             if missing is not None and self._too_shallow(source, extent.last):
                 return Missing("not applicable", f"since step {extent.last} no step runs enough loops for {name}")
+            if missing is not None and source in PROBE_DERIVED and (why := _given_up(self._run, extent.last)):
+                return Missing("not applicable", f"since step {extent.last} {why}")
             return missing
         if loop_entry(source) is not None and (self._run["depth"] > 0).any():
             return Missing("not applicable", f"no step runs enough loops for {name}")
@@ -411,9 +414,18 @@ def _not_measured(run: Run) -> str:
     return said or "the full loop was not measured; the preset inspect measures it"
 
 
+def _given_up(run: Run, step: int) -> str:
+    """Return why the fixed batch is run no more behind a step, if that lies in the model; empty where it failed."""
+    told = next((each for each in reversed(run.events) if each.kind == "fixed_batch" and each.step > step), None)
+    return told.message if told is not None and told.severity == "note" else ""
+
+
 def _no_pass(run: Run, name: str) -> Missing:
     """Return why no pass of the fixed batch gave a ratio."""
     if len(run.probe_steps):
+        tokens, residual, state = (run.probe(series)[-1:] for series in ("tokens", "residual_norm", "state_norm"))
+        if halts(tokens, residual[:, :-1], state)[0]:
+            return Missing("not applicable", f"on the fixed batch {STOPPED}")
         return Missing("not applicable", f"the fixed batch runs too few loops for {name}")
     told = next((event for event in run.events if event.kind == "fixed_batch"), None)
     if told is None:

@@ -17,23 +17,50 @@ ROUND_OFF: Final = 1e-5
 """A step this small relative to the state is round-off of a float32 loop."""
 MIN_LOOPS: Final = 4
 """Fewer loops have no late ones."""
+MOVING: Final = 0.02
+"""Part of the state that no token moves by just before it rests: one that rests behind such steps was stopped."""
+STOPPED: Final = "tokens stop after different numbers of loops (halting)"
 
 
-def late_ratios(residual_norm: Floats, state_norm: Floats) -> tuple[Floats, Floats]:
+def halts(tokens: Floats, residual_norm: Floats, state_norm: Floats) -> NDArray[np.bool_]:
+    """Return which trajectories are means over fewer and fewer tokens because some are stopped on their way.
+
+    Tokens that come to rest are counted no more either; then the steps before were small.
+
+    Args:
+        tokens: ``(N, T + 1)``, how many moved in each loop.
+        residual_norm: ``(N, T)``, as that of `late_ratios`.
+        state_norm: ``(N, T + 1)``, likewise.
+
+    >>> fewer = np.array([[8.0, 8, 4, 2, 8]] * 2)
+    >>> halts(fewer, np.array([[1.0, 0.9, 0.8, 0.7], [1.0, 0.01, 1e-4, 1e-6]]), np.ones((2, 5))).tolist()
+    [True, False]
+    """
+    fewer = tokens[:, 1:-1] < tokens[:, :-2]
+    return np.asarray((fewer & (residual_norm[:, :-1] > MOVING * state_norm[:, :-2])).any(axis=1), np.bool_)
+
+
+def late_ratios(residual_norm: Floats, state_norm: Floats, tokens: Floats | None = None) -> tuple[Floats, Floats]:
     """Return ``residual_ratio`` and ``growth_ratio`` of many trajectories of one depth.
 
     Args:
         residual_norm: ``(N, T)``, ‖h[t+1] − h[t]‖.
         state_norm: ``(N, T + 1)``, ‖h[t]‖; a NaN at t = 0 of every row with finite norms behind it was not recorded.
+        tokens: ``(N, T + 1)``, how many moved in each loop, where not always all of them.
 
     Returns:
-        Two arrays ``(N,)``: NaN below four loops, infinite where a number stopped being finite, 0 where the steps
-        vanish at once.
+        Two arrays ``(N,)``: NaN below four loops and where tokens are stopped on the way (means over other tokens have
+        no ratio), infinite where a number stopped being finite, 0 where the steps vanish at once.
 
     >>> steps = 0.5 ** np.arange(8)[None]
     >>> late_ratios(steps, np.ones((1, 9)))[0].tolist()
     [0.5]
     """
+    if tokens is not None:
+        stopped = halts(tokens, residual_norm, state_norm) & np.isfinite(state_norm[:, -1])
+        if stopped.any():
+            ratios = late_ratios(residual_norm, state_norm)
+            return np.where(stopped, np.nan, ratios[0]), np.where(stopped, np.nan, ratios[1])
     unseen = np.isnan(state_norm[:, 0]) & np.isnan(residual_norm[:, 0])
     if residual_norm.shape[1] > 1 and unseen.all() and np.isfinite(state_norm[:, 1]).any():
         residual_norm, state_norm = residual_norm[:, 1:], state_norm[:, 1:]

@@ -312,12 +312,12 @@ class Run:
 
     def _late_ratios(self) -> NDArray[np.float64]:
         """Return ``PROBE_DERIVED`` of every probe pass, ``(2, passes)``."""
-        residual, state = self.probe("residual_norm"), self.probe("state_norm")
-        rows = np.count_nonzero(~np.isnan(self.probe("tokens")), axis=1)
+        residual, state, tokens = (self.probe(name) for name in ("residual_norm", "state_norm", "tokens"))
+        rows = np.count_nonzero(~np.isnan(tokens), axis=1)
         values = np.full((len(PROBE_DERIVED), len(rows)), np.nan)
         for n in np.unique(rows[rows > 1]):  # one group per depth of the probe pass: usually one
             at = rows == n
-            values[:, at] = late_ratios(residual[at, : n - 1], state[at, :n])
+            values[:, at] = late_ratios(residual[at, : n - 1], state[at, :n], tokens[at, :n])
         return values
 
     def _on_steps(self, name: str) -> Series:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import loopscope
+import numpy as np
 import pytest
 import torch
 from loopscope.loops.mark import mark
@@ -50,7 +53,7 @@ def test_a_state_goes_on_as_it_is_and_views_stay_views() -> None:
 
 def test_what_a_watcher_returns_takes_the_states_place() -> None:
     watcher = MarkWatcher(lambda name, h, given: 2 * h)
-    assert mark(torch.ones(2), "h").tolist() == [2.0, 2.0]
+    assert mark(torch.ones(1, 2), "h").tolist() == [[2.0, 2.0]]
     watcher.close()
 
 
@@ -86,3 +89,67 @@ def test_what_is_no_tensor_is_handed_on(value: object) -> None:
     watcher = MarkWatcher(lambda name, h, given: None)
     assert mark(value, "h") is value  # type: ignore[arg-type]
     watcher.close()
+
+
+class Halting(nn.Module):
+    """Adaptive computation: a mask of the tokens that go on, and their chance to, are carried beside the state."""
+
+    def __init__(self, marked: tuple[str, ...]) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9)
+        self.block, self.gate = nn.Linear(8, 8), nn.Linear(8, 1)
+        self.marked = marked
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.embed(tokens)
+        h, chance = torch.zeros_like(e), torch.zeros(tokens.shape)
+        alive = torch.ones(tokens.shape, dtype=torch.bool)
+        for _ in range(5):
+            h = torch.where(alive[..., None], torch.tanh(self.block(h + e)), h)
+            if "h" in self.marked:
+                h = mark(h, "h")
+            chance = chance + torch.sigmoid(self.gate(h)).squeeze(-1) * alive
+            alive = alive & (chance < 1.2)
+            if "alive" in self.marked:
+                alive = mark(alive, "alive")
+        return self.head(h)
+
+
+def trained(path: Path, marked: tuple[str, ...], *, watched: bool = True) -> tuple[list[float], Tensor]:
+    torch.manual_seed(0)
+    model = Halting(marked)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    losses = []
+    probe = loopscope.attach(model, path) if watched else None
+    for _ in range(25):
+        loss = model(torch.arange(8).view(2, 4)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if probe is not None:
+            probe.step(loss=losses[-1])
+    if probe is not None:
+        probe.close()
+    return losses, model.block.weight.detach()
+
+
+def test_a_mark_on_what_has_no_norm_costs_nothing_but_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain, weight = trained(tmp_path / "none.h5", ("h", "alive"), watched=False)
+    losses, same = trained(tmp_path / "a.h5", ("h", "alive"))
+    alone, _ = trained(tmp_path / "b.h5", ("h",))
+    assert losses == plain == alone and torch.equal(weight, same)
+    told = [record.getMessage() for record in caplog.records if "'alive'" in record.getMessage()]
+    assert len(told) == 1 and "a tensor of 2 axes in bool, which has no norm per token" in told[0]
+    with loopscope.open_run(tmp_path / "a.h5") as run, loopscope.open_run(tmp_path / "b.h5") as other:
+        assert run.variables == other.variables == ("h",)
+        for name in ("state_norm", "residual_norm", "tokens"):
+            assert np.array_equal(run.loops(name), other.loops(name), equal_nan=True)
+
+
+def test_the_advice_names_the_state_and_neither_the_mask_nor_a_number_for_each_token(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path / "a.h5", ())
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "h = loopscope.mark(h, 'h')" in said and "'alive'" not in said and "'chance'" not in said

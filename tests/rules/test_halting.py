@@ -7,8 +7,12 @@ from pathlib import Path
 
 import loopscope
 import numpy as np
+import pytest
 import torch
 from loopscope.rules.exits import exit_shares
+from loopscope.rules.live_rules import LiveRules
+from loopscope.rules.rule_files import load_rules
+from loopscope.runfile.layout import Event
 from loopscope.runfile.writer import RunWriter
 from torch import nn
 
@@ -131,3 +135,79 @@ def test_micro_batches_of_different_depths_are_counted_at_the_depth_they_ran(tmp
         shares = exit_shares(run)
         assert np.allclose(shares, np.bincount(ran, minlength=9) / len(ran))
         assert f"Tokens run {np.mean(ran):.1f} loops in the mean" in loopscope.diagnose(run).summary
+
+
+def halting_run(path: Path, passes: dict[int, list[float]], tokens: list[float], *, told: str = "") -> Path:
+    """Write 60 steps whose loops halt, and passes of the fixed batch, given the sizes of their steps."""
+    with RunWriter.create(path, info={}) as writer:
+        for step in range(60):
+            loops = np.array(
+                [[1, 0.8, 0, 64], [1, 0.7, 0.1, 40], [1, 0.6, 0.1, 20], [1, np.nan, np.nan, 64]], np.float32
+            )
+            writer.append_step({"step": float(step), "loss": 2.0 - 0.01 * step, "depth": 2.0, "depth_max": 3.0}, loops)
+            if step in passes:
+                sizes = np.array([*passes[step], np.nan])
+                rows = np.stack([np.ones(len(sizes)), sizes, np.full(len(sizes), 0.5), tokens[: len(sizes)]], axis=1)
+                rows[-1, 3] = 64
+                writer.append_probe(step, rows.astype(np.float32))
+        if told:
+            writer.append_event(Event(59, 0.0, "fixed_batch", "note", message=told))
+    return path
+
+
+GROWING = [0.5 * 1.15**t for t in range(8)]
+
+
+def test_a_fixed_batch_whose_tokens_stop_is_no_trajectory(tmp_path: Path) -> None:
+    """The tokens that go on are those that move farthest: means over them grow, and nothing explodes."""
+    every = dict.fromkeys(range(0, 60, 10), GROWING)
+    with loopscope.open_run(halting_run(tmp_path / "a.h5", every, [64, 64, 50, 30, 20, 10, 5, 4, 64])) as run:
+        said = loopscope.diagnose(run)
+        assert np.isnan(run["residual_ratio"]).all() and np.isnan(run["growth_ratio"]).all()
+    states = {each.rule: (each.state, each.reason) for each in said.judgements}
+    assert states["LS030"] == (
+        "not applicable",
+        "on the fixed batch tokens stop after different numbers of loops (halting)",
+    )
+    assert said.verdict == "unknown" and "no trajectory" in said.summary and "explodes" not in said.summary
+    with loopscope.open_run(halting_run(tmp_path / "b.h5", every, [64] * 9)) as run:
+        assert np.nanmin(run["residual_ratio"]) > 1.1 and "explode" in loopscope.diagnose(run).summary
+
+
+def test_live_and_afterwards_agree_that_there_is_no_ratio(tmp_path: Path) -> None:
+    live = LiveRules([rule for rule in load_rules() if rule.id == "LS030"], {}, ["residual_ratio", "growth_ratio"])
+    growing = np.array(
+        [[1.2**t, 0.5 * 1.2**t, 0.9, n] for t, n in enumerate([64, 50, 30, 20, 10, 5, 4, 64])], np.float32
+    )
+    growing[-1, 1:3] = np.nan
+    alarms = []
+    for tokens in (growing[:, 3], np.full(8, 64.0)):
+        growing[:, 3] = tokens
+        for step in range(len(alarms), 40):
+            alarms += live.add(step, {"loss": 1.0})
+            live.add_pass(growing)
+        if tokens[1] < 64:
+            assert not alarms + live.judge(ended=True)
+    assert alarms or live.judge(ended=True)
+
+
+def test_tokens_that_come_to_rest_are_no_halting(tmp_path: Path) -> None:
+    settling = [0.5 * 0.1**t for t in range(8)]
+    path = halting_run(
+        tmp_path / "a.h5", dict.fromkeys(range(0, 60, 10), settling), [64, 64, 64, 64, 60, 40, 20, 5, 64]
+    )
+    with loopscope.open_run(path) as run:
+        assert np.nanmax(run["residual_ratio"]) == pytest.approx(0.1, rel=0.1)
+        assert loopscope.diagnose(run).regimes["trajectory"] == "stable"
+
+
+def test_a_fixed_batch_of_long_ago_says_nothing_of_the_end(tmp_path: Path) -> None:
+    """It was given up: what it measured of earlier weights is not what the run ends with, and no data is missing."""
+    why = "the fixed batch is not run: of 3 loops a pass no deeper than training would tell too little"
+    path = halting_run(tmp_path / "a.h5", {0: GROWING, 10: GROWING}, [64] * 9, told=why)
+    with loopscope.open_run(path) as run:
+        said = loopscope.diagnose(run)
+    assert "explode" not in said.summary and said.regimes["trajectory"] == "unknown"
+    ratios = {each.rule: each for each in said.judgements if "ratio" in each.reason or each.rule in ("LS030", "LS021")}
+    assert all(each.state != "no data" for each in ratios.values())
+    assert not [each for each in said.findings if each.gap and "ratio" in each.message]
