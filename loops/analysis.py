@@ -17,8 +17,7 @@ import torch
 from ..dynamics.loop.linearize import linearize_loop
 from .bound import bound_loop
 from .call import Input
-from .joint import TWO_PASSES
-from .rerun import CUTS
+from .rerun import CUTS, UNCHECKED
 from .site import LoopSite, LoopSiteError, unwrap
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def linearize(
             budget=budget,
             progress=progress,
         )
-        said = {"two passes" if loop.remark == TWO_PASSES else "noise": loop.remark} if loop.remark else {}
+        said = {"one map" if loop.remark == UNCHECKED else "noise": loop.remark} if loop.remark else {}
         said |= {"detached": CUTS} if loop.cuts() else {}
         return replace(result, skipped={**result.skipped, **said}) if said else result
 

@@ -9,7 +9,6 @@ Not covered: compiled models (use the module before ``torch.compile``) and loops
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -24,6 +23,8 @@ from .hooks import LoopHooks, state_in
 from .neutral import Look, on_the_side, start_streams
 from .rerun import (
     NO_GRADIENT,
+    SAME_NOISE,
+    UNCHECKED,
     BoundLoop,
     KeepsGradients,
     ReachedError,
@@ -37,6 +38,7 @@ from .rerun import (
 )
 from .site import BY_HAND, LoopSite, LoopSiteError, Place, Variable, argument, modules_of, unwrap, with_argument
 
+COMPARED = 3  # loops of the forward with which one loop is compared, where something sets as many
 MOST_APART = 1e-3  # relative difference from which on a loop is not the one that was run
 
 
@@ -114,6 +116,8 @@ class _Interception:
         self.keeps_gradients = KeepsGradients()
         self.hooks = LoopHooks(model, site, enter=self._enter, after=self._leave)
         self.repeats: Repeats | None = None  # how forwards that leave something behind are made the same
+        self.restarts = False  # whether the random streams start again in every loop
+        self.remark = ""
 
     def bind(self, look: Look) -> BoundLoop:
         """Run the model once to see h_0 and e, and make the functions."""
@@ -144,6 +148,7 @@ class _Interception:
             e=e,
             sublayers={name: modules[name] for name in self.site.sublayers},
             site=self.site,
+            remark=self.remark,
             cuts=lambda: self.keeps_gradients.cuts,
         )
 
@@ -160,43 +165,68 @@ class _Interception:
             return tokens(model_step(unreal(h.reshape(shape), state)))
 
         cuts = lambda: self.keeps_gradients.cuts  # noqa: E731
-        return BoundLoop(step, None, None, tokens(state), None, {}, self.site, cuts=cuts)
+        return BoundLoop(step, None, None, tokens(state), None, {}, self.site, remark=self.remark, cuts=cuts)
 
     @torch.no_grad()
     def _check(self) -> None:
         """Raise unless one loop gives the state that followed, and a site given by hand names what it says it names.
 
+        Where the depth can be set, the second of three loops is compared: with a cache, the first one is the same map.
         Nothing can be compared where the forward runs one loop and nothing sets more.
         """
-        depth = 2 if self.site.sets_depth else 1
-        passed = self.seen if depth == 1 else self._passed(depth)
-        by_hand = self.site.found == BY_HAND
-        if by_hand and depth == 2 and len(passed) != depth:
-            setting = self.site.depth_argument or self.site.depth_attribute
-            raise LoopSiteError(
-                f"{setting!r} does not set the depth: at {depth} the loop runs {len(passed)} times; leave it out of "
-                "the site, or name what does"
-            )
+        passed = self._to_compare()
         if len(passed) < 2:
+            self.remark = UNCHECKED
             return
-        (before, e), (after, other) = passed[-2:]
+        (_, e), (_, other) = passed[-2:]
+        by_hand = self.site.found == BY_HAND
         if by_hand and e is not None and other is not None and not _is_close(e, other):
             raise LoopSiteError(
                 f"{self.site.body!r} receives another tensor at {self.site.input_argument!r} in every loop, so that is "
                 "not the input of the loop: leave input_argument out of the site, or name the one that stays"
             )
-        given = self._step(None)(before)
-        alike = given.shape == after.shape
-        if not alike or not _is_close(given, after):
-            apart = float((given - after).norm() / after.norm().clamp(min=1e-12)) if alike else math.nan
-            how = f"{100 * apart:.2g} % apart" if alike else f"shapes {_shape(given)} and {_shape(after)}"
+        self.remark = UNCHECKED if self.site.sets_depth and len(passed) < COMPARED else ""
+        if not (wrong := self._how_far(passed)):
+            return
+        self.restarts, self.remark = True, SAME_NOISE
+        if self._how_far(self._to_compare()):
             raise LoopSiteError(
                 f"what {self.site.after!r} receives is not the state that {self.site.body!r} receives in the next loop "
-                f"({how}): something lies between the loop and {self.site.after!r}, or before "
+                f"({wrong}): something lies between the loop and {self.site.after!r}, or before "
                 f"{self.site.body!r}, or the loop differs from pass to pass; it can be watched but not linearised. "
                 "Name the module that receives the state itself as after, or every tensor that the loop carries where "
                 "it gets its new value: h = loopscope.mark(h, 'h')"
             )
+
+    def _to_compare(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Return state and input of the loops of a forward, one of three loops where its depth can be set.
+
+        Raises:
+            LoopSiteError: A site given by hand names something that does not set the depth.
+        """
+        if not self.site.sets_depth:
+            return self._passed(1) if self.restarts else self.seen
+        try:
+            depth, passed = COMPARED, self._passed(COMPARED)
+        except Exception:  # a table of as many entries as loops, say
+            depth, passed = 2, self._passed(2)
+        if self.site.found == BY_HAND and len(passed) != depth:
+            setting = self.site.depth_argument or self.site.depth_attribute
+            raise LoopSiteError(
+                f"{setting!r} does not set the depth: at {depth} the loop runs {len(passed)} times; leave it out of "
+                "the site, or name what does"
+            )
+        return passed
+
+    def _how_far(self, passed: list[tuple[Tensor, Tensor | None]]) -> str:
+        """Return how far one loop from the last state but one is from the last one; empty where it is the same."""
+        (before, _), (after, _) = passed[-2:]
+        given = self._step(None)(before)
+        if given.shape != after.shape:
+            return f"shapes {_shape(given)} and {_shape(after)}"
+        if _is_close(given, after):
+            return ""
+        return f"{100 * float((given - after).norm() / after.norm().clamp(min=1e-12)):.2g} % apart"
 
     def _passed(self, depth: int) -> list[tuple[Tensor, Tensor | None]]:
         """Return state and input of every loop of a forward at this depth."""
@@ -263,6 +293,8 @@ class _Interception:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the state and the input that the body receives, or put others in their place."""
         self.calls += 1
+        if self.restarts:
+            start_streams(self.model, self.seed)
         if self.loops == 0:
             place = self.site.input_argument
             e = None if place is None else argument(args, kwargs, place)

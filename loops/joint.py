@@ -26,6 +26,8 @@ from .hooks import LoopHooks
 from .neutral import on_the_side, start_streams
 from .rerun import (
     NO_GRADIENT,
+    SAME_NOISE,
+    UNCHECKED,
     BoundLoop,
     KeepsGradients,
     ReachedError,
@@ -40,8 +42,6 @@ from .site import LoopSite, LoopSiteError
 from .states import Passes, Roles, StateHooks
 
 MOST_APART = 1e-3  # relative difference at which the variables are not all that the loop carries
-SAME_NOISE = "the same random numbers are drawn in every pass"
-TWO_PASSES = "the forward runs two passes, so that both are the same map could not be checked"
 
 
 @contextmanager
@@ -127,7 +127,7 @@ class _Joint:
             check_shapes(self.model, seen)
         states = self.states()
         self._from, self._to = ends[:2]  # the forward is left where the state is caught: what comes later costs nothing
-        wrong, remark = self._why_no_map(states), "" if len(states) > 2 else TWO_PASSES
+        wrong, remark = self._why_no_map(states), "" if len(states) > 2 else UNCHECKED
         if wrong:
             self._ends_at, remark = {max(end) for end in ends}, SAME_NOISE
             with torch.no_grad():

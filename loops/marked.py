@@ -80,7 +80,7 @@ def has_norms(h: Any) -> bool:
     >>> has_norms(torch.ones(4, 2)), has_norms(torch.ones(4, 2) > 0), has_norms(torch.ones(4))
     (True, False, False)
     """
-    return bool(h.is_floating_point() and h.ndim > 1)
+    return bool((h.dtype.is_floating_point or h.dtype.is_complex) and h.ndim > 1)
 
 
 def _refuse(h: Tensor, name: str) -> None:

@@ -24,6 +24,8 @@ from .writes import memory_of
 Step = Callable[[Tensor], Tensor]
 
 
+SAME_NOISE = "the same random numbers are drawn in every pass"
+UNCHECKED = "the forward runs too few passes to check that all of them are one map"
 CUTS = "a pass detaches tensors that depend on its state: derivatives leave out what goes through them"
 
 

@@ -87,8 +87,7 @@ class Linearization:
             starts = f", from {point.starts} starts" if point.starts > 1 else ""
             yield "fixed point", f"{point.kind}, ρ {point.radius:.3g}, residual {point.residual:.1e}{starts}"
         if self.start is not None:
-            stays = "depends on it" if self.start.depends else "forgets it"
-            yield "start", f"the end {stays} (distance × {self.start.factor:.3g} per loop)"
+            yield "start", self._start_words()
         if self.input is not None:
             yield "input", f"changes the end by {self.input.gain:.3g} times its own relative change"
         if self.depth is not None:
@@ -186,6 +185,13 @@ class Linearization:
         common = int(periods[counts.argmax()]) if self.trajectory.kind == "orbiting" and len(periods) else 0
         period = f" with period {common}" if common else ""
         return period + (": an attracting cycle" if self.attracting_cycle else "")
+
+    def _start_words(self) -> str:
+        """Return what became of the distance of different starts."""
+        if self.start is None or not self.start.spread[0] > 0:
+            return "every run began at the same state"
+        rate = f" (distance × {self.start.factor:.3g} per loop)" if not math.isnan(self.start.factor) else ""
+        return f"the end {'depends on it' if self.start.depends else 'forgets it'}{rate}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries; states are left out, NaN and infinities become None."""

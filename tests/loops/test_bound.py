@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from loopscope.loops.bound import bound_loop
+from loopscope.loops.rerun import SAME_NOISE, UNCHECKED
 from loopscope.loops.site import LoopSite, LoopSiteError, Part
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -396,14 +397,14 @@ class BetweenLoopAndReadOut(nn.Module):
         self.embed, self.first, self.second = nn.Embedding(16, D), nn.Linear(D, D), Block()
         self.mix, self.final_norm, self.head = nn.Linear(D, D), nn.LayerNorm(D), nn.Linear(D, 16)
         self.gate = nn.Bilinear(D, D, D)
-        self.by_argument = by_argument
+        self.by_argument, self.numbered = by_argument, True
 
     def forward(self, tokens: Tensor, n_loops: int = LOOPS, scale: int = 1) -> Tensor:
         e = self.embed(tokens)
         h = torch.zeros_like(e) + 0.1
         for t in range(n_loops if self.by_argument else LOOPS):
             h = torch.tanh(self.first(h) + e)
-            h = self.second(self.gate(h, e * (1.0 + t)) + h)
+            h = self.second(self.gate(h, e * (1.0 + t * self.numbered)) + h)
             self.mix(h.mean(1))
         return self.head(self.final_norm(h) * scale)
 
@@ -431,7 +432,64 @@ def test_a_site_by_hand_whose_map_is_not_the_loop_is_refused(name: str, sets_dep
 def test_the_same_model_is_linearised_where_after_receives_the_state() -> None:
     torch.manual_seed(0)
     site = LoopSite(body="first", after="final_norm", depth_argument="n_loops")
-    assert loopscope.linearize(BetweenLoopAndReadOut(), TOKENS, num_loops=4, site=site).loop is not None
+    model = BetweenLoopAndReadOut()
+    with pytest.raises(LoopSiteError, match="differs from pass to pass"):
+        loopscope.linearize(model, TOKENS, num_loops=4, site=site)
+    model.numbered = False
+    assert not loopscope.linearize(model, TOKENS, num_loops=4, site=site).skipped.keys() & {"one map", "noise"}
+
+
+class Cached(Looped):
+    """Every loop attends to what all loops before it left behind, as CoTFormer does."""
+
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        kept: list[Tensor] = []
+        for _ in range(loops):
+            kept.append(h)
+            h = self.once(h, e) + 0.1 * torch.cat(kept, dim=1).mean(1, keepdim=True)
+        return h
+
+
+class Tabled(Looped):
+    """Has a number for each of two loops and no more."""
+
+    def run(self, h: Tensor, e: Tensor, loops: int) -> Tensor:
+        for scale in [(1.0, 1.0)[number] for number in range(loops)]:
+            h = self.once(h, e) * scale
+        return h
+
+
+class Noised(Looped):
+    """Adds noise of its own to the input in every loop."""
+
+    def once(self, h: Tensor, e: Tensor) -> Tensor:
+        made = self.inject(torch.cat([h, e], dim=-1))
+        return self.block(made + torch.randn_like(made))
+
+
+def test_a_loop_that_attends_to_its_earlier_passes_is_no_map() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(LoopSiteError, match="differs from pass to pass"), bound_loop(Cached(), TOKENS, site=BY_NAME):
+        pass
+
+
+def test_a_loop_of_two_passes_and_one_with_noise_are_linearised_and_say_so() -> None:
+    torch.manual_seed(0)
+    with bound_loop(Tabled(), TOKENS, site=BY_NAME) as loop:
+        assert loop.remark == UNCHECKED
+    with bound_loop(Noised(), TOKENS, site=BY_NAME) as loop, torch.no_grad():
+        assert loop.remark == SAME_NOISE
+        assert torch.equal(loop.step(loop.state), loop.step(loop.state))
+
+
+BY_NAME = LoopSite(
+    body="inject",
+    after="head",
+    state_argument=Part(0, 0, D),
+    input_argument=Part(0, D, 2 * D),
+    depth_argument="n_loops",
+    mean_depth=2,
+)
 
 
 def test_an_input_that_changes_from_loop_to_loop_is_none() -> None:
@@ -452,7 +510,7 @@ def test_an_input_that_changes_from_loop_to_loop_is_none() -> None:
 def test_an_argument_that_does_not_set_the_depth_is_named() -> None:
     site = LoopSite(body="first", after="final_norm", depth_argument="scale")
     with (
-        pytest.raises(LoopSiteError, match="'scale' does not set the depth: at 2 the loop runs 4 times"),
+        pytest.raises(LoopSiteError, match="'scale' does not set the depth: at 3 the loop runs 4 times"),
         bound_loop(BetweenLoopAndReadOut(), TOKENS, site=site),
     ):
         pass

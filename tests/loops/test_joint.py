@@ -204,7 +204,7 @@ def test_of_two_passes_nobody_can_say_that_they_are_one_map() -> None:
     with pytest.raises(LoopSiteError, match="differs from pass to pass"):
         loopscope.linearize(Numbered(3), torch.tensor([[1, 2]]), num_loops=4)
     skipped = loopscope.linearize(Numbered(2), torch.tensor([[1, 2]]), num_loops=4).skipped
-    assert "could not be checked" in skipped["two passes"]
+    assert "too few passes" in skipped["one map"]
 
 
 def test_a_loop_without_noise_has_no_remark() -> None:

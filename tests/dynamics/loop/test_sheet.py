@@ -9,7 +9,7 @@ import loopscope
 import numpy as np
 import pytest
 import torch
-from loopscope.dynamics import find_fixed_point
+from loopscope.dynamics import StartDependence, find_fixed_point
 from loopscope.dynamics.shown import short
 from loopscope.models import build
 
@@ -64,3 +64,17 @@ def test_results_fit_on_a_screen(result):
 )
 def test_values_in_a_few_words(value, said):
     assert short(value) == said
+
+
+@pytest.mark.parametrize(
+    ("spread", "factor", "depends", "said"),
+    [
+        ([0.0, 0.0], math.nan, False, "every run began at the same state"),
+        ([0.5, 1e-4], 0.3, False, "the end forgets it (distance × 0.3 per loop)"),
+        ([0.5, 0.4], math.nan, True, "the end depends on it"),
+    ],
+)
+def test_what_became_of_different_starts(result, spread, factor, depends, said):
+    start = StartDependence(np.array(spread), factor, depends)
+    rows = [line.split("  ", 2)[-1].strip() for line in str(dataclasses.replace(result, start=start)).splitlines()]
+    assert said in rows
