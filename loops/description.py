@@ -182,8 +182,10 @@ def _missing(site: LoopSite) -> list[str]:
     """Return what the site does not know, in sentences."""
     missing = []
     if site.variables:
-        if any(variable.first for variable in site.variables):
-            missing.append("h_0: no module receives it, so the record starts at h_1")
+        late = [variable for variable in site.variables if variable.first]
+        if late:
+            why = "no module receives it" if late[0].output is not None else "it is not marked before the loop"
+            missing.append(f"h_0: {why}, so the record starts at h_1")
         return missing
     if site.state_argument is None:
         missing.append("h_0: no module receives it, so the record starts at h_1")

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from .call import Call, Input
 from .explanation import ELSEWHERE, OF_ITS_OWN, Level, advice, explanation, in_words, site_call
 from .hooks import LoopHooks
-from .lineage import LineageLoop, lineage_loops, marked_anew, marked_apart, marked_variables
+from .lineage import LineageLoop, lineage_loops
 from .linear_part import known_linear_part, traced_linear_part
+from .marks_seen import marked_anew, marked_apart, marked_variables
 from .neutral import on_the_side
+from .parts import OVER_PARTS, goes_over_parts
 from .periods import Link, Loop, Periods
 from .site import BY_MARKS, Item, LoopSite, LoopSiteError, Place, Variable, modules_of, plain_name, uncompiled
 from .states import Passes, Roles, StateHooks
@@ -81,6 +83,13 @@ def site_of_trace(model: nn.Module, root: Event, forward: str = "one forward in 
     Raises:
         LoopSiteError: As `discover`.
     """
+    site = _site_seen(model, root, forward)
+    over = {v.output or f"mark {v.name}" for v in site.variables} or {site.output or site.body}
+    return replace(site, notes=(*site.notes, OVER_PARTS)) if any(goes_over_parts(root, name) for name in over) else site
+
+
+def _site_seen(model: nn.Module, root: Event, forward: str) -> LoopSite:
+    """As `site_of_trace`, without a look at what the loop goes over."""
     marked, passes = marked_variables(root)
     if marked:
         _check_one_loop(root, marked)

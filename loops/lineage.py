@@ -12,7 +12,7 @@ Not covered: loops of compiled or scripted modules, whose calls count as one fun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -20,9 +20,7 @@ from typing import Literal
 import numpy as np
 
 from .carried import Carried, Track, call_at, calls_in, carried_by, maker_of, own_argument, passes_of, returner_of
-from .flow import MARK, Flow, ancestry, flow_of, uses_of
-from .site import Variable
-from .states import Passes
+from .flow import Flow, ancestry, flow_of, uses_of
 from .trace import Event, Line
 
 LONGEST = 4000  # uses of parameters that are looked at
@@ -126,89 +124,6 @@ def _loops(flow: Flow, uses: list[int], labels: list[int]) -> list[LineageLoop]:
     return loops
 
 
-def marked_variables(root: Event) -> tuple[tuple[Variable, ...], int]:
-    """Return the variables that a forward marks, in the order of their first marks, and how many passes it runs.
-
-    A first mark is on the value before the loop, unless parameters that make the next value have made it too.
-    """
-    flow = flow_of(root)
-    behind, labels = ancestry(flow)
-    marks: dict[str, list[int]] = {}
-    order: list[str] = []
-    for event in root.walk():
-        if event.module is None and event.name.startswith(MARK):
-            order.append(event.name.removeprefix(MARK))
-            marks.setdefault(order[-1], []).append(flow.key(event.reads[0]))
-    variables = []
-    for name, keys in marks.items():
-        made = [behind.get(key, 0) for key in keys[:3]]
-        anew = [{labels[bit] for bit in _bits(other & ~one)} for one, other in pairwise(made)]
-        again = {labels[bit] for bit in _bits(made[0])}.intersection(*anew) if anew else set()
-        variables.append(Variable(name=name, first=1 if again else 0))
-    return tuple(variables), _passes_of_marks(order, variables)
-
-
-def marked_anew(root: Event) -> list[str]:
-    """Return the names of marks whose values begin anew within the forward: they are not made of the last ones."""
-    flow = flow_of(root)
-    behind, _ = ancestry(flow)
-    last: dict[str, int] = {}
-    anew: dict[str, None] = {}
-    for event in root.walk():
-        if event.module is None and event.name.startswith(MARK):
-            name, made = event.name.removeprefix(MARK), behind.get(flow.key(event.reads[0]), 0)
-            if made and last.get(name, 0) & ~made:  # behind a transform nothing is known
-                anew[name] = None
-            last[name] = made
-    return list(anew)
-
-
-def marked_apart(root: Event, variables: Sequence[Variable]) -> list[list[str]]:
-    """Return the names of marks by loop, where some run whole passes before others begin; in running order.
-
-    Args:
-        root: The model's own call.
-        variables: As `marked_variables` gives them.
-    """
-    updates: dict[str, list[int]] = {v.name: [] for v in variables}
-    before = {v.name for v in variables if v.first == 0}
-    marks = [e.name.removeprefix(MARK) for e in root.walk() if e.module is None and e.name.startswith(MARK)]
-    for at, name in enumerate(marks):
-        if name in before:
-            before.remove(name)
-        else:
-            updates[name].append(at)
-    loops: list[list[str]] = []
-    ends = -1
-    for name, own in sorted(updates.items(), key=lambda item: item[1][:1]):
-        if len(own) < 2:
-            return []  # a mark that is made once tells of no loop of its own
-        if own[0] > ends:
-            loops.append([])
-        loops[-1].append(name)
-        ends = max(ends, own[-1])
-    return loops
-
-
-def _passes_of_marks(order: Sequence[str], variables: Sequence[Variable]) -> int:
-    """Return how many passes run, given the names of all marks in their order."""
-    numbers = {variable.name: number for number, variable in enumerate(variables)}
-    passes, before = Passes(len(variables)), {v.name for v in variables if v.first == 0}
-    for name in order:
-        if name in before:
-            before.remove(name)  # the value before the loop
-        else:
-            passes.update(numbers[name])
-    return passes.number + passes.whole
-
-
-def _bits(number: int) -> Iterator[int]:
-    """Yield which bits of a number are set."""
-    while number:
-        yield (low := number & -number).bit_length() - 1
-        number ^= low
-
-
 def _repeated_uses(flow: Flow, labels: list[Hashable]) -> tuple[list[int], list[int]]:
     """Return the functions that use parameters on what the same parameters made before or after, and their labels.
 
@@ -255,7 +170,7 @@ def _stretches(labels: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 Ends = Literal["least", "returned"]
-"""Where passes end: where least is alive, or where most of what is alive was returned by modules."""
+"""Where passes end: where least is alive, or most of what is alive was returned by modules."""
 _ENDS: tuple[Ends, ...] = ("least", "returned")
 
 
@@ -299,20 +214,28 @@ def _runs(flow: Flow, passes: list[list[int]]) -> list[list[list[int]]]:
 
 
 def _alive(flow: Flow, passes: list[list[int]]) -> list[int]:
-    """Return how many values are alive between two passes, at the least."""
-    span = _with_tail(flow, _span(flow, passes))
-    return [len(_live(flow, span, _cut(flow, span, a[-1], b[0], "least"))) for a, b in pairwise(passes)]
+    """Return how many values are alive between two passes, at the least, as `_live` has it."""
+    span = _span(flow, passes)
+    change = np.zeros(len(flow.events) + 2, dtype=np.int64)
+    for i in range(span.start, span.stop):
+        for key in flow.writes[i]:
+            last = max((at for at in flow.read_at.get(key, ()) if at < span.stop), default=i)
+            if flow.made[key] == i < last and _is_wide(flow, key) and flow.behind.get(key, 0) & span.uses:
+                change[i + 1] += 1
+                change[last + 1] -= 1
+    alive = np.cumsum(change)
+    return [int(alive[a[-1] + 1 : b[0] + 1].min()) for a, b in pairwise(passes)]
 
 
 def _whole_passes(flow: Flow, passes: list[list[int]]) -> list[list[int]]:
     """Return passes that are whole: a step of a solver that asks for its field several times is one of them.
 
     Between two of its questions more is alive than between two steps. The first step tells nothing, for what it begins
-    with was made before the loop.
+    with was made before the loop, and nor does the last one, of which only what it asks with is read in the loop.
     """
     alive = _alive(flow, passes)
-    for size in range(2, len(passes) // 2 + 1):
-        later = [(alive[k - 1], k % size == 0) for k in range(size, len(passes))]
+    for size in range(2, len(passes) // 3 + 1):
+        later = [(alive[k - 1], k % size == 0) for k in range(size, len(passes) - size + 1)]
         at_ends, inside = ({number for number, is_end in later if is_end is which} for which in (True, False))
         if len(passes) % size == 0 and len(at_ends) == 1 and min(inside) > max(at_ends) > 0:
             return [[i for one in passes[k : k + size] for i in one] for k in range(0, len(passes), size)]

@@ -97,6 +97,7 @@ class Event:
         writes: The values it returned.
         children: The calls made inside a module's call.
         line: Where in the user's code it was called: file, line and the code itself.
+        index: Of a function that picks a part of a tensor, which part; None where that is not told by constants.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Event:
     writes: list[Value] = field(default_factory=list)
     children: list[Event] = field(default_factory=list)
     line: Line | None = None
+    index: str | None = None
 
     @property
     def learns(self) -> bool:
@@ -321,6 +323,8 @@ class Recorder(TorchFunctionMode):
                 return output
             weights = _weights(name, reads, args, kwargs)
             event = Event(name, None, {}, reads, line=self._line())
+            if len(reads) == 1 and name in _PICKS:
+                event.index = repr((*args[1:], *kwargs.values()))
             for tensor in fresh:
                 known = self._values.get(id(tensor))
                 same = known is not None and known[0]() is tensor and id(known[1]) in given
@@ -393,6 +397,7 @@ def _lines_from(frame: FrameType, left: int = 4) -> Line:
     return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code, outer)
 
 
+_PICKS = frozenset({"__getitem__", "select", "narrow"})
 _NO_EVENTS = frozenset({"size", "dim", "numel", "is_floating_point", "stride", "__len__", "_set_grad_enabled"})
 
 

@@ -84,6 +84,7 @@ class LoopWatch:
         self._in_training: SeenInTraining | None = None  # while the step under way is looked at
         self._distrusted = False  # A̅ of sharded parameters that the injection does not act like
         self._compiled_before = graphs_compiled() > 0
+        self._forwards = 0  # of the model, when the last step ended
         self._loops_seen = False
         self._step = 0  # the one that is under way
         self.explained: int | None = None  # a step without loops whose reason the log tells
@@ -149,6 +150,7 @@ class LoopWatch:
             self._notices.pass_on(full_loop.event)
         if self.tap.enabled and not len(sums.counts) and step != self.explained:
             self._say_empty(step)
+        self._forwards, self.tap.missed = self.tap.forwards, False
         self._loops_seen |= len(sums.counts) > 0
         rows = sums.device_rows()
         inner = inside.device_rows() if inside is not None and self._preset.inside(step) else None
@@ -286,15 +288,22 @@ class LoopWatch:
 
     def _say_empty(self, step: int) -> None:
         """Say why a step may have left no loop behind."""
+        site, begun = self._site, self.tap.forwards > self._forwards
+        names = [v.output or v.name for v in site.variables] or [site.output or site.body]
+        place = ", ".join(repr(name) for name in dict.fromkeys(names))
         if not self._model.training:
             why = "the model is in evaluation mode; call model.train() before the forward"
+        elif self.tap.missed:
+            why = "the states of its loop could not be read: an earlier message names the error"
         elif self._compiled_before:
             why = (
                 "attached after the first compiled call, it seems, and graphs that exist do not hold the hooks; "
                 "call torch._dynamo.reset() now, or attach before the first call"
             )
+        elif begun:
+            why = f"the forward of this model did not come to {place}, or not where that can be seen"
         else:
-            why = f"no forward of this model ran since the last step, or it did not call {self._site.body!r}"
+            why = "no forward of this model ran since the last step"
         self._notices.say(step, "no_loop", f"step {step} recorded no loop: {why}")
 
     def _say_unchecked(self, step: int, why: str) -> None:

@@ -52,7 +52,7 @@ from .row_sender import LoopPart, RowSender
 from .rules_of_run import project_rules, rules_for
 from .run_info import device_of, rank_and_world_size, refuse_lazy, run_info, site_info
 from .schedule import Preset, find_preset
-from .seeker import Seeker, Timeline, first_line, in_words, site_or_why_not
+from .seeker import Reasons, Seeker, Timeline, first_line, in_words, site_or_why_not
 from .stopping import Stopping
 
 
@@ -189,10 +189,11 @@ class Probe:
         )
         self._step = self._recorder.next_step
         self._probed = -1  # the last step after which the fixed batch was run
-        self._closed = self._waiting = False
+        self._closed = False
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the one that is looked at
         self._process = os.getpid()
         self._notices = Notices(self._recorder.say)
+        self._reasons = Reasons(self._notices)
         self._on_alert = on_alert
         self._stopping = Stopping(alerts, path, self._notices)
         self._sender = RowSender(self._recorder, self._notices)
@@ -431,10 +432,7 @@ class Probe:
 
     def _say_waiting(self, why: str) -> None:
         """Say that there is no loop yet."""
-        self._notices.say(self._step, "loop_awaited", f"no loop is recorded yet: {first_line(why)}", severity="note")
-        if not self._waiting:
-            log.warning("loopscope: no loop is recorded yet, and the probe waits for one: %s", why)
-        self._waiting = True
+        self._reasons.say(self._step, why)
 
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the first training batch to the passes at fixed depth, then take its own hook off."""

@@ -14,8 +14,9 @@ Not covered: compiled functions that a forward makes by itself.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -24,14 +25,22 @@ from torch import Tensor, nn
 from ..loops.call import Call, Input
 from ..loops.find import find_site
 from ..loops.hooks import Hook
+from ..loops.marked import MarkWatcher
 from ..loops.nested import changed, tensors_in
 from ..loops.neutral import LookError
 from ..loops.site import LoopSite, LoopSiteError
 from ..loops.trace import Moment, Recorder
-from .notices import one_line
+from ..runfile.layout import Event
+from .measure.internals import graphs_made
+from .notices import Notices, log, one_line
 
+MOST_REASONS = 8  # that are given
 MOST_BYTES = 256 << 20  # of tensors that are kept until a forward is over
 
+UNSEEN = (
+    "A part of it was compiled as it ran (torch.compile, torch.while_loop, torch.scan inside of a forward): what loops "
+    "in such a part cannot be seen."
+)
 OnLoop = Callable[[LoopSite, "Timeline | None"], None]
 
 
@@ -83,6 +92,28 @@ class Timeline:
             self.moments.clear()
 
 
+class Reasons:
+    """Why there is no loop yet: each reason goes to the log whole, and into the file in short, at its first occurrence.
+
+    Args:
+        notices: Hands events on.
+    """
+
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
+        self._given = set[str]()
+
+    def say(self, step: int, why: str) -> None:
+        """Give a reason."""
+        short = in_short(why)
+        if short in self._given or len(self._given) == MOST_REASONS:
+            return
+        self._given.add(short)
+        log.warning("loopscope: no loop is recorded yet, and the probe waits for one: %s", why)
+        message = f"no loop is recorded yet: {short}"
+        self._notices.pass_on(Event(step, time.time(), "loop_awaited", "note", message=message))
+
+
 class Seeker:
     """Finds the loop of a model while it trains.
 
@@ -99,11 +130,14 @@ class Seeker:
         self._step_then = 0  # of the forward before
         self._recorder: Recorder | None = None
         self._timeline = Timeline()
+        self._graphs = 0  # that Dynamo had made when the forward under way began
+        self._outside = ""  # a mark that was made outside of the model's forward
         self._done = False
         self._compiled = _is_compiled(model)
         self._handles = [] if self._compiled else [
             module.register_forward_pre_hook(Hook(self._count)) for module in model.modules() if not _holds(module)
         ]  # fmt: skip
+        self._watcher = None if self._compiled else MarkWatcher(self._hear)
         self._ran: dict[str, nn.Module] = {}  # the model itself and its direct parts, as they first run
         parts = [] if self._compiled else [("", model), *model.named_children()]
         self._handles += [part.register_forward_pre_hook(Hook(self._note(name))) for name, part in parts]
@@ -129,6 +163,7 @@ class Seeker:
             self._look_aside(module, args, kwargs)
             return
         self._timeline = Timeline(late if self._forwards > 2 else "")
+        self._graphs = graphs_made()
         self._recorder = Recorder(self._model, self._see)
         self._recorder.__enter__()
         if module is self._model:  # its own hooks are being called already
@@ -136,17 +171,25 @@ class Seeker:
 
     def end_step(self) -> None:
         """Say so where training calls parts of the model and never its own forward, as a wrapper's own method does."""
+        if self._outside and not self._done and "" in self._ran:
+            self._waits(
+                f"the state {self._outside!r} is marked outside of the forward of {type(self._model).__name__}, where "
+                "nobody hears of it: put the loop that marks it into the forward of a module, and attach to that one"
+            )
         if self._done or "" in self._ran or not self._ran:
             return
         parts = ", ".join(f"model.{name} ({type(part).__name__})" for name, part in self._ran.items())
         self._waits(
             f"in a whole step no forward of {type(self._model).__name__} itself ran, only of its parts: attach the "
-            f"probe to the module that training calls and whose forward holds the loop, of {parts}"
+            f"probe to the module that training calls and whose forward holds the loop, of {parts}; a loop in the "
+            "training's own code has to be put into the forward of a module first"
         )
 
     def stop(self) -> None:
         """Look no more."""
         self._done = True
+        if self._watcher is not None:
+            self._watcher.close()
         self._abandon()
         for handle in self._handles:
             handle.remove()
@@ -160,6 +203,15 @@ class Seeker:
             self._ran.setdefault(name, module)
 
         return note
+
+    def _hear(self, name: str, state: Tensor, given: Tensor | None) -> None:
+        """Take note of a mark that is made while no forward of the model is under way."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and not self._outside:
+            if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is self._model:
+                return
+            frame = frame.f_back
+        self._outside = self._outside or name
 
     def _see(self, moment: Moment) -> None:
         """Take note of a moment; the last one is that of the model itself."""
@@ -181,7 +233,8 @@ class Seeker:
         try:
             site = site_of_trace(self._model, recorder.root.children[0], "a training forward")
         except Exception as error:  # of the search: training goes on
-            self._waits(str(error))
+            unseen = f" {UNSEEN}" if graphs_made() > self._graphs else ""
+            self._waits(f"{error}{unseen}")
             return
         self.stop()
         timeline.check(site)
@@ -319,3 +372,16 @@ def in_words(site: LoopSite, timeline: Timeline | None) -> str:
 def first_line(text: str) -> str:
     """Return the beginning of what may be a long explanation."""
     return (text.strip().splitlines() or [""])[0][:200]
+
+
+def in_short(text: str) -> str:
+    r"""Return the first sentence of an explanation, and where the rest of it is.
+
+    >>> in_short("several loops were seen:\n  1. enc\n  2. dec"), in_short("A model loops nowhere. Say where.")
+    ('several loops were seen; the log says which, and how to name it', 'A model loops nowhere.')
+    """
+    lines = text.strip().splitlines() or [""]
+    if len(lines) > 1:
+        return f"{lines[0][:150].rstrip(':')}; the log says which, and how to name it"
+    sentence, *rest = lines[0].split(". ")
+    return f"{sentence}." if rest else sentence

@@ -65,7 +65,8 @@ def evaluated_deeper(run: Run) -> list[Finding]:
         remedy = _UNSETTLED
     else:
         beyond = "" if deep >= most else f"; beyond {deep} loops nothing is recorded"
-        shown = f"on the fixed batch, {deep} loops deep, the state {law.words}{beyond}"
+        does = f"is {law.words}" if law.kind == "undecided" else law.words
+        shown = f"on the fixed batch, {deep} loops deep, the state {does}{beyond}"
         remedy = _UNSETTLED if law.kind in (*UNSETTLED, "undecided") else _SETTLES
     depth = run["depth"][recent_rows(run)]
     usual = f"{np.nanmean(depth):.3g} loops on average" if np.isfinite(depth).any() else "its loop"

@@ -51,6 +51,15 @@ def graphs_compiled() -> int:
     return 0 if counters is None else int(counters["frames"]["ok"])
 
 
+def graphs_made() -> int:
+    """Return how many graphs Dynamo has made in this process, those of operators that take functions too.
+
+    Without the private name the answer is 0, and it is not said that what a forward compiles by itself is not seen.
+    """
+    counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", None)
+    return 0 if counters is None else int(counters["stats"]["unique_graphs"])
+
+
 @torch.no_grad()
 def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the Euclidean norm of each tensor; without the private name one kernel for each of them.

@@ -79,6 +79,7 @@ class LoopTap:
     Attributes:
         enabled: Whether recording is due in this step.
         forwards: Forwards of the model that have begun, recorded or not.
+        missed: Whether a state could not be read in the step under way.
         compiled: Whether hooks of the loop were called by a compiled graph.
         injects: Whether ‖B̅e‖ is due, which costs a product with B̅.
         evaluations: The forwards in evaluation mode since the last row.
@@ -91,7 +92,7 @@ class LoopTap:
     def __init__(self, model: nn.Module, site: LoopSite, sums: LoopSums, report: Report) -> None:
         self.sums = sums
         self.enabled = self.injects = True
-        self.forwards = 0
+        self.forwards, self.missed = 0, False
         self.compiled = False
         self.evaluations, self.backward = Evaluations(), BackwardSolves()
         self.on_state: Callable[[int, Tensor], None] | None = None
@@ -287,6 +288,7 @@ class LoopTap:
 
     def _miss(self, place: Spot, error: Exception) -> None:
         """Record a state that could not be read as missing, and say so."""
+        self.missed = True
         if self._runs is not None:
             self._runs = None
             what = f"the loops of a forward in evaluation mode could not be counted ({_short(error)})"

@@ -190,3 +190,137 @@ def test_of_the_first_training_forward_it_is_not_said_that_it_was_in_evaluation_
         record(Base(none), tmp_path / "a.h5").close()
     (text,) = [r.getMessage() for r in caplog.records if "the probe waits for one" in r.getMessage()]
     assert "a training forward shows none" in text and "evaluation" not in text
+
+
+def said_while_waiting(model: nn.Module, path: Path, train: Callable[[nn.Module], Tensor]) -> list[str]:
+    with loopscope.attach(model, path) as probe:
+        for _ in range(3):
+            train(model).backward()
+            probe.step(loss=0.0)
+    with loopscope.open_run(path) as run:
+        return [event.message for event in run.events if event.kind == "loop_awaited"]
+
+
+def test_of_marks_outside_of_a_forward_it_is_said_where_they_have_to_be(tmp_path: Path) -> None:
+    def one_step(model: Base, h: Tensor) -> Tensor:
+        return model.block(h)
+
+    def train(model: nn.Module) -> Tensor:
+        h = model.embed(TOKENS)
+        for _ in range(3):
+            h = mark(model(h), "h")
+        return model.head(h).sum()
+
+    said = said_while_waiting(Base(one_step), tmp_path / "a.h5", train)
+    assert len(said) == 2 and "'h' is marked outside of the forward of Base" in said[1]
+
+    class Step(nn.Module):  # the advice, followed
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self) -> Tensor:
+            return train(self.model)
+
+    with loopscope.attach(step := Step(Base(one_step)), tmp_path / "b.h5") as probe:
+        step().backward()
+        probe.step(loss=0.0)
+    with loopscope.open_run(tmp_path / "b.h5") as run:
+        assert run["depth"].tolist() == [3.0]
+
+
+def test_an_event_ends_in_no_half_word_and_says_where_the_rest_is(tmp_path: Path) -> None:
+    model = shapes.TwoInSuccession()
+    (said,) = said_while_waiting(model, tmp_path / "a.h5", lambda model: model(TOKENS).sum())
+    assert said.endswith("; the log says which, and how to name it")
+
+
+def over_chunks(model: Base, tokens: Tensor) -> Tensor:
+    x = model.embed(tokens)
+    h, made = 0 * x[:, :1], []
+    for chunk in x.split(1, dim=1):
+        h = model.block(h + chunk)
+        made.append(h)
+    return model.head(torch.cat(made, 1))
+
+
+def over_positions(model: Base, tokens: Tensor) -> Tensor:
+    x = model.embed(tokens)
+    h = 0 * x[:, 0]
+    for t in range(x.shape[1]):
+        h = model.block(mark(h + x[:, t], "h"))
+    return model.head(h)
+
+
+def over_channels(model: Base, tokens: Tensor) -> Tensor:
+    """Depth: every pass has another part of the channels added, as a hypernetwork gives it."""
+    h = e = model.embed(tokens)
+    for part in e.repeat(1, 1, 3).split(D, dim=-1):
+        h = model.block(h + part)
+    return model.head(h)
+
+
+def over_signals(model: Base, tokens: Tensor) -> Tensor:
+    """Depth: a time signal for each pass, from a table."""
+    h, table = model.embed(tokens), torch.arange(3.0 * D).view(3, D)
+    for t in range(3):
+        h = model.block(h + table[t])
+    return model.head(h)
+
+
+@pytest.mark.parametrize(
+    ("run", "is_over_parts"),
+    [(over_chunks, True), (over_positions, True), (over_channels, False), (over_signals, False), (twice, False)],
+)
+def test_a_loop_over_positions_is_named_as_one(run: Callable[..., Tensor], is_over_parts: bool) -> None:
+    notes = discover(Base(run), TOKENS).notes
+    assert any("goes over positions, chunks or frames, not over depth" in note for note in notes) == is_over_parts
+
+
+def test_no_shape_of_depth_is_called_one_of_positions() -> None:
+    for case in shapes.CASES:
+        if case.call is shapes.plain_call and case.site is None:
+            told = any("not over depth" in note for note in discover(case.make()).notes)
+            assert told == case.name.startswith("Positions"), case.name
+
+
+def test_of_a_loop_compiled_in_the_forward_it_is_said_that_it_cannot_be_seen(tmp_path: Path, caplog) -> None:
+    def inside(model: Base, tokens: Tensor) -> Tensor:
+        weight = model.other.up.weight[:D]
+        with torch.no_grad():
+            start = torch.tensor(0), model.embed(tokens)
+            h = torch.while_loop(lambda i, h: i < 3, lambda i, h: (i + 1, torch.tanh(h @ weight)), start)[1]
+        return model.head(model.block(h))
+
+    with caplog.at_level(logging.WARNING):
+        said_while_waiting(Base(inside), tmp_path / "a.h5", lambda model: model(TOKENS).sum())
+    assert "was compiled as it ran" in caplog.text
+
+
+def test_a_step_under_a_transform_is_not_told_to_be_compiled(tmp_path: Path) -> None:
+    def plain(model: Base, tokens: Tensor) -> Tensor:
+        h = model.embed(tokens)
+        for _ in range(3):
+            h = model.block(h)
+        return model.head(h)
+
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
+    model = Base(plain)
+    with loopscope.attach(model, tmp_path / "a.h5") as probe:
+        for _ in range(2):
+            weights = dict(model.named_parameters())
+            torch.func.grad(lambda w: torch.func.functional_call(model, w, (TOKENS,)).sum())(weights)
+            probe.step(loss=0.0)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        (said,) = [event.message for event in run.events if event.kind == "no_loop"]
+    assert "its loop could not be read" in said
+
+
+def test_a_model_of_a_file_in_which_another_was_compiled_is_looked_at_as_it_trains(tmp_path: Path) -> None:
+    other = Base(twice)
+    other.compile(backend="aot_eager")
+    other(TOKENS).sum().backward()
+    assert any(name.startswith("__compiled_fn") for name in globals())
+    from loopscope.probes.seeker import _is_compiled
+
+    assert not _is_compiled(Base(twice)) and _is_compiled(other)

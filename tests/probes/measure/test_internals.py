@@ -41,6 +41,6 @@ def test_names_that_are_gone_cost_an_answer_and_nothing_else(monkeypatch: pytest
     monkeypatch.delattr(torch._C, "_current_graph_task_id")
     monkeypatch.delattr(torch.distributed.distributed_c10d, "_get_default_store")
     monkeypatch.setitem(sys.modules, "torch._dynamo.utils", None)
-    assert not internals.in_backward() and internals.graphs_compiled() == 0
+    assert not internals.in_backward() and internals.graphs_compiled() == 0 == internals.graphs_made()
     with pytest.raises(RuntimeError, match="keeps the store"):
         internals.default_store()
