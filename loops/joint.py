@@ -112,8 +112,14 @@ class _Joint:
 
     def bind(self, repeats: Repeats) -> BoundLoop:
         """Run the model once to see where its passes end, and make the functions."""
-        with torch.no_grad():
-            self.run()
+        try:
+            with torch.no_grad():
+                self.run()
+        except (LoopSiteError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            name = type(self.model).__name__
+            raise LoopSiteError(f"{name} failed on this input ({error!r}): give one that the model accepts") from error
         self.repeats = repeats if repeats.needed() else None
         ends = self._ends()
         if len(ends) < 2:

@@ -28,6 +28,10 @@ from .variables import is_measured, round_off_of, until_lost, variables_of
 
 UNSETTLED: Final = ("drifting", "orbiting", "exploding")
 DID: Final = {"settling": "still settled", "drifting": "drifted", "orbiting": "orbited", "exploding": "exploded"}
+LATEST: Final = 8
+"""Passes at the end in which the state of a variable that explodes has to grow,"""
+GROWS_WITH: Final = 0.5
+"""by at least this part of what its steps grow, in the logarithm."""
 AT_ONCE: Final = 64
 """Measurements that are read at a time, the last ones first."""
 NON_FINITE: Final = "LS001"
@@ -191,8 +195,34 @@ def laws_of_passes(run: Run, measured: NDArray[Any], only: str = "") -> dict[str
     for name, rows, gone in zip(names, passes, first, strict=True):
         if only in ("", name):
             law = classify(rows[:-1, 1], rows[:-1, 2], rows[:, 0], round_off=level)
+            law = law if gone or grows_with_its_steps(law, rows[:, 0]) else _growth_in_bounds(law)
             laws[name] = lost_law(name) if gone and law.kind != "exploding" else law
     return laws
+
+
+def grows_with_its_steps(law: TrajectoryLaw, state: Series) -> bool:
+    """Return whether the state grows at the end as steps that grow geometrically make it grow; True of other laws.
+
+    A state that is normalised, or that leaves a rest for an orbit, stays where it is.
+
+    Args:
+        law: The law of its steps.
+        state: Its norms.
+
+    >>> law = classify(1.1 ** np.arange(20.0))
+    >>> grows_with_its_steps(law, 1.1 ** np.arange(21.0)), grows_with_its_steps(law, np.ones(21))
+    (True, False)
+    """
+    if law.kind != "exploding" or law.method == "non-finite":
+        return True
+    last = state[-1 - LATEST :]
+    return bool(np.log(last[-1] / last[0]) >= GROWS_WITH * (len(last) - 1) * math.log(law.rate))
+
+
+def _growth_in_bounds(law: TrajectoryLaw) -> TrajectoryLaw:
+    """Return the law of steps that grow in a state that does not."""
+    said = f"Steps grow by a factor {law.rate:.3f} per pass and the state does not: an explosion begins or it orbits"
+    return replace(law, kind="undecided", regime="unknown", between=("exploding", "orbiting"), sentence=said)
 
 
 def lost_law(variable: str) -> TrajectoryLaw:

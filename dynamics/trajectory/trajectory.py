@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..regime import Regime
 from ..shown import Shown
 from .direction import STRAIGHT, direction, mean_where
+from .humps import humps
 from .round_off import FLOOR_GROWTH, ROUND_OFF, ROUND_OFF_OF, end_above, follows_a_law
 from .step_laws import BAND, CLASSES, LawFits, fit_laws
 from .trajectory_law import Kind, TrajectoryLaw, sentence_of
@@ -381,6 +382,9 @@ def _decide(residual: Floats, cosine: Floats, state: Floats, known: Bools, round
         leads = direction(residual[rows], cosine[rows], state[rows], first)
         seen = _seen(window, cosine[rows, first:length])
         _fill(decision, rows, fits, leads, seen, loops, int(length) - first)
+    doubt, more = humps(residual, state, known & (decision.kind == "exploding"), decision.rate)
+    decision.kind[doubt], decision.first[doubt], decision.second[doubt] = "undecided", "exploding", "orbiting"
+    decision.second_law[doubt], decision.more_loops[doubt] = "that rise for a while", more[doubt]
     if round_off is None:
         _doubt_short_floats(decision, residual, cosine, state, known & ~at_floor)
     settled = (("kind", "settling"), ("method", "round-off"), ("first", ""), ("second", ""), ("more_loops", 0))

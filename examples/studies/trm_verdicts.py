@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from trm_checkout import ByHand, batches, build, missing, optimizer_of
 
 STEPS, PASSES, MORE = 300, 200, 2000
 SEQUENCES = 2  # of the fixed batch that the full loop is measured on
-RUNS = [(lr, seed) for lr in (0.0003, 0.001, 0.002, 0.005, 0.007, 0.02, 0.1) for seed in (0, 1, 2)]
+RATES, SEEDS = (0.0003, 0.001, 0.002, 0.005, 0.007, 0.02, 0.1), (0, 1, 2)
 SAME = {"settling": "settles", "orbiting": "orbits", "drifting": "drifts", "exploding": "grows"}
 
 
@@ -60,10 +61,10 @@ def by_hand(states: Tensor) -> str:
     return "drifts" if away[-quarter:].max() > 1.25 * away[:-quarter].max() else "orbits"
 
 
-def trained(path: str, checkout: str, lr: float, seed: int) -> dict[str, Any]:
+def trained(path: str, checkout: str, kind: str, lr: float, seed: int, largest: int) -> dict[str, Any]:
     """Train once under a probe, and keep the first batch and the weights of every measurement beside the run."""
-    head, kept = build(Path(checkout), seed), dict[int, Any]()
-    optimizer, stream = optimizer_of(head, lr), batches(seed)
+    head, kept = build(Path(checkout), seed, kind=kind), dict[int, Any]()
+    optimizer, stream = optimizer_of(head, lr), batches(seed, largest=largest)
     first = batch = next(stream)
     carry = head.initial_carry(batch)  # type: ignore[operator]
     config = {"train": {"lr": lr}, "seed": seed}
@@ -83,14 +84,14 @@ def trained(path: str, checkout: str, lr: float, seed: int) -> dict[str, Any]:
             probe.step(loss=loss, lr=lr, **{name: float(value) / halted for name, value in shares.items()})
             batch = next(stream)
     torch.save({"batch": first, "weights": kept}, Path(path).with_suffix(".pt"))
-    return judged(path, checkout, lr, seed)
+    return judged(path, checkout, kind, lr, seed)
 
 
-def judged(path: str, checkout: str, lr: float, seed: int) -> dict[str, Any]:
+def judged(path: str, checkout: str, kind: str, lr: float, seed: int) -> dict[str, Any]:
     """Return what was recorded, what it was judged to be, and what the loop by hand does, of every measurement."""
     run, kept = loopscope.open_run(path), torch.load(Path(path).with_suffix(".pt"))
     batch = {name: value[:SEQUENCES] for name, value in kept["batch"].items()}
-    head = build(Path(checkout), seed)
+    head = build(Path(checkout), seed, kind=kind)
     steps, arrays = run.arrays("variable_passes")
     rows = []
     for step, passes in zip(steps.tolist(), arrays, strict=True):
@@ -126,30 +127,48 @@ def agrees(row: dict[str, Any]) -> bool | None:
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """Return the table of docs/models.md, and how many verdicts of all measurements are true, false or open."""
-    lines, all_rows = [], [(result, row) for result in results for row in result["rows"]]
-    for result in results:
-        last = {row["variable"]: row for row in result["rows"] if row["step"] == result["rows"][-1]["step"]}
-        own = [last[name] for name in sorted(last, reverse=True)]  # z_L first
-        kinds = [SAME.get(row["kind"]) or f"undecided between {' and '.join(row['between'])}" for row in own]
-        truth = [row["by_hand"] + (f" (later: {row['later']})" if row["later"] else "") for row in own]
-        size = " and ".join(f"{100 * row['last_steps']:.2g}" for row in own)
-        losses = f"{result['loss'][0]:.2f}, {result['loss'][1]:.2f}, {100 * result['exact']:.0f} %"
-        lines.append([
-            f"{result['lr']:g}, {result['seed']}", losses, " · ".join(kinds), f"{' · '.join(truth)} ({size} %)",
-            "; ".join(result["said"]), ", ".join(result["findings"]),
-        ])  # fmt: skip
-    head = ["rate, seed", "loss; solved", "`z_L` · `z_H`: verdict", "by hand (last steps)", "said", "rules"]
-    counts = {what: sum(agrees(row) is is_so for _, row in all_rows) for what, is_so in
-              (("true", True), ("false", False), ("open", None))}  # fmt: skip
-    text = [table(head, lines), f"All measurements: {counts}"]
-    for result, row in all_rows:
-        if not agrees(row):
-            where = f"{result['lr']:g} seed {result['seed']} step {row['step']} {row['variable']}"
-            text.append(f"- {where}: {row['kind']} {row['between']}, by hand {row['by_hand']} {row['later']}, "
-                        f"last steps {row['last_steps']:.1e}, more loops {row['more_loops']}")  # fmt: skip
-    text.append(f"recorded and by hand apart by at most {max(row['apart'] for _, row in all_rows):.1e} in all passes")
-    return "\n\n".join(text)
+    """Return the table of docs/models.md by rate, what is not true of it, and what the page of each run says."""
+    head = [
+        "rate",
+        "loss, last step",
+        "solved",
+        "`z_L` · `z_H`, last measurement",
+        "by hand",
+        "all: true",
+        "undecided",
+        "false",
+    ]
+    lines, notes, said, apart = [], [], [], 0.0
+    for lr in sorted({result["lr"] for result in results}):
+        own = [result for result in results if result["lr"] == lr]
+        all_rows = [row for result in own for row in result["rows"]]
+        last = [_pair(result, lambda row: SAME.get(row["kind"], row["kind"])) for result in own]
+        hand = [
+            _pair(result, lambda row: row["later"] if row["by_hand"] == "open" else row["by_hand"]) for result in own
+        ]
+        counts = [sum(agrees(row) is so for row in all_rows) for so in (True, None, False)]
+        losses = ", ".join(f"{result['loss'][1]:.2f}" for result in own)
+        solved = ", ".join(f"{100 * result['exact']:.0f} %" for result in own)
+        lines.append([f"{lr:g}", losses, solved, ", ".join(last), ", ".join(hand), *counts])
+        apart = max(apart, *(row["apart"] for row in all_rows))
+        for result in own:
+            said.append(
+                f"- {lr:g}, seed {result['seed']}: {'; '.join(result['said'])}; {', '.join(result['findings'])}"
+            )
+            notes += [
+                f"- {lr:g}, seed {result['seed']}, step {row['step']}: {row['variable']} {row['kind']} "
+                f"{' or '.join(row['between'])}, by hand {row['by_hand']} {row['later']}; steps of "
+                f"{100 * row['last_steps']:.2g} %, {row['more_loops']} more passes said to tell"
+                for row in result["rows"] if not agrees(row)
+            ]  # fmt: skip
+    end = f"The norms of all recorded passes and of those by hand in float32 are apart by at most {apart:.1e}."
+    return "\n\n".join([table(head, lines), "\n".join(notes), end, "\n".join(said)])
+
+
+def _pair(result: dict[str, Any], of: Callable[[dict[str, Any]], str]) -> str:
+    """Return what both variables do at the last measurement, z_L first."""
+    last = {row["variable"]: of(row) for row in result["rows"] if row["step"] == result["rows"][-1]["step"]}
+    return " · ".join(last[name] for name in sorted(last, reverse=True))
 
 
 def main() -> int:
@@ -158,15 +177,16 @@ def main() -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/trm"))
     parser.add_argument("--checkout", type=Path, help="of TRM's repository")
     parser.add_argument("--jobs", type=int, default=0, help="runs trained at the same time; 0: one per processor")
-    parser.add_argument("--few", action="store_true", help="one seed of every rate")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--kind", choices=("trm", "trm_hier6", "hrm"), default="trm")
+    parser.add_argument("--largest", type=int, default=3, help="sort numbers from 1 to this one")
     options = parser.parse_args()
     if why := missing(options.checkout):
         print(why)
         return 0
-    runs = [(lr, seed) for lr, seed in RUNS if not (options.few and seed)]
-    names = {f"lr{lr:g}-seed{seed}": (lr, seed) for lr, seed in runs}
+    names = {f"lr{lr:g}-seed{seed}": (lr, seed, options.largest) for lr in options.rates for seed in SEEDS}
     where = str(options.checkout.resolve())
-    items = {name: (str(options.folder / f"{name}.h5"), where, *of) for name, of in names.items()}
+    items = {name: (str(options.folder / f"{name}.h5"), where, options.kind, *of) for name, of in names.items()}
     print(tables(list(pieces(options.folder, trained, items, options.jobs, "runs trained").values())))
     return 0
 

@@ -83,8 +83,11 @@ class FixedBatch:
     def __init__(self, model: nn.Module, site: LoopSite, device: torch.device, given: Input | None) -> None:
         self.site = site
         self._model, self._device = model, device
-        self.call = None if given is None else Call.of(model, given).cut(SEQUENCES).kept()
+        whole = None if given is None else Call.of(model, given)
+        self.call = None if whole is None else whole.cut(SEQUENCES).kept()
         self._whole: Call | None = None  # what it was cut from, where it was made shorter
+        if whole is not None and self.call is not None and whole.tokens.shape != self.call.tokens.shape:
+            self._whole = whole.kept()  # the nodes of a graph cannot be cut
         self._deep = site.sets_depth and site.mean_depth is not None  # whether it is run at twice the mean depth
         self.shallow = "" if self._deep else "no way to run the loop deeper is known"
         self._depths: list[int] = []  # of passes as deep as the model runs by itself, as they changed
@@ -155,8 +158,8 @@ class FixedBatch:
         return None if self.unsteady else done
 
     def _has_another_way(self, error: Exception, *, alone: bool) -> bool:
-        """Go on with sequences of the length that was given, or else, alone, with the depth of training."""
-        if self._whole is not None:  # the model takes sequences of one length only
+        """Go on with what was given as it is, or else, alone, with the depth of training."""
+        if self._whole is not None:  # the model takes sequences of one length only, or nothing less than a whole batch
             self.call, self._whole = self._whole, None
             return True
         if not self._deep or not alone:

@@ -12,7 +12,7 @@ import torch
 from loopscope import mark
 from loopscope.loops.bound import bound_loop
 from loopscope.loops.rerun import CUTS
-from loopscope.loops.site import LoopSiteError
+from loopscope.loops.site import LoopSite, LoopSiteError, Variable
 from loopscope.models import build
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
@@ -250,3 +250,9 @@ def test_what_an_analysis_detaches_for_itself_is_not_the_models() -> None:
     assert (
         "detached" not in loopscope.linearize(build("demo"), torch.zeros(1, 4, dtype=torch.int64), num_loops=4).skipped
     )
+
+
+def test_an_input_that_a_marked_model_does_not_take_is_named_as_the_cause() -> None:
+    site, why = LoopSite(variables=(Variable(name="h"),)), r"Base failed on this input \(IndexError.*give one that the"
+    with pytest.raises(LoopSiteError, match=why), bound_loop(Base(), torch.full((1, 2), 99), site=site):
+        pass

@@ -300,6 +300,20 @@ def test_an_undecided_measurement_counts_where_it_may_be_the_same_and_does_not_s
     assert (low.kind, low.since, low.before) == ("orbiting", 20, (0, "still settled"))
 
 
+@pytest.mark.parametrize("factor", [1.02, 1.05, 1.2])
+def test_a_variable_whose_state_is_normalised_does_not_explode(tmp_path: Path, factor: float) -> None:
+    """HRM, before training: steps grow for 64 passes towards an orbit, the norm of z_L stays."""
+    measured = passes(0.7, factor, count=64)
+    measured[1, :-1, 1] *= 1e-4
+    grown = growing(factor)
+    for number, one in enumerate((measured, grown)):
+        write_measured(tmp_path / f"{number}.h5", {0: one, 20: one}, [], steps=30)
+    with open_run(tmp_path / "0.h5") as bounded, open_run(tmp_path / "1.h5") as free:
+        low, other = (diagnose(run, []).variables["low"] for run in (bounded, free))
+    assert (low.kind, low.between, low.regime) == ("undecided", ("exploding", "orbiting"), "unknown")
+    assert other.kind == "exploding"
+
+
 @pytest.mark.parametrize(
     ("high", "low", "regime"),
     [(0.7, 0.8, "stable"), (0.7, 1.0, "marginal"), (1.0, 0.7, "marginal"), (0.7, 1.2, "unstable")],

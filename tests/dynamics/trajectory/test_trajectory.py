@@ -362,3 +362,31 @@ SHORT_OF_EVIDENCE = {"addition 2": ("undecided",), "cool concatenation": ("undec
 def test_recorded_loops_of_trained_models(name):
     kind, residual, cosine = RECORDED[name]
     assert classify(residual, np.full(16, cosine)).kind in (kind, *SHORT_OF_EVIDENCE.get(name, ()))
+
+
+T64 = np.arange(64.0)
+SINKS = 1.8 * 0.6**T64
+
+
+@pytest.mark.parametrize(
+    ("steps", "kind"),
+    [
+        (SINKS + 1.4e-4 * 1.032**T64 * (1 - 0.5 * np.exp(-((T64 - 30) ** 2) / 80)), "undecided"),
+        (SINKS + 1e-4 * 1.03**T64, "undecided"),  # risen by 4.5, on a state that does not grow
+        (SINKS + 1e-4 * 1.2**T64, "exploding"),  # risen by thousands
+        (1e-4 * 1.03**T64, "exploding"),  # never fell
+    ],
+)
+def test_a_hump_on_the_way_to_rest_is_no_explosion(steps, kind):
+    """Steps of a battery's loop fell to 4e-4, rose by 1.032 a pass to 8e-4, and were at round-off 60 passes later."""
+    law = classify(steps, np.full(64, 0.9), np.full(65, 2.5), round_off=1e-5)
+    assert law.kind == kind
+    if kind == "undecided":
+        assert law.between == ("exploding", "orbiting") and 30 < law.more_loops <= 512
+        assert "exploding (steps × 1.0" in law.sentence and "more loops would tell" in law.sentence
+
+
+def test_a_state_that_grows_with_its_steps_explodes_behind_any_fall():
+    steps = SINKS + 1e-4 * 1.03**T64
+    state = np.concatenate([[0.0], np.cumsum(1e-4 * 1.03**T64)]) + 1e-3
+    assert classify(steps, np.full(64, 0.9), state, round_off=1e-5).kind == "exploding"

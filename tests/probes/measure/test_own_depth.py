@@ -142,3 +142,28 @@ def test_a_model_whose_passes_would_tell_nothing_is_left_alone_and_the_file_says
         assert event.severity == "note" and why in event.message
         (judged,) = [each for each in loopscope.diagnose(run).judgements if each.rule == "LS030"]
         assert judged.state == "not applicable" and why in judged.reason  # the model is such: no gap of the recording
+
+
+class Graph(torch.nn.Module):
+    """Messages along edges: of the nodes no part can be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.message, self.cell = torch.nn.Embedding(8, 4), torch.nn.Linear(4, 4), torch.nn.GRUCell(4, 4)
+        self.head, self.depth = torch.nn.Linear(4, 8), 9
+
+    def forward(self, nodes, edges):
+        h = loopscope.mark(self.embed(nodes), "h")
+        for _ in range(self.depth):
+            m = torch.zeros_like(h).index_add(0, edges[1], self.message(h)[edges[0]])
+            h = loopscope.mark(self.cell(m, h), "h")
+        return self.head(h)
+
+
+def test_a_batch_that_was_given_and_cannot_be_cut_is_run_whole(tmp_path):
+    model, nodes, edges = Graph(), torch.arange(6), torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]])
+    with loopscope.attach(model, tmp_path / "a.h5", probe_batch=(nodes, edges)) as probe:
+        model(nodes, edges).sum().backward()
+        probe.step(loss=0.0)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        assert run.probe("state_norm").size and "fixed_batch" not in [event.kind for event in run.events]
