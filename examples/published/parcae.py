@@ -46,7 +46,7 @@ def make(checkout: Path, *, injection: str, drawn: str) -> Training:
         model.transformer.C.register_forward_pre_hook(lambda _, given: states.append(given[0].detach().clone()))
         return {None: states}
 
-    return Training(model, loss, call=pair(0)[0], by_hand=by_hand, moving=drawn != "batch")
+    return Training(model, loss, call=pair(0)[0], by_hand=by_hand)
 
 
 SETTINGS = [("diagonal", "batch"), ("linear", "batch"), ("add", "batch")]

@@ -66,7 +66,6 @@ class Training:
         by_hand: Sets hooks on the model and returns the list that they fill with the states of a step, in order: of a
             variable's name (None: the state itself) the states, the last of which is the last one recorded. See
             `received` and `returned`. Called in a training of its own.
-        moving: Whether the norms are means over the tokens that moved in a loop: sequences run to depths of their own.
     """
 
     model: nn.Module
@@ -78,7 +77,6 @@ class Training:
     attach: dict[str, Any] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     by_hand: Callable[[], dict[str | None, list[Tensor]]] | None = None
-    moving: bool = False
 
 
 @dataclass(frozen=True)
@@ -323,23 +321,22 @@ def _range(values: Any) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _norms(states: list[Tensor], moving: bool) -> Any:
-    """The mean norm of every state, over the tokens that go on to move where that is asked for; all at the end."""
-    if not moving:
-        return np.array([float(state.double().norm(dim=-1).mean()) for state in states])
+def _norms(states: list[Tensor]) -> Any:
+    """The mean norm of every state over the tokens that move in the loop behind it, or over all where none does."""
     moved = [(one != other).any(-1) for one, other in itertools.pairwise(states)]
     moved += [torch.ones_like(state[..., 0], dtype=torch.bool) for state in states[-1:]]
-    return np.array([float(s.double().norm(dim=-1)[at].mean()) for s, at in zip(states, moved, strict=True)])
+    norms = [state.double().norm(dim=-1) for state in states]
+    return np.array([float((n[at] if at.any() else n).mean()) for n, at in zip(norms, moved, strict=True)])
 
 
-def _apart(path: Path, states: dict[str | None, list[Tensor]], moving: bool) -> float | None:
+def _apart(path: Path, states: dict[str | None, list[Tensor]]) -> float | None:
     """Largest relative difference of a recorded norm of the last step from that of the states seen by hand."""
     worst = None
     with loopscope.open_run(path) as run:
         for variable, seen in states.items():
             norms = run.loops("state_norm") if variable is None else run.loops("state_norm", variable=variable)
             row = norms[-1][np.isfinite(norms[-1])]
-            plain = _norms(seen, moving)
+            plain = _norms(seen)
             count = min(len(row), len(plain))
             if not count:
                 continue
@@ -386,6 +383,11 @@ class How:
         return words + (["--dtype", self.dtype] if self.dtype else [])
 
 
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def run_one(published: Published, checkouts: Path, folder: Path, how: How) -> Outcome:
     """Train one model three times, in this process, and compare."""
     outcome = Outcome(published.name, published.repository, published.commit)
@@ -397,7 +399,7 @@ def run_one(published: Published, checkouts: Path, folder: Path, how: How) -> Ou
         outcome.skipped = f"cannot be imported: {error}"
         return outcome
     except Exception as error:
-        outcome.skipped = f"its own training fails, without a probe: {type(error).__name__}: {str(error)[:300]}"
+        outcome.skipped = f"its own training fails, without a probe: {_said(error)}"
         return outcome
     last = bare
     for preset in PRESETS:
@@ -405,7 +407,7 @@ def run_one(published: Published, checkouts: Path, folder: Path, how: How) -> Ou
         try:
             last = _train(published, checkout, how.steps, how, path, preset)
         except Exception as error:
-            outcome.failed = f"{preset}: {type(error).__name__}: {str(error)[:500]}"
+            outcome.failed = f"{preset}: {_said(error)}"
             return outcome
         outcome.differing[preset] = _compare(bare, last)
         outcome.check[preset] = _check(path, how.steps)
@@ -414,7 +416,7 @@ def run_one(published: Published, checkouts: Path, folder: Path, how: How) -> Ou
         outcome.notes.append("the loss is not finite, without a probe either")
     if bare.training.by_hand is not None and not how.compile:
         states = _train(published, checkout, how.steps, how, by_hand=True).states
-        outcome.by_hand = _apart(folder / "watch.h5", states, bare.training.moving)
+        outcome.by_hand = _apart(folder / "watch.h5", states)
     if not how.compile and not how.dtype:
         outcome.linearized = _linearize(last.training)
     outcome.seconds = time.perf_counter() - began
