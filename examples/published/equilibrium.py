@@ -59,7 +59,7 @@ def make(checkout: Path) -> Training:
 
     given, targets = pair(0, 2, 8)
     call = {"data": given, "target": targets, "mems": [], "compute_jac_loss": False}
-    return Training(model, loss, call=call, by_hand=by_hand, moving=True)
+    return Training(model, loss, call=call, by_hand=by_hand)
 
 
 MODELS = [Published("torchdeq deq-lm", "locuslab/torchdeq", "4f6bd5f", make)]
