@@ -197,7 +197,9 @@ class _Joint:
                     return (
                         f"another value of {unused!r} changes nothing in the pass that follows: use what "
                         f"loopscope.mark returns, as in {unused} = loopscope.mark({unused}, {unused!r}); without that "
-                        f"the loop of {type(self.model).__name__} can be watched but not linearised"
+                        f"the loop of {type(self.model).__name__} can be watched but not linearised. Where {unused} is "
+                        f"a reading that the loop does not carry, as a residual is, the others do not give the states "
+                        f"that followed ({100 * apart:.2g} % apart): a solver's next point comes of more than the last"
                     )
                 return (
                     f"from the states after one pass the next pass of {type(self.model).__name__} does not give "

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -269,18 +269,78 @@ def _holds(module: nn.Module) -> bool:
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    """Return whether a model, a part of it, or a function that its code names is compiled."""
+    """Return whether a model, a part of it, or a function that its forward may call is compiled."""
+    plain: set[type] = set()
     for module in model.modules():
         if getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules:
             return True
-        forward = getattr(type(module), "forward", None)
-        spaces = getattr(forward, "__globals__", {}), vars(type(module)), vars(module)
-        # Dynamo leaves the graphs of any model of a file among the globals of that file.
-        held = [each for space in spaces for name, each in space.items() if not name.startswith("__compiled_fn")]
-        own = type(module).__module__.split(".")[0] != "torch"
-        if own and any("_torchdynamo_orig_callable" in getattr(each, "__dict__", ()) for each in held):
+        kind = type(module)
+        if kind.__module__.split(".")[0] == "torch":
+            continue
+        if _reaches_compiled(kind, list(vars(module).values())):
             return True
+        if kind not in plain and _reaches_compiled(kind, [getattr(kind, "forward", None), *vars(kind).values()], kind):
+            return True
+        plain.add(kind)
     return isinstance(model, torch.jit.ScriptModule)
+
+
+def _reaches_compiled(kind: type, held: list[Any], owner: type | None = None) -> bool:
+    """Return whether something held is a compiled function, or calls one by a name in its code.
+
+    Of what an owner holds only its forward is followed: its other methods run where a name leads to them. So an
+    optimizer in the file of a model, whose steps are compiled, does not make a compiled model of it.
+    """
+    waiting: list[tuple[Any, type]] = []
+    for each in held:
+        if _compiled_function(each):
+            return True
+        if owner is None or each is getattr(owner, "forward", None):
+            waiting.append((each, kind))
+    seen: set[Any] = set()
+    while waiting:
+        each, kind = waiting.pop()
+        if _compiled_function(each):
+            return True
+        if isinstance(each, type) and not issubclass(each, nn.Module) and each not in seen:
+            seen.add(each)
+            own = not each.__module__.startswith(("torch", "builtins"))
+            waiting += [(function, each) for function in vars(each).values() if own]
+        each = getattr(each, "fget", None) or getattr(each, "__func__", each)  # of a property, of a bound method
+        code, around = getattr(each, "__code__", None), getattr(each, "__globals__", None)
+        if code is None or code in seen or not isinstance(around, dict) or _of_torch(each):
+            continue
+        seen.add(code)
+        for name in _names(code):
+            waiting += [(named, kind) for named in (around.get(name), _in_class(kind, name)) if named is not None]
+        waiting += [(cell.cell_contents, kind) for cell in each.__closure__ or () if _filled(cell)]
+    return False
+
+
+def _compiled_function(each: Any) -> bool:
+    return "_torchdynamo_orig_callable" in getattr(each, "__dict__", ())
+
+
+def _of_torch(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).split(".")[0] == "torch"
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return all names in a function's code and in the functions written inside of it."""
+    inside = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return set(code.co_names).union(*(_names(each) for each in inside))
+
+
+def _in_class(kind: type, name: str) -> Any:
+    """Return what a class or one of its bases holds by a name, as it was written there."""
+    return next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), None)
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # not assigned yet
+        return False
 
 
 def site_or_why_not(model: nn.Module, site: LoopSite | None, example: Input | None) -> tuple[LoopSite | None, str]:

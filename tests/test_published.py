@@ -54,6 +54,12 @@ def failing(model, *words, **more):
 
 loopscope.attach = failing
 """
+TRIPLED = """
+def tripled(module):
+    states = []
+    module.register_forward_hook(lambda _, __, out: states.append(3 * out.detach()))
+    return states
+"""
 UNKNOWN = """
 def make(checkout):
     import a_package_that_nobody_has
@@ -94,6 +100,14 @@ def test_a_probe_that_changes_training_or_fails_in_it_is_reported(tmp_path: Path
     assert "DIFFERS" in said
     assert why in said
     assert "not the same with a probe: ours" in said
+
+
+def test_a_recorded_norm_that_is_not_the_one_by_hand_is_reported(tmp_path: Path) -> None:
+    text = ADAPTER.replace("returned(model.core[-1])", "tripled(model.core[-1])")
+    code, said, (ours,) = run(tmp_path, text + TRIPLED, "--only", "ours")
+    assert ours["by_hand"] == pytest.approx(2 / 3)
+    assert code == 1
+    assert "DIFFERS (a recorded norm is 6.7e-01 from the one by hand)" in said
 
 
 def test_what_cannot_be_imported_is_skipped_and_not_red(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@
 
 Every model is trained three times from the same seed, in a process of its own, for checkouts hold packages of the same
 name. Losses, parameters, buffers, whatever the modules hold in Python, the optimizer and the random states are
-compared bit for bit. Then `loopscope check` judges the recordings, and `linearize` the trained model. Exit code 1:
-something differed, or a training failed with a probe that did not fail without. What is not there is skipped, and said.
+compared bit for bit, and the norms of the last step with those of hooks set by hand. Then `loopscope check` judges the
+recordings, and `linearize` the trained model. Exit code 1: something differed, a norm by more than 1e-6, or a training
+failed with a probe that did not fail without. What is not there is skipped, and said.
 
 A file in this folder that defines ``MODELS``, a list of `Published`, is found by itself; it imports what is checked out
 inside ``make`` only.
@@ -44,6 +45,7 @@ from torch import Tensor, nn
 HERE = Path(__file__).resolve().parent
 STEPS = 15
 PRESETS = ("watch", "inspect")
+MOST_APART = 1e-6  # of a recorded norm from one by hand, relative
 LIMIT = 900  # seconds for all trainings of one model
 
 
@@ -120,13 +122,15 @@ class Outcome:
     @property
     def wrong(self) -> bool:
         """Whether this is something to look at before anything else is believed."""
-        return bool(self.failed) or any(self.differing.values())
+        return bool(self.failed) or any(self.differing.values()) or (self.by_hand or 0.0) > MOST_APART
 
     def line(self) -> str:
         """One row for docs/models.md."""
         if self.skipped:
             return f"skipped: {self.name}: {self.skipped}"
         said = self.failed or "; ".join(f"{k}: {', '.join(v[:4])}" for k, v in self.differing.items() if v)
+        if not said and self.wrong:
+            said = f"a recorded norm is {self.by_hand:.1e} from the one by hand"
         same = f"DIFFERS ({said})" if self.wrong else "bit for bit"
         hand = "" if self.by_hand is None else f"{self.by_hand:.0e}".replace("e-0", "e-")
         codes = " · ".join(self.check.values())

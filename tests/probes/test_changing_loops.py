@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loopscope.loops.trace import Recorder
+from loopscope.probes.seeker import _is_compiled
 from loopscope.runfile.writer import RunWriter
 from torch import Tensor, nn
 
@@ -67,6 +68,89 @@ def test_a_loop_that_is_switched_on_later_is_awaited_and_found(tmp_path: Path) -
     assert len(late) == 1 and late[0].severity == "note"
     assert not [f for f in said.findings if f.rule in ("LS010", "LS011", "LS012")]
     assert not [f for f in said.findings if f.name in ("few-loops", "loops-end", "no-loops")]
+
+
+@torch.compile(backend="eager")
+def compiled_norm(x: Tensor) -> Tensor:
+    return x / (1 + x.norm())
+
+
+def normed_once(x: Tensor) -> Tensor:
+    return compiled_norm(x)
+
+
+class Normed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return compiled_norm(x)
+
+
+class StepsByCompiledCode(torch.optim.SGD):
+    """An optimizer in the file of a model, as training scripts have it: its own functions are compiled."""
+
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = compiled_norm(parameter.grad)
+        super().step(closure)
+
+
+class InOneScript(Scheduled):
+    """Written beside a compiled function that its forward never calls; a method that no forward runs does."""
+
+    def optimizer(self) -> StepsByCompiledCode:
+        return StepsByCompiledCode(self.parameters(), 0.01)
+
+
+class CallsCompiled(Scheduled):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.read_out(super().forward(tokens))
+
+    def read_out(self, logits: Tensor) -> Tensor:
+        return normed_once(logits)
+
+
+class AppliesCompiled(Scheduled):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return Normed.apply(super().forward(tokens))
+
+
+class HoldsCompiled(Scheduled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = lambda x: normed_once(x)
+
+
+def test_a_compiled_optimizer_in_the_script_of_a_model_does_not_hide_the_step_that_switches_its_loop_on(
+    tmp_path: Path,
+) -> None:
+    """Step 20 is no power of two: found by then only where module calls are counted."""
+    model = InOneScript()
+    optimizer = model.optimizer()
+    with loopscope.attach(model, tmp_path / "a.h5") as probe:
+        for step in range(24):
+            model.depth = 1 if step < 20 else 4
+            loss = model(TOKENS).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            probe.step(loss=loss)
+    with loopscope.open_run(tmp_path / "a.h5") as run:
+        assert np.isfinite(run["depth"]).nonzero()[0].tolist() == [21, 22, 23]
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiled"),
+    [
+        (Scheduled, False),
+        (InOneScript, False),
+        (CallsCompiled, True),
+        (AppliesCompiled, True),
+        (HoldsCompiled, True),
+    ],
+)
+def test_a_model_is_compiled_where_its_forward_may_call_what_is(kind: type[nn.Module], compiled: bool) -> None:
+    assert _is_compiled(kind()) == compiled
 
 
 def test_a_loop_that_is_on_at_once_is_not_said_to_have_run_before(tmp_path: Path) -> None:

@@ -202,6 +202,18 @@ def test_a_step_whose_first_forward_is_written_over_is_that_of_the_iterates(tmp_
         assert np.allclose(run.loops("state_norm")[0], means([z for z, _ in first.calls]), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("solver", ["anderson", "broyden"])
+def test_a_marked_residual_is_not_the_only_reason_that_a_solver_is_not_linearised(tmp_path: Path, solver: str) -> None:
+    """Its mark is made for nothing, as the documents have it; to use what it returns would change nothing."""
+    model = Equilibrium(solver, ("z", "residual"))
+    train(model, tmp_path / "a.h5")
+    with pytest.raises(loopscope.LoopSiteError) as refused:
+        loopscope.linearize(model, {"batch": {"tokens": torch.arange(8).view(2, 4)}})
+    text = " ".join(str(refused.value).split())
+    assert "Where residual is a reading that the loop does not carry" in text
+    assert "% apart): a solver's next point comes of more than the last" in text
+
+
 def test_a_checkpoint_is_no_backward_solve(tmp_path: Path) -> None:
     model = Equilibrium("picard", ("z",), checkpoints=True)
     train(model, tmp_path / "a.h5")
