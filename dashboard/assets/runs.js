@@ -181,20 +181,24 @@
   /* The grid of this page, unless the reader has left it. */
   const live = () => (grid && !grid.isDestroyed() ? grid : null);
   const api = () => window.dash_ag_grid.getApiAsync("runs");
-  let waiting = new Set(); /* ticked runs whose rows are not in the table yet */
   /* The table hands out its API before its own React part has it, and a row that is selected in between is an error of
      that part. It draws itself again within the same turn of the browser's loop; nobody sees a tenth of a second. */
   const UNTIL_DRAWN = 100;
   let selectable = false;
+  let waiting = new Set(); /* ticked runs whose rows are not in the table yet */
   const tick = () => {
-    if (!selectable) return;
-    const own = grid; /* it may be gone by the time that its rows are selected */
-    let changed = false;
-    if (own) own.forEachNode((node) => { if (waiting.delete(node.id)) { node.setSelected(true); changed = true; } });
-    if (changed && !own.isDestroyed()) dash.set_props("runs", { selectedRows: own.getSelectedRows() });
+    if (selectable && live()) grid.forEachNode((node) => { if (waiting.delete(node.id)) node.setSelected(true); });
   };
+  /* The table's React part puts back the selection that it has heard of last, and it hears late: of two ticks in quick
+     succession the second was lost. The ticks are the reader's alone, so it may not; they are kept by `ticksChanged`. */
+  const keepTicks = (table) => Object.assign(table, { deselectAll() {}, setNodesSelected() {} });
   const ticked = () => { try { return JSON.parse(sessionStorage.getItem("ticked")) || []; } catch { return []; } };
-  let chosen = null, restoring = true;
+  const ticksChanged = () => {
+    if (!live()) return;
+    const ids = [...new Set([...grid.getSelectedNodes().map((node) => node.id), ...waiting])];
+    if (JSON.stringify(ids) !== JSON.stringify(ticked())) dash.set_props("ticked", { data: ids });
+  };
+  let chosen = null;
 
   const OFTEN_EMPTY = ["variable", "injection", "norm", "radius"];
   /* A phone shows what decides; the rest is one tap away. */
@@ -217,11 +221,10 @@
     runs_ready() {
       const asked = new URL(window.location.href).searchParams;
       filters = new Set((asked.get("only") || "").split(",").filter(Boolean));
-      restoring = true;
       selectable = false;
       api().then((found) => {
         if (found.isDestroyed()) return;
-        grid = found;
+        grid = keepTicks(found);
         const [column, way] = (asked.get("sort") || "").split(".");
         if (column) grid.applyColumnState({ state: [{ colId: column, sort: way === "desc" ? "desc" : "asc" }], defaultState: { sort: null } });
         if (asked.get("columns")) dash.set_props("columns", { value: asked.get("columns").split(",") });
@@ -231,11 +234,11 @@
           if (grid !== found || found.isDestroyed()) return;
           selectable = true;
           tick();
-          restoring = false;
         }, UNTIL_DRAWN);
         fit(chosen || []);
         press();
         grid.onFilterChanged();
+        grid.addEventListener("selectionChanged", ticksChanged);
         grid.addEventListener("gridSizeChanged", () => { fit(chosen || []); grid.resetRowHeights(); });
         grid.addEventListener("sortChanged", () => {
           const sorted = grid.getColumnState().find((state) => state.sort && state.colId !== "attention");
@@ -273,11 +276,6 @@
       if (change.rows.some((row) => row.verdict)) fit(chosen || []);
       requestAnimationFrame(press);
       return dash.no_update;
-    },
-    runs_ticked(rows, before) {
-      if (restoring || !rows || !live()) return dash.no_update;
-      const ids = [...new Set([...rows.map((row) => row.id), ...waiting])];
-      return JSON.stringify(ids) === JSON.stringify(before) ? dash.no_update : ids;
     },
   });
 })();

@@ -206,7 +206,6 @@ def register(app: Dash) -> None:
         ("runs_query", Output("query-fault", "children"), (Input("query", "value"),)),
         ("runs_columns", Output("columns", "className"), (Input("columns", "value"),)),
         ("runs_change", Output("runs-done", "data"), (Input("runs-change", "data"),)),
-        ("runs_ticked", Output("ticked", "data"), (Input("runs", "selectedRows"), State("ticked", "data"))),
     ):
         app.clientside_callback(ClientsideFunction("loopscope", function), output, *given, prevent_initial_call=False)
 
