@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .call import Call, Input
 from .explanation import ELSEWHERE, OF_ITS_OWN, Level, advice, explanation, in_words, site_call
 from .hooks import LoopHooks
+from .inner import with_inner_calls
 from .lineage import LineageLoop, lineage_loops
 from .linear_part import known_linear_part, traced_linear_part
 from .marks_seen import marked_anew, marked_apart, marked_variables
@@ -84,6 +85,8 @@ def site_of_trace(model: nn.Module, root: Event, forward: str = "one forward in 
         LoopSiteError: As `discover`.
     """
     site = _site_seen(model, root, forward)
+    if site.found != BY_MARKS:
+        site = with_inner_calls(site, root)
     over = {v.output or f"mark {v.name}" for v in site.variables} or {site.output or site.body}
     return replace(site, notes=(*site.notes, OVER_PARTS)) if any(goes_over_parts(root, name) for name in over) else site
 
@@ -400,7 +403,7 @@ def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
 
 def _passes(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
     """Return how many whole passes of a loop with variables run in a forward at this depth; 0 when it fails."""
-    passes, roles, first = Passes(len(site.variables)), Roles(site.variables), {
+    passes, roles, first = Passes.of(site.variables), Roles(site.variables), {
         number for number, variable in enumerate(site.variables) if variable.output is None and variable.first == 0
     }  # fmt: skip
 
