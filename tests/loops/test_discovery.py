@@ -235,7 +235,7 @@ def test_a_depth_held_by_the_model_is_found_and_put_back(where, tmp_path):
         probe.step()
         assert torch.equal(model(tokens), before)
     with open_run(tmp_path / "a.h5") as run:
-        assert run["depth"].tolist() == [3] and run.probe("state_norm").shape == (1, 7)
+        assert run["depth"].tolist() == [3] and run.probe("state_norm").shape == (1, 9)
 
 
 def test_a_depth_that_cannot_be_changed_is_left_alone():
