@@ -2,8 +2,10 @@
 (() => {
   const dash = (window.dash_clientside = window.dash_clientside || {});
   Object.assign((dash.loopscope = dash.loopscope || {}), {
+    /* The answer that says it may come when the reader has gone on to another page, whose address is its own. */
     address(query) {
-      if (typeof query === "string" && query !== window.location.search) {
+      const page = `/${dash.callback_context.inputs_list[0].id.replace("-query", "")}`;
+      if (typeof query === "string" && window.location.pathname === page && query !== window.location.search) {
         window.history.replaceState(window.history.state, "", window.location.pathname + query);
       }
       return dash.no_update;

@@ -19,12 +19,12 @@
   };
   const ask = async () => {
     if (!document.hidden) {
-      const run = (window.location.pathname.match(/^\/run\/([^/]+)$/) || [])[1];
+      const asked = window.location.pathname, run = (asked.match(/^\/run\/([^/]+)$/) || [])[1];
       try {
         const answer = await fetch(run ? `/alive?run=${run}` : "/alive", { cache: "no-store", signal: AbortSignal.timeout(15000) });
         if (!answer.ok) throw new Error(answer.status);
         const { state, age } = await answer.json();
-        written = state === "live" ? Date.now() - 1000 * age : null;
+        written = state === "live" && asked === window.location.pathname ? Date.now() - 1000 * age : null;
         if (gone) window.dispatchEvent(new Event("loopscope-back"));
         gone = false;
         answered = Date.now();

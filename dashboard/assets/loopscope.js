@@ -40,7 +40,7 @@
       const event = trigger();
       if (!event || !event.value) return dash.no_update;
       const name = JSON.parse(event.prop_id.slice(0, event.prop_id.lastIndexOf("."))).name;
-      if (name === shown) return dash.no_update;
+      if (name === shown || !window.location.pathname.startsWith("/run/")) return dash.no_update;
       show_tab(name);
       const address = new URL(window.location.href);
       address.searchParams.set("tab", name);
@@ -54,7 +54,8 @@
     },
 
     /* The address keeps what is shown, so that a reload or a shared link shows the same; the history is left alone. */
-    mirror(selected, tab, batch, against) {
+    mirror(selected, tab, batch, against, run) {
+      if (decodeURIComponent(window.location.pathname) !== `/run/${run}`) return dash.no_update; /* the reader has left */
       const address = new URL(window.location.href);
       const kept = { step: selected, tab: address.searchParams.has("tab") || tab !== "when" ? tab : null,
                      batch: batch === "fixed" ? null : batch, against };

@@ -150,6 +150,7 @@
   window.loopscope_query = { parse, holds };
 
   const keep = (changes) => {
+    if (window.location.pathname !== "/") return; /* the reader has left, and the next page is on its way */
     const address = new URL(window.location.href);
     for (const [name, value] of Object.entries(changes)) {
       if (value) address.searchParams.set(name, value);
@@ -186,6 +187,7 @@
   const UNTIL_DRAWN = 100;
   let selectable = false;
   let waiting = new Set(); /* ticked runs whose rows are not in the table yet */
+  let early = []; /* changes of rows that came before the table was there */
   const tick = () => {
     if (selectable && live()) grid.forEachNode((node) => { if (waiting.delete(node.id)) node.setSelected(true); });
   };
@@ -199,6 +201,18 @@
     if (JSON.stringify(ids) !== JSON.stringify(ticked())) dash.set_props("ticked", { data: ids });
   };
   let chosen = null;
+  const change_rows = ({ rows, gone }) => {
+    const add = [], update = [];
+    for (const row of rows) (grid.getRowNode(row.id) ? update : add).push(row);
+    const remove = gone.map((id) => grid.getRowNode(id)).filter(Boolean).map((node) => node.data);
+    grid.applyTransaction({ add, update, remove });
+    /* Their error takes up the whole row, which a row that was there before learns only when it is drawn anew. */
+    const broken = update.filter((row) => row.state === "unreadable").map((row) => grid.getRowNode(row.id)).filter(Boolean);
+    if (broken.length) grid.redrawRows({ rowNodes: broken });
+    tick();
+    if (update.length) grid.refreshCells({ columns: ["verdict", "gate", "name", "variable", "alert"], force: true });
+    if (rows.some((row) => row.verdict)) fit(chosen || []);
+  };
 
   const OFTEN_EMPTY = ["variable", "injection", "norm", "radius"];
   /* A phone shows what decides; the rest is one tap away. */
@@ -222,6 +236,7 @@
       const asked = new URL(window.location.href).searchParams;
       filters = new Set((asked.get("only") || "").split(",").filter(Boolean));
       selectable = false;
+      early = [];
       api().then((found) => {
         if (found.isDestroyed()) return;
         grid = keepTicks(found);
@@ -236,6 +251,7 @@
           tick();
         }, UNTIL_DRAWN);
         fit(chosen || []);
+        for (const change of early.splice(0)) change_rows(change);
         press();
         grid.onFilterChanged();
         grid.addEventListener("selectionChanged", ticksChanged);
@@ -256,24 +272,14 @@
       return wrong;
     },
     runs_columns(columns) {
-      const first = chosen === null;
       chosen = columns;
-      if (!first) keep({ columns: columns.join(",") });
+      if (dash.callback_context.triggered.length) keep({ columns: columns.join(",") });
       if (live()) fit(columns);
       return "ls-columns";
     },
     runs_change(change) {
-      if (!change || !live()) return dash.no_update;
-      const add = [], update = [];
-      for (const row of change.rows) (grid.getRowNode(row.id) ? update : add).push(row);
-      const remove = change.gone.map((id) => grid.getRowNode(id)).filter(Boolean).map((node) => node.data);
-      grid.applyTransaction({ add, update, remove });
-      /* Their error takes up the whole row, which a row that was there before learns only when it is drawn anew. */
-      const broken = update.filter((row) => row.state === "unreadable").map((row) => grid.getRowNode(row.id)).filter(Boolean);
-      if (broken.length) grid.redrawRows({ rowNodes: broken });
-      tick();
-      if (update.length) grid.refreshCells({ columns: ["verdict", "gate", "name", "variable", "alert"], force: true });
-      if (change.rows.some((row) => row.verdict)) fit(chosen || []);
+      if (change && live()) change_rows(change);
+      else if (change) early.push(change);
       requestAnimationFrame(press);
       return dash.no_update;
     },

@@ -12,6 +12,16 @@
   /* A run that was resumed from an earlier step is of another generation: nothing is added to what is of the one before. */
   const made_in = (graph) => graph.layout && graph.layout.meta && graph.layout.meta.generation;
 
+  /* The last step of a line; the last column of a map stands for steps up to the newest one there was. */
+  const end = (graph, trace) => {
+    const x = plain(trace.x);
+    let last = x.length - 1;
+    while (last >= 0 && (x[last] === null || Number.isNaN(x[last]))) last -= 1;
+    if (last < 0) return -1;
+    return trace.type === "heatmap" ? Math.max(Number(x[last]), (graph.layout.meta && graph.layout.meta.until) || -1) : Number(x[last]);
+  };
+  let told = {}; /* how far the plots went when the server was asked for what comes after */
+
   /* Whether a new value is within an axis whose range is fixed. */
   const fits = (axis, values) => {
     if (!axis || axis.autorange || axis.type === "category" || !axis.range) return true;
@@ -20,7 +30,7 @@
   };
 
   /* Add what is new to a plot; false where it has to be drawn anew. */
-  const add = (graph, news) => {
+  const add = (graph, news, asked) => {
     if (!graph || !graph.data || !graph._fullLayout || made_in(graph) !== news.generation) return false;
     if (news.version !== undefined) {
       if (!graph.layout.meta || graph.layout.meta.version !== news.version) return false;
@@ -30,15 +40,21 @@
       if (!part.y && !part.z) return false; /* a line that this page did not have when it was asked */
       const at = graph.data.findIndex((trace) => key(trace) === String(part.name ?? "") && (trace.type === "heatmap") === (part.z !== undefined));
       if (at < 0) return false;
-      const trace = graph.data[at], x = plain(trace.x);
+      const trace = graph.data[at], x = plain(trace.x), has = end(graph, trace);
+      /* The plot may have been drawn whole since it was asked for: with some of this in it, or of an earlier moment. */
+      if (has < ((asked || {})[key(trace)] ?? -1)) return false;
+      const from = part.x.findIndex((step) => step > has);
+      if (from < 0) continue;
+      const steps = part.x.slice(from);
       if (part.z) {
         const z = rows(trace.z);
-        if (z.length !== part.z.length || x.length + part.x.length > MOST_COLUMNS) return false;
-        grown.push([trace, x.concat(part.x), { z: z.map((row, i) => row.concat(part.z[i])) }]);
+        if (z.length !== part.z.length || x.length + steps.length > MOST_COLUMNS) return false;
+        grown.push([trace, x.concat(steps), { z: z.map((row, i) => row.concat(part.z[i].slice(from))) }]);
       } else {
-        if (x.length + part.x.length > MOST_POINTS) return false;
-        if (!fits(graph._fullLayout[trace.yaxis === "y2" ? "yaxis2" : "yaxis"], part.y)) return false;
-        grown.push([trace, x.concat(part.x), { y: plain(trace.y).concat(part.y) }]);
+        const values = part.y.slice(from);
+        if (x.length + steps.length > MOST_POINTS) return false;
+        if (!fits(graph._fullLayout[trace.yaxis === "y2" ? "yaxis2" : "yaxis"], values)) return false;
+        grown.push([trace, x.concat(steps), { y: plain(trace.y).concat(values) }]);
       }
     }
     const maps = grown.filter((one) => one[0].type === "heatmap").length;
@@ -59,25 +75,19 @@
       for (const id of ids) {
         const graph = graph_of(id), lines = {};
         anew = anew || Boolean(graph && made_in(graph) !== bounds[2]);
-        for (const trace of (graph && graph.data) || []) {
-          const x = plain(trace.x);
-          let last = x.length - 1;
-          while (last >= 0 && (x[last] === null || Number.isNaN(x[last]))) last -= 1;
-          lines[key(trace)] = last >= 0 ? Number(x[last]) : -1;
-          /* The last column of a map stands for steps up to the newest one there was. */
-          if (trace.type === "heatmap" && last >= 0) lines[key(trace)] = Math.max(lines[key(trace)], (graph.layout.meta && graph.layout.meta.until) || -1);
-        }
+        for (const trace of (graph && graph.data) || []) lines[key(trace)] = end(graph, trace);
         found[id.name] = lines;
       }
+      told = found;
       const ends = Object.values(found).flatMap((lines) => Object.values(lines));
       /* A reader who looks at an earlier stretch sees none of what is new. */
       const past = Boolean(view) && ends.length > 0 && view[1] < Math.max(...ends);
       return { anew, past, zoomed: Boolean(view), panels: found };
     },
     /* Returns the panels that the server has to draw whole, and whether this answers the clock. */
-    grow(tails, asked, ids) {
+    grow(tails, asked, ids, batch) {
       if (!tails) return [dash.no_update, dash.no_update];
-      const whole = ids.map((id) => id.name).filter((name) => tails.whole || (tails.panels[name] && !add(graph_of({ name }), tails.panels[name])));
+      const whole = ids.map((id) => id.name).filter((name) => tails.whole || tails.batch !== batch || (tails.panels[name] && !add(graph_of({ name }), tails.panels[name], told[name])));
       return whole.length ? [{ panels: whole, asked }, dash.no_update] : [dash.no_update, asked];
     },
   });

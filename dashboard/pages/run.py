@@ -402,7 +402,7 @@ def _tails(have: Any, run_id: str, batch: str) -> Any:
     ask = _ask(run_id, None, None, batch, "")
     known = have if isinstance(have, dict) else {}
     panels = {name: lines for name, lines in known.items() if name in PANELS and isinstance(lines, dict)}
-    return {"panels": {name: tail(PANELS[name], ask, lines) for name, lines in panels.items()}}
+    return {"batch": batch, "panels": {name: tail(PANELS[name], ask, lines) for name, lines in panels.items()}}
 
 
 def _figures(
@@ -436,6 +436,7 @@ def _register_growth(app: Dash) -> None:
         Input("tails", "data"),
         _CLOCK.asked,
         State(_PANEL, "id"),
+        State("batch", "data"),
         prevent_initial_call=True,
     )
 
@@ -486,6 +487,7 @@ def _register_browser(app: Dash) -> None:
         Input("tab", "data"),
         Input("batch", "data"),
         Input("against", "data"),
+        State("run-id", "data"),
         prevent_initial_call=True,
     )
 
