@@ -41,7 +41,7 @@ COLUMNS: Final[tuple[dict[str, Any], ...]] = (
     {"field": "gate", "headerName": "gate", "cellRenderer": "LsGate", "width": 76,
      "comparator": {"function": "lsGateOrder"}},
     {"field": "name", "headerName": "run", "cellRenderer": "LsRun", "minWidth": 116, "flex": 5},
-    {"field": "variable", "headerName": "variable that fails", "cellRenderer": "LsVariable", "width": 140},
+    {"field": "variable", "headerName": "variable that fails", "cellRenderer": "LsVariable", "minWidth": 148, "flex": 3},
     {"field": "injection", "headerName": "injection", "width": 106},
     {"field": "norm", "headerName": "norm", "width": 78},
     {"field": "width", "headerName": "width", **_COUNT, "width": 68, "hide": True},
