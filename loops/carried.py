@@ -64,7 +64,7 @@ def carried_by(flow: Flow, tracks: list[Track], passes: int) -> Iterator[Carried
     shapes = [flow.values[track.keys[-1]].shape for track in tracks]
     for track, source in zip(tracks, sources, strict=True):
         output = None if source is None else source[0]
-        spelt = _name(flow, track.keys, output)
+        spelt = spelt_in(flow, track.keys, output)
         taken[spelt] += 1
         name = spelt if taken[spelt] == 1 else f"{spelt}_{taken[spelt]}"
         variable: Variable | None = None
@@ -95,7 +95,7 @@ def passes_of(flow: Flow, carried: Sequence[Carried], blocks: int) -> int:
     told = all(sum(not v.turns for v in of_source) <= 1 for of_source in _by_source(variables).values())
     if len(carried) < 2 or len(variables) < len(carried) or not told:
         return blocks
-    passes, count = Passes(len(variables)), Counter[str]()
+    passes, count = Passes.of(variables), Counter[str]()
     for call in calls_in(flow):
         for source, of_source in _by_source(v for v in variables if v.output == call.name).items():
             own = [v for v in of_source if v.turns and count[source] % v.of in v.turns]
@@ -226,7 +226,7 @@ def calls_in(flow: Flow) -> list[Event]:
     return list(ended.values())
 
 
-def _name(flow: Flow, keys: list[int], output: str | None) -> str:
+def spelt_in(flow: Flow, keys: list[int], output: str | None) -> str:
     """Return what the user's code calls a variable, in the code that runs the loop."""
     names: Counter[str] = Counter()
     for key in keys:

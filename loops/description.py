@@ -209,7 +209,8 @@ def _seen_at(variable: Variable) -> str:
     if variable.output is None:
         return "marked in the forward"
     turns = f", calls {', '.join(map(str, variable.turns))} of every {variable.of}" if variable.turns else ""
-    return f"{variable.source}{turns}"
+    inner = f", {variable.per_pass} times a pass" if variable.per_pass > 1 else ""
+    return f"{variable.source}{turns}{inner}"
 
 
 def _reading(site: LoopSite) -> str:

@@ -10,6 +10,7 @@ Not covered: loops inside compiled modules or in one module's own operations, an
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from .call import Call, Input
 from .explanation import ELSEWHERE, OF_ITS_OWN, Level, advice, explanation, in_words, site_call
 from .hooks import LoopHooks
+from .inner import with_inner_calls
 from .lineage import LineageLoop, lineage_loops
 from .linear_part import known_linear_part, traced_linear_part
 from .marks_seen import marked_anew, marked_apart, marked_variables
@@ -31,6 +33,7 @@ from .trace import Event, example_tokens, trace
 
 DEPTH_ARGUMENTS = ("num_loops", "n_loops", "num_steps", "n_steps", "loops", "depth", "num_recurrences", "recurrences")
 AGAIN = "it runs again later in the forward: each run %scounts as a forward of its own"
+_SPEAKS_OF_LOOPS = re.compile("loop|depth|cycle|recu|iter|step|pass|repeat|ponder|think|round|hop|unroll|times")
 MOST_TRIED = 8  # arguments, and attributes, at a small forward each
 
 
@@ -84,6 +87,8 @@ def site_of_trace(model: nn.Module, root: Event, forward: str = "one forward in 
         LoopSiteError: As `discover`.
     """
     site = _site_seen(model, root, forward)
+    if site.found != BY_MARKS:
+        site = with_inner_calls(site, root)
     over = {v.output or f"mark {v.name}" for v in site.variables} or {site.output or site.body}
     return replace(site, notes=(*site.notes, OVER_PARTS)) if any(goes_over_parts(root, name) for name in over) else site
 
@@ -327,6 +332,16 @@ def _with_linear_part(
     return site
 
 
+def with_own_depth(model: nn.Module, site: LoopSite, call: Input) -> LoopSite:
+    """Return a site with what sets the depth, and how deep the loop runs in evaluation, where this call shows that.
+
+    Runs the model on the side: once as it is, and once for each argument and attribute that may be the depth.
+    """
+    loops = _calls(model, site, call, 0)
+    deeper = _with_depth(model, site, loops, call) if loops else site
+    return deeper if deeper.sets_depth else site
+
+
 def _with_depth(model: nn.Module, site: LoopSite, loops: int, example: Input) -> LoopSite:
     """Add what sets the depth, an argument or an attribute, once a forward has shown that it does."""
     site = replace(site, mean_depth=loops)
@@ -350,7 +365,9 @@ def _arguments(model: nn.Module) -> list[str]:
 
 
 def _attributes(model: nn.Module, value: int) -> list[str]:
-    """Return the dotted names of integers of this value in modules and in their configurations, outermost first.
+    """Return the dotted names of integers of this value in modules and in their configurations.
+
+    Those whose name speaks of a number of loops come first; then outermost first.
 
     >>> module = nn.Identity()
     >>> module.loops, module.config = 4, {"depth": 4, "width": 64}
@@ -368,7 +385,9 @@ def _attributes(model: nn.Module, value: int) -> list[str]:
             seen.add(id(holder))
             names = [key for key, held in holder.items() if type(held) is int and held == value]
             attributes += [f"{path}.{key}".strip(".") for key in names if isinstance(key, str)]
-    return attributes[:MOST_TRIED]
+    return sorted(attributes, key=lambda path: not _SPEAKS_OF_LOOPS.search(path.rpartition(".")[2].lower()))[
+        :MOST_TRIED
+    ]
 
 
 def _plain(held: object) -> dict[Any, Any]:
@@ -400,7 +419,7 @@ def _calls(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
 
 def _passes(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int:
     """Return how many whole passes of a loop with variables run in a forward at this depth; 0 when it fails."""
-    passes, roles, first = Passes(len(site.variables)), Roles(site.variables), {
+    passes, roles, first = Passes.of(site.variables), Roles(site.variables), {
         number for number, variable in enumerate(site.variables) if variable.output is None and variable.first == 0
     }  # fmt: skip
 
@@ -426,4 +445,4 @@ def _passes(model: nn.Module, site: LoopSite, example: Input, depth: int) -> int
     return passes.number + passes.whole
 
 
-__all__ = ["Level", "discover", "find_levels", "site_call"]
+__all__ = ["Level", "discover", "find_levels", "site_call", "with_own_depth"]

@@ -57,7 +57,9 @@ def flow_of(root: Event) -> Flow:
         if _hands_on(event):
             if event.writes[0] is not event.reads[0]:
                 flow.same[id(event.writes[0])] = id(event.reads[0])
-                flow.values.setdefault(id(event.reads[0]), event.reads[0])
+                one = flow.values.setdefault(flow.key(event.reads[0]), event.reads[0])
+                for code, name in event.writes[0].names.items():  # as a norm casts back what it returns
+                    one.names.setdefault(code, name)
             return
         i = len(flow.events)
         flow.events.append(event)

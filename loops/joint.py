@@ -94,7 +94,7 @@ class _Joint:
         self.model, self.site, self.call, self.seed = model, site, call, seed
         self.keeps_gradients = KeepsGradients()
         self.repeats: Repeats | None = None
-        self._roles, self._passes = Roles(site.variables), Passes(len(site.variables))
+        self._roles, self._passes = Roles(site.variables), Passes.of(site.variables)
         self._seen: list[tuple[int, Tensor, bool]] = []  # variable, value, whether it is the one before the loop
         self._at = 0
         self._swap: dict[int, Tensor] = {}  # by the number of a sight
@@ -177,7 +177,7 @@ class _Joint:
 
     def _ends(self) -> list[list[int]]:
         """Return of every pass that is whole the last sight of each variable."""
-        passes, ends, last = Passes(len(self.site.variables)), list[list[int]](), dict[int, int]()
+        passes, ends, last = Passes.of(self.site.variables), list[list[int]](), dict[int, int]()
         for at, (variable, _, first) in enumerate(self._seen):
             if first:
                 continue

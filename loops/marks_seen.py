@@ -81,7 +81,7 @@ def marked_apart(root: Event, variables: Sequence[Variable]) -> list[list[str]]:
 def _passes_of_marks(order: Sequence[str], variables: Sequence[Variable]) -> int:
     """Return how many passes run, given the names of all marks in their order."""
     numbers = {variable.name: number for number, variable in enumerate(variables)}
-    passes, before = Passes(len(variables)), {v.name for v in variables if v.first == 0}
+    passes, before = Passes.of(variables), {v.name for v in variables if v.first == 0}
     for name in order:
         if name in before:
             before.remove(name)  # the value before the loop

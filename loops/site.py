@@ -74,7 +74,7 @@ class Variable:
             that one module updates in turn. None where the module does not receive the value itself.
         turns: Which calls of the module update this variable, of every ``of`` calls; for a module with several roles
             where ``argument`` cannot tell them apart, as in a compiled graph. Empty: all of them.
-        of: Calls of the module after which its turns begin again.
+        of: Calls of the module after which its turns begin again; without turns, how many of them a pass has at least.
         first: 0 where the first value seen in a forward is the one that goes into the loop, 1 where a pass made it.
 
     >>> Variable(name="z_L", output="L_level", argument=0).first
@@ -88,6 +88,15 @@ class Variable:
     turns: tuple[int, ...] = ()
     of: int = 1
     first: int = 0
+
+    @property
+    def per_pass(self) -> int:
+        """How often a pass updates it, at least.
+
+        >>> Variable(name="z", output="level", of=7).per_pass
+        7
+        """
+        return 1 if self.turns else self.of
 
     @property
     def source(self) -> str:

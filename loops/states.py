@@ -1,8 +1,8 @@
 """The states of a loop as they come: which variable each one is of, which pass it belongs to, and how far into it.
 
 `StateHooks` registers where a `LoopSite` with variables says that they are seen. `Passes` counts: a pass is over when
-every variable has been updated and the first of them begins again; what a variable does more than once within a pass is
-an inner loop of that pass.
+every variable has been updated, at least as often as `Variable.per_pass` says, and the first of them begins again; what
+a variable does more than once within a pass is an inner loop of that pass.
 
 Not covered: loops read at the entry of their body; those are `hooks.LoopHooks`.
 """
@@ -91,27 +91,35 @@ class Roles:
 class Passes:
     """Where in its loop each state is.
 
-    >>> passes = Passes(2)
+    Args:
+        least: How often each variable is updated in a pass, at least.
+
+    >>> passes = Passes([1, 1])
     >>> [passes.update(variable) for variable in (1, 1, 0, 1, 1, 0)]  # two inner steps of z_L, then z_H
     [(0, 0), (0, 1), (0, 0), (1, 0), (1, 1), (1, 0)]
     >>> passes.whole
     True
     """
 
-    def __init__(self, variables: int) -> None:
-        self._count = variables
+    def __init__(self, least: Sequence[int]) -> None:
+        self._least = tuple(least)
         self.begin()
+
+    @classmethod
+    def of(cls, variables: Sequence[Variable]) -> Passes:
+        """Return those of a loop with these variables, before its first state."""
+        return cls([variable.per_pass for variable in variables])
 
     def begin(self) -> None:
         """Begin a forward."""
         self.number = 0  # of the pass under way
-        self.updates = [0] * self._count  # of every variable, in that pass
+        self.updates = [0] * len(self._least)  # of every variable, in that pass
         self._first: int | None = None
 
     @property
     def whole(self) -> bool:
-        """Whether every variable has been updated in the pass under way."""
-        return all(self.updates)
+        """Whether every variable has been updated in the pass under way, often enough."""
+        return all(done >= least for done, least in zip(self.updates, self._least, strict=True))
 
     def ends_before(self, variable: int) -> bool:
         """Return whether the pass under way is over, as this variable is about to be updated."""
@@ -121,7 +129,7 @@ class Passes:
         """Take note of an update; return its pass, and how many the variable had before in that pass."""
         if self.ends_before(variable):
             self.number += 1
-            self.updates = [0] * self._count
+            self.updates = [0] * len(self._least)
         if self._first is None:
             self._first = variable
         self.updates[variable] += 1

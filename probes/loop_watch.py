@@ -205,6 +205,7 @@ class LoopWatch:
             token_steps=self._preset.token_map(step),
             together=agree if self._together.sharded else None,
         )
+        self._site = self.batch.site  # the first pass may have shown what sets the depth
         if done is None and self.batch.failed:
             self._say_no_pass(step, self.batch.failed)
         elif done is None and self.batch.unsteady:
@@ -212,6 +213,9 @@ class LoopWatch:
             self._notices.say(step, "fixed_batch", message, severity="note", cause="unsteady")
         elif done is not None and self.batch.shallow:
             message = f"the fixed batch runs as deep as training does and no deeper: {self.batch.shallow}"
+            self._notices.say(step, "fixed_batch", message, severity="note")
+        elif done is not None and self.batch.shown:
+            message = f"the fixed batch runs {self.batch.depth} loops: {self.batch.shown!r} sets the depth"
             self._notices.say(step, "fixed_batch", message, severity="note")
         elif self.batch.call is None and self._loops_seen and not last:
             self._say_no_pass(step, CALL_UNSEEN)

@@ -86,8 +86,8 @@ def attach(
             (blocks, gradients and tokens too), or a `Preset`.
         config: Anything JSON can hold that belongs to the run, for the reader of the file.
         scalars: Names of further numbers that ``probe.step`` will be given. Names of what loopscope measures are taken.
-        probe_batch: Fixed input for passes at depth 2·μ_rec, of which two sequences are used: a tensor, or all
-            arguments of the model as a tuple or a mapping; default: the beginnings of the first training batch's
+        probe_batch: Fixed input for passes at depth 2·μ_rec (8 at least), of which two sequences are used: a tensor, or
+            all arguments of the model as a tuple or a mapping; default: the beginnings of the first training batch's
             first sequences. Where the loop has to be found, it is found with this input too.
         rules: A rule file that changes or extends the shipped rules, as ``loopscope check --rules`` takes it; default:
             the project's, found from the working directory up. What a rule that fires in training does are its

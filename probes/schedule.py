@@ -83,7 +83,7 @@ class Preset:
         name: Written into the run file.
         rows: Steps that get a row; steps without one leave no trace.
         spectrum: Steps whose eigenvalues of A̅ are kept, where A̅ is read in that step.
-        probe_batch: Steps after which the fixed probe batch is run at depth 2·μ_rec.
+        probe_batch: Steps after which the fixed probe batch is run at depth 2·μ_rec, of 8 loops at least.
         full_loop: Steps after which the Jacobian of the full loop is measured on it (`full_loop`).
         inside: Steps in which blocks of the first loop and the prelude, and the gradient at every loop, are measured
             (`inside`).

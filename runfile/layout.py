@@ -105,7 +105,7 @@ DESCRIPTIONS: Final[dict[str, tuple[str, str]]] = {
     "a_bar_radius_exact_step": ("steps", "the step whose A̅ a_bar_radius_exact is of"),
     "jacobian_radius": (
         "1",
-        "spectral radius of the full loop's Jacobian after 2·μ_rec loops of the probe batch, 64 of several variables",
+        "spectral radius of the full loop's Jacobian after 2·μ_rec loops of the probe batch, 16 at least, 64 if nested",
     ),
     "jacobian_norm": ("1", "σ_max of the same Jacobian: the worst growth of a perturbation in one loop"),
     "lyapunov_max": ("nats/loop", "largest growth rate of a perturbation over the late loops; above 0 it grows"),

@@ -113,4 +113,21 @@ def test_a_recorded_norm_that_is_not_the_one_by_hand_is_reported(tmp_path: Path)
 def test_what_cannot_be_imported_is_skipped_and_not_red(tmp_path: Path) -> None:
     code, said, _ = run(tmp_path, ADAPTER + UNKNOWN)
     assert code == 0
-    assert "unknown: cannot be imported: No module named 'a_package_that_nobody_has'" in said
+    assert "unknown: a package is not installed: No module named 'a_package_that_nobody_has'" in said
+
+
+def test_a_model_that_fails_by_itself_is_no_difference_and_not_green(tmp_path: Path) -> None:
+    text = ADAPTER.replace('model = build("demo")', 'raise TypeError("an adapter that is out of date")')
+    code, said, (ours,) = run(tmp_path, text, "--only", "ours")
+    assert code == 2
+    assert "NOT COMPARED: ours: its own training fails, without a probe: TypeError: an adapter that is out" in said
+    assert "not the same with a probe: none; not compared: ours" in said
+    assert not ours["failed"]
+
+
+def test_a_model_that_is_not_done_in_time_is_no_difference_and_not_green(tmp_path: Path) -> None:
+    text = ADAPTER.replace('model = build("demo")', "import time; time.sleep(60)")
+    code, said, _ = run(tmp_path, text, "--only", "ours", "--limit", "5")
+    assert code == 2
+    assert "NOT COMPARED: ours: not done after 5 seconds (--limit gives it more)" in said
+    assert "DIFFERS" not in said

@@ -7,7 +7,8 @@ Every model is trained three times from the same seed, in a process of its own, 
 name. Losses, parameters, buffers, whatever the modules hold in Python, the optimizer and the random states are
 compared bit for bit, and the norms of the last step with those of hooks set by hand. Then `loopscope check` judges the
 recordings, and `linearize` the trained model. Exit code 1: something differed, a norm by more than 1e-6, or a training
-failed with a probe that did not fail without. What is not there is skipped, and said.
+failed with a probe that did not fail without. Exit code 2: none of these, but a model could not be compared, for its
+training fails by itself or was not done in time. What is not checked out or not installed is skipped, and said.
 
 A file in this folder that defines ``MODELS``, a list of `Published`, is found by itself; it imports what is checked out
 inside ``make`` only.
@@ -110,6 +111,7 @@ class Outcome:
     repository: str
     commit: str
     skipped: str = ""
+    unjudged: str = ""
     failed: str = ""
     differing: dict[str, list[str]] = field(default_factory=dict)
     recorded: dict[str, Any] = field(default_factory=dict)
@@ -128,6 +130,8 @@ class Outcome:
         """One row for docs/models.md."""
         if self.skipped:
             return f"skipped: {self.name}: {self.skipped}"
+        if self.unjudged:
+            return f"NOT COMPARED: {self.name}: {self.unjudged}"
         said = self.failed or "; ".join(f"{k}: {', '.join(v[:4])}" for k, v in self.differing.items() if v)
         if not said and self.wrong:
             said = f"a recorded norm is {self.by_hand:.1e} from the one by hand"
@@ -395,11 +399,11 @@ def run_one(published: Published, checkouts: Path, folder: Path, how: How) -> Ou
     began = time.perf_counter()
     try:
         bare = _train(published, checkout, how.steps, how)
-    except ImportError as error:
-        outcome.skipped = f"cannot be imported: {error}"
+    except ModuleNotFoundError as error:
+        outcome.skipped = f"a package is not installed: {error}"
         return outcome
     except Exception as error:
-        outcome.skipped = f"its own training fails, without a probe: {_said(error)}"
+        outcome.unjudged = f"its own training fails, without a probe: {_said(error)}"
         return outcome
     last = bare
     for preset in PRESETS:
@@ -455,7 +459,7 @@ def run_apart(published: Published, options: argparse.Namespace, how: How) -> Ou
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=options.limit, env=environment)
         except subprocess.TimeoutExpired:
-            outcome.failed = f"not done after {options.limit} seconds"
+            outcome.unjudged = f"not done after {options.limit:g} seconds (--limit gives it more)"
             return outcome
         if result.is_file():
             return Outcome(**json.loads(result.read_text(encoding="utf-8")))
@@ -496,13 +500,14 @@ def main(words: list[str] | None = None) -> int:
             if options.out is not None:
                 text = json.dumps([asdict(outcome) for outcome in outcomes], indent=2, ensure_ascii=False)
                 options.out.write_text(text + "\n", encoding="utf-8")
-    ran = [outcome for outcome in outcomes if not outcome.skipped]
-    wrong = [outcome.name for outcome in ran if outcome.wrong]
+    wrong = [outcome.name for outcome in outcomes if outcome.wrong]
+    unjudged = [outcome.name for outcome in outcomes if outcome.unjudged]
+    skipped = sum(bool(outcome.skipped) for outcome in outcomes)
     print(
-        f"{len(ran)} trained, {len(outcomes) - len(ran)} skipped; not the same with a probe: "
-        f"{', '.join(wrong) or 'none'}"
+        f"{len(outcomes) - skipped - len(unjudged)} compared, {skipped} skipped; not the same with a probe: "
+        f"{', '.join(wrong) or 'none'}; not compared: {', '.join(unjudged) or 'none'}"
     )
-    return int(bool(wrong))
+    return 1 if wrong else 2 if unjudged else 0
 
 
 if __name__ == "__main__":

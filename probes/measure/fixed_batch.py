@@ -6,10 +6,11 @@ which keeps a pass far below the cost of a step, or what the user gave. Compiled
 them for another shape and depth would take longer than all passes of the run. Whatever else training calls the model
 with (targets, masks) is given to it too.
 
-Where nothing sets the depth, or the model cannot run twice as deep (it has an embedding for each loop), the batch runs
-as deep as the model runs by itself: a shorter look at the same loop. Of fewer than eight loops it would tell nothing:
-the first steps of many a bounded loop grow. A model that draws random numbers then may draw its depth, or that of each
-sequence, and is left alone.
+A loop that the first training batch showed says nothing of its depth yet: then the batch itself shows which argument or
+attribute sets it. Where nothing does, or the model cannot run twice as deep (it has an embedding for each loop), the
+batch runs as deep as the model runs by itself: a shorter look at the same loop. Of fewer than eight loops a pass would
+tell nothing, for the first steps of many a bounded loop grow: where the depth can be set it is never less. A model that
+draws random numbers may draw its depth, or that of each sequence; one whose depth nothing sets is then left alone.
 
 Not covered: models that draw their depth and let nobody set it.
 """
@@ -42,7 +43,7 @@ POSITIONS = 64  # of each, where it is the first training batch
 MAP_POSITIONS = 256  # of each, in maps of every token's steps: 64 KB for 32 loops
 DEEPEST = 128  # loops of a pass that are kept, where nothing says how many there will be
 MOST_DEPTHS = 3  # of passes as deep as the model runs: a schedule changes it a few times, chance again and again
-FEWEST = 8  # loops of a pass as deep as the model runs; of 5, a loop that tanh bounds counted as exploding
+FEWEST = 8  # loops of a pass; of 5, a loop that tanh bounds counted as exploding
 TOKEN_STEPS = "token_steps"
 
 
@@ -76,6 +77,7 @@ class FixedBatch:
         call: The model's call on the batch; None as long as there is none.
         failed: Why the batch is not run any more; empty as long as it is.
         shallow: Why the batch runs no deeper than training does; empty where it runs at twice the mean depth.
+        shown: What the batch itself showed to set the depth; empty where that was known before, or is not.
         unsteady: Why passes as deep as the model runs cannot be compared with each other; empty as long as they can.
         site: Where the loop is, and the A̅ that the injection is compared with.
     """
@@ -90,8 +92,9 @@ class FixedBatch:
             self._whole = whole.kept()  # the nodes of a graph cannot be cut
         self._deep = site.sets_depth and site.mean_depth is not None  # whether it is run at twice the mean depth
         self.shallow = "" if self._deep else "no way to run the loop deeper is known"
+        self._may_find = site.was_found and not site.sets_depth  # whether the batch may show what sets the depth
         self._depths: list[int] = []  # of passes as deep as the model runs by itself, as they changed
-        self.failed = self.unsteady = ""
+        self.failed = self.unsteady = self.shown = ""
         self._looked = False  # whether a pass was run, and seen to leave every bit as it was
         self._training: Autocast | None = None  # under which training calls the model
 
@@ -147,6 +150,8 @@ class FixedBatch:
             return self.run(tap, token_steps=token_steps)
         if done is None or self._deep:
             return done
+        if self._finds_depth(self.call):
+            return self.run(tap, token_steps=token_steps)
         begins = [*np.flatnonzero(done.counts[:, 0] != GOES_ON), len(done.counts)]  # of its runs
         loops = max(int(b - a) - 1 for a, b in pairwise(begins))
         if loops not in self._depths[-1:]:
@@ -157,6 +162,26 @@ class FixedBatch:
             self.unsteady = f"of {loops} loops a pass no deeper than training would tell too little"
         return None if self.unsteady else done
 
+    def _finds_depth(self, call: Call) -> bool:
+        """Look, once, for what sets the depth; where the loop is run anyway, behind a pass that left all as it was."""
+        if not self._may_find:
+            return False
+        from ...loops.discovery import with_own_depth
+
+        self._may_find = False
+        site = with_own_depth(self._model, self.site, call)
+        if site.sets_depth:
+            self.site, self._deep, self.shallow, self.unsteady = site, True, "", ""
+            self.shown = site.depth_argument or site.depth_attribute or ""
+        return self._deep
+
+    @property
+    def depth(self) -> int:
+        """Loops of a pass: twice the mean depth; where nothing sets it, as many as are kept."""
+        if self._deep and self.site.mean_depth is not None:
+            return max(2 * self.site.mean_depth, FEWEST)
+        return DEEPEST
+
     def _has_another_way(self, error: Exception, *, alone: bool) -> bool:
         """Go on with what was given as it is, or else, alone, with the depth of training."""
         if self._whole is not None:  # the model takes sequences of one length only, or nothing less than a whole batch
@@ -164,13 +189,14 @@ class FixedBatch:
             return True
         if not self._deep or not alone:
             return False
-        self._deep, self.shallow = False, f"{type(self._model).__name__} fails at twice the training depth ({error!r})"
+        self.shallow = f"{type(self._model).__name__} fails at {self.depth} loops ({error!r})"
+        self._deep = False
         return True
 
     def _passed(self, call: Call, tap: LoopTap, token_steps: bool, together: Callable[[], bool] | None) -> Pass | None:
         """Run the batch once; None where not all ranks are about to."""
         site = self.site
-        depth = 2 * site.mean_depth if self._deep and site.mean_depth is not None else DEEPEST
+        depth = self.depth
         tokenwise = EagerReduction(keep_steps=MAP_POSITIONS if token_steps else 0)
         verify, self._looked = not self._looked, True
         with on_the_side(self._model, verify=verify):

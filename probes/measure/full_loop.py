@@ -50,8 +50,8 @@ log = logging.getLogger("loopscope")
 
 SEQUENCES = 2
 POSITIONS = 32
-LOOPS = 16  # run when the site does not say how many are usual
-PASSES = 64  # that every variable makes at least: after 16 a long transient of TRM and an orbit look the same
+LOOPS = 16  # run at least: after 6 of a loop of three a rest that was coming looked like growth
+PASSES = 64  # with an inner loop, at least: after 16 a long transient of TRM and an orbit look the same
 MOST_GROWN = 1e6
 SMALL = 1e-4
 EXPONENTS = 4  # growth rates kept, largest first: of every token where those are its own, else of the whole loop
@@ -272,14 +272,15 @@ class FullLoopProbe:
             )
         if is_sharded(self._model):
             raise LoopSiteError("its parameters are sharded; linearise a checkpoint instead")
-        loops = LOOPS if self._site.mean_depth is None else 2 * self._site.mean_depth
+        loops = max(LOOPS, 2 * (self._site.mean_depth or 0))
         late = loops - loops // 2
         part = batch.cut(SEQUENCES, POSITIONS)
         tokens = part.tokens
         wide = torch.autocast(tokens.device.type, enabled=False)
         with wide, eagerly(), bound_loop(self._model, part, site=self._site) as loop:
             # Several variables are judged by where their passes lead: so is the loop, there and not on the way.
-            states = _visited(loop, max(loops, PASSES) if loop.variables else loops)
+            levels = loop.variables or any(variable.per_pass > 1 for variable in self._site.variables)
+            states = _visited(loop, max(loops, PASSES) if levels else loops)
             passes: dict[str, Array] = {}
             if loop.variables:
                 passes = {VARIABLE_PASSES: passes_of(loop, states), PASS_ROUNDING: rounding_of(loop, states)}

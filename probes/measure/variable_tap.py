@@ -51,7 +51,7 @@ class VariableTap(LoopTap):
         self.variables = VariableSums(site, make)
         self._make = make
         self._active = self.variables  # of the forward under way
-        self._passes = Passes(len(site.variables))  # of an evaluation's forward under way
+        self._passes = Passes.of(site.variables)  # of an evaluation's forward under way
         self._begun: set[int] = set()  # variables whose first value that forward has shown
         super().__init__(model, site, make(), report)
 

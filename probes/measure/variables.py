@@ -51,7 +51,7 @@ class VariableSums:
     def __init__(self, site: LoopSite, make: Callable[[], LoopSums]) -> None:
         self._variables = site.variables
         self.sums = [make() for _ in self._variables]
-        self.passes = Passes(len(self._variables))
+        self.passes = Passes.of(self._variables)
         self._places: list[list[tuple[int, int]]] = [[] for _ in self._variables]
         self._longest: list[list[tuple[int, int]]] = [[] for _ in self._variables]
         self._held: list[Tensor | None] = [None for _ in self._variables]

@@ -26,12 +26,14 @@ ALL = os.environ.get("LOOPSCOPE_BATTERY", "")
 
 
 def train(
-    case: Case, path: Path | None, *, part: str = "", backend: str = ""
+    case: Case, path: Path | None, *, part: str = "", backend: str = "", low: str = ""
 ) -> tuple[list[Tensor], list[list[tuple[str, Tensor]]]]:
     """Losses and parameters in the end, and of every step the states that the model noted."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     model = case.make()
+    if low == "parameters":
+        model.bfloat16()
     if part == "model":
         model.compile(backend=backend)
     for name, child in list(model.named_children()) if part in ("body", "wrapped") else ():
@@ -45,7 +47,8 @@ def train(
     results, seen = [], []
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss = case.call(model, step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low == "autocast"):
+            loss = case.call(model, step)
         seen.append(list(model.seen))
         loss.backward()
         optimizer.step()
@@ -55,6 +58,16 @@ def train(
     if probe is not None:
         probe.close()
     return [*results, *(p.detach().clone() for p in model.parameters())], seen
+
+
+def twin_of(states: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean norms of states and of the steps between them, over the tokens that move: in bfloat16 some stand still."""
+    moving = [(b != a).any(-1) for a, b in pairwise(states)]
+    moving = [moves if moves.any() else torch.ones_like(moves) for moves in moving]
+    last = torch.ones_like(states[-1][..., 0], dtype=torch.bool)
+    norms = [float(h.norm(dim=-1)[at].mean()) for h, at in zip(states, [*moving, last], strict=True)]
+    steps = [float((b - a).norm(dim=-1)[at].mean()) for (a, b), at in zip(pairwise(states), moving, strict=True)]
+    return np.array(norms), np.array(steps)
 
 
 def check_recording(path: Path, case: Case, seen: list[list[tuple[str, Tensor]]]) -> None:
@@ -69,8 +82,7 @@ def check_recording(path: Path, case: Case, seen: list[list[tuple[str, Tensor]]]
             recorded, moved = run.loops("state_norm", **where), run.loops("residual_norm", **where)
             for step in range(STEPS):
                 states = [h.double() for of, h in seen[step] if of == name]
-                norms = np.array([float(h.norm(dim=-1).mean()) for h in states])
-                steps = np.array([float((b - a).norm(dim=-1).mean()) for a, b in pairwise(states)])
+                norms, steps = twin_of(states)
                 row, gap = recorded[step], moved[step]
                 first = len(row) - len(norms)  # 1 where nothing shows the value before the loop to anybody
                 assert first in (0, 1) and (first == 0 or np.isnan(row[0])), (row, norms, said)
@@ -85,6 +97,24 @@ def check_recording(path: Path, case: Case, seen: list[list[tuple[str, Tensor]]]
 def test_a_loop_is_recorded_as_its_twin_notes_it_and_training_is_the_same(case: Case, tmp_path: Path) -> None:
     plain, _ = train(case, None)
     watched, seen = train(case, tmp_path / "a.h5")
+    assert all(map(torch.equal, plain, watched))
+    check_recording(tmp_path / "a.h5", case, seen)
+
+
+# With a state or an image of their own in float32 they do not train with parameters in bfloat16, with a probe or not.
+OWN_FLOAT32 = {"OneNetworkTwoVariables", "OneNetworkTwoVariables twice", "OneNetworkTwoVariables marked", "LooksAhead"}
+OWN_FLOAT32 |= {"Anderson", "Anderson marked", "Slots", "Flow marked"}
+LOW = [(case, low) for low in ("autocast", "parameters") for case in CASES]
+
+
+@pytest.mark.parametrize(("case", "low"), LOW, ids=lambda each: each if isinstance(each, str) else each.name)
+def test_the_same_in_bfloat16(case: Case, low: str, tmp_path: Path) -> None:
+    if low == "parameters" and case.name in OWN_FLOAT32:
+        with pytest.raises(RuntimeError):
+            train(case, None, low=low)
+        return
+    plain, _ = train(case, None, low=low)
+    watched, seen = train(case, tmp_path / "a.h5", low=low)
     assert all(map(torch.equal, plain, watched))
     check_recording(tmp_path / "a.h5", case, seen)
 

@@ -235,7 +235,7 @@ def test_a_depth_held_by_the_model_is_found_and_put_back(where, tmp_path):
         probe.step()
         assert torch.equal(model(tokens), before)
     with open_run(tmp_path / "a.h5") as run:
-        assert run["depth"].tolist() == [3] and run.probe("state_norm").shape == (1, 7)
+        assert run["depth"].tolist() == [3] and run.probe("state_norm").shape == (1, 9)
 
 
 def test_a_depth_that_cannot_be_changed_is_left_alone():
@@ -949,3 +949,32 @@ def test_what_a_module_returns_beside_the_state_is_not_taken_for_it(loop, parts)
     with pytest.raises(LoopSiteError) as error:
         discover(Model(loop, **parts))
     assert "behind test_discovery.py:" in str(error.value)
+
+
+class CastBack(nn.Module):
+    """A level whose norm computes in float32 and casts what it returns, as HRM-Text's do."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.up = nn.Linear(width, width)
+
+    def forward(self, x):
+        y = x + torch.tanh(self.up(x))
+        wide = y.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).type_as(y)
+
+
+def cast_levels(model, e, n):
+    high, low = 0.1 + 0 * e, 0.2 + 0 * e
+    for _ in range(n):
+        for _ in range(2):
+            low = model.low_level(low + high + e)
+        high = model.high_level(high + low)
+    return high
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_that_is_cast_is_called_the_same_in_every_format(dtype):
+    torch.manual_seed(0)
+    model = Model(cast_levels, low_level=CastBack(), high_level=CastBack()).to(dtype)
+    assert {v.name for v in loopscope.describe(model, torch.arange(10).view(2, 5)).site.variables} == {"low", "high"}

@@ -271,6 +271,41 @@ class SingleVariable(Noting):
         return self.head(z)
 
 
+class FedInTurns(Noting):
+    """One variable, one network: three calls of a pass are given the input too, and the fourth is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = Block()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        z = self.note(torch.ones_like(e), "z")
+        for _ in range(self.depth):
+            for _ in range(3):
+                z = self.note(self.level(z + e), "z")
+            z = self.note(self.level(z), "z")
+        return self.head(z)
+
+
+class NormedBetween(Noting):
+    """One variable, one network that receives it: two calls, and a norm before the next two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        h = self.note(torch.zeros_like(e))
+        for at in range(self.depth):
+            if at:
+                h = F.layer_norm(h, (D,))
+            for _ in range(2):
+                h = self.note(self.mix(h, e))
+        return self.head(h)
+
+
 class TwoLevels(Noting):
     """A low level within a high one, a network each."""
 
@@ -1116,6 +1151,8 @@ CASES = [
     Case("OneNetworkTwoVariables", OneNetworkTwoVariables, ("z_H", "z_L"), carried_call),
     Case("OneNetworkTwoVariables twice", lambda: OneNetworkTwoVariables(depth=2), ("z_H", "z_L"), carried_call, 2),
     Case("SingleVariable", SingleVariable, ("z",)),
+    Case("FedInTurns", FedInTurns, ("z",)),
+    Case("NormedBetween", NormedBetween),
     Case("TwoLevels", TwoLevels, ("z_H", "z_L")),
     Case("ThreeLevels", ThreeLevels, ("a", "b", "c")),
     Case("ManyVariables", ManyVariables, ("z_0", "z_1", "z_2")),

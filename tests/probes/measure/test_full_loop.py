@@ -207,3 +207,27 @@ def test_files_without_the_newer_columns_are_read_resumed_and_repaired(tmp_path,
     writer.close()
     os.truncate(path, int(path.stat().st_size * 0.99))  # free room behind the last rows
     assert repair(path).rows == 6
+
+
+class Few(nn.Module):
+    """Three loops."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.body, self.head, self.depth = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9), 3
+
+    def forward(self, tokens):
+        h = self.embed(tokens)
+        for _ in range(self.depth):
+            h = torch.tanh(self.body(h))
+        return self.head(h)
+
+
+def test_a_loop_that_is_trained_at_three_is_linearised_after_sixteen(tmp_path):
+    torch.manual_seed(0)
+    model = Few()
+    with loopscope.attach(model, tmp_path / "a.h5", preset=inspecting(1, 2)) as probe:
+        probe.step(loss=model(torch.arange(8).view(2, 4)).square().mean())
+    with open_run(tmp_path / "a.h5") as run:
+        (event,) = [event for event in run.events if event.kind == "full_loop"]
+        assert "full loop measured at loop 16 of 2 x 4 tokens" in event.message

@@ -128,7 +128,7 @@ def test_it_runs_as_deep_as_the_model_does(kind: type[OwnLoops], depths: list[in
     [
         (Drawn, "draws random numbers"),
         (DrawnByNumpy, "draws random numbers"),
-        (ShortEmbedded, "ShortEmbedded fails at twice the training depth (IndexError('no such loop')), and of 6 loops"),
+        (ShortEmbedded, "ShortEmbedded fails at 12 loops (IndexError('no such loop')), and of 6 loops"),
         (Short, "of 5 loops a pass no deeper than training would tell too little"),
     ],
 )
@@ -167,3 +167,68 @@ def test_a_batch_that_was_given_and_cannot_be_cut_is_run_whole(tmp_path):
         probe.step(loss=0.0)
     with loopscope.open_run(tmp_path / "a.h5") as run:
         assert run.probe("state_norm").size and "fixed_batch" not in [event.kind for event in run.events]
+
+
+class InTraining(OwnLoops):
+    """Its call nobody can guess, so its loop is found in training; a configuration holds its depth."""
+
+    class Config:
+        rows, cycles, heads = 3, 3, 3
+
+    def __init__(self, cycles: int = 3) -> None:
+        super().__init__()
+        self.config = InTraining.Config()
+        vars(self.config).update(rows=3, cycles=cycles, heads=3)
+
+    def forward(self, carry: dict[str, Tensor], *, batch: dict[str, Tensor]) -> Tensor:
+        h = carry["h"] + self.embed(batch["tokens"])
+        for loop in range(self.config.cycles):
+            h = self.turn(h, loop)
+        return self.head(h)
+
+
+class AtMostFive(InTraining):
+    """Has room for five cycles, as a cache may."""
+
+    def turn(self, h: Tensor, loop: int) -> Tensor:
+        return super().turn(h, [0, 1, 2, 3, 4][loop])
+
+
+def train_carried(model: InTraining, path: Path | None) -> list[Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    probe = None if path is None else loopscope.attach(model, path, preset=OFTEN)
+    for number in range(STEPS):
+        tokens = torch.randint(0, 32, (3, 8), generator=torch.Generator().manual_seed(number))
+        loss = F.cross_entropy(model({"h": torch.zeros(3, 8, D)}, batch={"tokens": tokens}).mT, tokens)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if probe is not None:
+            probe.step(loss=loss)
+    if probe is not None:
+        probe.close()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "loops", "said"),
+    [
+        (InTraining, 8, "the fixed batch runs 8 loops: 'config.cycles' sets the depth"),
+        (AtMostFive, 0, "is not run: AtMostFive fails at 8 loops (IndexError"),
+    ],
+)
+def test_the_first_batch_shows_what_sets_the_depth_of_a_loop_that_is_found_in_training(
+    kind: type[InTraining], loops: int, said: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    plain = train_carried(kind(), None)
+    torch.manual_seed(0)
+    model = kind()
+    watched = train_carried(model, tmp_path / "a.h5")
+    assert all(map(torch.equal, plain, watched)) and vars(model.config) == {"rows": 3, "cycles": 3, "heads": 3}
+    with open_run(tmp_path / "a.h5") as run:
+        assert run["depth"].tolist() == [3] * STEPS
+        assert run.probe_steps.tolist() == ([0, 5, 10, 15, 20, 25] if loops else [])
+        assert not loops or run.probe("state_norm").shape[1] == loops + 1
+        (event,) = [event for event in run.events if event.kind == "fixed_batch"]
+        assert event.severity == "note" and said in event.message
