@@ -43,7 +43,7 @@ REASON: Final = 120  # letters of why a run ended that the strip has room for; t
 _CLOCK = Clock("run-poll", ("plots", "details", "words"))
 _PANEL = {"type": "panel", "name": ALL}
 _PANEL_AT = {"type": "panel-at", "name": ALL}
-_WORDS = {"type": "words", "tab": ALL}  # by tab: what was said for one that was left must not come into the next
+_WORDS = {"type": "words", "tab": ALL}  # by tab: the words of one do not come into the next
 _KEPT = ("run-id", "view", "selected", "batch", "against")
 
 
