@@ -122,7 +122,7 @@ def shell(pages: list[Page]) -> dmc.MantineProvider:
     kept = [dcc.Store(id=name, data=[], storage_type="session") for name in counted]
     skip = html.A("Skip to the page", href="#main", className="ls-skip")
     return dmc.MantineProvider(
-        [dcc.Location(id="address", refresh="callback-nav"), *kept, dcc.Store(id="bar-shown"), skip, header, main],
+        [*kept, dcc.Store(id="bar-shown"), skip, header, main],
         defaultColorScheme="auto",
     )
 

@@ -1,6 +1,14 @@
 /* The address follows the settings of a page, so that a reload or a shared link shows the same; the history is left alone. */
 (() => {
   const dash = (window.dash_clientside = window.dash_clientside || {});
+  /* To another page, as Dash's links go. Its component for the address does not know of what is put into the address
+     without it, and led to the address that it knew: the table without its search. */
+  window.loopscope_go = (href) => {
+    if (new URL(href, window.location.href).href === window.location.href) return; /* one click may be told twice */
+    window.history.pushState({}, "", href);
+    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
+    window.scrollTo(0, 0);
+  };
   Object.assign((dash.loopscope = dash.loopscope || {}), {
     /* The answer that says it may come when the reader has gone on to another page, whose address is its own. */
     address(query) {
@@ -13,7 +21,7 @@
     /* What plotly takes for a click on a mark, beside what is told by places below. */
     follow_mark(click) {
       const href = click && click.points && click.points[0] && click.points[0].customdata;
-      if (typeof href === "string" && href.startsWith("/run/")) dash.set_props("address", { pathname: href, search: "", hash: "" });
+      if (typeof href === "string" && href.startsWith("/run/")) window.loopscope_go(href);
       return dash.no_update;
     },
     /* The runs in the box that was drawn on the map, by their addresses; none is all of them. */
@@ -52,7 +60,7 @@
     const still = graph && Math.hypot(event.clientX - pressed.x, event.clientY - pressed.y) <= STILL_PX;
     pressed = null;
     const href = still && !event.button && mark_at(graph, event);
-    if (typeof href === "string" && href.startsWith("/run/")) dash.set_props("address", { pathname: href, search: "", hash: "" });
+    if (typeof href === "string" && href.startsWith("/run/")) window.loopscope_go(href);
   }, true);
   document.addEventListener("click", (event) => {
     if (event.target.id === "map-all") {

@@ -9,11 +9,11 @@
   const glyphs = { stable: "●", marginal: "◆", unstable: "▲", unknown: "○" };
   const names = { lti: "injection", loop: "full loop", trajectory: "fixed batch" };
 
-  /* Links go through Dash's own address, so that a click needs no new page; other buttons open a tab as everywhere. */
+  /* A click needs no new page; other buttons open a tab as everywhere. */
   const follow = (href) => (event) => {
     if (event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    window.dash_clientside.set_props("address", { pathname: href.split("?")[0], search: href.includes("?") ? `?${href.split("?")[1]}` : "", hash: "" });
+    window.loopscope_go(href);
   };
   const cut = (name, limit) => (name.length <= limit ? name : `${name.slice(0, Math.ceil((limit - 1) / 2))}…${name.slice(-Math.floor((limit - 1) / 2))}`);
 

@@ -5,6 +5,8 @@ Answers are held back here until the reader has done the next thing, so that no 
 
 import re
 
+import pytest
+
 from .test_browser import PATIENCE, chromium, pytestmark, screen, sync_api  # noqa: F401  (fixtures)
 
 QUESTIONS = re.compile("_dash-update-component")
@@ -194,3 +196,23 @@ def test_coming_back_to_the_runs_leaves_the_address_as_it_was(screen, runs):  # 
     page.wait_for_timeout(300)
     assert re.search("columns=.*seed", page.url)
     sync_api.expect(page.locator(".ag-header-cell[col-id='seed']")).to_have_count(1)
+
+
+@pytest.mark.parametrize("chosen", ["q=verdict%3Amarginal", "sort=name.desc", "only=verdict%3Amarginal"])
+def test_a_run_opens_with_one_click_whatever_was_chosen_before_and_back_leads_to_the_choice(screen, runs, chosen):  # noqa: F811
+    page = screen(runs).open()
+    page.wait_for_selector("[data-filter='verdict:marginal']")
+    if "q=" in chosen:
+        page.locator("#query").fill("verdict:marginal")
+    elif "only=" in chosen:
+        page.locator("[data-filter='verdict:marginal']").click()
+    else:
+        for _ in range(2):
+            page.locator(".ag-header-cell[col-id='name'] .ag-header-cell-label").click()
+    page.wait_for_url(f"**{chosen}")
+    page.locator("a.ls-run", has_text="addition").click()
+    page.wait_for_url(re.compile("/run/addition-[0-9a-f]+$"))
+    page.wait_for_selector("#verdict")
+    page.go_back()
+    page.wait_for_url(f"**{chosen}")
+    sync_api.expect(page.locator("a.ls-run", has_text="addition")).to_be_visible()
