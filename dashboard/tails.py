@@ -19,12 +19,23 @@ from numpy.typing import NDArray
 
 from .frame import traces_only, whole_range
 from .panel import Ask, Panel, drawn
+from .panels import PANELS
 from .steps import bounds
 
 FARTHEST: Final = 4000.0
 """So many steps behind the newest point that a page has are looked at again for lines that are recorded rarely."""
 
 Have = Mapping[str, float]
+
+
+def tails(have: Any, ask: Ask) -> dict[str, Any]:
+    """Return what is new in the panels that a page has, as `tail` says it; what a page says it has is not trusted."""
+    known = have if isinstance(have, dict) else {}
+    return {
+        name: tail(PANELS[name], ask, lines)
+        for name, lines in known.items()
+        if name in PANELS and isinstance(lines, dict)
+    }
 
 
 def tail(panel: Panel, ask: Ask, have: Have) -> dict[str, Any]:

@@ -49,6 +49,13 @@
       return name;
     },
 
+    /* A tab comes with the step, the loops and the range that were chosen when it was asked for. */
+    made(made, tab, run, ...chosen) {
+      const said = (values) => JSON.stringify(values.map((value) => value ?? null));
+      if (made && said(made.slice(1)) !== said(chosen)) dash.set_props("tab", { data: tab });
+      return dash.no_update;
+    },
+
     choose(value, kept) {
       return (value ?? "") === kept ? dash.no_update : value ?? "";
     },

@@ -60,11 +60,19 @@
   window.loopscope_cursor = (selected) => {
     const on = selected !== null && selected !== undefined;
     for (const graph of graphs()) {
-      if (!graph.layout.shapes || !graph.layout.shapes.length) continue;
+      const [line] = graph.layout.shapes || [];
+      if (!line || (line.visible === on && (!on || line.x0 === selected))) continue;
       window.Plotly.relayout(graph, { "shapes[0].visible": on, "shapes[0].x0": on ? selected : 0, "shapes[0].x1": on ? selected : 0 });
     }
     read_out(on ? selected : null);
   };
+
+  /* A plot that was on its way when a step was chosen comes with the cursor of before; the address has the step. */
+  const stand = () => {
+    const step = new URL(window.location.href).searchParams.get("step");
+    if (window.location.pathname.startsWith("/run/") && (step === null || /^\d+$/.test(step))) window.loopscope_cursor(step === null ? null : Number(step));
+  };
+  setInterval(stand, 1000);
 
   /* A picture with a title and a ground, since it leaves the page; a link to the panel; a CSV of what is in view. */
   const take = (button) => {
@@ -97,7 +105,7 @@
   };
   let playing = null;
   const play = async () => {
-    const mine = playing ? null : {};
+    const here = window.location.pathname, mine = playing && playing.here === here ? null : { here };
     playing = mine;
     const say = () => {
       const now = document.getElementById("play");
@@ -106,7 +114,7 @@
     say();
     if (!mine) return;
     const [first, last] = graphs().length ? graphs()[0]._fullLayout.xaxis.range : [0, 1];
-    for (let frame = 0; frame <= FRAMES && playing === mine && document.getElementById("play"); frame += 1) {
+    for (let frame = 0; frame <= FRAMES && playing === mine && window.location.pathname === here && document.getElementById("play"); frame += 1) {
       const step = Math.max(0, Math.round(first + ((last - first) * frame) / FRAMES));
       const drawn = next_drawn();
       window.dash_clientside.set_props("selected", { data: step });

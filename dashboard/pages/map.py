@@ -92,7 +92,7 @@ def _choice(axis: str, value: str, there: list[str]) -> dcc.Dropdown:
     return dcc.Dropdown(id=f"map-{axis}", options=options, value=value, clearable=False)
 
 
-def _drawn(x: str, y: str, brushed: Collection[str] = ()) -> tuple[go.Figure, list[Any], list[Any], str]:
+def _drawn(x: str, y: str) -> tuple[go.Figure, list[Any], list[Any], str]:
     """Return the figure, the two tables, and a text that changes when they do."""
     table = current_table()
     rows, numbers = table.rows(), table.details("numbers")
@@ -105,7 +105,7 @@ def _drawn(x: str, y: str, brushed: Collection[str] = ()) -> tuple[go.Figure, li
     told = survival(rows, numbers)
     words = [in_words(one, x) for one in boundaries]
     version = str(hash((x, y, tuple(placed), str(told), table.reading)))
-    return chart, _survival(told, words), _listed(placed, len(rows), x, y, brushed, table.still), version
+    return chart, _survival(told, words), _listed(placed, len(rows), x, y, (), table.still), version
 
 
 def _survival(told: Survival, words: list[str]) -> list[Any]:
@@ -186,7 +186,6 @@ def register(app: Dash) -> None:
     @app.callback(
         Output("map", "figure"),
         Output("map-survival", "children"),
-        Output("map-table", "children"),
         Output("map-drawn", "data"),
         Output("map-x", "options"),
         Output("map-y", "options"),
@@ -197,20 +196,19 @@ def register(app: Dash) -> None:
         Input("map-x", "value"),
         Input("map-y", "value"),
         State("map-drawn", "data"),
-        State("map-brushed", "data"),
         prevent_initial_call=True,
     )
-    def draw(asked: int, x: str, y: str, before: str, brushed: list[str] | None) -> list[Any]:
-        """Draw the map of other numbers, or of runs that were read meanwhile."""
+    def draw(asked: int, x: str, y: str, before: str) -> list[Any]:
+        """Draw the map of other numbers, or of runs that were read meanwhile; the list below it follows (`listed`)."""
         table = current_table()
         there = quantities(table.rows(), table.details("numbers"))
         if there and str(y) not in there and not table.reading:  # the page was opened before any run was read
             y = _upwards(there)
-        drawn = _drawn(str(x), str(y), brushed or ())
-        if drawn[3] == before:
-            return [*[no_update] * 8, asked]
+        chart, survived, _, version = _drawn(str(x), str(y))
+        if version == before:
+            return [*[no_update] * 7, asked]
         options = [{"label": label(name), "value": name} for name in dict.fromkeys([*there, str(x), str(y)])]
-        return [*drawn, options, options, y, "?" + urlencode({"x": x, "y": y}), asked]
+        return [chart, survived, version, options, options, y, "?" + urlencode({"x": x, "y": y}), asked]
 
     app.clientside_callback(
         ClientsideFunction("loopscope", "address"), Output("map-mirrored", "data"), Input("map-query", "data")
@@ -223,18 +221,19 @@ def _register_box(app: Dash) -> None:
     """Add what a click on a run and a box around some do."""
 
     @app.callback(
-        Output("map-table", "children", allow_duplicate=True),
+        Output("map-table", "children"),
         Input("map-brushed", "data"),
+        Input("map-drawn", "data"),
         State("map-x", "value"),
         State("map-y", "value"),
         prevent_initial_call=True,
     )
-    def listed(brushed: list[str] | None, x: str, y: str) -> list[Any]:
-        """List the runs in the box only."""
+    def listed(brushed: list[str] | None, _: str, x: str, y: str) -> list[Any]:
+        """List the runs of a new map, of those in the box only."""
         table = current_table()
         rows = table.rows()
         placed = places(rows, table.details("numbers"), str(x), str(y))
-        return _listed(placed, len(rows), str(x), str(y), brushed or ())
+        return _listed(placed, len(rows), str(x), str(y), brushed or (), table.still)
 
     app.clientside_callback(
         ClientsideFunction("loopscope", "follow_mark"),

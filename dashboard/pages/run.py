@@ -27,7 +27,7 @@ from ..polling import Clock
 from ..settings import command
 from ..steps import bounds
 from ..tabs import Tab, all_tabs
-from ..tails import tail
+from ..tails import tails
 from ..text import ago, shown
 from . import Page
 
@@ -43,6 +43,7 @@ REASON: Final = 120  # letters of why a run ended that the strip has room for; t
 _CLOCK = Clock("run-poll", ("plots", "details", "words"))
 _PANEL = {"type": "panel", "name": ALL}
 _PANEL_AT = {"type": "panel-at", "name": ALL}
+_WORDS = {"type": "words", "tab": ALL}  # by tab: the words of one do not come into the next
 _KEPT = ("run-id", "view", "selected", "batch", "against")
 
 
@@ -99,7 +100,7 @@ def _page(entry: Entry, ask: Ask, tab: Tab) -> html.Div:
             dcc.Store(id="against", data=ask.against),
             dcc.Store(id="version", data=""),
             dcc.Store(id="bounds", data=_bounds(held)),
-            *[dcc.Store(id=name) for name in ("have", "tails", "redraw")],
+            *[dcc.Store(id=name) for name in ("have", "tails", "redraw", "tab-made")],
             dcc.Store(id="words-said", data=""),
             dcc.Store(id="mirrored"),
             *_CLOCK.parts(_pace(held), disabled=held.run.state == "finished" and held.judged),
@@ -197,7 +198,7 @@ def body(ask: Ask, tab: Tab) -> list[Any]:
         [html.Div(steps, className="ls-steps", id="steps"), html.Div(at, className="ls-at", hidden=not at)],
         className="ls-plots" + (" ls-two" if at and steps else ""),
     )
-    words = html.Div(_words(ask, tab), id="tab-words")
+    words = html.Div(html.Div(_words(ask, tab), id={**_WORDS, "tab": tab.name}), id="tab-words")
     return [*tab.head(ask), *([words, plots] if tab.words_first else [plots, words])]
 
 
@@ -296,16 +297,26 @@ def _register_draw(app: Dash) -> None:
 
     @app.callback(
         Output("tab-body", "children"),
+        Output("tab-made", "data"),
         Input("tab", "data"),
         *[State(name, "data") for name in _KEPT],
         prevent_initial_call=True,
     )
-    def open_tab(tab: str, *kept: Any) -> Any:
-        """Show another tab."""
+    def open_tab(tab: str, *kept: Any) -> tuple[Any, Any]:
+        """Show another tab, and say for what it was made: the reader may have chosen another step meanwhile."""
         try:
-            return body(_ask(*kept), all_tabs()[tab])
+            return body(_ask(*kept), all_tabs()[tab]), kept
         except RunFileError as error:
-            return components.problem("This run cannot be read any more", str(error))
+            return components.problem("This run cannot be read any more", str(error)), no_update
+
+    app.clientside_callback(
+        ClientsideFunction("loopscope", "made"),
+        Output("mirrored", "data", allow_duplicate=True),
+        Input("tab-made", "data"),
+        State("tab", "data"),
+        *[State(name, "data") for name in _KEPT],
+        prevent_initial_call=True,
+    )
 
     @app.callback(
         Output(_PANEL_AT, "figure"),
@@ -325,29 +336,30 @@ def _register_draw(app: Dash) -> None:
         return _figures(ids, run_id, view, selected, batch, against), asked
 
     @app.callback(
-        Output("tab-words", "children"),
+        Output(_WORDS, "children"),
         Output("words-said", "data"),
         _CLOCK.answered("words"),
         Input("selected", "data"),
         Input("version", "data"),
         Input("against", "data"),
-        State("tab", "data"),
+        State(_WORDS, "id"),
         State("words-said", "data"),
         _CLOCK.asked,
         *[State(name, "data") for name in ("run-id", "view", "batch")],
         prevent_initial_call=True,
     )
     def words(
-        selected: int | None, _: str, against: str, tab: str, said: str, asked: int, *kept: Any
+        selected: int | None, _: str, against: str, ids: list[dict[str, str]], said: str, asked: int, *kept: Any
     ) -> tuple[Any, Any, int]:
         """Say again what depends on the selected step or on new rows, where that changes the words."""
         run_id, view, batch = kept
+        same = [no_update] * len(ids), no_update, asked
         try:
-            made = _words(_ask(run_id, view, selected, batch, against), all_tabs()[tab])
+            made = [_words(_ask(run_id, view, selected, batch, against), all_tabs()[one["tab"]]) for one in ids]
         except RunFileError:
-            return no_update, no_update, asked
-        mark = f"{tab} {hashlib.sha256(str(made).encode()).hexdigest()[:16]}"
-        return (no_update, no_update, asked) if mark == said else (made, mark, asked)
+            return same
+        mark = f"{ids} {hashlib.sha256(str(made).encode()).hexdigest()[:16]}"
+        return same if mark == said else (made, mark, asked)
 
 
 def _register_plots(app: Dash) -> None:
@@ -388,21 +400,9 @@ def _register_plots(app: Dash) -> None:
             _held(run_id).time_anew()
             if have.get("anew") or have.get("zoomed"):
                 return {"whole": True}, no_update
-            return _tails(have.get("panels"), run_id, batch), no_update
+            return {"batch": batch, "panels": tails(have.get("panels"), _ask(run_id, None, None, batch, ""))}, no_update
         except RunFileError:  # gone since the clock asked: it says so at its next tick, which this answer lets through
             return no_update, asked
-
-
-def _tails(have: Any, run_id: str, batch: str) -> Any:
-    """Return what is new in the panels that a page has.
-
-    Raises:
-        RunFileError: The run has gone or cannot be read any more.
-    """
-    ask = _ask(run_id, None, None, batch, "")
-    known = have if isinstance(have, dict) else {}
-    panels = {name: lines for name, lines in known.items() if name in PANELS and isinstance(lines, dict)}
-    return {"batch": batch, "panels": {name: tail(PANELS[name], ask, lines) for name, lines in panels.items()}}
 
 
 def _figures(

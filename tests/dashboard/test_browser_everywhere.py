@@ -10,7 +10,7 @@ from loopscope.dashboard.example import example_runs
 from loopscope.dashboard.tabs import all_tabs
 
 from .serving import Served
-from .test_browser import PATIENCE, Screen, chromium, pytestmark  # noqa: F401  (fixtures)
+from .test_browser import PATIENCE, Screen, chromium, pytestmark, sync_api  # noqa: F401  (fixtures)
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 
@@ -57,6 +57,13 @@ def address(shown: Screen, place: str) -> str:
     return text
 
 
+# What Dash's own controls say of themselves is mended, and a table that is wider than its place can be reached.
+MENDED = """!document.querySelector('label.dash-options-list-option[role], .dash-options-list[role=listbox], '
+    + "input[aria-hidden=true]:not([tabindex='-1']), button.dash-dropdown[tabindex='-1'], "
+    + '.ls-preset:not([aria-pressed]), .ls-control [role=slider]:not([aria-label])')
+    && [...document.querySelectorAll('.ls-scroll')].every((e) => e.scrollWidth <= e.clientWidth || e.tabIndex === 0)"""
+
+
 def settled(shown: Screen, where: str) -> None:
     """Open a place and wait until all of it is there."""
     page = shown.page
@@ -64,7 +71,7 @@ def settled(shown: Screen, where: str) -> None:
     page.wait_for_selector("main h1, main .ls-card")
     shown.drawn()
     page.wait_for_function("!document.querySelector('main').innerText.includes('reading…')", timeout=3 * PATIENCE)
-    page.wait_for_timeout(700)  # until what Dash's own controls say of themselves is mended
+    page.wait_for_function(MENDED)
     page.wait_for_function(
         "[...document.querySelectorAll('.js-plotly-plot')].every(g => g.getAttribute('aria-label') !== null)"
     )
@@ -139,6 +146,7 @@ def test_everything_of_a_failure_can_be_read_with_the_keyboard_alone(phone):
     page.keyboard.press("Enter")
     press("document.activeElement.id === 'query'")
     page.keyboard.type("concatenation-lr0.05")
+    sync_api.expect(page.locator("a.ls-run")).to_have_count(1)
     press("document.activeElement.closest('.ag-header-cell, .ag-cell') !== null")
     press("document.activeElement.closest('.ag-row') !== null", "ArrowDown")
     press("document.activeElement.getAttribute('col-id') === 'name'", "ArrowRight")

@@ -50,6 +50,7 @@ def test_a_box_on_the_map_lists_only_the_runs_in_it(screen, runs):  # noqa: F811
     page = screen(runs).open("/map?x=last.loss&y=last.a_bar_radius")
     rows = page.locator("#map-table tbody tr")
     sync_api.expect(rows).to_have_count(3, timeout=PATIENCE)
+    sync_api.expect(page.locator("#map-table")).not_to_contain_text("still being read")  # nothing moves any more
     page.wait_for_function("document.querySelectorAll('#map .points path').length === 3")
     mark = page.locator("#map .points path").last.bounding_box()  # the unstable one: its traces come last
     page.mouse.move(mark["x"] - 60, mark["y"] + 80)

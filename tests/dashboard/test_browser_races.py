@@ -31,9 +31,11 @@ class Held:
 
     def wait(self) -> "Held":
         """Wait until the server has answered."""
-        while len(self.answers) < self.most:
+        for _ in range(PATIENCE // 20):
+            if len(self.answers) == self.most:
+                return self
             self.page.wait_for_timeout(20)
-        return self
+        raise AssertionError(f"nothing with {self.words} was asked")
 
     def give(self) -> None:
         """Let the page have the answers."""
@@ -51,8 +53,10 @@ def test_rows_that_come_before_the_table_is_there_are_in_it(screen, runs):  # no
     shown.page.route("**/async-community*.js", lambda route: table.append(route))
     shown.page.on("response", lambda one: "runs-change" in (one.request.post_data or "") and polls.append(one.status))
     page = shown.open()
-    while len(polls) < 6:
+    for _ in range(PATIENCE // 50):
         page.wait_for_timeout(50)
+        if len(polls) >= 6:
+            break
     for one in table:
         one.continue_()
     first = page.locator(".ag-row[row-index='0']")
@@ -113,6 +117,62 @@ def test_points_that_a_plot_has_are_not_added_again(screen, runs):  # noqa: F811
         return Array.from(graph.data[0].x._inputArray || graph.data[0].x);
     }""")
     assert steps[-3:] == [199, 200, 201] and steps == sorted(set(steps))
+
+
+def test_words_of_a_tab_that_was_left_do_not_come_into_the_next_one(screen, runs):  # noqa: F811
+    page = screen(runs).run("concatenation")
+    late = Held(page, '{\\"tab\\":[\\"ALL\\"],\\"type\\":\\"words\\"}.children')
+    page.locator(".ls-finding .ls-link").first.click()
+    late.wait()
+    page.get_by_role("tab", name="Configuration").click()
+    sync_api.expect(page.locator("#tab-words")).to_contain_text("a_bar_learned", timeout=PATIENCE)
+    said = page.locator("#tab-words").inner_text()
+    late.give()
+    assert page.locator("#tab-words").inner_text() == said
+
+
+CURSORS = """[...document.querySelectorAll('#steps .js-plotly-plot')].map((graph) => graph.layout)
+    .filter(({ meta }) => meta && meta.over_steps).map(({ shapes }) => [shapes[0].visible, shapes[0].x0])"""
+
+
+def test_a_step_chosen_while_plots_are_drawn_is_marked_in_them(screen, runs):  # noqa: F811
+    page = screen(runs).run("concatenation", "?tab=where&step=120")
+    late = Held(page, '"output":"..{\\"name\\":[\\"ALL\\"],\\"type\\":\\"panel\\"}')
+    page.locator("#batch-choice").get_by_text("training steps").click()
+    late.wait()
+    page.locator("#step-back").click()
+    page.wait_for_url(re.compile("step=119"))
+    late.give()
+    page.wait_for_function(f"{CURSORS}.every(([on, step]) => on && step === 119)")
+
+
+def test_a_step_chosen_while_a_tab_comes_is_the_step_of_the_tab(screen, runs):  # noqa: F811
+    shown = screen(runs)
+    page = shown.run("concatenation", "?step=120")
+    late = Held(page, '"output":"..tab-body')
+    page.get_by_role("tab", name="Where in the loop").click()
+    late.wait()
+    page.locator("#step-back").click()
+    page.wait_for_url(re.compile("step=119"))
+    late.give()
+    shown.expect("profile", "training step 119")
+    page.wait_for_function(f"{CURSORS}.every(([on, step]) => on && step === 119)")
+
+
+def test_a_box_drawn_while_the_map_is_drawn_lists_the_runs_in_it(screen, runs):  # noqa: F811
+    shown = screen(runs)
+    page = shown.open("/map?x=last.loss&y=last.a_bar_radius")
+    rows = page.locator("#map-table tbody tr")
+    sync_api.expect(rows).to_have_count(3, timeout=PATIENCE)
+    late = Held(page, '"output":"..map.figure')
+    chosen = page.locator("#map-table a", has_text="addition").get_attribute("href")
+    page.evaluate("dash_clientside.set_props('map-y', { value: 'largest.a_bar_radius' })")
+    late.wait()
+    page.evaluate(f"dash_clientside.set_props('map-brushed', {{ data: ['{chosen}'] }})")
+    sync_api.expect(rows).to_have_count(1, timeout=PATIENCE)
+    late.give()
+    sync_api.expect(page.locator("#map-table thead")).to_contain_text("largest", timeout=PATIENCE)
+    sync_api.expect(rows).to_have_count(1)
 
 
 def test_coming_back_to_the_runs_leaves_the_address_as_it_was(screen, runs):  # noqa: F811

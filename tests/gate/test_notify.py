@@ -47,6 +47,7 @@ class Service(http.server.BaseHTTPRequestHandler):
     """A webhook that does what the test wants."""
 
     behaviour = "ok"
+    answered = 0
     bodies: ClassVar[list[dict[str, str]]] = []
 
     def do_POST(self) -> None:
@@ -62,6 +63,7 @@ class Service(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", "file:///etc/passwd")
         else:
             self.send_response({"ok": 200, "500": 500, "slow": 200}[Service.behaviour])
+        Service.answered += 1
         self.end_headers()
 
     def do_GET(self) -> None:
@@ -77,7 +79,7 @@ class Service(http.server.BaseHTTPRequestHandler):
 def webhook() -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    Service.behaviour, Service.bodies = "ok", []
+    Service.behaviour, Service.bodies, Service.answered = "ok", [], 0
     yield f"json://user:s3cret@127.0.0.1:{server.server_port}/hook"
     server.shutdown()
 
@@ -93,9 +95,8 @@ def test_a_service_that_misbehaves_costs_the_watcher_nothing(
     assert send is not None
     with caplog.at_level(logging.DEBUG):
         notifier = Notifier(send)
-        began = time.perf_counter()
         notifier.update("runs/a.h5", [ALERT])
-        assert time.perf_counter() - began < 0.5
+        assert behaviour != "slow" or Service.answered == 0  # nobody waited for it
         notifier.close(8.0)
     if behaviour != "down":
         assert "LS020" in Service.bodies[0]["title"] and "ρ(A̅) = 1.2" in Service.bodies[0]["message"]

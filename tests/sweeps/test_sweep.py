@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,18 +136,21 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(train: object, error: st
     assert all(error in said and "\n" not in said for said in board.errors.values())
 
 
-def test_the_time_left_is_estimated_from_steps_of_this_session(tmp_path: Path) -> None:
+def test_the_time_left_is_estimated_from_steps_of_this_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("loopscope.sweeps.sweep.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
     class Ending:
         def run(self, cells: list[Cell], paths: list[Path], train: object) -> Iterator[tuple[Cell | None, str]]:
             for cell in cells:
-                time.sleep(0.05)
+                clock[0] += 0.05
                 yield cell, ""
 
     told: list[SweepProgress] = []
     board = Board(tmp_path, load_sweep(write_grid(tmp_path)))
     run_sweep(board, Ending(), fails, on_progress=told.append)  # type: ignore[arg-type]
     assert np.isnan(told[0].seconds_left) and told[-1].seconds_left == 0
-    assert 0.1 < told[1].seconds_left < 2 and told[1].steps == 12
+    assert told[1].seconds_left == pytest.approx(0.15) and told[1].steps == 12
 
 
 def test_a_job_array_holds_the_command_and_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
