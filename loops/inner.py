@@ -38,9 +38,9 @@ def with_inner_calls(site: LoopSite, root: Event) -> LoopSite:
     flow, item = flow_of(root), known.item if known is not None else 0
     calls = [call for call in calls_in(flow) if call.name == source and len(call.writes) > item]
     made = [flow.key(call.writes[item]) for call in calls]
-    gaps = gaps_between(flow, calls)
-    of = period_of(fed_by(flow, gaps, calls[1:]))
-    goes_on = [_reaches(flow, *one) for one in zip(made, gaps, calls[1:], strict=False)]
+    ways = ways_between(flow, calls)
+    of = period_of(fed_by(flow, ways, calls[1:]))
+    goes_on = [_reaches(flow, *one) for one in zip(made, ways, calls[1:], strict=False)]
     if of < 2 or not all(goes_on):
         return site
     if known is None:
@@ -55,34 +55,47 @@ def with_inner_calls(site: LoopSite, root: Event) -> LoopSite:
     )
 
 
-def gaps_between(flow: Flow, calls: Sequence[Event]) -> list[range]:
-    """Return the functions between each call and the next; ``calls`` are those of one module, in order."""
+def ways_between(flow: Flow, calls: Sequence[Event]) -> list[list[int]]:
+    """Return the functions between each call and the next that lead to it: a loss of every other loop does not.
+
+    Args:
+        flow: The forward.
+        calls: Those of one module, in order.
+    """
     own = [[i for i, owners in enumerate(flow.owners) if any(event is call for event in owners)] for call in calls]
-    return [range(one[-1] + 1, other[0]) for one, other in pairwise(own)]
+    ways = []
+    for (one, other), call in zip(pairwise(own), calls[1:], strict=True):
+        needed, way = set(_given(flow, call)), list[int]()
+        for i in reversed(range(one[-1] + 1, other[0])):
+            if not needed.isdisjoint(flow.writes[i]):
+                way.insert(0, i)
+                needed.update(flow.reads[i])
+        ways.append(way)
+    return ways
 
 
-def fed_by(flow: Flow, gaps: Sequence[range], calls: Sequence[Event]) -> list[Hashable]:
-    """Return how calls are fed: which functions run in the gap before each, and what they and the call are given.
+def fed_by(flow: Flow, ways: Sequence[Sequence[int]], calls: Sequence[Event]) -> list[Hashable]:
+    """Return how calls are fed: which functions lead to each, and what they and the call are given.
 
     A value that only one of the calls is given is like any other such value.
     """
-    used = [_outer_values(flow, gap, call) for gap, call in zip(gaps, calls, strict=True)]
+    used = [_outer_values(flow, way, call) for way, call in zip(ways, calls, strict=True)]
     often = Counter(key for keys in used for key in set(keys))
     given = [tuple(key if often[key] > 1 else None for key in keys) for keys in used]
-    return [(tuple(flow.events[i].name for i in gap), one) for gap, one in zip(gaps, given, strict=True)]
+    return [(tuple(flow.events[i].name for i in way), one) for way, one in zip(ways, given, strict=True)]
 
 
-def _outer_values(flow: Flow, gap: range, call: Event) -> tuple[int, ...]:
-    """Return the values from before the gap that are used in it, or by the call behind it."""
-    made = {key for i in gap for key in flow.writes[i]}
-    reads = [key for i in gap for key in flow.reads[i]]
+def _outer_values(flow: Flow, way: Sequence[int], call: Event) -> tuple[int, ...]:
+    """Return the values from elsewhere that are used on the way to a call, or by the call."""
+    made = {key for i in way for key in flow.writes[i]}
+    reads = [key for i in way for key in flow.reads[i]]
     return tuple(key for key in (*reads, *_given(flow, call)) if key not in made)
 
 
-def _reaches(flow: Flow, value: int, gap: range, call: Event) -> bool:
-    """Return whether a call behind a gap depends on a value from before it; a loop that begins anew does not."""
+def _reaches(flow: Flow, value: int, way: Sequence[int], call: Event) -> bool:
+    """Return whether a call depends on a value by the functions that lead to it; one that begins anew does not."""
     behind = {value}
-    for i in gap:
+    for i in way:
         if not behind.isdisjoint(flow.reads[i]):
             behind.update(flow.writes[i])
     return not behind.isdisjoint(_given(flow, call))

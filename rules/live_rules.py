@@ -32,7 +32,7 @@ from .risk import SOURCES, RunRisk, columns_of
 from .rule_files import Rule
 from .scope import Said, why_not
 from .series import LOSS_DERIVED, RISK, SECONDS, RunSeries, constants, entries_of
-from .variables import is_of_states, loops_of_rows, ratios_of_passes
+from .variables import is_of_states, loops_of_rows, ratios_of_passes, variables_in
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 BLOCK: Final = 16  # rows judged at a time: a quarter of what the flight recorder keeps
@@ -78,7 +78,7 @@ class LiveRules:
         self._names = {name for rule in self._rules for name in rule.expr.names} - self._constants.keys()
         self._entries = [name for name in self._names if loop_entry(name) is not None]
         self._of_states = [n for n in self._names if n in STEP_DERIVED or n in PROBE_DERIVED] + self._entries
-        self._variables = _variables_in(info)
+        self._variables = variables_in(info)
         self._followed = [_Followed(rule, self._variables) for rule in self._rules]
         self._last_time = math.nan  # of a row of this process
         self._last_step = -1
@@ -94,7 +94,7 @@ class LiveRules:
     def learn(self, info: Mapping[str, Any]) -> None:
         """Take note of what was learnt of the whole run after it began."""
         self._constants |= {name: value for name, value in constants(info).items() if name in info}
-        if "variables" in info and (variables := _variables_in(info)) != self._variables:
+        if "variables" in info and (variables := variables_in(info)) != self._variables:
             self._variables = variables
             for each in self._followed:
                 each.follow(variables)
@@ -291,12 +291,6 @@ class _Followed:
         self._evaluator.restore(before)
         holds = bool(outcome.truth.yes[0])
         return finding(self.rule, steps, 0, outcome, since=float(steps[0])) if holds else None
-
-
-def _variables_in(info: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the variables that are judged one by one; none where the loop carries one tensor."""
-    named = info.get("variables") or ()
-    return tuple(map(str, named)) if len(named) > 1 else ()
 
 
 def _event(rule: Rule, finding: Finding, time: float) -> Event:

@@ -10,7 +10,7 @@ Not covered: the joint state, which has loops of its own (`Run.loops`); token co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -33,8 +33,30 @@ _OF_UPDATES: Final = ("residual_norm", "step_cosine")
 
 
 def variables_of(run: Run) -> tuple[str, ...]:
-    """Return the variables that are judged one by one; none where the loop carries one tensor."""
-    return run.variables if len(run.variables) > 1 else ()
+    """Return the variables of a run that are judged one by one."""
+    return variables_in({"variables": list(run.variables), "site": run.info.get("site")})
+
+
+def variables_in(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the variables that are judged one by one; none where the loop carries one tensor, updated once in a pass.
+
+    Args:
+        info: What a run file says of its run; it may be hostile.
+
+    >>> variables_in({"variables": ["h"]}), variables_in({"variables": ["z_L", "z_H"]})
+    ((), ('z_L', 'z_H'))
+    >>> variables_in({"variables": ["z"], "site": {"variables": [{"name": "z", "turns": [], "of": 7}]}})
+    ('z',)
+    """
+    names = info.get("variables")
+    names = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+    if len(names) != 1:
+        return names
+    site = info.get("site")
+    known = site.get("variables") if isinstance(site, Mapping) else None
+    only = known[0] if isinstance(known, list) and known else None
+    of = only.get("of") if isinstance(only, Mapping) and not only.get("turns") else None
+    return names if isinstance(of, int) and of > 1 else ()
 
 
 def round_off_of(run: Run, *, passes: bool = False) -> float | None:

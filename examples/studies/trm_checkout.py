@@ -24,6 +24,7 @@ from torch import Tensor, nn
 REPOSITORY = "SamsungSAILMontreal/TinyRecursiveModels"
 LENGTH, VALUES, BATCH = 9, 12, 16  # of the sorting task: tokens, vocabulary, sequences of a step
 H_CYCLES, L_CYCLES, HALT_AFTER = 3, 6, 4
+KINDS = ("trm", "trm_singlez", "trm_hier6", "hrm")
 
 
 def missing(checkout: Path | None) -> str:
@@ -53,7 +54,7 @@ def build(
     length: int = LENGTH,
     dtype: str = "float32",
 ) -> nn.Module:
-    """Return a model of theirs under its own loss: ``trm``, ``trm_hier6`` or ``hrm``."""
+    """Return a model of theirs under its own loss: one of `KINDS`."""
     torch.manual_seed(seed)
     config = {
         "batch_size": BATCH, "seq_len": length, "num_puzzle_identifiers": 1, "vocab_size": VALUES,
@@ -116,15 +117,20 @@ class ByHand:
         firsts = {"z_L": inner.L_init} if hasattr(inner, "L_init") else {
             f"z_L_{at}": getattr(inner, f"L{at + 1}_init") for at in range(L_CYCLES)
         }  # fmt: skip
-        start = {name: first.to(dtype).expand_as(e) for name, first in {**firsts, "z_H": inner.H_init}.items()}
+        firsts |= {"z_H": inner.H_init} if hasattr(inner, "H_init") else {}
+        start = {name: first.to(dtype).expand_as(e) for name, first in firsts.items()}
         cos, sin = (part.to(dtype) for part in inner.rotary_emb())
         code = sys.modules[type(inner).__module__]
         return ByHand(getattr(inner, "H_level", inner.L_level), inner.L_level, e, start, (cos, sin), code)
 
     def one_pass(self, *variables: Tensor) -> tuple[Tensor, ...]:
-        """Return all variables after one pass: six updates of the low level, then one of z_H."""
+        """Return all variables after one pass: six updates of the low level, then one of z_H, or of z_L without e."""
         *low, high = variables
         with wide_norm(self.code) if self.e.dtype == torch.float64 else nullcontext():
+            if not low:
+                for _ in range(L_CYCLES):
+                    high = self.low(high + self.e, cos_sin=self.rotation)
+                return (self.low(high, cos_sin=self.rotation),)
             for at in range(L_CYCLES):
                 low[at % len(low)] = self.low(reduce(add, low), high + self.e, cos_sin=self.rotation)
             return (*low, self.high(high, reduce(add, low), cos_sin=self.rotation))

@@ -29,7 +29,7 @@ import torch
 from loopscope.rules.variable_verdicts import laws_of_passes
 from study import pieces, table
 from torch import Tensor
-from trm_checkout import ByHand, batches, build, missing, optimizer_of
+from trm_checkout import KINDS, ByHand, batches, build, missing, optimizer_of
 
 STEPS, PASSES, MORE = 300, 200, 2000
 SEQUENCES = 2  # of the fixed batch that the full loop is measured on
@@ -166,7 +166,7 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 
 def _pair(result: dict[str, Any], of: Callable[[dict[str, Any]], str]) -> str:
-    """Return what both variables do at the last measurement, z_L first."""
+    """Return what all variables do at the last measurement, z_L first."""
     last = {row["variable"]: of(row) for row in result["rows"] if row["step"] == result["rows"][-1]["step"]}
     return " · ".join(last[name] for name in sorted(last, reverse=True))
 
@@ -178,7 +178,7 @@ def main() -> int:
     parser.add_argument("--checkout", type=Path, help="of TRM's repository")
     parser.add_argument("--jobs", type=int, default=0, help="runs trained at the same time; 0: one per processor")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
-    parser.add_argument("--kind", choices=("trm", "trm_hier6", "hrm"), default="trm")
+    parser.add_argument("--kind", choices=KINDS, default="trm")
     parser.add_argument("--largest", type=int, default=3, help="sort numbers from 1 to this one")
     options = parser.parse_args()
     if why := missing(options.checkout):

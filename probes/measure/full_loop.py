@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -159,16 +159,22 @@ def _bounded(states: list[Tensor]) -> int:
     return next((t - 1 for t, one in enumerate(size) if not one <= MOST_GROWN * max(size[0], 1.0)), len(states) - 1)
 
 
+def _channels(loop: BoundLoop) -> dict[str, slice]:
+    """Return of each variable its channels of the joint state; nothing where one tensor is updated once in a pass."""
+    alone = loop.site.variables[0] if len(loop.site.variables) == 1 else None
+    return {alone.name: slice(None)} if alone is not None and alone.per_pass > 1 else loop.variables
+
+
 @torch.no_grad()
-def passes_of(loop: BoundLoop, states: list[Tensor]) -> NDArray[np.float32]:
+def passes_of(states: list[Tensor], channels: Mapping[str, slice]) -> NDArray[np.float32]:
     """Return the norms and steps of every variable along these states, ``(V, T + 1, 3)`` as `VARIABLE_PASSES` is.
 
     Args:
-        loop: A loop of several variables.
         states: The joint states, ``(B, S, D)`` each.
+        channels: Those of each variable.
     """
-    rows = np.full((len(loop.variables), len(states), 3), np.nan, np.float32)
-    for number, own in enumerate(loop.variables.values()):
+    rows = np.full((len(channels), len(states), 3), np.nan, np.float32)
+    for number, own in enumerate(channels.values()):
         h = torch.stack([state[..., own] for state in states])
         steps = h.diff(dim=0)
         rows[number, :, 0] = _mean_over_tokens(h.norm(dim=-1))
@@ -178,7 +184,7 @@ def passes_of(loop: BoundLoop, states: list[Tensor]) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
-def rounding_of(loop: BoundLoop, states: list[Tensor]) -> NDArray[np.float32]:
+def rounding_of(loop: BoundLoop, states: list[Tensor], channels: Mapping[str, slice]) -> NDArray[np.float32]:
     """Return how far from straight the last pass is over a small change of the state, ``(V,)`` as `PASS_ROUNDING` is.
 
     Smooth functions are straight there but for 1e-8 of their curvature; one that rounds to a short type goes in stairs.
@@ -186,10 +192,10 @@ def rounding_of(loop: BoundLoop, states: list[Tensor]) -> NDArray[np.float32]:
     """
     before, after = states[-2:]
     change = random_start(1, before.numel(), before)[0].reshape(before.shape)
-    for own in loop.variables.values():
+    for own in channels.values():
         change[..., own] *= SMALL * before[..., own].norm() / change[..., own].norm()
     bend = loop.step(before + change) + loop.step(before - change) - 2 * after
-    apart = [bend[..., own].norm() / after[..., own].norm() for own in loop.variables.values()]
+    apart = [bend[..., own].norm() / after[..., own].norm() for own in channels.values()]
     return torch.stack(apart).float().cpu().numpy()
 
 
@@ -279,11 +285,14 @@ class FullLoopProbe:
         wide = torch.autocast(tokens.device.type, enabled=False)
         with wide, eagerly(), bound_loop(self._model, part, site=self._site) as loop:
             # Several variables are judged by where their passes lead: so is the loop, there and not on the way.
-            levels = loop.variables or any(variable.per_pass > 1 for variable in self._site.variables)
-            states = _visited(loop, max(loops, PASSES) if levels else loops)
+            channels = _channels(loop)
+            states = _visited(loop, max(loops, PASSES) if channels else loops)
             passes: dict[str, Array] = {}
-            if loop.variables:
-                passes = {VARIABLE_PASSES: passes_of(loop, states), PASS_ROUNDING: rounding_of(loop, states)}
+            if channels:
+                passes = {
+                    VARIABLE_PASSES: passes_of(states, channels),
+                    PASS_ROUNDING: rounding_of(loop, states, channels),
+                }
             states = states[: max(loops, _bounded(states)) + 1]
             where = f"at loop {len(states) - 1} of {' x '.join(str(n) for n in tokens.shape[:2])} tokens"
             where += f" ({loop.remark})" if loop.remark else ""

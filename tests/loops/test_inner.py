@@ -59,11 +59,26 @@ class FedOnce(shapes.FedInTurns):
         return self.head(z)
 
 
-@pytest.mark.parametrize("shape", [FedOnce, shapes.SingleVariable, shapes.NormPerLoop, shapes.FirstVisit])
+class HeardEveryOther(shapes.FedInTurns):
+    """A loss of every other loop, and a note of a norm: beside the loop, not in it."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.start(tokens)
+        z, heard = self.note(torch.ones_like(e), "z"), []
+        for at in range(6):
+            z = self.note(self.level(z + e), "z")
+            if at % 2:
+                heard.append(self.head(z).square().mean())
+        return self.head(z) + sum(heard)
+
+
+@pytest.mark.parametrize(
+    "shape", [FedOnce, HeardEveryOther, shapes.SingleVariable, shapes.NormPerLoop, shapes.FirstVisit]
+)
 def test_calls_that_are_fed_alike_or_by_no_rule_are_passes(shape) -> None:
     site = discover(shape())
     assert all(variable.per_pass == 1 for variable in site.variables)
-    assert site.mean_depth == (6 if shape is FedOnce else 3)
+    assert site.mean_depth == (6 if shape in (FedOnce, HeardEveryOther) else 3)
 
 
 def test_the_recording_says_where_in_a_pass_a_state_is(tmp_path: Path) -> None:
